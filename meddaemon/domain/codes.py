@@ -1,0 +1,24 @@
+"""Coded concepts, as DICOM writes them (PS3.3 section 8, Code Sequence Macro)."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Code:
+    """One coded concept.
+
+    `value` is at most 16 characters long (VR SH), `scheme` is a Coding Scheme Designator
+    (SCT, DCM, UCUM, or a private one that begins with 99) and `meaning` is the English meaning.
+    """
+
+    value: str
+    scheme: str
+    meaning: str
+
+    def __str__(self) -> str:
+        return f"({self.value}, {self.scheme}, {self.meaning})"
+
+
+VOLUME = Code(value="118565006", scheme="SCT", meaning="Volume")
+MILLILITRE = Code(value="mL", scheme="UCUM", meaning="Milliliter")
+CUBIC_MILLIMETRE = Code(value="mm3", scheme="UCUM", meaning="Cubic Millimeter")

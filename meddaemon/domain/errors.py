@@ -1,0 +1,105 @@
+"""Every error this project raises on purpose.
+
+    MeddaemonError
+    ├── InvalidConfiguration    settings, rules or a model contract are wrong: exit code 2
+    ├── RefusedInstance         a received object is not taken: carries the DIMSE status
+    ├── InputRefused            a job's input cannot give a right answer: the job is discarded, never retried
+    │   ├── UnsoundVolume       the series is not a sound volume
+    │   ├── UndecodablePixels   the pixel data cannot be decoded
+    │   └── ContradictoryIdentity   the inputs name more than one patient or study
+    ├── ModelFailed             the model itself failed: the job is retried
+    ├── ObjectRefusedByGate     an encoded result contradicts its source: never delivered
+    ├── LeaseLost               somebody else holds the job now: write nothing
+    └── NotFound                the operator named something that is not there
+
+Third-party errors are translated at the edge where they happen, so that nothing above needs to know them.
+Messages are for operators: they name what, where and what to do, and never a patient.
+"""
+
+from collections.abc import Mapping
+
+
+class MeddaemonError(Exception):
+    """Root of all errors of this project."""
+
+
+class InvalidConfiguration(MeddaemonError):
+    """One or more settings are wrong; each problem is a line `file:line: what is wrong`."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class RefusedInstance(MeddaemonError):
+    """A received object is refused with a DIMSE status (PS3.4 B.2.3, PS3.7 Annex C)."""
+
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+
+
+class InputRefused(MeddaemonError):
+    """The input cannot give a right answer, and trying again would not help.
+
+    `reason` is a stable identifier such as `gap`; `numbers` holds the values that were seen.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        message: str,
+        *,
+        sop_instance_uid: str | None = None,
+        numbers: Mapping[str, object] | None = None,
+    ) -> None:
+        where = f" (instance {sop_instance_uid})" if sop_instance_uid else ""
+        super().__init__(f"{reason}: {message}{where}")
+        self.reason = reason
+        self.sop_instance_uid = sop_instance_uid
+        self.numbers = dict(numbers or {})
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Crosses the process boundary between model child and worker: rebuild from parts, not from args.
+        return (_rebuild, (type(self), str(self), self.reason, self.sop_instance_uid, self.numbers))
+
+
+class UnsoundVolume(InputRefused):
+    """The series is not one sound volume (gap, duplicate, tilt, mixed orientation...)."""
+
+
+class UndecodablePixels(InputRefused):
+    """The pixel data cannot be decoded: no decoder for the transfer syntax, or damaged."""
+
+
+class ContradictoryIdentity(InputRefused):
+    """The input instances name more than one patient or study."""
+
+
+class ModelFailed(MeddaemonError):
+    """The model raised, crashed or ran out of time."""
+
+
+class ObjectRefusedByGate(MeddaemonError):
+    """An encoded result object fails the checks that precede delivery."""
+
+
+class LeaseLost(MeddaemonError):
+    """The lease of a job ended while it was worked on; its fencing token is no longer valid."""
+
+
+class NotFound(MeddaemonError):
+    """The operator named a study, job or file that is not there."""
+
+
+def _rebuild(
+    kind: type[InputRefused],
+    text: str,
+    reason: str,
+    sop_instance_uid: str | None,
+    numbers: Mapping[str, object],
+) -> InputRefused:
+    error = kind(reason, "", sop_instance_uid=sop_instance_uid, numbers=numbers)
+    error.args = (text,)
+    return error

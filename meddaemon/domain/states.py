@@ -1,0 +1,130 @@
+"""Life cycles as tables: which event takes a thing from which state to which, and nothing else can."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+
+class StudyState(StrEnum):
+    """`receiving` until the quiet time has passed since the last instance, then `complete`."""
+
+    RECEIVING = "receiving"
+    COMPLETE = "complete"
+
+
+class JobState(StrEnum):
+    """Where a job stands in the queue."""
+
+    AVAILABLE = "available"
+    EXECUTING = "executing"
+    RETRYABLE = "retryable"
+    COMPLETED = "completed"
+    DISCARDED = "discarded"
+    CANCELLED = "cancelled"
+
+
+class JobEvent(StrEnum):
+    """What can happen to a job."""
+
+    CLAIM = "claim"
+    COMPLETE = "complete"
+    FAIL = "fail"
+    """The attempt failed and attempts are left."""
+    EXHAUST = "exhaust"
+    """The attempt failed and was the last: dead letter."""
+    REFUSE = "refuse"
+    """The input cannot give a right answer; another attempt would not help."""
+    EXPIRE = "expire"
+    """The lease ran out: the worker died or hung; attempts are left."""
+    RELEASE = "release"
+    """The worker gives the job back unworked (drain); the attempt does not count."""
+    CANCEL = "cancel"
+    REQUEUE = "requeue"
+
+
+JOB_TRANSITIONS: Mapping[JobState, Mapping[JobEvent, JobState]] = {
+    JobState.AVAILABLE: {
+        JobEvent.CLAIM: JobState.EXECUTING,
+        JobEvent.CANCEL: JobState.CANCELLED,
+    },
+    JobState.RETRYABLE: {
+        JobEvent.CLAIM: JobState.EXECUTING,
+        JobEvent.CANCEL: JobState.CANCELLED,
+        JobEvent.REQUEUE: JobState.AVAILABLE,
+    },
+    JobState.EXECUTING: {
+        JobEvent.COMPLETE: JobState.COMPLETED,
+        JobEvent.FAIL: JobState.RETRYABLE,
+        JobEvent.EXHAUST: JobState.DISCARDED,
+        JobEvent.REFUSE: JobState.DISCARDED,
+        JobEvent.EXPIRE: JobState.RETRYABLE,
+        JobEvent.RELEASE: JobState.AVAILABLE,
+        JobEvent.CANCEL: JobState.CANCELLED,
+    },
+    JobState.DISCARDED: {JobEvent.REQUEUE: JobState.AVAILABLE},
+    JobState.CANCELLED: {JobEvent.REQUEUE: JobState.AVAILABLE},
+    JobState.COMPLETED: {},
+}
+
+
+class DeliveryState(StrEnum):
+    """Where one object stands on its way to one destination."""
+
+    PENDING = "pending"
+    SENDING = "sending"
+    RETRYABLE = "retryable"
+    SENT = "sent"
+    HELD = "held"
+
+
+class DeliveryEvent(StrEnum):
+    """What can happen to a delivery."""
+
+    CLAIM = "claim"
+    ACCEPT = "accept"
+    """The destination answered Success or a Warning (0000, Bxxx)."""
+    FAIL = "fail"
+    """Out of reach or out of resources (A7xx): try again."""
+    REFUSE = "refuse"
+    """The destination will not take it (A9xx, Cxxx, 0122): a person must look."""
+    EXPIRE = "expire"
+    """The sender died: nobody knows whether it arrived, and a re-send carries the same UID."""
+    REQUEUE = "requeue"
+
+
+DELIVERY_TRANSITIONS: Mapping[DeliveryState, Mapping[DeliveryEvent, DeliveryState]] = {
+    DeliveryState.PENDING: {DeliveryEvent.CLAIM: DeliveryState.SENDING},
+    DeliveryState.RETRYABLE: {
+        DeliveryEvent.CLAIM: DeliveryState.SENDING,
+        DeliveryEvent.REQUEUE: DeliveryState.PENDING,
+    },
+    DeliveryState.SENDING: {
+        DeliveryEvent.ACCEPT: DeliveryState.SENT,
+        DeliveryEvent.FAIL: DeliveryState.RETRYABLE,
+        DeliveryEvent.REFUSE: DeliveryState.HELD,
+        DeliveryEvent.EXPIRE: DeliveryState.RETRYABLE,
+    },
+    DeliveryState.HELD: {DeliveryEvent.REQUEUE: DeliveryState.PENDING},
+    DeliveryState.SENT: {},
+}
+
+
+def sources(event: JobEvent) -> tuple[JobState, ...]:
+    """Return the job states that `event` may leave from."""
+    return tuple(state for state, row in JOB_TRANSITIONS.items() if event in row)
+
+
+def target(event: JobEvent) -> JobState:
+    """Return the one job state that `event` leads to, whatever state it leaves from."""
+    (only,) = {row[event] for row in JOB_TRANSITIONS.values() if event in row}
+    return only
+
+
+def delivery_sources(event: DeliveryEvent) -> tuple[DeliveryState, ...]:
+    """Return the delivery states that `event` may leave from."""
+    return tuple(state for state, row in DELIVERY_TRANSITIONS.items() if event in row)
+
+
+def delivery_target(event: DeliveryEvent) -> DeliveryState:
+    """Return the one delivery state that `event` leads to."""
+    (only,) = {row[event] for row in DELIVERY_TRANSITIONS.values() if event in row}
+    return only
