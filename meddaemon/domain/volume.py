@@ -1,4 +1,6 @@
-"""A volume in patient space. One convention everywhere: arrays are [plane, row, column] and affines map
+"""A volume in patient space.
+
+One convention everywhere: arrays are [plane, row, column] and affines map
 (plane, row, column, 1) to LPS millimetres, the patient coordinate system of DICOM (PS3.3 C.7.6.2.1.1).
 """
 
