@@ -12,6 +12,7 @@ Besides DICOM keywords there are computed attributes, written in snake_case so t
 `called_ae_title`, `calling_ae_title`.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -243,7 +244,7 @@ def _number(text: str) -> float | None:
         number = float(text)
     except ValueError:
         return None
-    return number if number == number else None
+    return None if math.isnan(number) else number
 
 
 def _shown(values: tuple[Value, ...], limit: int = 4, width: int = 80) -> str:

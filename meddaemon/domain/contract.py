@@ -59,6 +59,7 @@ class ModelContract:
     """A deployed model: a MONAI bundle and its meaning.
 
     `digest` is a SHA-256 over every file of the bundle, its weights and the contract: it names exactly what ran.
+    `weights` are the resolved files of the weights that lie outside the bundle, in the order of the contract.
     `output` is the key of the prediction in the bundle's data dictionary; `time_limit_seconds` bounds one run.
     """
 
@@ -74,4 +75,5 @@ class ModelContract:
     segments: tuple[SegmentContract, ...]
     time_limit_seconds: float = 900.0
     series_description: str = ""
+    weights: tuple[Path, ...] = ()
     weights_digest: str = ""

@@ -1,0 +1,381 @@
+"""First schema
+
+Revision: 0001
+Follows:
+"""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+
+    op.create_table(
+        "process",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("name", sa.String(length=100), nullable=False),
+        sa.Column("role", sa.String(length=16), nullable=False),
+        sa.Column("pid", sa.Integer(), nullable=False),
+        sa.Column("host", sa.String(length=255), nullable=False),
+        sa.Column("address", sa.String(length=255), nullable=False),
+        sa.Column("started_at", sa.Double(), nullable=False),
+        sa.Column("seen_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_process")),
+        sa.UniqueConstraint("name", name=op.f("uq_process_name")),
+    )
+    op.create_table(
+        "refusal",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("calling_ae_title", sa.String(length=16), nullable=False),
+        sa.Column("called_ae_title", sa.String(length=16), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_refusal")),
+    )
+    with op.batch_alter_table("refusal", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_refusal_sop_instance_uid"), ["sop_instance_uid"], unique=False)
+        batch_op.create_index(batch_op.f("ix_refusal_study_instance_uid"), ["study_instance_uid"], unique=False)
+
+    op.create_table(
+        "study",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("study_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("first_received_at", sa.Double(), nullable=False),
+        sa.Column("last_received_at", sa.Double(), nullable=False),
+        sa.Column("due_at", sa.Double(), nullable=True),
+        sa.Column("patient_id", sa.String(length=64), nullable=False),
+        sa.Column("accession_number", sa.String(length=64), nullable=False),
+        sa.Column("study_date", sa.String(length=8), nullable=False),
+        sa.Column("study_description", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_study")),
+        sa.UniqueConstraint("study_instance_uid", name=op.f("uq_study_study_instance_uid")),
+    )
+    with op.batch_alter_table("study", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_study_due_at"), ["due_at"], unique=False)
+
+    op.create_table(
+        "decision",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("rule", sa.String(length=100), nullable=False),
+        sa.Column("matched", sa.Boolean(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("detail", sa.JSON(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_decision_study_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_decision")),
+        sa.UniqueConstraint("study_id", "generation", "rule", name=op.f("uq_decision_study_id_generation_rule")),
+    )
+    with op.batch_alter_table("decision", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_decision_study_id"), ["study_id"], unique=False)
+
+    op.create_table(
+        "job",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("key", sa.String(length=64), nullable=False),
+        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("rule", sa.String(length=100), nullable=False),
+        sa.Column("model", sa.String(length=100), nullable=False),
+        sa.Column("model_digest", sa.String(length=64), nullable=False),
+        sa.Column("inputs", sa.JSON(), nullable=False),
+        sa.Column("destinations", sa.JSON(), nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("maximum_attempts", sa.Integer(), nullable=False),
+        sa.Column("available_at", sa.Double(), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("lease_expires_at", sa.Double(), nullable=True),
+        sa.Column("worker", sa.String(length=100), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("finished_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_job_study_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_job")),
+        sa.UniqueConstraint("key", name=op.f("uq_job_key")),
+    )
+    with op.batch_alter_table("job", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_job_executing",
+            ["lease_expires_at"],
+            unique=False,
+            sqlite_where=sa.text("state = 'executing'"),
+            postgresql_where=sa.text("state = 'executing'"),
+        )
+        batch_op.create_index(batch_op.f("ix_job_study_id"), ["study_id"], unique=False)
+        batch_op.create_index(
+            "ix_job_waiting",
+            ["priority", "id"],
+            unique=False,
+            sqlite_where=sa.text("state IN ('available', 'retryable')"),
+            postgresql_where=sa.text("state IN ('available', 'retryable')"),
+        )
+
+    op.create_table(
+        "series",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("modality", sa.String(length=16), nullable=False),
+        sa.Column("series_description", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_series_study_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_series")),
+        sa.UniqueConstraint("study_id", "series_instance_uid", name=op.f("uq_series_study_id_series_instance_uid")),
+    )
+    op.create_table(
+        "instance",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("series_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("sop_class_uid", sa.String(length=64), nullable=False),
+        sa.Column("transfer_syntax_uid", sa.String(length=64), nullable=False),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("header", sa.JSON(), nullable=False),
+        sa.Column("calling_ae_title", sa.String(length=16), nullable=False),
+        sa.Column("called_ae_title", sa.String(length=16), nullable=False),
+        sa.Column("received_at", sa.Double(), nullable=False),
+        sa.Column("conflict", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("own_result", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("missing", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.ForeignKeyConstraint(["series_id"], ["series.id"], name=op.f("fk_instance_series_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_instance")),
+        sa.UniqueConstraint("sha256", name=op.f("uq_instance_sha256")),
+    )
+    with op.batch_alter_table("instance", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_instance_series_id"), ["series_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_instance_sop_instance_uid"), ["sop_instance_uid"], unique=False)
+
+    op.create_table(
+        "job_event",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("job_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.Column("event", sa.String(length=16), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("worker", sa.String(length=100), nullable=False),
+        sa.Column("detail", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["job.id"], name=op.f("fk_job_event_job_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_job_event")),
+    )
+    with op.batch_alter_table("job_event", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_job_event_job_id"), ["job_id"], unique=False)
+
+    op.create_table(
+        "result",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("job_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("model", sa.String(length=100), nullable=False),
+        sa.Column("model_version", sa.String(length=64), nullable=False),
+        sa.Column("model_digest", sa.String(length=64), nullable=False),
+        sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("status", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("provenance", sa.JSON(), nullable=False),
+        sa.Column("seconds", sa.JSON(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("superseded_by", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
+        sa.ForeignKeyConstraint(["job_id"], ["job.id"], name=op.f("fk_result_job_id"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_result_study_id"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(
+            ["superseded_by"], ["result.id"], name=op.f("fk_result_superseded_by"), ondelete="SET NULL"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_result")),
+        sa.UniqueConstraint("job_id", name=op.f("uq_result_job_id")),
+    )
+    with op.batch_alter_table("result", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_result_created_at"), ["created_at"], unique=False)
+        batch_op.create_index(batch_op.f("ix_result_model"), ["model"], unique=False)
+        batch_op.create_index(batch_op.f("ix_result_study_id"), ["study_id"], unique=False)
+
+    op.create_table(
+        "result_object",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("result_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("sop_class_uid", sa.String(length=64), nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("transfer_syntax_uid", sa.String(length=64), nullable=False),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["result_id"], ["result.id"], name=op.f("fk_result_object_result_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_result_object")),
+        sa.UniqueConstraint("result_id", "kind", name=op.f("uq_result_object_result_id_kind")),
+    )
+    with op.batch_alter_table("result_object", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_result_object_result_id"), ["result_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_result_object_sop_instance_uid"), ["sop_instance_uid"], unique=False)
+
+    op.create_table(
+        "segment",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("result_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
+        sa.Column("label", sa.String(length=64), nullable=False),
+        sa.Column("category_value", sa.String(length=16), nullable=False),
+        sa.Column("category_scheme", sa.String(length=16), nullable=False),
+        sa.Column("category_meaning", sa.String(length=64), nullable=False),
+        sa.Column("type_value", sa.String(length=16), nullable=False),
+        sa.Column("type_scheme", sa.String(length=16), nullable=False),
+        sa.Column("type_meaning", sa.String(length=64), nullable=False),
+        sa.Column("voxel_count", sa.BigInteger(), nullable=False),
+        sa.Column("tracking_uid", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["result_id"], ["result.id"], name=op.f("fk_segment_result_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_segment")),
+        sa.UniqueConstraint("result_id", "number", name=op.f("uq_segment_result_id_number")),
+    )
+    op.create_table(
+        "delivery",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("result_object_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("destination", sa.String(length=100), nullable=False),
+        sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("available_at", sa.Double(), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("lease_expires_at", sa.Double(), nullable=True),
+        sa.Column("status", sa.Integer(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("sent_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["result_object_id"], ["result_object.id"], name=op.f("fk_delivery_result_object_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_delivery")),
+        sa.UniqueConstraint("result_object_id", "destination", name=op.f("uq_delivery_result_object_id_destination")),
+    )
+    with op.batch_alter_table("delivery", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_delivery_unsent",
+            ["destination", "id"],
+            unique=False,
+            sqlite_where=sa.text("state IN ('pending', 'retryable', 'sending')"),
+            postgresql_where=sa.text("state IN ('pending', 'retryable', 'sending')"),
+        )
+
+    op.create_table(
+        "finding",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("result_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("segment_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
+        sa.Column("code_value", sa.String(length=16), nullable=False),
+        sa.Column("code_scheme", sa.String(length=16), nullable=False),
+        sa.Column("code_meaning", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(["result_id"], ["result.id"], name=op.f("fk_finding_result_id"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["segment_id"], ["segment.id"], name=op.f("fk_finding_segment_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_finding")),
+    )
+    with op.batch_alter_table("finding", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_finding_code_value"), ["code_value"], unique=False)
+        batch_op.create_index(batch_op.f("ix_finding_result_id"), ["result_id"], unique=False)
+
+    op.create_table(
+        "measurement",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("finding_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("code_value", sa.String(length=16), nullable=False),
+        sa.Column("code_scheme", sa.String(length=16), nullable=False),
+        sa.Column("code_meaning", sa.String(length=64), nullable=False),
+        sa.Column("value", sa.Double(), nullable=False),
+        sa.Column("unit_value", sa.String(length=16), nullable=False),
+        sa.Column("unit_meaning", sa.String(length=64), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["finding_id"], ["finding.id"], name=op.f("fk_measurement_finding_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_measurement")),
+    )
+    with op.batch_alter_table("measurement", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_measurement_code_value_value"), ["code_value", "value"], unique=False)
+        batch_op.create_index(batch_op.f("ix_measurement_finding_id"), ["finding_id"], unique=False)
+
+
+def downgrade() -> None:
+
+    with op.batch_alter_table("measurement", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_measurement_finding_id"))
+        batch_op.drop_index(batch_op.f("ix_measurement_code_value_value"))
+
+    op.drop_table("measurement")
+    with op.batch_alter_table("finding", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_finding_result_id"))
+        batch_op.drop_index(batch_op.f("ix_finding_code_value"))
+
+    op.drop_table("finding")
+    with op.batch_alter_table("delivery", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_delivery_unsent",
+            sqlite_where=sa.text("state IN ('pending', 'retryable', 'sending')"),
+            postgresql_where=sa.text("state IN ('pending', 'retryable', 'sending')"),
+        )
+
+    op.drop_table("delivery")
+    op.drop_table("segment")
+    with op.batch_alter_table("result_object", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_result_object_sop_instance_uid"))
+        batch_op.drop_index(batch_op.f("ix_result_object_result_id"))
+
+    op.drop_table("result_object")
+    with op.batch_alter_table("result", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_result_study_id"))
+        batch_op.drop_index(batch_op.f("ix_result_model"))
+        batch_op.drop_index(batch_op.f("ix_result_created_at"))
+
+    op.drop_table("result")
+    with op.batch_alter_table("job_event", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_job_event_job_id"))
+
+    op.drop_table("job_event")
+    with op.batch_alter_table("instance", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_instance_sop_instance_uid"))
+        batch_op.drop_index(batch_op.f("ix_instance_series_id"))
+
+    op.drop_table("instance")
+    op.drop_table("series")
+    with op.batch_alter_table("job", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_job_waiting",
+            sqlite_where=sa.text("state IN ('available', 'retryable')"),
+            postgresql_where=sa.text("state IN ('available', 'retryable')"),
+        )
+        batch_op.drop_index(batch_op.f("ix_job_study_id"))
+        batch_op.drop_index(
+            "ix_job_executing",
+            sqlite_where=sa.text("state = 'executing'"),
+            postgresql_where=sa.text("state = 'executing'"),
+        )
+
+    op.drop_table("job")
+    with op.batch_alter_table("decision", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_decision_study_id"))
+
+    op.drop_table("decision")
+    with op.batch_alter_table("study", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_study_due_at"))
+
+    op.drop_table("study")
+    with op.batch_alter_table("refusal", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_refusal_study_instance_uid"))
+        batch_op.drop_index(batch_op.f("ix_refusal_sop_instance_uid"))
+
+    op.drop_table("refusal")
+    op.drop_table("process")

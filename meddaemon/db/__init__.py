@@ -1,0 +1,1 @@
+"""The only package that speaks SQL: tables, engine, dialect differences, and queries that return domain values."""

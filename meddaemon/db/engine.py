@@ -1,0 +1,143 @@
+"""One `Database` over SQLite or PostgreSQL: transactions, durability and schema version."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from alembic import command, migration, script
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from sqlalchemy import Connection, create_engine, event, make_url
+from sqlalchemy.engine import URL
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from meddaemon.db.tables import metadata
+from meddaemon.domain.errors import MeddaemonError
+
+BUSY_TIMEOUT_SECONDS = 10.0
+
+
+class WrongSchema(MeddaemonError):
+    """The database's schema is not the one this code was written for."""
+
+
+class Database:
+    """Gives transactions: `write()` commits durably before it returns, `read()` sees one consistent state."""
+
+    def __init__(self, url: str) -> None:
+        self._url = _with_driver(make_url(url))
+        self._sqlite = self._url.get_backend_name() == "sqlite"
+        # SQLite's busy handler is unfair between threads; a lock of our own queues the writers of this process.
+        self._writers: contextlib.AbstractContextManager[Any] = (
+            threading.Lock() if self._sqlite else contextlib.nullcontext()
+        )
+        if self._sqlite and self._url.database:
+            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._engine = create_engine(self._url, pool_pre_ping=not self._sqlite)
+        if self._sqlite:
+            event.listen(self._engine, "connect", _prepare_sqlite)
+            event.listen(self._engine, "begin", _begin_sqlite)
+
+    @property
+    def dialect(self) -> str:
+        """`sqlite` or `postgresql`."""
+        return self._engine.dialect.name
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[Connection]:
+        """Give a connection in a transaction that may write; commits at the end, rolls back on any error."""
+        with self._writers, self._engine.connect().execution_options(writes=True) as connection, connection.begin():
+            yield connection
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Connection]:
+        """Give a connection in a transaction that only reads."""
+        with self._engine.connect() as connection, connection.begin():
+            yield connection
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self._engine.dispose()
+
+    def upgrade(self) -> None:
+        """Bring the schema to the newest version; safe to call at any time and from several processes.
+
+        Raises WrongSchema when the database is newer than this code.
+        """
+        with self.write() as connection:
+            if self.dialect == "postgresql":
+                # Two processes may start at once; the second waits here and then finds nothing to do.
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7263748)")
+            self._refuse_unknown(connection)
+            config = _alembic_config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+    def schema_problems(self) -> list[str]:
+        """Return what is wrong with the schema: version, then table by table; empty when all is well."""
+        with self.read() as connection:
+            context = migration.MigrationContext.configure(connection, opts={"compare_type": True})
+            current, wanted = context.get_current_revision(), _scripts().get_current_head()
+            if current != wanted:
+                return [f"schema version is {current or 'none'}, this code needs {wanted}: run `meddaemon db upgrade`"]
+            return [str(difference) for difference in compare_metadata(context, metadata)]
+
+    def require_schema(self) -> None:
+        """Raise WrongSchema unless the schema has the version that this code needs."""
+        with self.read() as connection:
+            self._refuse_unknown(connection)
+            current = migration.MigrationContext.configure(connection).get_current_revision()
+        if current != _scripts().get_current_head():
+            raise WrongSchema(f"schema version is {current or 'none'}: run `meddaemon db upgrade` first")
+
+    def integrity_problems(self) -> list[str]:
+        """Return what SQLite's own check says of the file; PostgreSQL checks its pages itself."""
+        if not self._sqlite:
+            return []
+        with self.read() as connection:
+            rows = connection.exec_driver_sql("PRAGMA quick_check").scalars().all()
+        return [str(row) for row in rows if row != "ok"]
+
+    @staticmethod
+    def _refuse_unknown(connection: Connection) -> None:
+        current = migration.MigrationContext.configure(connection).get_current_revision()
+        known = {revision.revision for revision in _scripts().walk_revisions()}
+        if current is not None and current not in known:
+            raise WrongSchema(f"schema version {current} is newer than this code: install the newer meddaemon")
+
+
+def _with_driver(url: URL) -> URL:
+    return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+
+
+def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
+    connection.isolation_level = None  # we say BEGIN ourselves, see _begin_sqlite
+    cursor = connection.cursor()
+    for pragma in (
+        f"busy_timeout = {int(BUSY_TIMEOUT_SECONDS * 1000)}",
+        "journal_mode = WAL",
+        "synchronous = FULL",  # a commit that was answered survives power loss
+        "foreign_keys = ON",
+    ):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A deferred transaction that turns into a writer halfway fails at once when another one wrote meanwhile.
+    writes = connection.get_execution_options().get("writes", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+def _scripts() -> script.ScriptDirectory:
+    return script.ScriptDirectory.from_config(_alembic_config())
+
+
+def _alembic_config() -> Config:
+    installed = Path(__file__).parent / "migrations"
+    checkout = Path(__file__).parents[2] / "alembic"
+    config = Config()
+    config.set_main_option("script_location", str(installed if installed.is_dir() else checkout))
+    return config

@@ -1,0 +1,219 @@
+"""Received instances: registered with their study, or refused with a reason."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from sqlalchemy import Connection, Table, case, func, insert, null, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from meddaemon.db import tables
+from meddaemon.db.clock import after, now
+from meddaemon.domain.states import StudyState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Received:
+    """One object that lies in the store under its final name, about to be registered."""
+
+    study_instance_uid: str
+    series_instance_uid: str
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    sha256: str
+    size: int
+    header: Mapping[str, tuple[str, ...]]
+    calling_ae_title: str
+    called_ae_title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Registration:
+    """What became of a received object: registered anew or known already; in conflict with an earlier version."""
+
+    study_id: int
+    new: bool
+    conflict: bool
+
+
+def register(connection: Connection, received: Received, *, quiet_seconds: float) -> Registration:
+    """Register an instance with its series and study, and let the study wait for `quiet_seconds` from now.
+
+    A new instance of a complete study reopens it as the next generation. An identical re-send changes nothing.
+    One of our own results that comes back is registered without reopening anything.
+    """
+    first = received.header.get
+    study_id = _get_or_insert(
+        connection,
+        tables.study,
+        {"study_instance_uid": received.study_instance_uid},
+        {
+            "state": StudyState.RECEIVING,
+            "generation": 1,
+            "first_received_at": now(),
+            "last_received_at": now(),
+            "due_at": after(quiet_seconds),
+            "patient_id": _joined(first("PatientID"), 64),
+            "accession_number": _joined(first("AccessionNumber"), 64),
+            "study_date": _joined(first("StudyDate"), 8),
+            "study_description": _joined(first("StudyDescription"), 64),
+        },
+    )
+    series_id = _get_or_insert(
+        connection,
+        tables.series,
+        {"study_id": study_id, "series_instance_uid": received.series_instance_uid},
+        {
+            "modality": _joined(first("Modality"), 16),
+            "series_description": _joined(first("SeriesDescription"), 64),
+        },
+    )
+    conflict = _exists(connection, tables.instance, received)
+    own_result = _exists(connection, tables.result_object, received)
+    added = _insert_unless_there(
+        connection,
+        tables.instance,
+        {
+            "series_id": series_id,
+            "sop_instance_uid": received.sop_instance_uid,
+            "sop_class_uid": received.sop_class_uid,
+            "transfer_syntax_uid": received.transfer_syntax_uid,
+            "sha256": received.sha256,
+            "size": received.size,
+            "header": {keyword: list(value) for keyword, value in received.header.items()},
+            "calling_ae_title": received.calling_ae_title,
+            "called_ae_title": received.called_ae_title,
+            "received_at": now(),
+            "conflict": conflict,
+            "own_result": own_result,
+        },
+    )
+    if added and not own_result:
+        _touch(connection, study_id, quiet_seconds)
+    return Registration(study_id=study_id, new=added, conflict=added and conflict)
+
+
+def is_registered(connection: Connection, sha256: str) -> bool:
+    """Return whether an object with exactly this content is registered."""
+    found = connection.execute(select(tables.instance.c.id).where(tables.instance.c.sha256 == sha256)).first()
+    return found is not None
+
+
+def refuse(
+    connection: Connection,
+    *,
+    status: int,
+    reason: str,
+    sop_instance_uid: str = "",
+    study_instance_uid: str = "",
+    sha256: str = "",
+    calling_ae_title: str = "",
+    called_ae_title: str = "",
+) -> None:
+    """Keep a record of an object that was not taken; UIDs that are longer than a UID can be are cut."""
+    connection.execute(
+        insert(tables.refusal).values(
+            at=now(),
+            status=status,
+            reason=reason,
+            sop_instance_uid=sop_instance_uid[:64],
+            study_instance_uid=study_instance_uid[:64],
+            sha256=sha256,
+            calling_ae_title=calling_ae_title[:16],
+            called_ae_title=called_ae_title[:16],
+        )
+    )
+
+
+def digests(connection: Connection, prefix: str) -> set[str]:
+    """Return the content digests that begin with `prefix`, for comparing the index with the store."""
+    column = tables.instance.c.sha256
+    return set(connection.execute(select(column).where(column.startswith(prefix))).scalars())
+
+
+def mark_missing(connection: Connection, sha256s: Iterable[str]) -> None:
+    """Note that the files of these instances are gone, so that jobs and operators are told so."""
+    wanted = list(sha256s)
+    if wanted:
+        connection.execute(update(tables.instance).where(tables.instance.c.sha256.in_(wanted)).values(missing=True))
+
+
+def result_digests(connection: Connection, prefix: str) -> set[str]:
+    """Return the content digests of result objects that begin with `prefix`."""
+    column = tables.result_object.c.sha256
+    return set(connection.execute(select(column).where(column.startswith(prefix))).scalars())
+
+
+def path_of(store: Path, sha256: str) -> Path:
+    """Return where an object lies in a content-addressed folder: `ab/cd/abcd….dcm`."""
+    return store / sha256[:2] / sha256[2:4] / f"{sha256}.dcm"
+
+
+def _touch(connection: Connection, study_id: int, quiet_seconds: float) -> None:
+    study = tables.study
+    connection.execute(
+        update(study)
+        .where(study.c.id == study_id)
+        .values(
+            last_received_at=now(),
+            due_at=after(quiet_seconds),
+            # Rules of this generation may already have run (they can have different quiet times): then, too,
+            # what arrives now belongs to the next generation.
+            generation=study.c.generation
+            + case(
+                (
+                    select(tables.decision.c.id)
+                    .where(tables.decision.c.study_id == study_id, tables.decision.c.generation == study.c.generation)
+                    .exists(),
+                    1,
+                ),
+                else_=case((study.c.state == StudyState.COMPLETE, 1), else_=0),
+            ),
+            state=StudyState.RECEIVING,
+        )
+    )
+
+
+def _exists(connection: Connection, table: Table, received: Received) -> bool:
+    query = select(table.c.id).where(
+        table.c.sop_instance_uid == received.sop_instance_uid, table.c.sha256 != received.sha256
+    )
+    if table is tables.result_object:
+        query = select(table.c.id).where(table.c.sop_instance_uid == received.sop_instance_uid)
+    return connection.execute(query).first() is not None
+
+
+def _get_or_insert(
+    connection: Connection, table: Table, key: Mapping[str, object], values: Mapping[str, object]
+) -> int:
+    find = select(table.c.id).where(*(table.c[column] == value for column, value in key.items()))
+    found = connection.execute(find).scalar()
+    if found is None:
+        _insert_unless_there(connection, table, {**key, **values})
+        found = connection.execute(find).scalar_one()
+    return int(found)
+
+
+def _insert_unless_there(connection: Connection, table: Table, values: Mapping[str, object]) -> bool:
+    """Insert a row; return False when a unique key says that it is there already."""
+    dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    statement = dialect_insert(table).values(**values).on_conflict_do_nothing()
+    return connection.execute(statement).rowcount == 1
+
+
+def _joined(value: tuple[str, ...] | None, width: int) -> str:
+    return "\\".join(value or ())[:width]
+
+
+def counts(connection: Connection) -> dict[str, int]:
+    """Return how many instances are stored, in conflict, and missing from the store."""
+    instance = tables.instance
+    row = connection.execute(
+        select(
+            func.count(),
+            func.count(case((instance.c.conflict, 1), else_=null())),
+            func.count(case((instance.c.missing, 1), else_=null())),
+        ).select_from(instance)
+    ).one()
+    return {"stored": row[0], "conflicts": row[1], "missing": row[2]}

@@ -1,0 +1,310 @@
+"""The job queue: one row a job, moved by the transitions of `domain.states` and by nothing else.
+
+A claim gives a lease and a fencing token (`fence`). Whoever writes for a job carries that token, so a worker that
+was paused past its lease writes nothing (LeaseLost). On PostgreSQL claims skip rows that others hold; on SQLite
+writers follow one another.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
+
+from meddaemon.db import tables
+from meddaemon.db.clock import after, now
+from meddaemon.domain.errors import LeaseLost, NotFound
+from meddaemon.domain.states import JobEvent, JobState, sources, target
+
+_job = tables.job
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewJob:
+    """Work to be queued. `inputs` maps an input key of the model to the content digests of its instances."""
+
+    key: str
+    study_id: int
+    generation: int
+    rule: str
+    model: str
+    model_digest: str
+    inputs: Mapping[str, tuple[str, ...]]
+    destinations: tuple[str, ...]
+    priority: int
+    maximum_attempts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A job as it stands in the queue."""
+
+    id: int
+    study_id: int
+    generation: int
+    rule: str
+    model: str
+    model_digest: str
+    inputs: Mapping[str, tuple[str, ...]]
+    destinations: tuple[str, ...]
+    priority: int
+    state: JobState
+    attempt: int
+    maximum_attempts: int
+    fence: int
+    worker: str
+    reason: str
+    available_at: datetime
+    created_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobHistory:
+    """One event in the life of a job."""
+
+    at: datetime
+    event: JobEvent
+    state: JobState
+    attempt: int
+    worker: str
+    detail: str
+
+
+def enqueue(connection: Connection, new: NewJob) -> tuple[int, bool]:
+    """Queue the job unless the same work was queued before; return its id and whether it is new.
+
+    Work that waits for the same model on an earlier generation of the study is cancelled: its inputs are stale.
+    """
+    known = connection.execute(select(_job.c.id).where(_job.c.key == new.key)).scalar()
+    if known is not None:
+        return int(known), False
+    stale = connection.execute(
+        select(_job.c.id).where(
+            _job.c.study_id == new.study_id,
+            _job.c.model == new.model,
+            _job.c.rule == new.rule,
+            _job.c.generation < new.generation,
+            _job.c.state.in_(sources(JobEvent.CANCEL)),
+        )
+    ).scalars()
+    for job_id in stale.all():
+        _apply(connection, JobEvent.CANCEL, _job.c.id == job_id, detail=f"superseded by generation {new.generation}")
+    job_id = connection.execute(
+        insert(_job)
+        .values(
+            key=new.key,
+            study_id=new.study_id,
+            generation=new.generation,
+            rule=new.rule,
+            model=new.model,
+            model_digest=new.model_digest,
+            inputs={key: list(value) for key, value in new.inputs.items()},
+            destinations=list(new.destinations),
+            priority=new.priority,
+            state=JobState.AVAILABLE,
+            attempt=0,
+            maximum_attempts=new.maximum_attempts,
+            available_at=now(),
+            fence=0,
+            worker="",
+            reason="",
+            created_at=now(),
+        )
+        .returning(_job.c.id)
+    ).scalar_one()
+    return int(job_id), True
+
+
+def claim(connection: Connection, *, worker: str, lease_seconds: float) -> Job | None:
+    """Take the most urgent waiting job, oldest first, and lease it; None when nothing waits."""
+    candidate = connection.execute(
+        select(_job.c.id)
+        .where(_job.c.state.in_(sources(JobEvent.CLAIM)), _job.c.available_at <= now())
+        .order_by(_job.c.priority, _job.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).scalar()
+    if candidate is None:
+        return None
+    row = _apply(
+        connection,
+        JobEvent.CLAIM,
+        _job.c.id == candidate,
+        attempt=_job.c.attempt + 1,
+        fence=_job.c.fence + 1,
+        worker=worker,
+        lease_expires_at=after(lease_seconds),
+    )
+    return None if row is None else _as_job(row)
+
+
+def renew(connection: Connection, job: Job, *, lease_seconds: float) -> None:
+    """Extend the lease. Raises LeaseLost when somebody else holds the job, or it was cancelled."""
+    renewed = connection.execute(
+        update(_job).where(*_held(job)).values(lease_expires_at=after(lease_seconds)).returning(_job.c.id)
+    ).first()
+    if renewed is None:
+        raise LeaseLost(f"job {job.id}: the lease of attempt {job.attempt} is over")
+
+
+def complete(connection: Connection, job: Job) -> None:
+    """Finish the job; to be called in the transaction that writes its result. Raises LeaseLost."""
+    _require(_apply(connection, JobEvent.COMPLETE, *_held(job), finished_at=now(), reason=""), job)
+
+
+def fail(connection: Connection, job: Job, reason: str, *, backoff_seconds: float) -> JobState:
+    """End a failed attempt: another one after a backoff that doubles each time, or the dead letter.
+
+    Raises LeaseLost.
+    """
+    if job.attempt >= job.maximum_attempts:
+        row = _apply(connection, JobEvent.EXHAUST, *_held(job), finished_at=now(), reason=reason, detail=reason)
+    else:
+        delay = backoff_seconds * 2 ** (job.attempt - 1)
+        row = _apply(connection, JobEvent.FAIL, *_held(job), available_at=after(delay), reason=reason, detail=reason)
+    return JobState(_require(row, job).state)
+
+
+def refuse(connection: Connection, job: Job, reason: str) -> None:
+    """Discard the job because its input cannot give a right answer. Raises LeaseLost."""
+    _require(_apply(connection, JobEvent.REFUSE, *_held(job), finished_at=now(), reason=reason, detail=reason), job)
+
+
+def release(connection: Connection, job: Job) -> None:
+    """Give a claimed job back unworked; the attempt does not count. Raises LeaseLost."""
+    row = _apply(connection, JobEvent.RELEASE, *_held(job), attempt=_job.c.attempt - 1, lease_expires_at=None)
+    _require(row, job)
+
+
+def expire(connection: Connection) -> list[int]:
+    """Take back the jobs whose lease ran out; a job that used up its attempts so is discarded."""
+    rows = connection.execute(
+        select(_job.c.id, _job.c.attempt, _job.c.maximum_attempts, _job.c.fence, _job.c.worker)
+        .where(_job.c.state == JobState.EXECUTING, _job.c.lease_expires_at < now())
+        .with_for_update(skip_locked=True)
+    ).all()
+    for row in rows:
+        reason = f"worker {row.worker} stopped renewing its lease in attempt {row.attempt}"
+        held = (_job.c.id == row.id, _job.c.fence == row.fence)
+        if row.attempt >= row.maximum_attempts:
+            _apply(connection, JobEvent.EXHAUST, *held, finished_at=now(), reason=reason, detail=reason)
+        else:
+            _apply(connection, JobEvent.EXPIRE, *held, available_at=now(), reason=reason, detail=reason)
+    return [row.id for row in rows]
+
+
+def cancel(connection: Connection, job_id: int) -> None:
+    """Cancel a job that is not finished. Raises NotFound when it is, or does not exist."""
+    _operate(connection, JobEvent.CANCEL, job_id, finished_at=now())
+
+
+def requeue(connection: Connection, job_id: int) -> None:
+    """Make a discarded, cancelled or waiting job available at once, with fresh attempts. Raises NotFound."""
+    _operate(connection, JobEvent.REQUEUE, job_id, attempt=0, available_at=now(), finished_at=None, reason="")
+
+
+def get(connection: Connection, job_id: int) -> Job:
+    """Return one job. Raises NotFound."""
+    row = connection.execute(select(_job).where(_job.c.id == job_id)).first()
+    if row is None:
+        raise NotFound(f"no job {job_id}; see `meddaemon jobs list`")
+    return _as_job(row)
+
+
+def listing(
+    connection: Connection, *, state: JobState | None = None, study_id: int | None = None, limit: int = 50
+) -> list[Job]:
+    """Return jobs, newest first."""
+    query = select(_job).order_by(_job.c.id.desc()).limit(limit)
+    if state is not None:
+        query = query.where(_job.c.state == state)
+    if study_id is not None:
+        query = query.where(_job.c.study_id == study_id)
+    return [_as_job(row) for row in connection.execute(query)]
+
+
+def history(connection: Connection, job_id: int) -> list[JobHistory]:
+    """Return the events of a job in the order in which they happened."""
+    event = tables.job_event
+    return [
+        JobHistory(
+            at=row.at,
+            event=JobEvent(row.event),
+            state=JobState(row.state),
+            attempt=row.attempt,
+            worker=row.worker,
+            detail=row.detail,
+        )
+        for row in connection.execute(select(event).where(event.c.job_id == job_id).order_by(event.c.id))
+    ]
+
+
+def state_counts(connection: Connection) -> dict[JobState, int]:
+    """Return how many jobs are in each state."""
+    rows = connection.execute(select(_job.c.state, func.count()).group_by(_job.c.state))
+    return {JobState(state): count for state, count in rows}
+
+
+def _held(job: Job) -> tuple[ColumnElement[bool], ...]:
+    return (_job.c.id == job.id, _job.c.fence == job.fence, _job.c.state == JobState.EXECUTING)
+
+
+def _apply(
+    connection: Connection, event: JobEvent, *where: ColumnElement[bool], detail: str = "", **values: object
+) -> Row[tuple[object, ...]] | None:
+    """Move one job by `event` where the table of states allows it, and write the event down."""
+    row = connection.execute(
+        update(_job)
+        .where(*where, _job.c.state.in_(sources(event)))
+        .values(state=target(event), **values)
+        .returning(*_job.c)
+    ).first()
+    if row is not None:
+        connection.execute(
+            insert(tables.job_event).values(
+                job_id=row.id,
+                at=now(),
+                event=event,
+                state=row.state,
+                attempt=row.attempt,
+                worker=row.worker,
+                detail=detail,
+            )
+        )
+    return row
+
+
+def _require(row: Row[tuple[object, ...]] | None, job: Job) -> Row[tuple[object, ...]]:
+    if row is None:
+        raise LeaseLost(f"job {job.id}: the lease of attempt {job.attempt} is over")
+    return row
+
+
+def _operate(connection: Connection, event: JobEvent, job_id: int, **values: object) -> None:
+    if _apply(connection, event, _job.c.id == job_id, detail="by the operator", **values) is None:
+        state = get(connection, job_id).state
+        raise NotFound(f"job {job_id} is {state}: it does not take the event {event}")
+
+
+def _as_job(row: Row[tuple[object, ...]]) -> Job:
+    return Job(
+        id=row.id,
+        study_id=row.study_id,
+        generation=row.generation,
+        rule=row.rule,
+        model=row.model,
+        model_digest=row.model_digest,
+        inputs={key: tuple(value) for key, value in row.inputs.items()},
+        destinations=tuple(row.destinations),
+        priority=row.priority,
+        state=JobState(row.state),
+        attempt=row.attempt,
+        maximum_attempts=row.maximum_attempts,
+        fence=row.fence,
+        worker=row.worker,
+        reason=row.reason,
+        available_at=row.available_at,
+        created_at=row.created_at,
+        finished_at=row.finished_at,
+    )

@@ -1,0 +1,341 @@
+"""Results as typed rows: findings, segments and measurements, and the objects and deliveries that carry them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, Row, func, insert, or_, select, update
+
+from meddaemon.db import tables
+from meddaemon.db.clock import now
+from meddaemon.db.jobs import Job
+from meddaemon.domain.result import Analysis, EncodedObject, ResultStatus
+from meddaemon.domain.states import DeliveryState
+
+_result, _study = tables.result, tables.study
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredObject:
+    """An encoded object and the digest of the file that holds it."""
+
+    encoded: EncodedObject
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRow:
+    """One measurement of one finding, with everything that an analyst filters by."""
+
+    result_id: int
+    created_at: datetime
+    study_id: int
+    study_instance_uid: str
+    accession_number: str
+    generation: int
+    superseded: bool
+    model: str
+    model_version: str
+    status: ResultStatus
+    reason: str
+    finding_value: str
+    finding_scheme: str
+    finding: str
+    segment: str
+    measurement_value: str
+    measurement: str
+    value: float
+    unit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectRow:
+    """One result object and where it stands with each destination."""
+
+    id: int
+    result_id: int
+    kind: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    series_instance_uid: str
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultHead:
+    """A result without its numbers."""
+
+    id: int
+    job_id: int
+    status: ResultStatus
+    reason: str
+    model: str
+    model_version: str
+    created_at: datetime
+    superseded_by: int | None
+    seconds: Mapping[str, float]
+    provenance: Mapping[str, str]
+
+
+def record(
+    connection: Connection,
+    job: Job,
+    analysis: Analysis,
+    objects: Sequence[StoredObject],
+    *,
+    model_version: str,
+    series_instance_uid: str,
+    provenance: Mapping[str, str],
+    seconds: Mapping[str, float],
+    deliveries: Mapping[str, Sequence[str]],
+) -> int:
+    """Write a result with its findings, objects and outbox rows; earlier results of the same work are superseded.
+
+    `deliveries` maps a destination to the kinds of object that it takes. To be called in the transaction that
+    completes the job.
+    """
+    result_id = connection.execute(
+        insert(_result)
+        .values(
+            job_id=job.id,
+            study_id=job.study_id,
+            generation=job.generation,
+            model=job.model,
+            model_version=model_version,
+            model_digest=job.model_digest,
+            series_instance_uid=series_instance_uid,
+            status=analysis.status,
+            reason=analysis.reason,
+            provenance=dict(provenance),
+            seconds=dict(seconds),
+            created_at=now(),
+        )
+        .returning(_result.c.id)
+    ).scalar_one()
+    connection.execute(
+        update(_result)
+        .where(
+            _result.c.study_id == job.study_id,
+            _result.c.model == job.model,
+            _result.c.id != result_id,
+            _result.c.superseded_by.is_(None),
+            _result.c.job_id.in_(select(tables.job.c.id).where(tables.job.c.rule == job.rule)),
+        )
+        .values(superseded_by=result_id)
+    )
+    _record_findings(connection, result_id, analysis)
+    for stored in objects:
+        object_id = _record_object(connection, result_id, stored)
+        for destination, kinds in deliveries.items():
+            if stored.encoded.kind in kinds:
+                connection.execute(
+                    insert(tables.delivery).values(
+                        result_object_id=object_id,
+                        destination=destination,
+                        priority=job.priority,
+                        state=DeliveryState.PENDING,
+                        attempt=0,
+                        available_at=now(),
+                        fence=0,
+                        reason="",
+                        created_at=now(),
+                    )
+                )
+    return int(result_id)
+
+
+def _record_findings(connection: Connection, result_id: int, analysis: Analysis) -> None:
+    segment_ids: dict[int, int] = {}
+    for segment in analysis.segments:
+        segment_ids[segment.number] = connection.execute(
+            insert(tables.segment)
+            .values(
+                result_id=result_id,
+                number=segment.number,
+                label=segment.label,
+                category_value=segment.category.value,
+                category_scheme=segment.category.scheme,
+                category_meaning=segment.category.meaning,
+                type_value=segment.type.value,
+                type_scheme=segment.type.scheme,
+                type_meaning=segment.type.meaning,
+                voxel_count=segment.voxel_count,
+                tracking_uid=segment.tracking_uid,
+            )
+            .returning(tables.segment.c.id)
+        ).scalar_one()
+    for finding in analysis.findings:
+        finding_id = connection.execute(
+            insert(tables.finding)
+            .values(
+                result_id=result_id,
+                segment_id=segment_ids[finding.segment_number],
+                code_value=finding.code.value,
+                code_scheme=finding.code.scheme,
+                code_meaning=finding.code.meaning,
+            )
+            .returning(tables.finding.c.id)
+        ).scalar_one()
+        for measurement in finding.measurements:
+            connection.execute(
+                insert(tables.measurement).values(
+                    finding_id=finding_id,
+                    code_value=measurement.name.value,
+                    code_scheme=measurement.name.scheme,
+                    code_meaning=measurement.name.meaning,
+                    value=measurement.value,
+                    unit_value=measurement.unit.value,
+                    unit_meaning=measurement.unit.meaning,
+                )
+            )
+
+
+def _record_object(connection: Connection, result_id: int, stored: StoredObject) -> int:
+    encoded = stored.encoded
+    return int(
+        connection.execute(
+            insert(tables.result_object)
+            .values(
+                result_id=result_id,
+                kind=encoded.kind,
+                sop_class_uid=encoded.sop_class_uid,
+                sop_instance_uid=encoded.sop_instance_uid,
+                series_instance_uid=encoded.series_instance_uid,
+                transfer_syntax_uid=encoded.transfer_syntax_uid,
+                sha256=stored.sha256,
+                size=len(encoded.content),
+            )
+            .returning(tables.result_object.c.id)
+        ).scalar_one()
+    )
+
+
+def current_objects(connection: Connection, *, study_id: int, model: str, rule: str) -> list[ObjectRow]:
+    """Return the objects of the result that a new one of this study, model and rule will supersede."""
+    found = tables.result_object
+    rows = connection.execute(
+        select(found)
+        .join(_result, _result.c.id == found.c.result_id)
+        .join(tables.job, tables.job.c.id == _result.c.job_id)
+        .where(
+            _result.c.study_id == study_id,
+            _result.c.model == model,
+            tables.job.c.rule == rule,
+            _result.c.superseded_by.is_(None),
+        )
+        .order_by(found.c.id)
+    )
+    return [_object(row) for row in rows]
+
+
+def objects_of(connection: Connection, result_id: int) -> list[ObjectRow]:
+    """Return the objects of one result."""
+    found = tables.result_object
+    rows = connection.execute(select(found).where(found.c.result_id == result_id).order_by(found.c.id))
+    return [_object(row) for row in rows]
+
+
+def heads(connection: Connection, *, study_id: int) -> list[ResultHead]:
+    """Return the results of a study, oldest first."""
+    rows = connection.execute(select(_result).where(_result.c.study_id == study_id).order_by(_result.c.id))
+    return [
+        ResultHead(
+            id=row.id,
+            job_id=row.job_id,
+            status=ResultStatus(row.status),
+            reason=row.reason,
+            model=row.model,
+            model_version=row.model_version,
+            created_at=row.created_at,
+            superseded_by=row.superseded_by,
+            seconds=row.seconds,
+            provenance=row.provenance,
+        )
+        for row in rows
+    ]
+
+
+def query(
+    connection: Connection,
+    *,
+    model: str | None = None,
+    code: str | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    study_id: int | None = None,
+    superseded: bool = False,
+    limit: int = 1000,
+) -> list[ResultRow]:
+    """Return measurements, newest first; `code` is a code value or meaning of finding, segment or measurement."""
+    finding, measurement, segment = tables.finding, tables.measurement, tables.segment
+    statement = (
+        select(
+            _result.c.id.label("result_id"),
+            _result.c.created_at,
+            _study.c.id.label("study_id"),
+            _study.c.study_instance_uid,
+            _study.c.accession_number,
+            _result.c.generation,
+            _result.c.superseded_by,
+            _result.c.model,
+            _result.c.model_version,
+            _result.c.status,
+            _result.c.reason,
+            finding.c.code_value.label("finding_value"),
+            finding.c.code_scheme.label("finding_scheme"),
+            finding.c.code_meaning.label("finding"),
+            segment.c.label.label("segment"),
+            measurement.c.code_value.label("measurement_value"),
+            measurement.c.code_meaning.label("measurement"),
+            measurement.c.value,
+            measurement.c.unit_value.label("unit"),
+        )
+        .join(_study, _study.c.id == _result.c.study_id)
+        .join(finding, finding.c.result_id == _result.c.id)
+        .join(measurement, measurement.c.finding_id == finding.c.id)
+        .outerjoin(segment, segment.c.id == finding.c.segment_id)
+        .order_by(measurement.c.id.desc())
+        .limit(limit)
+    )
+    if not superseded:
+        statement = statement.where(_result.c.superseded_by.is_(None))
+    if code is not None:
+        wanted = func.lower(code)
+        named = (finding.c.code_value, finding.c.code_meaning, measurement.c.code_value, segment.c.type_value)
+        statement = statement.where(or_(*(func.lower(column) == wanted for column in named)))
+    for condition, given in (
+        (_result.c.model == model, model),
+        (_study.c.id == study_id, study_id),
+        (measurement.c.value >= minimum, minimum),
+        (measurement.c.value <= maximum, maximum),
+        (_result.c.created_at >= since, since),
+        (_result.c.created_at < until, until),
+    ):
+        if given is not None:
+            statement = statement.where(condition)
+    return [
+        ResultRow(
+            **{
+                **{key: value for key, value in row._mapping.items() if key != "superseded_by"},
+                "superseded": row.superseded_by is not None,
+                "status": ResultStatus(row.status),
+            }
+        )
+        for row in connection.execute(statement)
+    ]
+
+
+def _object(row: Row[tuple[object, ...]]) -> ObjectRow:
+    return ObjectRow(
+        id=row.id,
+        result_id=row.result_id,
+        kind=row.kind,
+        sop_class_uid=row.sop_class_uid,
+        sop_instance_uid=row.sop_instance_uid,
+        series_instance_uid=row.series_instance_uid,
+        sha256=row.sha256,
+        size=row.size,
+    )

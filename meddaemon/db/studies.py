@@ -1,0 +1,230 @@
+"""Studies: which are due, what they hold, what was decided about them."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from sqlalchemy import Connection, Double, Row, and_, false, func, insert, or_, select, type_coerce, update
+
+from meddaemon.db import tables
+from meddaemon.db.clock import now
+from meddaemon.db.instances import path_of
+from meddaemon.domain.errors import NotFound
+from meddaemon.domain.series import Instance
+from meddaemon.domain.states import StudyState
+
+
+@dataclass(frozen=True, kw_only=True)
+class DueStudy:
+    """A study whose quiet time has passed: `quiet_for` seconds without an instance."""
+
+    id: int
+    study_instance_uid: str
+    generation: int
+    quiet_for: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySummary:
+    """One line of the list of studies."""
+
+    id: int
+    study_instance_uid: str
+    state: StudyState
+    generation: int
+    patient_id: str
+    accession_number: str
+    study_date: str
+    study_description: str
+    first_received_at: datetime
+    last_received_at: datetime
+    series: int
+    instances: int
+    jobs: int
+
+
+def lock_due(connection: Connection) -> DueStudy | None:
+    """Return the study that has been due for longest and keep others from taking it until the transaction ends."""
+    study = tables.study
+    row = connection.execute(
+        select(
+            study.c.id,
+            study.c.study_instance_uid,
+            study.c.generation,
+            type_coerce(now() - study.c.last_received_at, Double).label("quiet_for"),
+        )
+        .where(study.c.due_at <= now())
+        .order_by(study.c.due_at)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).first()
+    if row is None:
+        return None
+    return DueStudy(
+        id=row.id,
+        study_instance_uid=row.study_instance_uid,
+        generation=row.generation,
+        quiet_for=row.quiet_for,
+    )
+
+
+def load_instances(connection: Connection, study_id: int, store: Path) -> dict[str, tuple[Instance, ...]]:
+    """Return the instances of a study by Series Instance UID, in order of arrival.
+
+    Later versions under a SOP Instance UID that was there already, and our own results, are left out.
+    """
+    instance, series = tables.instance, tables.series
+    rows = connection.execute(
+        select(instance, series.c.series_instance_uid)
+        .join(series, series.c.id == instance.c.series_id)
+        .where(
+            series.c.study_id == study_id,
+            instance.c.conflict == false(),
+            instance.c.own_result == false(),
+        )
+        .order_by(series.c.id, instance.c.id)
+    )
+    found: dict[str, list[Instance]] = {}
+    for row in rows:
+        found.setdefault(row.series_instance_uid, []).append(_instance(row, store))
+    return {uid: tuple(instances) for uid, instances in found.items()}
+
+
+def instance_paths(connection: Connection, sha256s: Iterable[str], store: Path) -> list[Path]:
+    """Return where the files of these contents lie, in the given order."""
+    return [path_of(store, sha256) for sha256 in sha256s]
+
+
+def decided_rules(connection: Connection, study_id: int, generation: int) -> dict[str, bool]:
+    """Return the rules that were decided for this generation, and whether each matched."""
+    decision = tables.decision
+    rows = connection.execute(
+        select(decision.c.rule, decision.c.matched).where(
+            decision.c.study_id == study_id, decision.c.generation == generation
+        )
+    )
+    return {row.rule: row.matched for row in rows}
+
+
+def record_decision(
+    connection: Connection,
+    *,
+    study_id: int,
+    generation: int,
+    rule: str,
+    matched: bool,
+    reason: str,
+    detail: Mapping[str, object],
+) -> None:
+    """Keep what a rule decided about a generation of a study, and everything it saw."""
+    connection.execute(
+        insert(tables.decision).values(
+            study_id=study_id,
+            generation=generation,
+            rule=rule,
+            matched=matched,
+            reason=reason,
+            detail=dict(detail),
+            at=now(),
+        )
+    )
+
+
+def wait_for(connection: Connection, study_id: int, quiet_seconds: float | None) -> None:
+    """Let the study be due once it has been quiet for this long; without a number, it is complete."""
+    study = tables.study
+    values: dict[str, object] = (
+        {"state": StudyState.COMPLETE, "due_at": None}
+        if quiet_seconds is None
+        else {"due_at": study.c.last_received_at + quiet_seconds}
+    )
+    connection.execute(update(study).where(study.c.id == study_id).values(**values))
+
+
+def find_study(connection: Connection, wanted: str) -> int:
+    """Return the id of the study that `wanted` names: an id, a Study/Series/SOP Instance UID or an accession number.
+
+    Raises NotFound when there is none, or more than one.
+    """
+    study, series, instance = tables.study, tables.series, tables.instance
+    matches = [
+        study.c.study_instance_uid == wanted,
+        study.c.accession_number == wanted,
+        series.c.series_instance_uid == wanted,
+        instance.c.sop_instance_uid == wanted,
+    ]
+    if wanted.isdecimal() and len(wanted) < 12:
+        matches.append(study.c.id == int(wanted))
+    found = (
+        connection.execute(
+            select(study.c.id)
+            .distinct()
+            .outerjoin(series, series.c.study_id == study.c.id)
+            .outerjoin(instance, instance.c.series_id == series.c.id)
+            .where(or_(*matches))
+            .limit(10)
+        )
+        .scalars()
+        .all()
+    )
+    if not found:
+        raise NotFound(f"no study, series, instance or accession number {wanted!r}; see `meddaemon studies`")
+    if len(found) > 1:
+        raise NotFound(f"{wanted!r} names more than one study: {', '.join(map(str, found))}; use one of these ids")
+    return int(found[0])
+
+
+def summaries(connection: Connection, *, limit: int = 50, study_id: int | None = None) -> list[StudySummary]:
+    """Return the studies that arrived last, newest first."""
+    study, series, instance, job = tables.study, tables.series, tables.instance, tables.job
+    counts = (
+        select(
+            series.c.study_id,
+            func.count(series.c.id.distinct()).label("series"),
+            func.count(instance.c.id).label("instances"),
+        )
+        .outerjoin(instance, instance.c.series_id == series.c.id)
+        .group_by(series.c.study_id)
+        .subquery()
+    )
+    jobs = select(func.count()).where(job.c.study_id == study.c.id).scalar_subquery()
+    rows = connection.execute(
+        select(study, counts.c.series, counts.c.instances, jobs.label("jobs"))
+        .join(counts, counts.c.study_id == study.c.id)
+        .where(study.c.id == study_id if study_id is not None else and_(True))
+        .order_by(study.c.id.desc())
+        .limit(limit)
+    )
+    return [
+        StudySummary(
+            id=row.id,
+            study_instance_uid=row.study_instance_uid,
+            state=StudyState(row.state),
+            generation=row.generation,
+            patient_id=row.patient_id,
+            accession_number=row.accession_number,
+            study_date=row.study_date,
+            study_description=row.study_description,
+            first_received_at=row.first_received_at,
+            last_received_at=row.last_received_at,
+            series=row.series,
+            instances=row.instances,
+            jobs=row.jobs,
+        )
+        for row in rows
+    ]
+
+
+def _instance(row: Row[tuple[object, ...]], store: Path) -> Instance:
+    return Instance(
+        sop_instance_uid=row.sop_instance_uid,
+        sop_class_uid=row.sop_class_uid,
+        transfer_syntax_uid=row.transfer_syntax_uid,
+        path=path_of(store, row.sha256),
+        sha256=row.sha256,
+        size=row.size,
+        header={keyword: tuple(value) for keyword, value in row.header.items()},
+        called_ae_title=row.called_ae_title,
+        calling_ae_title=row.calling_ae_title,
+    )

@@ -1,0 +1,279 @@
+"""The schema. Every change here needs a migration under `alembic/versions`; a test compares the two."""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Double,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
+
+from meddaemon.db.clock import Utc
+from meddaemon.domain.states import DeliveryState, JobState
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+_Id = BigInteger().with_variant(Integer, "sqlite")
+_Uid = String(64)
+_AeTitle = String(16)
+
+
+def _id() -> Column[int]:
+    return Column("id", _Id, primary_key=True, autoincrement=True)
+
+
+def _references(column: str, *, nullable: bool = False, index: bool = False) -> Column[int]:
+    name = column.split(".", maxsplit=1)[0] + "_id"
+    return Column(name, _Id, ForeignKey(column, ondelete="CASCADE"), nullable=nullable, index=index)
+
+
+study = Table(
+    "study",
+    metadata,
+    _id(),
+    Column("study_instance_uid", _Uid, nullable=False, unique=True),
+    Column("state", String(16), nullable=False),
+    Column("generation", Integer, nullable=False),
+    Column("first_received_at", Utc, nullable=False),
+    Column("last_received_at", Utc, nullable=False),
+    # When rules are to be evaluated next; null when all have been, in this generation.
+    Column("due_at", Utc, index=True),
+    Column("patient_id", String(64), nullable=False),
+    Column("accession_number", String(64), nullable=False),
+    Column("study_date", String(8), nullable=False),
+    Column("study_description", String(64), nullable=False),
+)
+
+series = Table(
+    "series",
+    metadata,
+    _id(),
+    _references("study.id"),
+    Column("series_instance_uid", _Uid, nullable=False),
+    Column("modality", String(16), nullable=False),
+    Column("series_description", String(64), nullable=False),
+    UniqueConstraint("study_id", "series_instance_uid"),
+)
+
+instance = Table(
+    "instance",
+    metadata,
+    _id(),
+    _references("series.id", index=True),
+    Column("sop_instance_uid", _Uid, nullable=False),
+    Column("sop_class_uid", _Uid, nullable=False),
+    Column("transfer_syntax_uid", _Uid, nullable=False),
+    Column("sha256", String(64), nullable=False, unique=True),
+    Column("size", BigInteger, nullable=False),
+    Column("header", JSON, nullable=False),
+    Column("calling_ae_title", _AeTitle, nullable=False),
+    Column("called_ae_title", _AeTitle, nullable=False),
+    Column("received_at", Utc, nullable=False),
+    # Another object with this SOP Instance UID and other content was here first; both are kept, this one is not used.
+    Column("conflict", Boolean, nullable=False, server_default=false()),
+    # The object is one of our own results that came back: it is kept and does not reopen the study.
+    Column("own_result", Boolean, nullable=False, server_default=false()),
+    Column("missing", Boolean, nullable=False, server_default=false()),
+    Index(None, "sop_instance_uid"),
+)
+
+refusal = Table(
+    "refusal",
+    metadata,
+    _id(),
+    Column("at", Utc, nullable=False),
+    Column("sop_instance_uid", _Uid, nullable=False, index=True),
+    Column("study_instance_uid", _Uid, nullable=False, index=True),
+    Column("sha256", String(64), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("calling_ae_title", _AeTitle, nullable=False),
+    Column("called_ae_title", _AeTitle, nullable=False),
+)
+
+decision = Table(
+    "decision",
+    metadata,
+    _id(),
+    _references("study.id", index=True),
+    Column("generation", Integer, nullable=False),
+    Column("rule", String(100), nullable=False),
+    Column("matched", Boolean, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("detail", JSON, nullable=False),
+    Column("at", Utc, nullable=False),
+    UniqueConstraint("study_id", "generation", "rule"),
+)
+
+job = Table(
+    "job",
+    metadata,
+    _id(),
+    # Digest of study, model, configuration and inputs: asking for the same work twice gives one job.
+    Column("key", String(64), nullable=False, unique=True),
+    _references("study.id", index=True),
+    Column("generation", Integer, nullable=False),
+    Column("rule", String(100), nullable=False),
+    Column("model", String(100), nullable=False),
+    Column("model_digest", String(64), nullable=False),
+    Column("inputs", JSON, nullable=False),
+    Column("destinations", JSON, nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("maximum_attempts", Integer, nullable=False),
+    Column("available_at", Utc, nullable=False),
+    # Fencing token: grows with every claim; whoever writes for a job must carry the token of the current claim.
+    Column("fence", Integer, nullable=False),
+    Column("lease_expires_at", Utc),
+    Column("worker", String(100), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Utc, nullable=False),
+    Column("finished_at", Utc),
+)
+_waiting = text(f"state IN ('{JobState.AVAILABLE}', '{JobState.RETRYABLE}')")
+Index("ix_job_waiting", job.c.priority, job.c.id, sqlite_where=_waiting, postgresql_where=_waiting)
+_executing = text(f"state = '{JobState.EXECUTING}'")
+Index("ix_job_executing", job.c.lease_expires_at, sqlite_where=_executing, postgresql_where=_executing)
+
+job_event = Table(
+    "job_event",
+    metadata,
+    _id(),
+    _references("job.id", index=True),
+    Column("at", Utc, nullable=False),
+    Column("event", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("worker", String(100), nullable=False),
+    Column("detail", Text, nullable=False),
+)
+
+result = Table(
+    "result",
+    metadata,
+    _id(),
+    Column("job_id", _Id, ForeignKey("job.id", ondelete="CASCADE"), nullable=False, unique=True),
+    _references("study.id", index=True),
+    Column("generation", Integer, nullable=False),
+    Column("model", String(100), nullable=False, index=True),
+    Column("model_version", String(64), nullable=False),
+    Column("model_digest", String(64), nullable=False),
+    Column("series_instance_uid", _Uid, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("provenance", JSON, nullable=False),
+    Column("seconds", JSON, nullable=False),
+    Column("created_at", Utc, nullable=False, index=True),
+    Column("superseded_by", _Id, ForeignKey("result.id", ondelete="SET NULL")),
+)
+
+segment = Table(
+    "segment",
+    metadata,
+    _id(),
+    _references("result.id"),
+    Column("number", Integer, nullable=False),
+    Column("label", String(64), nullable=False),
+    Column("category_value", String(16), nullable=False),
+    Column("category_scheme", String(16), nullable=False),
+    Column("category_meaning", String(64), nullable=False),
+    Column("type_value", String(16), nullable=False),
+    Column("type_scheme", String(16), nullable=False),
+    Column("type_meaning", String(64), nullable=False),
+    Column("voxel_count", BigInteger, nullable=False),
+    Column("tracking_uid", _Uid, nullable=False),
+    UniqueConstraint("result_id", "number"),
+)
+
+finding = Table(
+    "finding",
+    metadata,
+    _id(),
+    _references("result.id", index=True),
+    _references("segment.id", nullable=True),
+    Column("code_value", String(16), nullable=False, index=True),
+    Column("code_scheme", String(16), nullable=False),
+    Column("code_meaning", String(64), nullable=False),
+)
+
+measurement = Table(
+    "measurement",
+    metadata,
+    _id(),
+    _references("finding.id", index=True),
+    Column("code_value", String(16), nullable=False),
+    Column("code_scheme", String(16), nullable=False),
+    Column("code_meaning", String(64), nullable=False),
+    Column("value", Double, nullable=False),
+    Column("unit_value", String(16), nullable=False),
+    Column("unit_meaning", String(64), nullable=False),
+    Index(None, "code_value", "value"),
+)
+
+result_object = Table(
+    "result_object",
+    metadata,
+    _id(),
+    _references("result.id", index=True),
+    Column("kind", String(16), nullable=False),
+    Column("sop_class_uid", _Uid, nullable=False),
+    Column("sop_instance_uid", _Uid, nullable=False, index=True),
+    Column("series_instance_uid", _Uid, nullable=False),
+    Column("transfer_syntax_uid", _Uid, nullable=False),
+    Column("sha256", String(64), nullable=False),
+    Column("size", BigInteger, nullable=False),
+    UniqueConstraint("result_id", "kind"),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    _id(),
+    _references("result_object.id"),
+    Column("destination", String(100), nullable=False),
+    Column("priority", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("available_at", Utc, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("lease_expires_at", Utc),
+    # The last DIMSE status, null as long as none was received.
+    Column("status", Integer),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Utc, nullable=False),
+    Column("sent_at", Utc),
+    UniqueConstraint("result_object_id", "destination"),
+)
+_unsent = text(f"state IN ('{DeliveryState.PENDING}', '{DeliveryState.RETRYABLE}', '{DeliveryState.SENDING}')")
+Index("ix_delivery_unsent", delivery.c.destination, delivery.c.id, sqlite_where=_unsent, postgresql_where=_unsent)
+
+process = Table(
+    "process",
+    metadata,
+    _id(),
+    Column("name", String(100), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("host", String(255), nullable=False),
+    Column("address", String(255), nullable=False),
+    Column("started_at", Utc, nullable=False),
+    Column("seen_at", Utc, nullable=False),
+)

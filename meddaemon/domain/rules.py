@@ -1,0 +1,27 @@
+"""Rules: which models run on which studies, and where the results go. Values only; see `ingest/matching.py`."""
+
+from dataclasses import dataclass
+
+from meddaemon.domain.conditions import ALWAYS, Condition
+from meddaemon.domain.series import SeriesKind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One rule of the configuration.
+
+    `study` must hold for the study, and `series` for each series that a model of this rule may see, on top of the
+    model's own series chooser. `admit` lifts the guard for kinds of series that otherwise never reach a model.
+    `quiet_seconds` overrides the default quiet time; `priority` 0 is the most urgent, 9 the least. A `fallback`
+    rule is looked at only when no other rule matched.
+    """
+
+    name: str
+    models: tuple[str, ...]
+    destinations: tuple[str, ...] = ()
+    study: Condition = ALWAYS
+    series: Condition = ALWAYS
+    admit: frozenset[SeriesKind] = frozenset()
+    quiet_seconds: float | None = None
+    priority: int = 5
+    fallback: bool = False
