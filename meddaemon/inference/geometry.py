@@ -1,0 +1,284 @@
+"""Planes in, one grid out: the pure half of volume assembly.
+
+The grid that is returned is a promise: the centre of the first pixel of every plane lies within `TOLERANCE_MM`,
+along the normal and across it, of where its own Image Position (Patient) says, and the three axes are orthogonal.
+A stack that cannot keep it is refused with a reason, the numbers and the instance, and never resampled, completed
+or thinned out in silence.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from meddaemon.domain.errors import UnsoundVolume
+from meddaemon.domain.volume import Geometry
+
+Vector = NDArray[np.float64]
+
+TOLERANCE_MM = 0.06
+"""How far a plane may lie from the grid: scanners round positions, some to 0.1 mm, which leaves 0.05 mm and a little
+for the fit. Never more than a tenth of the plane spacing."""
+
+SAME_PLACE_MM = 1e-3
+"""Planes nearer to each other than this lie in the same place; no scanner has planes that thin."""
+
+COSINE_TOLERANCE = 1e-4
+"""Direction cosines that differ by less are equal: 0.05 mm over half a metre. Decimal strings carry about 1e-6."""
+
+MAX_VOXELS = 2**31
+"""A volume larger than this is refused before memory is asked for; 8 GiB as float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plane:
+    """One single-frame instance or one frame, as its header describes it (PS3.3 C.7.6.2 and C.7.6.16.2).
+
+    `position` is the centre of the first pixel in LPS mm; `orientation` the direction cosines of a row (towards
+    rising column index), then of a column; `pixel_spacing` the mm between rows, then between columns.
+    """
+
+    sop_instance_uid: str
+    frame_number: int
+    position: tuple[float, float, float]
+    orientation: tuple[float, float, float, float, float, float]
+    pixel_spacing: tuple[float, float]
+    rows: int
+    columns: int
+    frame_of_reference_uid: str
+
+
+def arrange(planes: Sequence[Plane]) -> tuple[Geometry, tuple[int, ...]]:
+    """Return the grid on which the planes lie, and the planes' indices in ascending order along the normal.
+
+    The normal is the cross product of row and column direction; positions alone decide order and spacing. The
+    order of `planes` does not matter.
+
+    Raises `UnsoundVolume` with one of: `too_few_planes`, `not_finite`, `orientation`, `pixel_spacing`,
+    `mixed_orientation`, `mixed_size`, `mixed_pixel_spacing`, `mixed_frame_of_reference`, `too_large`, `temporal`,
+    `duplicate_position`, `tilt`, `scattered`, `gap`, `irregular_spacing`.
+    """
+    # A canonical first plane makes which instance an error names independent of the order of arrival.
+    arrival = sorted(range(len(planes)), key=lambda i: (planes[i].sop_instance_uid, planes[i].frame_number))
+    if len(planes) < 2:
+        raise UnsoundVolume(
+            "too_few_planes",
+            f"{len(planes)} plane(s) do not make a volume",
+            sop_instance_uid=planes[0].sop_instance_uid if planes else None,
+            numbers={"planes": len(planes)},
+        )
+    for index in arrival:
+        _refuse_unusable(planes[index])
+    first = planes[arrival[0]]
+    for index in arrival:
+        _refuse_mixture(first, planes[index])
+    _refuse_too_large(first, len(planes))
+
+    row_direction, column_direction, normal = _axes(first.orientation)
+    positions = np.array([plane.position for plane in planes], dtype=np.float64)
+    heights = positions @ normal
+    order = sorted(arrival, key=lambda index: float(heights[index]))
+    ordered = [planes[index] for index in order]
+    spacing, start = _even_spacing(ordered, positions[order], heights[order], normal)
+    row_spacing, column_spacing = first.pixel_spacing
+    affine = np.eye(4)
+    affine[:3, 0] = normal * spacing
+    # The row index counts down a column and the column index along a row (PS3.3 C.7.6.2.1.1).
+    affine[:3, 1] = column_direction * row_spacing
+    affine[:3, 2] = row_direction * column_spacing
+    affine[:3, 3] = positions[order[0]] + normal * start
+    geometry = Geometry(
+        shape=(len(order), first.rows, first.columns),
+        affine_lps=affine,
+        frame_of_reference_uid=first.frame_of_reference_uid,
+        sop_instance_uids=tuple(plane.sop_instance_uid for plane in ordered),
+        frame_numbers=tuple(plane.frame_number for plane in ordered),
+    )
+    return geometry, tuple(order)
+
+
+def _axes(orientation: Sequence[float]) -> tuple[Vector, Vector, Vector]:
+    """Return row direction, column direction and normal, orthonormal to the last bit, in LPS."""
+    row = np.array(orientation[:3], dtype=np.float64)
+    row /= np.linalg.norm(row)
+    column = np.array(orientation[3:], dtype=np.float64)
+    column -= (column @ row) * row
+    column /= np.linalg.norm(column)
+    return row, column, np.cross(row, column)
+
+
+def _refuse_unusable(plane: Plane) -> None:
+    """Refuse a plane whose own numbers do not describe a plane."""
+
+    def refuse(reason: str, message: str, **numbers: object) -> None:
+        raise UnsoundVolume(reason, message, sop_instance_uid=plane.sop_instance_uid, numbers=numbers)
+
+    numbers = (*plane.position, *plane.orientation, *plane.pixel_spacing)
+    if not all(np.isfinite(numbers)) or max(map(abs, numbers)) > 1e6:
+        refuse(
+            "not_finite",
+            "position, orientation or pixel spacing is not a finite, plausible number",
+            position=plane.position,
+            orientation=plane.orientation,
+            pixel_spacing=plane.pixel_spacing,
+        )
+    row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
+    lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
+    cosine = float(row @ column)
+    if max(abs(lengths[0] - 1), abs(lengths[1] - 1)) > 1e-3 or abs(cosine) > 1e-3:
+        refuse(
+            "orientation",
+            f"Image Orientation (Patient) is not orthonormal: lengths {lengths[0]:.6g} and {lengths[1]:.6g},"
+            f" product {cosine:.3g}",
+            orientation=plane.orientation,
+        )
+    if min(plane.pixel_spacing) <= 0:
+        refuse(
+            "pixel_spacing",
+            f"Pixel Spacing {plane.pixel_spacing} is not positive",
+            pixel_spacing=plane.pixel_spacing,
+        )
+    if plane.rows < 1 or plane.columns < 1:
+        refuse("size", f"{plane.rows} rows and {plane.columns} columns", rows=plane.rows, columns=plane.columns)
+
+
+def _refuse_mixture(first: Plane, plane: Plane) -> None:
+    """Refuse two planes that cannot belong to one grid."""
+    differences: tuple[tuple[str, str, bool, Callable[[Plane], object]], ...] = (
+        (
+            "mixed_frame_of_reference",
+            "Frame of Reference UID",
+            plane.frame_of_reference_uid != first.frame_of_reference_uid,
+            lambda each: each.frame_of_reference_uid,
+        ),
+        (
+            "mixed_orientation",
+            "Image Orientation (Patient)",
+            not np.allclose(plane.orientation, first.orientation, rtol=0, atol=COSINE_TOLERANCE),
+            lambda each: each.orientation,
+        ),
+        (
+            "mixed_size",
+            "size (rows, columns)",
+            (plane.rows, plane.columns) != (first.rows, first.columns),
+            lambda each: (each.rows, each.columns),
+        ),
+        (
+            "mixed_pixel_spacing",
+            "Pixel Spacing",
+            _drift_across(first, plane) > TOLERANCE_MM,
+            lambda each: each.pixel_spacing,
+        ),
+    )
+    for reason, name, differs, value in differences:
+        if differs:
+            raise UnsoundVolume(
+                reason,
+                f"{name} {value(plane)} differs from {value(first)} of instance {first.sop_instance_uid}",
+                sop_instance_uid=plane.sop_instance_uid,
+                numbers={"here": value(plane), "elsewhere": value(first)},
+            )
+
+
+def _drift_across(first: Plane, plane: Plane) -> float:
+    """Return by how many mm the last pixels of two planes part because their pixel spacings differ."""
+    row, column = (abs(a - b) for a, b in zip(first.pixel_spacing, plane.pixel_spacing, strict=True))
+    return max(row * plane.rows, column * plane.columns)
+
+
+def _refuse_too_large(first: Plane, planes: int) -> None:
+    voxels = planes * first.rows * first.columns
+    if voxels > MAX_VOXELS:
+        raise UnsoundVolume(
+            "too_large",
+            f"{planes} × {first.rows} × {first.columns} voxels are more than {MAX_VOXELS}",
+            numbers={"planes": planes, "rows": first.rows, "columns": first.columns},
+        )
+
+
+def _even_spacing(ordered: Sequence[Plane], positions: Vector, heights: Vector, normal: Vector) -> tuple[float, float]:
+    """Return the plane spacing in mm, and where along the normal the grid starts relative to the first plane.
+
+    Refuses planes that do not sit one behind the other at even distances.
+    """
+    steps = np.diff(heights)
+    _refuse_same_height(ordered, positions, steps)
+    _refuse_drift(ordered, positions, heights, normal)
+    # The lower median, so that of two steps the smaller one is the spacing and the larger one the gap.
+    usual = float(np.sort(steps)[(len(steps) - 1) // 2])
+    for index, step in enumerate(steps.tolist()):
+        if step >= 1.5 * usual:
+            raise UnsoundVolume(
+                "gap",
+                f"{step:.6g} mm to the plane before, where {usual:.6g} mm is usual:"
+                f" about {round(step / usual) - 1} plane(s) missing",
+                sop_instance_uid=ordered[index + 1].sop_instance_uid,
+                numbers={"step_mm": step, "usual_step_mm": usual, "plane": index + 1},
+            )
+    # The line of least squares: its slope is not at the mercy of how the first and last position were rounded.
+    indices = np.arange(len(heights)) - (len(heights) - 1) / 2
+    climbed = heights - heights[0]
+    spacing = float(indices @ (climbed - climbed.mean()) / (indices @ indices))
+    start = float(climbed.mean() + spacing * indices[0])
+    errors = climbed - (start + spacing * np.arange(len(heights)))
+    worst = int(np.argmax(np.abs(errors)))
+    if abs(errors[worst]) > min(TOLERANCE_MM, spacing / 10):
+        raise UnsoundVolume(
+            "irregular_spacing",
+            f"plane lies {abs(errors[worst]):.4g} mm off an even spacing of {spacing:.6g} mm"
+            f" (steps from {steps.min():.6g} to {steps.max():.6g} mm)",
+            sop_instance_uid=ordered[worst].sop_instance_uid,
+            numbers={
+                "off_mm": float(abs(errors[worst])),
+                "spacing_mm": spacing,
+                "smallest_step_mm": float(steps.min()),
+                "largest_step_mm": float(steps.max()),
+            },
+        )
+    return spacing, start
+
+
+def _refuse_same_height(ordered: Sequence[Plane], positions: Vector, steps: Vector) -> None:
+    """Refuse several planes at one height: side by side, each height equally often (time), or duplicated."""
+    repeated = np.flatnonzero(steps < SAME_PLACE_MM)
+    if not len(repeated):
+        return
+    heights = np.split(np.arange(len(ordered)), np.flatnonzero(steps >= SAME_PLACE_MM) + 1)
+    times = {len(group) for group in heights}
+    twin, plane = ordered[repeated[0]], ordered[repeated[0] + 1]
+    apart = float(np.linalg.norm(positions[repeated[0] + 1] - positions[repeated[0]]))
+    numbers = {"planes": len(ordered), "positions": len(heights), "twin": twin.sop_instance_uid, "apart_mm": apart}
+    beside = f"instance {twin.sop_instance_uid} (frame {twin.frame_number})"
+    if apart > TOLERANCE_MM:
+        reason, message = "scattered", f"lies in the same plane as {beside}, {apart:.4g} mm beside it"
+    elif len(times) == 1:
+        reason, message = (
+            "temporal",
+            f"each of {len(heights)} position(s) occurs {times.pop()} times: several volumes or a time series",
+        )
+    else:
+        reason, message = (
+            "duplicate_position",
+            f"lies where {beside} lies; {len(repeated)} of {len(ordered)} planes repeat a position",
+        )
+    raise UnsoundVolume(reason, message, sop_instance_uid=plane.sop_instance_uid, numbers=numbers)
+
+
+def _refuse_drift(ordered: Sequence[Plane], positions: Vector, heights: Vector, normal: Vector) -> None:
+    """Refuse planes that shift sideways: by the same amount at each step (gantry tilt), or anyhow."""
+    offsets = positions - positions[0] - np.outer(heights - heights[0], normal)
+    drift = np.linalg.norm(offsets, axis=1)
+    worst = int(np.argmax(drift))
+    if drift[worst] <= TOLERANCE_MM:
+        return
+    along = (heights - heights[0]) / (heights[-1] - heights[0])
+    steady = bool(np.abs(offsets - np.outer(along, offsets[-1])).max() <= max(TOLERANCE_MM, 0.01 * drift[-1]))
+    degrees = float(np.degrees(np.arctan2(drift[-1], heights[-1] - heights[0])))
+    reason, what = ("tilt", f"by {degrees:.3g}° (gantry tilt)") if steady else ("scattered", "unevenly")
+    raise UnsoundVolume(
+        reason,
+        f"positions leave the normal of the planes {what}, {drift[worst]:.4g} mm at most: not a box of voxels",
+        sop_instance_uid=ordered[worst].sop_instance_uid,
+        numbers={"drift_mm": float(drift[worst]), "degrees": degrees if steady else None},
+    )

@@ -1,0 +1,404 @@
+"""Files to volume: against SimpleITK on real series, and every refusal by name on real and edited files."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydicom import dcmread
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.sequence import Sequence
+from pydicom.uid import (
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    EnhancedMRImageStorage,
+    ExplicitVRLittleEndian,
+    MRImageStorage,
+    RLELossless,
+)
+
+from meddaemon.domain.errors import ContradictoryIdentity, InputRefused, UndecodablePixels, UnsoundVolume
+from meddaemon.domain.volume import Volume
+from meddaemon.inference.geometry import Plane
+from meddaemon.inference.volume import Frames, Rescale, assemble, decode, read_header
+
+Edit = Callable[[list[FileDataset]], None]
+
+
+def slices(count: int = 4) -> list[FileDataset]:
+    """A small classic MR series, double-oblique enough to tell the axes apart, in rising position."""
+    made = []
+    for index in range(count):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = MRImageStorage
+        meta.MediaStorageSOPInstanceUID = f"1.2.3.{index + 1}"
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
+        dataset.SOPClassUID, dataset.SOPInstanceUID = MRImageStorage, f"1.2.3.{index + 1}"
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.FrameOfReferenceUID = "1.2.4", "1.2.5", "1.2.6"
+        dataset.PatientID, dataset.Modality, dataset.ImageType = "P1", "MR", ["ORIGINAL", "PRIMARY", "M"]
+        dataset.InstanceNumber = count - index
+        dataset.SliceThickness = "5"
+        dataset.ImagePositionPatient = [10.0, 20.0, 30.0 + 2 * index]
+        dataset.ImageOrientationPatient = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+        dataset.PixelSpacing = [0.5, 0.25]
+        dataset.Rows, dataset.Columns = 3, 4
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 12, 11, 0
+        dataset.PixelData = (np.arange(12, dtype="<u2") + 100 * index).tobytes()
+        made.append(dataset)
+    return made
+
+
+def enhanced(source: list[FileDataset]) -> FileDataset:
+    """The same planes as one enhanced multi-frame instance, frames in falling position."""
+    frames = list(reversed(source))
+    dataset = FileDataset("", {}, file_meta=source[0].file_meta, preamble=b"\0" * 128)
+    dataset.update({elem.tag: elem for elem in source[0]})
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = EnhancedMRImageStorage
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope"):
+        if keyword in dataset:
+            delattr(dataset, keyword)
+    dataset.NumberOfFrames = len(frames)
+    orientation, measures, shared = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = source[0].ImageOrientationPatient
+    measures.PixelSpacing = source[0].PixelSpacing
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = Sequence([orientation]), Sequence([measures])
+    dataset.SharedFunctionalGroupsSequence = Sequence([shared])
+    items = []
+    for each in frames:
+        position, transformation, item = Dataset(), Dataset(), Dataset()
+        position.ImagePositionPatient = each.ImagePositionPatient
+        transformation.RescaleSlope = each.get("RescaleSlope", 1)
+        transformation.RescaleIntercept = each.get("RescaleIntercept", 0)
+        item.PlanePositionSequence = Sequence([position])
+        item.PixelValueTransformationSequence = Sequence([transformation])
+        items.append(item)
+    dataset.PerFrameFunctionalGroupsSequence = Sequence(items)
+    dataset.PixelData = b"".join(each.PixelData for each in frames)
+    return dataset
+
+
+def saved(datasets: list[FileDataset], folder: Path) -> list[Path]:
+    paths = []
+    for index, dataset in enumerate(datasets):
+        path = folder / f"{index}.dcm"
+        dataset.save_as(path, enforce_file_format=True)
+        paths.append(path)
+    return paths
+
+
+def refusal(paths: list[Path]) -> InputRefused:
+    with pytest.raises(InputRefused) as caught:
+        assemble(paths)
+    return caught.value
+
+
+# --- what comes out -------------------------------------------------------------------------------------------------
+
+
+def test_a_classic_series_becomes_one_volume(tmp_path: Path) -> None:
+    volume = assemble(saved(slices(), tmp_path))
+    assert volume.voxels.dtype == np.float32
+    assert volume.voxels.shape == (4, 3, 4)
+    assert volume.voxels[:, 0, 0].tolist() == [0, 100, 200, 300]
+    assert volume.voxels[1, 2].tolist() == [108, 109, 110, 111]
+    assert volume.series_instance_uid == "1.2.5"
+    assert volume.geometry.spacing == (2.0, 0.5, 0.25), "plane spacing comes from positions, not Slice Thickness"
+    assert (volume.geometry.affine_lps @ [3, 2, 1, 1]).tolist() == [10.25, 21.0, 36.0, 1.0]
+
+
+def test_order_of_files_does_not_matter(tmp_path: Path) -> None:
+    paths = saved(slices(), tmp_path)
+    expected = assemble(paths)
+    random.Random(1).shuffle(paths)
+    found = assemble(paths)
+    assert np.array_equal(found.voxels, expected.voxels)
+    assert found.geometry.sop_instance_uids == expected.geometry.sop_instance_uids
+
+
+def test_rescale_is_applied_plane_by_plane(tmp_path: Path) -> None:
+    datasets = slices()
+    for index, dataset in enumerate(datasets):
+        dataset.RescaleSlope, dataset.RescaleIntercept = str(index + 1), "-1024"
+    volume = assemble(saved(datasets, tmp_path))
+    assert volume.voxels[:, 0, 1].tolist() == [-1023, -822, -421, 180]
+
+
+def test_enhanced_multi_frame_equals_its_classic_twin(tmp_path: Path) -> None:
+    datasets = slices()
+    for index, dataset in enumerate(datasets):
+        dataset.RescaleSlope, dataset.RescaleIntercept = str(index + 1), "5"
+    (tmp_path / "classic").mkdir()
+    classic = assemble(saved(datasets, tmp_path / "classic"))
+    multi = assemble(saved([enhanced(datasets)], tmp_path))
+    assert np.array_equal(multi.voxels, classic.voxels)
+    assert np.array_equal(multi.geometry.affine_lps, classic.geometry.affine_lps)
+    assert multi.geometry.frame_numbers == (4, 3, 2, 1)
+
+
+def test_signed_values_and_stray_high_bits(tmp_path: Path) -> None:
+    datasets = slices()
+    for dataset in datasets:
+        dataset.PixelRepresentation = 1
+        # -5 in 12 bits, with an overlay's rubbish in the four bits above (PS3.5 8.1.1).
+        dataset.PixelData = np.full(12, 0x7000 | (-5 & 0x0FFF), dtype="<u2").tobytes()
+    assert np.unique(assemble(saved(datasets, tmp_path)).voxels).tolist() == [-5]
+
+
+@pytest.mark.parametrize("transfer_syntax_uid", [RLELossless, DeflatedExplicitVRLittleEndian])
+def test_an_encoding_does_not_change_the_volume(tmp_path: Path, transfer_syntax_uid: str) -> None:
+    (tmp_path / "plain").mkdir()
+    expected = assemble(saved(slices(), tmp_path / "plain"))
+    datasets = slices()
+    for dataset in datasets:
+        if transfer_syntax_uid == RLELossless:
+            dataset.compress(RLELossless, generate_instance_uid=False)
+        else:
+            dataset.file_meta.TransferSyntaxUID = transfer_syntax_uid
+    assert np.array_equal(assemble(saved(datasets, tmp_path)).voxels, expected.voxels)
+
+
+def itk_volume(paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels [plane, row, column] and affine (plane, row, column) -> LPS as SimpleITK sees the same files."""
+    sitk = pytest.importorskip("SimpleITK")
+    image = sitk.ReadImage([str(path) for path in paths], sitk.sitkFloat64)
+    direction = np.array(image.GetDirection()).reshape(3, 3) * image.GetSpacing()
+    affine = np.eye(4)
+    affine[:3, :3] = direction[:, ::-1]
+    affine[:3, 3] = image.GetOrigin()
+    return sitk.GetArrayFromImage(image), affine
+
+
+def sources(volume: Volume, paths: list[Path]) -> list[Path]:
+    """The files in plane order."""
+    by_uid = {read_header(path).sop_instance_uid: path for path in paths}
+    return [by_uid[uid] for uid in volume.geometry.sop_instance_uids]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    "series", ["series/mr_brain_sag_anon", "series/ct_chest_P001", "derived/japanese_name", "nonimage/ct-3slice"]
+)
+def test_real_series_equal_simpleitk(shared_dicom: Path, series: str) -> None:
+    paths = sorted((shared_dicom / series).iterdir())
+    volume = assemble(paths)
+    voxels, affine = itk_volume(sources(volume, paths))
+    assert np.array_equal(volume.voxels, voxels)
+    assert np.allclose(volume.geometry.affine_lps, affine, rtol=0, atol=1e-4)
+
+
+@pytest.mark.shared
+def test_the_abdomen_equals_simpleitk_once_it_has_an_identity(shared_dicom: Path, tmp_path: Path) -> None:
+    originals = sorted((shared_dicom / "series/ct_abdomen_totalseg").iterdir())
+    assert refusal(originals).reason == "missing_study_instance_uid"
+    datasets = [dcmread(path) for path in originals]
+    for dataset in datasets:
+        dataset.SOPClassUID, dataset.SOPInstanceUID = CTImageStorage, dataset.file_meta.MediaStorageSOPInstanceUID
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.4", "1.2.5"
+    paths = saved(datasets, tmp_path)
+    volume = assemble(paths)
+    voxels, affine = itk_volume(sources(volume, paths))
+    assert np.array_equal(volume.voxels, voxels)
+    assert np.allclose(volume.geometry.affine_lps, affine, rtol=0, atol=1e-4)
+    assert volume.geometry.spacing[0] == pytest.approx(2.0)
+
+
+@pytest.mark.shared
+def test_functional_groups_of_a_real_enhanced_ct(shared_dicom: Path) -> None:
+    path = shared_dicom / "multiframe/eCT_Supplemental.dcm"
+    volume = assemble([path])
+    stored = dcmread(path).pixel_array.astype(np.float64)
+    assert volume.geometry.frame_numbers == (2, 1), "rows run right to left, so the normal points to the feet"
+    assert np.array_equal(volume.voxels, stored[::-1] - 1024)
+    assert volume.geometry.spacing == pytest.approx((10.0, 0.388672, 0.388672))
+
+
+# --- what is refused ------------------------------------------------------------------------------------------------
+
+SHARED_REFUSALS = {
+    "series/ct_phantom_tilt_m18_5": (UnsoundVolume, "tilt"),
+    "derived/missing_slice": (UnsoundVolume, "gap"),
+    "derived/duplicate_position": (UnsoundVolume, "duplicate_position"),
+    "multiframe/MOVEKNEE.dcm": (UnsoundVolume, "temporal"),
+    "multiframe/emri_small.dcm": (UnsoundVolume, "missing_functional_groups"),
+    "broken/ExplVR_BigEnd.dcm": (UnsoundVolume, "samples_per_pixel"),
+    "broken/J2K_pixelrep_mismatch.dcm": (UnsoundVolume, "too_few_planes"),
+    "broken/JPEG2000-embedded-sequence-delimiter.dcm": (UnsoundVolume, "missing_image_position_patient"),
+    "broken/MR_small_padded.dcm": (UnsoundVolume, "too_few_planes"),
+    "broken/MR_truncated.dcm": (UnsoundVolume, "too_few_planes"),
+    "broken/UN_sequence.dcm": (UnsoundVolume, "missing_samples_per_pixel"),
+    "broken/badVR.dcm": (UnsoundVolume, "malformed"),
+    "broken/empty_charset_LEI.dcm": (UnsoundVolume, "missing_sop_instance_uid"),
+    "broken/meta_missing_tsyntax.dcm": (UnsoundVolume, "missing_sop_instance_uid"),
+    "broken/no_meta.dcm": (UnsoundVolume, "unreadable"),
+    "broken/rtplan_truncated.dcm": (UnsoundVolume, "missing_samples_per_pixel"),
+    "nonimage/liver_SEG.dcm": (UnsoundVolume, "bits"),
+    "cxr/RG1_J2KI.dcm": (UnsoundVolume, "photometric_interpretation"),
+}
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", SHARED_REFUSALS)
+def test_real_files_are_refused_by_name(shared_dicom: Path, name: str) -> None:
+    path = shared_dicom / name
+    refused = refusal(sorted(path.iterdir()) if path.is_dir() else [path])
+    assert (type(refused), refused.reason) == SHARED_REFUSALS[name]
+
+
+@pytest.mark.shared
+def test_every_single_file_of_the_collection_is_assembled_or_refused_never_worse(shared_dicom: Path) -> None:
+    assembled = []
+    for path in sorted(shared_dicom.rglob("*.dcm")):
+        try:
+            assemble([path])
+        except InputRefused:
+            continue
+        assembled.append(path.name)
+    assert assembled == ["eCT_Supplemental.dcm"]
+
+
+def _set(keyword: str, value: object, index: int = 2) -> Edit:
+    def edit(datasets: list[FileDataset]) -> None:
+        setattr(datasets[index], keyword, value)
+
+    return edit
+
+
+def _drop(keyword: str, index: int = 2) -> Edit:
+    def edit(datasets: list[FileDataset]) -> None:
+        delattr(datasets[index], keyword)
+
+    return edit
+
+
+EDITS: dict[str, tuple[Edit, type[InputRefused], str]] = {
+    "position absent": (_drop("ImagePositionPatient"), UnsoundVolume, "missing_image_position_patient"),
+    "position empty": (_set("ImagePositionPatient", ""), UnsoundVolume, "missing_image_position_patient"),
+    "position of two": (_set("ImagePositionPatient", [1, 2]), UnsoundVolume, "malformed"),
+    "orientation absent": (_drop("ImageOrientationPatient"), UnsoundVolume, "missing_image_orientation_patient"),
+    "spacing absent": (_drop("PixelSpacing"), UnsoundVolume, "missing_pixel_spacing"),
+    "spacing zero": (_set("PixelSpacing", [0, 0.25]), UnsoundVolume, "pixel_spacing"),
+    "spacing single": (_set("PixelSpacing", 0.5), UnsoundVolume, "malformed"),
+    "frame of reference absent": (_drop("FrameOfReferenceUID"), UnsoundVolume, "missing_frame_of_reference_uid"),
+    "localizer": (_set("ImageType", ["ORIGINAL", "PRIMARY", "LOCALIZER"]), UnsoundVolume, "localizer"),
+    "mosaic": (_set("ImageType", ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]), UnsoundVolume, "mosaic"),
+    "rows absent": (_drop("Rows"), UnsoundVolume, "missing_rows"),
+    "rows zero": (_set("Rows", 0), UnsoundVolume, "size"),
+    "rows huge": (_set("Rows", 65535), UndecodablePixels, "short_pixel_data"),
+    "frames negative": (_set("NumberOfFrames", -1), UnsoundVolume, "frames"),
+    "frames huge": (_set("NumberOfFrames", 2**31 - 1), UnsoundVolume, "frames"),
+    "monochrome1": (_set("PhotometricInterpretation", "MONOCHROME1"), UnsoundVolume, "photometric_interpretation"),
+    "colour": (_set("SamplesPerPixel", 3), UnsoundVolume, "samples_per_pixel"),
+    "seven bits": (_set("BitsAllocated", 7), UnsoundVolume, "bits"),
+    "high bit elsewhere": (_set("HighBit", 15), UnsoundVolume, "bits"),
+    "slope zero": (_set("RescaleSlope", "0"), UnsoundVolume, "rescale"),
+    "slope overflows": (_set("RescaleSlope", "1e300"), UnsoundVolume, "not_finite"),
+    "modality lut": (_set("ModalityLUTSequence", Sequence([Dataset()])), UnsoundVolume, "modality_lut"),
+    "pixels absent": (_drop("PixelData"), UndecodablePixels, "damaged_pixel_data"),
+    "pixels short": (_set("PixelData", b"\0" * 22), UndecodablePixels, "damaged_pixel_data"),
+    "other patient": (_set("PatientID", "P2"), ContradictoryIdentity, "mixed_patient"),
+    "other study": (_set("StudyInstanceUID", "1.2.40"), ContradictoryIdentity, "mixed_study"),
+    "other series": (_set("SeriesInstanceUID", "1.2.50"), ContradictoryIdentity, "mixed_series"),
+    "study absent": (_drop("StudyInstanceUID"), UnsoundVolume, "missing_study_instance_uid"),
+    "same instance twice": (_set("SOPInstanceUID", "1.2.3.2"), UnsoundVolume, "duplicate_instance"),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_one_bad_instance_refuses_the_series(tmp_path: Path, name: str) -> None:
+    edit, kind, reason = EDITS[name]
+    datasets = slices()
+    edit(datasets)
+    refused = refusal(saved(datasets, tmp_path))
+    assert (type(refused), refused.reason) == (kind, reason)
+    assert refused.sop_instance_uid in {"1.2.3.3", "1.2.3.2"}
+    assert "P1" not in str(refused)
+    assert "P2" not in str(refused)
+
+
+def test_a_multi_frame_without_its_functional_groups_is_refused(tmp_path: Path) -> None:
+    short = enhanced(slices())
+    del short.PerFrameFunctionalGroupsSequence[1]
+    assert refusal(saved([short], tmp_path)).reason == "frames"
+    none = enhanced(slices())
+    del none.PerFrameFunctionalGroupsSequence
+    assert refusal(saved([none], tmp_path)).reason == "missing_functional_groups"
+
+
+def test_no_files_are_no_volume() -> None:
+    assert refusal([]).reason == "too_few_planes"
+
+
+# --- decoders -------------------------------------------------------------------------------------------------------
+
+
+def frames_of(path: Path) -> np.ndarray:
+    """Every decoded frame of a file whose geometry may be missing."""
+    dataset = dcmread(path, stop_before_pixels=True)
+    plane = Plane(
+        sop_instance_uid=dataset.SOPInstanceUID,
+        frame_number=1,
+        position=(0, 0, 0),
+        orientation=(1, 0, 0, 0, 1, 0),
+        pixel_spacing=(1, 1),
+        rows=dataset.Rows,
+        columns=dataset.Columns,
+        frame_of_reference_uid="1.2",
+    )
+    count = int(dataset.get("NumberOfFrames", 1))
+    header = Frames(
+        path=path,
+        sop_instance_uid=dataset.SOPInstanceUID,
+        transfer_syntax_uid=dataset.file_meta.TransferSyntaxUID,
+        identity=(),
+        planes=(plane,) * count,
+        rescales=(Rescale(slope=1, intercept=0),) * count,
+    )
+    return np.stack(list(decode(header)))
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("folder", "truth", "twins"),
+    [
+        (
+            "compressed",
+            "CT1_UNC.dcm",
+            ["CT1_J2KR.dcm", "CT1_JLSL.dcm", "CT1_JPLL.dcm", "CT1_RLE.dcm", "CT1_RLE_FRAGS.dcm"],
+        ),
+        ("compressed", "NM1_UNC.dcm", ["NM1_JLSL.dcm"]),
+        (
+            "multiframe",
+            "emri_small.dcm",
+            [
+                "emri_small_RLE.dcm",
+                "emri_small_big_endian.dcm",
+                "emri_small_jpeg_2k_lossless.dcm",
+                "emri_small_jpeg_ls_lossless.dcm",
+            ],
+        ),
+    ],
+)
+def test_lossless_twins_decode_to_the_same_pixels(
+    shared_dicom: Path, folder: str, truth: str, twins: list[str]
+) -> None:
+    expected = frames_of(shared_dicom / folder / truth)
+    for twin in twins:
+        assert np.array_equal(frames_of(shared_dicom / folder / twin), expected), twin
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("name", ["compressed/MR1_JPLY.dcm", "broken/MR_truncated.dcm"])
+def test_damaged_pixel_data_are_undecodable(shared_dicom: Path, name: str) -> None:
+    with pytest.raises(UndecodablePixels) as refused:
+        frames_of(shared_dicom / name)
+    assert refused.value.sop_instance_uid
+
+
+def test_frames_that_end_early_are_damaged(tmp_path: Path) -> None:
+    dataset = enhanced(slices())
+    dataset.PixelData = dataset.PixelData[:-24]
+    refused = refusal(saved([dataset], tmp_path))
+    assert (type(refused), refused.reason) == (UndecodablePixels, "damaged_pixel_data")
