@@ -1,0 +1,108 @@
+"""Which models run on a complete study, decided by rules and explained (pure).
+
+For every rule: does its study condition hold; then for each model, which series may fill each input: the series
+must be of a kind that the rule admits (only images, unless the rule says so), satisfy the rule's series condition
+and the model's own chooser. Nothing is left out of the record: each series is asked, with the values it showed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from meddaemon.domain.conditions import outcome_as_dict
+from meddaemon.domain.contract import InputContract, ModelContract
+from meddaemon.domain.rules import Rule
+from meddaemon.domain.series import Series, SeriesKind, Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One model to run, and the series that fills each of its inputs."""
+
+    model: str
+    inputs: Mapping[str, Series]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What one rule decided about one study, why, and everything it saw (`detail`, plain JSON values)."""
+
+    rule: str
+    matched: bool
+    reason: str
+    detail: Mapping[str, object]
+    plans: tuple[Plan, ...] = ()
+
+
+def decide(rule: Rule, study: Study, contracts: Mapping[str, ModelContract]) -> Decision:
+    """Decide one rule for one study."""
+    asked = rule.study.evaluate(study.attributes)
+    detail: dict[str, object] = {"study": outcome_as_dict(asked)}
+    if not asked.held:
+        return Decision(rule=rule.name, matched=False, reason="the study condition does not hold", detail=detail)
+    plans: list[Plan] = []
+    reasons: list[str] = []
+    models: dict[str, object] = {}
+    for name in rule.models:
+        inputs, explained = _fill(rule, study, contracts[name])
+        models[name] = explained
+        if missing := [key for key, series in inputs.items() if series is None]:
+            reasons.append(f"{name}: no series for input {', '.join(missing)}")
+        else:
+            plans.append(Plan(model=name, inputs={key: series for key, series in inputs.items() if series}))
+            reasons.append(f"{name}: runs")
+    detail["models"] = models
+    return Decision(rule=rule.name, matched=bool(plans), reason="; ".join(reasons), detail=detail, plans=tuple(plans))
+
+
+def decide_fallback(
+    rule: Rule, study: Study, contracts: Mapping[str, ModelContract], matched: Sequence[str]
+) -> Decision:
+    """Decide a fallback rule, which is looked at only when no other rule matched."""
+    if matched:
+        reason = f"fallback not needed: {', '.join(matched)} matched"
+        return Decision(rule=rule.name, matched=False, reason=reason, detail={})
+    return decide(rule, study, contracts)
+
+
+def _fill(rule: Rule, study: Study, contract: ModelContract) -> tuple[dict[str, Series | None], dict[str, object]]:
+    """Choose a series for each input of a model; return the choice and the explanation."""
+    chosen: dict[str, Series | None] = {}
+    explained: dict[str, object] = {}
+    for wanted in contract.inputs:
+        candidates: list[Series] = []
+        asked: list[dict[str, object]] = []
+        for series in study.series:
+            fits, explanation = _ask(rule, wanted, series)
+            asked.append(explanation)
+            if fits:
+                candidates.append(series)
+        best = min(candidates, key=lambda series: _rank(wanted, series), default=None)
+        chosen[wanted.key] = best
+        explained[wanted.key] = {"chosen": best.series_instance_uid if best else None, "series": asked}
+    return chosen, explained
+
+
+def _ask(rule: Rule, wanted: InputContract, series: Series) -> tuple[bool, dict[str, object]]:
+    explanation: dict[str, object] = {
+        "series_instance_uid": series.series_instance_uid,
+        "modality": "\\".join(next(iter(series.attributes.get("Modality", ())), ())),
+        "series_description": "\\".join(next(iter(series.attributes.get("SeriesDescription", ())), ())),
+        "instances": len(series.instances),
+        "kind": series.kind.value,
+    }
+    if series.kind is not SeriesKind.IMAGE and series.kind not in rule.admit:
+        explanation |= {
+            "fits": False,
+            "why": f"{series.kind.value} series reach a model only when the rule admits them",
+        }
+        return False, explanation
+    by_rule, by_model = rule.series.evaluate(series.attributes), wanted.series.evaluate(series.attributes)
+    fits = by_rule.held and by_model.held
+    explanation |= {"fits": fits, "rule": outcome_as_dict(by_rule), "model": outcome_as_dict(by_model)}
+    return fits, explanation
+
+
+def _rank(wanted: InputContract, series: Series) -> tuple[object, ...]:
+    """Sort key: earliest satisfied preference, then most instances, then UID so that the choice never wavers."""
+    preferences = tuple(not condition.evaluate(series.attributes).held for condition in wanted.prefer)
+    return (preferences, -len(series.instances), series.series_instance_uid)

@@ -1,0 +1,171 @@
+"""Taking one object: proved whole, made durable, registered; or refused with a status and a reason.
+
+The same path serves the network and `meddaemon import`. When `take` returns, the object survives a power loss:
+bytes synced under their final name, directories synced, row committed (in this order).
+"""
+
+import re
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from sqlalchemy.exc import DBAPIError
+
+from meddaemon.db import instances
+from meddaemon.db.engine import Database
+from meddaemon.domain.errors import RefusedInstance
+from meddaemon.ingest import scan
+from meddaemon.ingest.header import read_header
+from meddaemon.ingest.store import InstanceStore, StoreUnavailable
+from meddaemon.telemetry import log
+
+OUT_OF_RESOURCES = 0xA700
+"""PS3.4 B.2.3: Refused: Out of Resources."""
+DOES_NOT_MATCH_SOP_CLASS = 0xA900
+"""PS3.4 B.2.3: Error: Data Set does not match SOP Class."""
+CANNOT_UNDERSTAND = 0xC000
+"""PS3.4 B.2.3: Error: Cannot Understand."""
+INVALID_SOP_INSTANCE = 0x0117
+"""PS3.7 C.5.9: Invalid SOP Instance."""
+
+_UID = re.compile(r"[0-9]+(\.[0-9]+)*")
+_log = log(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Incoming:
+    """One object as it came: the encoded data set and what the sender said about it.
+
+    `sop_class_uid` and `sop_instance_uid` are those of the C-STORE command, or of the file meta group.
+    """
+
+    data: bytes
+    transfer_syntax_uid: str
+    sop_class_uid: str
+    sop_instance_uid: str
+    calling_ae_title: str = ""
+    called_ae_title: str = ""
+
+
+class Receiver:
+    """Takes objects into the store and the database."""
+
+    def __init__(
+        self, database: Database, store: InstanceStore, *, quiet_seconds: float, keywords: Iterable[str] = ()
+    ) -> None:
+        """`quiet_seconds` is the shortest quiet time of any rule; `keywords` the attributes that rules ask for."""
+        self._database = database
+        self._store = store
+        self._quiet_seconds = quiet_seconds
+        self._keywords = tuple(keywords)
+
+    def take(self, incoming: Incoming) -> instances.Registration:
+        """Take one object. Raises RefusedInstance, which has been recorded where the database could be reached."""
+        header: Mapping[str, tuple[str, ...]] = {}
+        try:
+            header = self._examine(incoming)
+            return self._keep(incoming, header)
+        except RefusedInstance as refused:
+            self._record(incoming, header, refused)
+            raise
+
+    def _examine(self, incoming: Incoming) -> Mapping[str, tuple[str, ...]]:
+        _require_uid("SOP Instance UID", incoming.sop_instance_uid)
+        try:
+            data = scan.inflate(incoming.data) if scan.is_deflated(incoming.transfer_syntax_uid) else incoming.data
+            scan.check(data, incoming.transfer_syntax_uid)
+        except scan.Malformed as malformed:
+            raise RefusedInstance(CANNOT_UNDERSTAND, f"malformed data set: {malformed}") from malformed
+        header = read_header(data, incoming.transfer_syntax_uid, self._keywords)
+        for keyword, commanded in (
+            ("SOPInstanceUID", incoming.sop_instance_uid),
+            ("SOPClassUID", incoming.sop_class_uid),
+        ):
+            if _normal(_only(header, keyword)) != _normal(commanded):
+                raise RefusedInstance(
+                    DOES_NOT_MATCH_SOP_CLASS, f"{keyword} of the data set is not the one that the sender named"
+                )
+        _require_uid("Study Instance UID", _only(header, "StudyInstanceUID"))
+        _require_uid("Series Instance UID", _only(header, "SeriesInstanceUID"))
+        return header
+
+    def _keep(self, incoming: Incoming, header: Mapping[str, tuple[str, ...]]) -> instances.Registration:
+        try:
+            stored = self._store.put(
+                incoming.data,
+                sop_class_uid=incoming.sop_class_uid,
+                sop_instance_uid=incoming.sop_instance_uid,
+                transfer_syntax_uid=incoming.transfer_syntax_uid,
+            )
+            with self._database.write() as connection:
+                registration = instances.register(
+                    connection,
+                    received(incoming, header, sha256=stored.sha256, size=stored.size),
+                    quiet_seconds=self._quiet_seconds,
+                )
+        except (StoreUnavailable, OSError, DBAPIError, sqlite3.Error) as failure:
+            # The cause may quote parameters (DBAPIError does): its kind is enough to look further.
+            reason = str(failure) if isinstance(failure, StoreUnavailable | OSError) else type(failure).__name__
+            _log.error("cannot store", reason=reason)
+            raise RefusedInstance(OUT_OF_RESOURCES, f"cannot store now: {reason}") from failure
+        if registration.conflict:
+            _log.warning(
+                "conflict: another object with the same SOP Instance UID was here first; both are kept",
+                study=registration.study_id,
+            )
+        return registration
+
+    def _record(self, incoming: Incoming, header: Mapping[str, tuple[str, ...]], refused: RefusedInstance) -> None:
+        _log.warning("refused an object", status=f"{refused.status:04X}", reason=refused.reason)
+        try:
+            with self._database.write() as connection:
+                instances.refuse(
+                    connection,
+                    status=refused.status,
+                    reason=refused.reason,
+                    sop_instance_uid=_printable(incoming.sop_instance_uid),
+                    study_instance_uid=_printable(_only(header, "StudyInstanceUID")),
+                    calling_ae_title=incoming.calling_ae_title,
+                    called_ae_title=incoming.called_ae_title,
+                )
+        except (DBAPIError, sqlite3.Error) as failure:
+            # The refusal itself stands: the sender gets its status either way.
+            _log.error("cannot record a refusal", reason=type(failure).__name__)
+
+
+def received(
+    incoming: Incoming, header: Mapping[str, tuple[str, ...]], *, sha256: str, size: int
+) -> instances.Received:
+    """Return what the database is to know of an object; UIDs are normalised for matching."""
+    return instances.Received(
+        study_instance_uid=_normal(_only(header, "StudyInstanceUID")),
+        series_instance_uid=_normal(_only(header, "SeriesInstanceUID")),
+        sop_instance_uid=_normal(incoming.sop_instance_uid),
+        sop_class_uid=_normal(incoming.sop_class_uid),
+        transfer_syntax_uid=incoming.transfer_syntax_uid,
+        sha256=sha256,
+        size=size,
+        header=header,
+        calling_ae_title=incoming.calling_ae_title,
+        called_ae_title=incoming.called_ae_title,
+    )
+
+
+def _require_uid(name: str, uid: str) -> None:
+    """UIDs are digits and dots, at most 64 (PS3.5 9.1); leading zeros occur in real data and harm nobody."""
+    if not uid:
+        raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, f"the data set has no {name}")
+    if len(_normal(uid)) > 64 or not _UID.fullmatch(_normal(uid)):
+        raise RefusedInstance(INVALID_SOP_INSTANCE, f"the {name} is not a UID")
+
+
+def _only(header: Mapping[str, tuple[str, ...]], keyword: str) -> str:
+    return "\\".join(header.get(keyword, ()))
+
+
+def _normal(uid: str) -> str:
+    return uid.strip(" \0")
+
+
+def _printable(uid: str) -> str:
+    return "".join(character for character in uid if character in "0123456789.")

@@ -1,0 +1,212 @@
+"""A bounded walk over an encoded data set that proves it whole before it is acknowledged (PS3.5 section 7).
+
+It checks lengths, nesting and terminators and returns the top-level elements' positions; it decodes no value. It
+is iterative, so that hostile nesting costs neither stack nor time, and it never allocates what a length field asks
+for.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass
+
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+
+MAXIMUM_DEPTH = 64
+MAXIMUM_INFLATED_BYTES = 2**31
+MAXIMUM_INFLATION = 1100
+"""Deflate cannot shrink data more than about 1032 times (RFC 1951)."""
+
+_UNDEFINED = 0xFFFFFFFF
+_ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
+_PIXEL_DATA = 0x7FE00010
+_TRAILING_PADDING = 0xFFFCFFFC
+_SHORT_LENGTH = frozenset(
+    {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL"}
+    | {b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
+)
+
+
+class Malformed(ValueError):
+    """The data set is not well-formed; the message says what and at which byte."""
+
+
+@dataclass(slots=True)
+class _Level:
+    """One open sequence or item: where it ends (None: at its delimiter) and how its elements are encoded."""
+
+    is_item: bool
+    end: int | None
+    implicit: bool
+    little: bool
+    encapsulated: bool = False
+
+
+def inflate(data: bytes, *, limit: int = MAXIMUM_INFLATED_BYTES) -> bytes:
+    """Return the inflated data set of a deflated transfer syntax (PS3.5 A.5), at most `limit` bytes.
+
+    Raises Malformed when the stream is corrupt, cut or larger than the limit.
+    """
+    machine = zlib.decompressobj(-zlib.MAX_WBITS)
+    try:
+        inflated = machine.decompress(data, limit)
+    except zlib.error as error:
+        raise Malformed(f"the deflate stream is corrupt: {error}") from error
+    if machine.unconsumed_tail:
+        raise Malformed(f"the deflated data set is larger than {limit} bytes")
+    if not machine.eof:
+        raise Malformed("the deflate stream is cut")
+    return inflated
+
+
+def check(data: bytes, transfer_syntax_uid: str) -> None:
+    """Raise Malformed unless `data` is one whole data set in this transfer syntax.
+
+    `data` is the data set alone: no preamble, no file meta; already inflated where the syntax deflates.
+    """
+    syntax = UID(transfer_syntax_uid)
+    _Walk(
+        data,
+        implicit=syntax == ImplicitVRLittleEndian,
+        little=syntax != ExplicitVRBigEndian,
+        encapsulated=syntax.is_transfer_syntax and syntax.is_encapsulated if not syntax.is_private else None,
+    ).run()
+
+
+def is_deflated(transfer_syntax_uid: str) -> bool:
+    """Return whether data sets in this syntax travel deflated as a whole."""
+    return transfer_syntax_uid == DeflatedExplicitVRLittleEndian
+
+
+class _Walk:
+    """The walk itself: a position in the data and a stack of open sequences and items."""
+
+    def __init__(self, data: bytes, *, implicit: bool, little: bool, encapsulated: bool | None) -> None:
+        self.data = data
+        self.size = len(data)
+        self.position = 0
+        self.encapsulated = encapsulated
+        self.levels = [_Level(is_item=True, end=len(data), implicit=implicit, little=little)]
+        self.previous_tag = -1
+
+    def run(self) -> None:
+        if not self.data:
+            raise Malformed("the data set is empty")
+        while True:
+            self._close_finished_levels()
+            if len(self.levels) == 1 and self.position >= self.size:
+                return
+            level = self.levels[-1]
+            if level.is_item:
+                self._read_element(level)
+            else:
+                self._read_item(level)
+
+    def _close_finished_levels(self) -> None:
+        while len(self.levels) > 1 and self.levels[-1].end is not None and self.position >= self.levels[-1].end:
+            if self.position > self.levels[-1].end:
+                raise Malformed(f"an element runs past its item or sequence at byte {self.position}")
+            self.levels.pop()
+
+    def _tag(self, level: _Level) -> int:
+        group, element = struct.unpack_from("<HH" if level.little else ">HH", self._need(4))
+        self.position += 4
+        return int(group) << 16 | int(element)
+
+    def _long(self, level: _Level) -> int:
+        (value,) = struct.unpack_from("<I" if level.little else ">I", self._need(4))
+        self.position += 4
+        return int(value)
+
+    def _need(self, count: int) -> bytes:
+        chunk = self.data[self.position : self.position + count]
+        if len(chunk) < count:
+            raise Malformed(f"cut inside an element header at byte {self.position}")
+        return chunk
+
+    def _read_element(self, level: _Level) -> None:
+        start = self.position
+        tag = self._tag(level)
+        if tag == _ITEM_END:
+            if self._long(level) or len(self.levels) == 1 or level.end is not None:
+                raise Malformed(f"an item delimiter where none belongs at byte {start}")
+            self.levels.pop()
+            return
+        if tag >> 16 == 0xFFFE:
+            raise Malformed(f"a sequence delimiter or item where none belongs at byte {start}")
+        if len(self.levels) == 1:
+            self._check_top_level(tag, start)
+        vr, length = self._vr_and_length(level, tag, start)
+        if length == _UNDEFINED:
+            self._open_undefined(level, tag, vr, start)
+        elif vr == b"SQ":
+            self._push(
+                _Level(is_item=False, end=self._end(length, start), implicit=level.implicit, little=level.little)
+            )
+        else:
+            if tag == _PIXEL_DATA and len(self.levels) == 1 and self.encapsulated and length:
+                raise Malformed(f"native pixel data in an encapsulated transfer syntax at byte {start}")
+            self.position = self._end(length, start)
+
+    def _check_top_level(self, tag: int, start: int) -> None:
+        if tag >> 16 in {0x0000, 0x0002}:
+            raise Malformed(f"group {tag >> 16:04X} inside the data set at byte {start}")
+        if tag <= self.previous_tag and tag != _TRAILING_PADDING:
+            raise Malformed(f"element ({tag >> 16:04X},{tag & 0xFFFF:04X}) out of order at byte {start}")
+        self.previous_tag = tag
+
+    def _vr_and_length(self, level: _Level, tag: int, start: int) -> tuple[bytes | None, int]:
+        if level.implicit:
+            return None, self._long(level)
+        vr = self._need(2)
+        self.position += 2
+        if vr in _SHORT_LENGTH:
+            (length,) = struct.unpack_from("<H" if level.little else ">H", self._need(2))
+            self.position += 2
+            return vr, int(length)
+        if not (vr.isalpha() and vr.isupper()):
+            raise Malformed(f"element ({tag >> 16:04X},{tag & 0xFFFF:04X}) has no VR at byte {start}")
+        # A VR that is not known yet has the long form: all that were added to the Standard since 1993 do.
+        self._need(2)
+        self.position += 2
+        return vr, self._long(level)
+
+    def _open_undefined(self, level: _Level, tag: int, vr: bytes | None, start: int) -> None:
+        if tag == _PIXEL_DATA and len(self.levels) == 1 and vr != b"SQ":
+            if self.encapsulated is False:
+                raise Malformed(f"encapsulated pixel data in a native transfer syntax at byte {start}")
+            self._push(_Level(is_item=False, end=None, implicit=True, little=True, encapsulated=True))
+        elif vr in {b"SQ", None}:
+            self._push(_Level(is_item=False, end=None, implicit=level.implicit, little=level.little))
+        elif vr == b"UN":
+            # A sequence of unknown VR is encoded in implicit VR little endian (PS3.5 6.2.2).
+            self._push(_Level(is_item=False, end=None, implicit=True, little=True))
+        else:
+            raise Malformed(f"undefined length on VR {vr.decode('ascii', 'replace')} at byte {start}")
+
+    def _read_item(self, level: _Level) -> None:
+        start = self.position
+        tag = self._tag(level)
+        length = self._long(level)
+        if tag == _SEQUENCE_END and level.end is None and length == 0:
+            self.levels.pop()
+        elif tag != _ITEM:
+            raise Malformed(f"({tag >> 16:04X},{tag & 0xFFFF:04X}) instead of an item at byte {start}")
+        elif level.encapsulated:
+            if length == _UNDEFINED:
+                raise Malformed(f"a fragment of undefined length at byte {start}")
+            self.position = self._end(length, start)
+        else:
+            end = None if length == _UNDEFINED else self._end(length, start)
+            self._push(_Level(is_item=True, end=end, implicit=level.implicit, little=level.little))
+
+    def _end(self, length: int, start: int) -> int:
+        end = self.position + length
+        bound = next((level.end for level in reversed(self.levels) if level.end is not None), self.size)
+        if end > bound:
+            raise Malformed(f"the element at byte {start} claims {length} bytes, {bound - self.position} are there")
+        return end
+
+    def _push(self, level: _Level) -> None:
+        if len(self.levels) > 2 * MAXIMUM_DEPTH:
+            raise Malformed(f"sequences nested deeper than {MAXIMUM_DEPTH} at byte {self.position}")
+        self.levels.append(level)

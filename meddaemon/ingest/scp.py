@@ -1,0 +1,126 @@
+"""The DICOM listener: C-ECHO and C-STORE as a Service Class Provider (PS3.4 Annexes A and B)."""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, cast
+
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.events import Event
+from pynetdicom.transport import ThreadedAssociationServer
+
+from meddaemon.domain.errors import RefusedInstance
+from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from meddaemon.ingest.receive import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, Incoming, Receiver
+from meddaemon.telemetry import log
+
+SUCCESS = 0x0000
+VERIFICATION = "1.2.840.10008.1.1"
+"""Verification SOP Class (PS3.4 Annex A)."""
+_log = log(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenerSettings:
+    """How the listener presents itself; empty tuples mean that everybody is accepted. Times in seconds."""
+
+    ae_title: str
+    host: str
+    port: int
+    maximum_associations: int
+    maximum_pdu_bytes: int
+    idle_timeout_seconds: float
+    association_timeout_seconds: float
+    message_timeout_seconds: float
+    require_called_ae_title: bool = False
+    calling_ae_titles: tuple[str, ...] = ()
+
+
+class Listener:
+    """Serves associations until it is closed; each one in a thread of its own."""
+
+    def __init__(self, settings: ListenerSettings, receiver: Receiver) -> None:
+        """Bind and listen. Raises OSError when the address is taken or not ours."""
+        self._receiver = receiver
+        entity = AE(ae_title=settings.ae_title)
+        entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
+        entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+        entity.maximum_associations = settings.maximum_associations
+        entity.maximum_pdu_size = settings.maximum_pdu_bytes
+        entity.network_timeout = settings.idle_timeout_seconds
+        entity.acse_timeout = settings.association_timeout_seconds
+        entity.dimse_timeout = settings.message_timeout_seconds
+        entity.require_called_aet = settings.require_called_ae_title
+        entity.require_calling_aet = list(settings.calling_ae_titles)
+        entity.add_supported_context(VERIFICATION)
+        for context in AllStoragePresentationContexts:
+            entity.add_supported_context(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)
+        handlers: list[evt.EventHandlerType] = [
+            (evt.EVT_C_STORE, self._store),
+            (evt.EVT_REJECTED, _rejected),
+            (evt.EVT_ABORTED, _aborted),
+        ]
+        self._server = cast(
+            "ThreadedAssociationServer",
+            entity.start_server((settings.host, settings.port), block=False, evt_handlers=handlers),
+        )
+        self._entity = entity
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port that were bound; the port is the system's choice where 0 was asked for."""
+        host, port = self._server.server_address[:2]
+        return str(host), int(port)
+
+    @property
+    def associations(self) -> int:
+        """Number of associations that are open now."""
+        return len(self._server.active_associations)
+
+    def stop_accepting(self) -> None:
+        """Take no further association; open ones go on."""
+        self._server.shutdown()
+
+    def close(self) -> None:
+        """Stop serving and abort what is still open."""
+        self._entity.shutdown()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _store(self, event: Event) -> int:
+        """Answer one C-STORE request (PS3.4 B.2); Success says that the object would survive a power loss."""
+        request = cast("C_STORE", event.request)
+        requested = event.assoc.requestor.primitive
+        if request.DataSet is None or request.AffectedSOPInstanceUID is None or requested is None:
+            return CANNOT_UNDERSTAND
+        try:
+            self._receiver.take(
+                Incoming(
+                    data=request.DataSet.getvalue(),
+                    transfer_syntax_uid=str(event.context.transfer_syntax),
+                    sop_class_uid=str(request.AffectedSOPClassUID),
+                    sop_instance_uid=str(request.AffectedSOPInstanceUID),
+                    calling_ae_title=str(event.assoc.requestor.ae_title).strip(),
+                    called_ae_title=str(requested.called_ae_title).strip(),
+                )
+            )
+        except RefusedInstance as refused:
+            return refused.status
+        except Exception as unforeseen:  # noqa: BLE001  one of the four places where errors become outcomes
+            _log.error("cannot take an object", kind=type(unforeseen).__name__, exc_info=unforeseen)
+            return OUT_OF_RESOURCES
+        return SUCCESS
+
+
+def _rejected(event: Event) -> None:
+    _log.warning("rejected an association", peer=event.assoc.requestor.address)
+
+
+def _aborted(event: Event) -> None:
+    _log.warning("association aborted", peer=event.assoc.requestor.address)

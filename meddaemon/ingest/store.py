@@ -1,0 +1,138 @@
+"""The instance store: the only module that touches its files.
+
+Layout, readable by an administrator with `ls`:
+
+    store/
+      incoming/       being received; swept at start
+      instances/ab/cd/abcd….dcm   one Part 10 file for each content, named by the SHA-256 of the file
+      quarantine/     files found at recovery that are no DICOM objects of ours
+
+Names come from content, never from the wire. The data set is kept bit for bit as it was sent, behind a file meta
+group of our own (PS3.10 7.1); the preamble is zero.
+"""
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pydicom.dataset import FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import UID
+
+from meddaemon.domain.errors import MeddaemonError
+from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from meddaemon.durable import write_new
+
+PREAMBLE = bytes(128) + b"DICM"
+
+
+class StoreUnavailable(MeddaemonError):
+    """The store cannot take an object now: full, gone or not the volume it was at start."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """An object that lies in the store, synced under its final name."""
+
+    sha256: str
+    size: int
+
+
+class InstanceStore:
+    """Durable, content-addressed files under one directory."""
+
+    def __init__(self, directory: Path, *, minimum_free_bytes: int) -> None:
+        """Open the store, creating it when it is not there. Raises OSError."""
+        self.instances = directory / "instances"
+        self.quarantine = directory / "quarantine"
+        self._incoming = directory / "incoming"
+        self._minimum_free_bytes = minimum_free_bytes
+        for folder in (self.instances, self.quarantine, self._incoming):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._device = self.instances.stat().st_dev
+        self._staging, self._lock = _own_staging(self._incoming)
+
+    def put(self, data: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Stored:
+        """Store a data set as a Part 10 file and return once it would survive a power loss.
+
+        The same data set always makes the same file. Raises StoreUnavailable, or OSError when the disk fails.
+        """
+        self._require_room(len(data))
+        content = PREAMBLE + _file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid) + data
+        sha256 = hashlib.sha256(content).hexdigest()
+        write_new(self.path(sha256), content, staging=self._staging)
+        return Stored(sha256=sha256, size=len(content))
+
+    def path(self, sha256: str) -> Path:
+        """Return where the object with this digest lies."""
+        return self.instances / sha256[:2] / sha256[2:4] / f"{sha256}.dcm"
+
+    def prefixes(self) -> Iterator[str]:
+        """Yield the two-character prefixes under which objects lie."""
+        yield from sorted(entry.name for entry in self.instances.iterdir() if entry.is_dir())
+
+    def digests(self, prefix: str) -> set[str]:
+        """Return the digests of the files that lie under a prefix."""
+        return {path.stem for path in (self.instances / prefix).glob("??/*.dcm")}
+
+    def set_aside(self, sha256: str) -> None:
+        """Move a file that is not an object of ours out of the way, keeping it for the operator."""
+        self.path(sha256).replace(self.quarantine / f"{sha256}.dcm")
+
+    def sweep_staging(self) -> int:
+        """Remove what processes that are no longer alive left half received; return how many files."""
+        removed = 0
+        for folder in self._incoming.iterdir():
+            if folder == self._staging or not folder.is_dir():
+                continue
+            with (folder / "lock").open("ab") as lock:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                removed += sum(1 for entry in folder.iterdir() if entry.name != "lock")
+                shutil.rmtree(folder)
+        return removed
+
+    def close(self) -> None:
+        """Remove the staging folder of this process."""
+        shutil.rmtree(self._staging, ignore_errors=True)
+        self._lock.close()
+
+    def _require_room(self, size: int) -> None:
+        status = self.instances.stat()
+        if status.st_dev != self._device:
+            raise StoreUnavailable("the store's volume is not the one that was there at start: is it mounted?")
+        filesystem = os.statvfs(self.instances)
+        free = filesystem.f_bavail * filesystem.f_frsize
+        if free < self._minimum_free_bytes + size:
+            raise StoreUnavailable(f"{free} bytes free in the store, {self._minimum_free_bytes} must stay free")
+
+
+def _own_staging(incoming: Path) -> tuple[Path, BinaryIO]:
+    """Make a staging folder that is locked for as long as this process lives."""
+    folder = incoming / f"{os.getpid()}-{secrets.token_hex(4)}"
+    folder.mkdir(mode=0o700)
+    lock = (folder / "lock").open("ab")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return folder, lock
+
+
+def _file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
+    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
+    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    buffer = DicomBytesIO()
+    write_file_meta_info(buffer, meta, enforce_standard=True)
+    return bytes(buffer.getvalue())
