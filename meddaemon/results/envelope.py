@@ -1,0 +1,86 @@
+"""What every result object shares around its content: patient, study, equipment, dates, file meta and bytes."""
+
+import re
+from copy import deepcopy
+from io import BytesIO
+
+from highdicom.sr import CodedConcept
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import UID
+
+from meddaemon import __version__
+from meddaemon.domain.result import EncodedObject
+from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from meddaemon.results.identity import MANUFACTURER, device_uid, long_string, series_description
+from meddaemon.results.request import EncodingRequest
+
+
+def software_versions(request: EncodingRequest) -> tuple[str, ...]:
+    """Return SoftwareVersions: this daemon's, and the model's."""
+    return __version__, long_string(f"{request.contract.name} {request.contract.version}")
+
+
+def device_serial_number(request: EncodingRequest) -> str:
+    """Return the serial number of a device that is software: the digest of the model, as far as VR LO holds it."""
+    return long_string(request.contract.digest)
+
+
+def finish(obj: Dataset, request: EncodingRequest, kind: str) -> EncodedObject:
+    """Complete an object that highdicom built and encode it as a Part 10 file.
+
+    Everything that highdicom takes from the clock, from chance or from an untrusted header is replaced here: it is
+    handed nothing of the patient, because it refuses or logs values that archives need verbatim.
+    """
+    source = request.source
+    for element in source.header:
+        obj.add(deepcopy(element))
+    obj.SpecificCharacterSet = "ISO_IR 192"
+    obj.SeriesDescription = series_description(request)
+    obj.InstanceCreationDate, obj.InstanceCreationTime = source.moment
+    obj.SeriesDate, obj.SeriesTime = source.moment
+    obj.ContentDate, obj.ContentTime = source.moment
+    obj.ManufacturerModelName = MANUFACTURER
+    obj.SoftwareVersions = list(software_versions(request))
+    obj.DeviceSerialNumber = device_serial_number(request)
+    obj.ContributingEquipmentSequence = _contributing_equipment(request)
+    obj.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    obj.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    return EncodedObject(
+        kind=kind,
+        sop_class_uid=str(obj.SOPClassUID),
+        sop_instance_uid=str(obj.SOPInstanceUID),
+        series_instance_uid=str(obj.SeriesInstanceUID),
+        transfer_syntax_uid=str(obj.file_meta.TransferSyntaxUID),
+        content=_encoded(obj),
+    )
+
+
+def _encoded(obj: Dataset) -> bytes:
+    buffer = BytesIO()
+    obj.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def _contributing_equipment(request: EncodingRequest) -> list[Dataset]:
+    """Return the scanner and the model (PS3.3 C.12.1, Contributing Equipment Sequence)."""
+    contract, acquisition = request.contract, request.source.equipment
+    items: list[Dataset] = []
+    if "Manufacturer" in acquisition:
+        scanner = _equipment_item(codes.DCM.AcquisitionEquipment, "Acquisition of the source images")
+        scanner.update(deepcopy(acquisition))
+        items.append(scanner)
+    model = _equipment_item(codes.DCM.ProcessingEquipment, contract.title)
+    model.Manufacturer = long_string(contract.manufacturer) or MANUFACTURER
+    model.ManufacturerModelName = long_string(contract.name)
+    model.SoftwareVersions = long_string(contract.version)
+    model.DeviceUID = device_uid(contract)
+    return [*items, model]
+
+
+def _equipment_item(purpose: Code, description: str) -> Dataset:
+    item = Dataset()
+    item.PurposeOfReferenceCodeSequence = [CodedConcept.from_code(purpose)]
+    item.ContributionDescription = re.sub(r"\s+", " ", description)
+    return item

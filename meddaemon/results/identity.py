@@ -1,0 +1,61 @@
+"""Who made a result and how it is named: deterministic UIDs, device, descriptions.
+
+The same input, model and configuration give the same UIDs; whatever could change the bytes takes part in the SOP
+Instance UID, because one UID must never name two different objects (PS3.5 chapter 9).
+"""
+
+import hashlib
+from importlib.metadata import version
+
+from meddaemon import __version__
+from meddaemon.domain.contract import ModelContract
+from meddaemon.domain.result import Analysis, ResultStatus
+from meddaemon.domain.uids import derived_uid, digest_of
+from meddaemon.results.request import EncodingRequest
+
+MANUFACTURER = "meddaemon"
+RESEARCH_MARK = "NOT FOR DIAGNOSTIC USE"
+_LONGEST_LO = 64  # characters of VR LO (PS3.5 Table 6.2-1)
+_WRITER = f"{__version__} highdicom {version('highdicom')} pydicom {version('pydicom')}"
+
+
+def device_uid(contract: ModelContract) -> str:
+    """Return the UID of the model as a device: a changed bundle, weights or contract is another device."""
+    return derived_uid("device", contract.name, contract.version, contract.digest)
+
+
+def series_uid(request: EncodingRequest, kind: str) -> str:
+    """Return the Series Instance UID of the results of one kind."""
+    return derived_uid("series", kind, *_origin(request))
+
+
+def instance_uid(request: EncodingRequest, kind: str, *ordinal: str) -> str:
+    """Return the SOP Instance UID of one result, or of something inside it named by `ordinal`."""
+    predecessor = request.predecessor.sop_instance_uid if request.predecessor else ""
+    return derived_uid("instance", kind, *_origin(request), _digest(request.analysis), predecessor, _WRITER, *ordinal)
+
+
+def series_description(request: EncodingRequest) -> str:
+    """Return the SeriesDescription: what it is, that software made it, and that nobody may diagnose with it."""
+    implausible = request.analysis.status is ResultStatus.IMPLAUSIBLE
+    head = "AI IMPLAUSIBLE" if implausible else "AI"
+    subject = request.contract.series_description or request.contract.title
+    room = _LONGEST_LO - len(f"{head}  - {RESEARCH_MARK}")
+    return f"{head} {long_string(subject)[:room].rstrip()} - {RESEARCH_MARK}"
+
+
+def long_string(text: str) -> str:
+    """Return the text as VR LO can hold it: one line, no backslash, at most 64 characters."""
+    return " ".join(text.replace("\\", "/").split())[:_LONGEST_LO]
+
+
+def _origin(request: EncodingRequest) -> tuple[str, ...]:
+    source, contract = request.source, request.contract
+    inputs = digest_of(*sorted(source.sop_instance_uids))
+    return (source.study_instance_uid, inputs, contract.name, contract.version, contract.digest, request.configuration)
+
+
+def _digest(analysis: Analysis) -> str:
+    voxels = hashlib.sha256(analysis.labels.astype("<u2").tobytes()).hexdigest()
+    said = (analysis.status, analysis.reason, analysis.segments, analysis.findings)
+    return digest_of(voxels, str(analysis.labels.shape), repr(said))

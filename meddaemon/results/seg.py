@@ -1,0 +1,124 @@
+"""Segmentation objects: BINARY, on the full source grid (PS3.3 A.51)."""
+
+import numpy as np
+from highdicom import AlgorithmIdentificationSequence
+from highdicom.color import CIELabColor
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code as PydicomCode
+from pydicom.uid import ExplicitVRLittleEndian
+
+from meddaemon.domain.codes import Code
+from meddaemon.domain.errors import InputRefused
+from meddaemon.domain.result import EncodedObject, Segment
+from meddaemon.results.envelope import device_serial_number, finish
+from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
+from meddaemon.results.request import EncodingRequest
+
+KIND = "SEG"
+
+MOST_FRAMES = 4096
+"""Up to this many frames every plane of every segment is written, so that a reader gets back the source grid without
+thinking; beyond it (whole-body models: 100 segments x 500 planes) empty frames are left out, or the object would be
+gigabytes of zeros."""
+
+
+def encode_seg(request: EncodingRequest) -> EncodedObject:
+    """Write the labels of the analysis as a BINARY Segmentation, one segment per label, in Explicit VR Little Endian.
+
+    Frames lie on the planes of the source, pixel for pixel, in its Frame of Reference. Raises `InputRefused` when
+    the source is multi-frame and the volume does not use each of its frames once.
+    """
+    analysis, contract, source = request.analysis, request.contract, request.source
+    planes = analysis.labels.shape[0]
+    seg = Segmentation(
+        source_images=source.instances,
+        pixel_array=_in_source_order(request),
+        segmentation_type=SegmentationTypeValues.BINARY,
+        segment_descriptions=[_description(segment, request) for segment in analysis.segments],
+        series_instance_uid=series_uid(request, KIND),
+        series_number=request.series_number,
+        sop_instance_uid=instance_uid(request, KIND),
+        instance_number=1,
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MANUFACTURER,
+        software_versions=MANUFACTURER,  # finish() writes them: highdicom is typed for one only
+        device_serial_number=device_serial_number(request),
+        content_label="AI_SEGMENTATION",
+        content_description=long_string(contract.title),
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+        omit_empty_frames=planes * len(analysis.segments) > MOST_FRAMES,
+    )
+    for element in source.body_part:
+        seg.add(element)
+    _name_dimensions(seg, instance_uid(request, KIND, "dimensions"))
+    return finish(seg, request, KIND)
+
+
+def _in_source_order(request: EncodingRequest) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """Return labels whose first axis follows the source images, or the frames of the one multi-frame source."""
+    geometry, labels, source = request.analysis.geometry, request.analysis.labels, request.source
+    if not source.is_multi_frame:
+        return labels
+    frames = len(source.positions)
+    if len(source.instances) > 1 or sorted(geometry.frame_numbers) != list(range(1, frames + 1)):
+        raise InputRefused(
+            "frames_differ",
+            f"{len(geometry.frame_numbers)} planes do not use each of {frames} frames of one instance once",
+            numbers={"planes": len(geometry.frame_numbers), "frames": frames, "instances": len(source.instances)},
+        )
+    return labels[np.argsort(geometry.frame_numbers)]
+
+
+def _description(segment: Segment, request: EncodingRequest) -> SegmentDescription:
+    contract = request.contract
+    red, green, blue = segment.colour
+    description = SegmentDescription(
+        segment_number=segment.number,
+        segment_label=long_string(segment.label),
+        segmented_property_category=pydicom_code(segment.category),
+        segmented_property_type=pydicom_code(segment.type),
+        algorithm_type=SegmentAlgorithmTypeValues.AUTOMATIC,
+        algorithm_identification=AlgorithmIdentificationSequence(
+            name=long_string(contract.name),
+            version=long_string(contract.version),
+            family=codes.DCM.ArtificialIntelligence,
+            source=long_string(contract.manufacturer) or None,
+            parameters=algorithm_parameters(request),
+        ),
+        tracking_uid=segment.tracking_uid,
+        tracking_id=segment.tracking_id,
+        display_color=CIELabColor.from_rgb(red, green, blue),
+    )
+    if segment.laterality is not None:
+        # CID 244 is the modifier of a segmented property type (PS3.3 C.8.20.2, Segmented Property Type Modifier).
+        description.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence = [
+            _code_item(segment.laterality)
+        ]
+    return description
+
+
+def algorithm_parameters(request: EncodingRequest) -> dict[str, str]:
+    """Return what, besides its version, says which algorithm ran: digests of bundle and weights."""
+    contract = request.contract
+    parameters = {"model sha256": contract.digest, "weights sha256": contract.weights_digest}
+    return {name: value for name, value in parameters.items() if value}
+
+
+def pydicom_code(code: Code) -> PydicomCode:
+    """Return the code as pydicom and highdicom speak it."""
+    return PydicomCode(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
+
+
+def _code_item(code: Code) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = code.value, code.scheme, code.meaning
+    return item
+
+
+def _name_dimensions(seg: Segmentation, uid: str) -> None:
+    """Replace the Dimension Organization UID that highdicom draws at random."""
+    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
+        item.DimensionOrganizationUID = uid

@@ -1,0 +1,515 @@
+"""The source instances of a result, read header-only and made safe to derive objects from.
+
+A result inherits patient and study from the images it was computed on (PS3.3 A.51, A.35.13: same Patient and Study
+IE). Real headers lack type 2 attributes, carry retired dates, odd character sets and values that no writer accepts,
+so nothing is handed on as it stands: everything is decoded to Unicode, and a value that cannot be written becomes
+empty (type 2) or is left out (type 3). Text that can be written is copied as it is, even where it is too long for
+its VR: archives match patients and orders on the exact value.
+"""
+
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom import config, dcmread
+from pydicom.datadict import dictionary_VM, keyword_for_tag, tag_for_keyword
+from pydicom.dataelem import DataElement
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.multival import MultiValue
+from pydicom.valuerep import VR, validate_value
+
+from meddaemon.domain.errors import ContradictoryIdentity, InputRefused
+from meddaemon.domain.volume import Geometry
+
+TYPE_2 = (
+    "PatientName",
+    "PatientID",
+    "PatientBirthDate",
+    "PatientSex",
+    "StudyDate",
+    "StudyTime",
+    "StudyID",
+    "AccessionNumber",
+    "ReferringPhysicianName",
+)
+"""Type 2 attributes of the Patient and General Study modules (PS3.3 C.7.1.1, C.7.2.1): empty when not known."""
+
+INHERITED = (
+    *TYPE_2,
+    # Patient (PS3.3 C.7.1.1)
+    "ReferencedPatientSequence",
+    "IssuerOfPatientID",
+    "TypeOfPatientID",
+    "IssuerOfPatientIDQualifiersSequence",
+    "PatientBirthTime",
+    "PatientBirthDateInAlternativeCalendar",
+    "PatientDeathDateInAlternativeCalendar",
+    "PatientAlternativeCalendar",
+    "QualityControlSubject",
+    "StrainDescription",
+    "StrainNomenclature",
+    "StrainStockSequence",
+    "StrainAdditionalInformation",
+    "StrainCodeSequence",
+    "GeneticModificationsSequence",
+    "OtherPatientNames",
+    "OtherPatientIDsSequence",
+    "EthnicGroup",
+    "EthnicGroupCodeSequence",
+    "PatientSpeciesDescription",
+    "PatientSpeciesCodeSequence",
+    "PatientBreedDescription",
+    "PatientBreedCodeSequence",
+    "BreedRegistrationSequence",
+    "ResponsiblePerson",
+    "ResponsiblePersonRole",
+    "ResponsibleOrganization",
+    "PatientComments",
+    "PatientIdentityRemoved",
+    "DeidentificationMethod",
+    "DeidentificationMethodCodeSequence",
+    # General Study (PS3.3 C.7.2.1)
+    "StudyInstanceUID",
+    "IssuerOfAccessionNumberSequence",
+    "ReferringPhysicianIdentificationSequence",
+    "ConsultingPhysicianName",
+    "ConsultingPhysicianIdentificationSequence",
+    "StudyDescription",
+    "ProcedureCodeSequence",
+    "PhysiciansOfRecord",
+    "PhysiciansOfRecordIdentificationSequence",
+    "NameOfPhysiciansReadingStudy",
+    "PhysiciansReadingStudyIdentificationSequence",
+    "ReferencedStudySequence",
+    "RequestingService",
+    "RequestingServiceCodeSequence",
+    "ReasonForPerformedProcedureCodeSequence",
+    # Patient Study (PS3.3 C.7.2.2)
+    "AdmittingDiagnosesDescription",
+    "AdmittingDiagnosesCodeSequence",
+    "PatientAge",
+    "PatientSize",
+    "PatientSizeCodeSequence",
+    "PatientBodyMassIndex",
+    "PatientWeight",
+    "MedicalAlerts",
+    "Allergies",
+    "Occupation",
+    "SmokingStatus",
+    "AdditionalPatientHistory",
+    "PregnancyStatus",
+    "LastMenstrualDate",
+    "PatientSexNeutered",
+    "ReasonForVisit",
+    "ReasonForVisitCodeSequence",
+    "AdmissionID",
+    "IssuerOfAdmissionIDSequence",
+    "ServiceEpisodeID",
+    "ServiceEpisodeDescription",
+    "IssuerOfServiceEpisodeIDSequence",
+    "PatientState",
+    # Clinical Trial Subject and Study (PS3.3 C.7.1.3, C.7.2.3)
+    "ClinicalTrialSponsorName",
+    "ClinicalTrialProtocolID",
+    "ClinicalTrialProtocolName",
+    "IssuerOfClinicalTrialProtocolID",
+    "OtherClinicalTrialProtocolIDsSequence",
+    "ClinicalTrialSiteID",
+    "ClinicalTrialSiteName",
+    "IssuerOfClinicalTrialSiteID",
+    "ClinicalTrialSubjectID",
+    "IssuerOfClinicalTrialSubjectID",
+    "ClinicalTrialSubjectReadingID",
+    "IssuerOfClinicalTrialSubjectReadingID",
+    "ClinicalTrialProtocolEthicsCommitteeName",
+    "ClinicalTrialProtocolEthicsCommitteeApprovalNumber",
+    "ClinicalTrialTimePointID",
+    "ClinicalTrialTimePointDescription",
+    "LongitudinalTemporalOffsetFromEvent",
+    "LongitudinalTemporalEventType",
+    "ClinicalTrialTimePointTypeCodeSequence",
+    "IssuerOfClinicalTrialTimePointID",
+    "ConsentForClinicalTrialUseSequence",
+    # SOP Common (PS3.3 C.12.1): what dates in the object mean
+    "TimezoneOffsetFromUTC",
+    "LongitudinalTemporalInformationModified",
+)
+"""Attributes that a result takes over from its source, by keyword."""
+
+_BODY_PART = ("BodyPartExamined", "Laterality")
+_EQUIPMENT = (
+    "Manufacturer",
+    "ManufacturerModelName",
+    "DeviceSerialNumber",
+    "SoftwareVersions",
+    "InstitutionName",
+    "InstitutionalDepartmentName",
+    "StationName",
+)
+_REQUEST = (
+    "AccessionNumber",
+    "IssuerOfAccessionNumberSequence",
+    "StudyInstanceUID",
+    "RequestedProcedureID",
+    "RequestedProcedureDescription",
+    "RequestedProcedureCodeSequence",
+    "PlacerOrderNumberImagingServiceRequest",
+    "FillerOrderNumberImagingServiceRequest",
+)
+_MOMENTS = (
+    ("ContentDate", "ContentTime"),
+    ("AcquisitionDate", "AcquisitionTime"),
+    ("SeriesDate", "SeriesTime"),
+    ("StudyDate", "StudyTime"),
+    ("AcquisitionDateTime", None),
+)
+_GEOMETRY = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "FrameOfReferenceUID",
+    "PositionReferenceIndicator",
+    "Modality",
+    "Rows",
+    "Columns",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "PixelSpacing",
+    "SliceThickness",
+    "NumberOfFrames",
+    "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
+    "LossyImageCompression",
+    "LossyImageCompressionRatio",
+    "LossyImageCompressionMethod",
+)
+_READ = list(
+    dict.fromkeys(
+        (
+            "SpecificCharacterSet",
+            *INHERITED,
+            *_BODY_PART,
+            *_EQUIPMENT,
+            "RequestAttributesSequence",
+            *(keyword for moment in _MOMENTS for keyword in moment if keyword),
+            *_GEOMETRY,
+            "SeriesNumber",
+        )
+    )
+)
+
+# VRs whose values have a grammar (PS3.5 Table 6.2-1); all other VRs hold free text or sequences here.
+_GRAMMAR = frozenset({VR.AE, VR.AS, VR.CS, VR.DA, VR.DS, VR.DT, VR.IS, VR.TM, VR.UI, VR.UR})
+_NUMERIC = frozenset({VR.FD, VR.FL, VR.SL, VR.SS, VR.SV, VR.UL, VR.US, VR.UV})
+_PATIENT_SEXES = frozenset({"M", "F", "O"})
+_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
+_TIME = re.compile(r"(\d{2})(\d{2})?(\d{2})?(?:\.(\d{1,6}))?")
+
+
+class Moment(NamedTuple):
+    """A date (VR DA) and a time (VR TM)."""
+
+    date: str
+    time: str
+
+
+# No source date at all: any fixed value keeps the bytes reproducible, and this one is plainly not a date of care.
+_NO_MOMENT = Moment("19000101", "000000")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSeries:
+    """What results need to know of the images they were computed on.
+
+    `header` holds the inherited attributes, `body_part` BodyPartExamined and Laterality where they are usable,
+    `equipment` the acquisition device, `requests` the items for Referenced Request Sequence (PS3.3 C.17.2): all
+    normalised, in Unicode, to be written as ISO_IR 192. `instances` are the images in plane order with nothing but
+    their identity and geometry (one item when the source is multi-frame). `moment` is the latest date and time that
+    the images carry.
+    """
+
+    header: Dataset
+    body_part: Dataset
+    equipment: Dataset
+    requests: tuple[Dataset, ...]
+    instances: tuple[Dataset, ...]
+    moment: Moment
+    modality: str
+    series_number: int | None
+
+    @property
+    def study_instance_uid(self) -> str:
+        """The study that source and results belong to."""
+        return str(self.header.StudyInstanceUID)
+
+    @property
+    def series_instance_uid(self) -> str:
+        """The series of the images."""
+        return str(self.instances[0].SeriesInstanceUID)
+
+    @property
+    def frame_of_reference_uid(self) -> str:
+        """The frame of reference of the images."""
+        return str(self.instances[0].FrameOfReferenceUID)
+
+    @property
+    def sop_instance_uids(self) -> tuple[str, ...]:
+        """The images, in plane order."""
+        return tuple(str(instance.SOPInstanceUID) for instance in self.instances)
+
+    @property
+    def is_multi_frame(self) -> bool:
+        """Whether the planes are frames of one instance."""
+        return "PerFrameFunctionalGroupsSequence" in self.instances[0]
+
+    @cached_property
+    def positions(self) -> dict[tuple[str, int], NDArray[np.float64]]:
+        """ImagePositionPatient in LPS mm by (SOP Instance UID, frame number from 1)."""
+        return {
+            (str(instance.SOPInstanceUID), number): np.array([float(value) for value in position])
+            for instance in self.instances
+            for number, position in enumerate(_frame_positions(instance), 1)
+        }
+
+
+def read_source(paths: Sequence[Path], geometry: Geometry) -> SourceSeries:
+    """Read the headers of the source instances and normalise what results inherit from them.
+
+    The instances are put into the plane order of `geometry`, whatever the order of `paths`.
+    Raises `ContradictoryIdentity` when the instances name more than one patient, study or series, and
+    `InputRefused` when they cannot carry a result: unreadable, not the instances of `geometry`, without study or
+    frame of reference.
+    """
+    # pydicom's warnings quote values, and values may be a patient's.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        datasets = [_read(path) for path in paths]
+        _refuse_contradictions(datasets)
+        datasets = _in_plane_order(datasets, geometry)
+        first = datasets[0]
+        header = _normalised(first, INHERITED)
+        for keyword in TYPE_2:
+            if keyword not in header:
+                setattr(header, keyword, "")
+        return SourceSeries(
+            header=header,
+            body_part=_body_part(first),
+            equipment=_normalised(first, _EQUIPMENT),
+            requests=tuple(_requests(first)),
+            instances=tuple(_bare(dataset) for dataset in datasets),
+            moment=_latest_moment(datasets),
+            modality=str(first.get("Modality", "")),
+            series_number=_whole_number(first, "SeriesNumber"),
+        )
+
+
+def _read(path: Path) -> Dataset:
+    try:
+        return dcmread(path, stop_before_pixels=True, specific_tags=_READ)
+    except InvalidDicomError as error:
+        raise InputRefused("unreadable_source", f"{path.name} is not a DICOM file") from error
+
+
+def _refuse_contradictions(datasets: Sequence[Dataset]) -> None:
+    """Refuse inputs that do not all name the same patient, study and series."""
+    if not datasets:
+        raise InputRefused("no_source", "a result needs at least one source instance")
+    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        if any(not dataset.get(keyword) for dataset in datasets):
+            raise InputRefused(f"no_{keyword}", f"a source instance has no {keyword}")
+    for keyword in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+        # The message counts the values and names none: a PatientID is a patient's.
+        values = {str(dataset.get(keyword) or "").strip() for dataset in datasets}
+        if len(values) > 1:
+            raise ContradictoryIdentity(
+                "contradictory_identity",
+                f"the source instances carry {len(values)} different values of {keyword}",
+                numbers={"keyword": keyword, "values": len(values)},
+            )
+
+
+def _in_plane_order(datasets: Sequence[Dataset], geometry: Geometry) -> list[Dataset]:
+    by_uid = {str(dataset.SOPInstanceUID): dataset for dataset in datasets}
+    wanted = tuple(dict.fromkeys(geometry.sop_instance_uids))
+    if len(by_uid) != len(datasets) or set(wanted) != set(by_uid):
+        raise InputRefused(
+            "sources_differ",
+            f"{len(datasets)} source files are not the {len(wanted)} instances that the volume was built from",
+            numbers={"files": len(datasets), "instances": len(wanted)},
+        )
+    return [by_uid[uid] for uid in wanted]
+
+
+def _elements(dataset: Dataset, keywords: Sequence[str]) -> Iterator[DataElement]:
+    """Yield the elements that can be read at all; a value that pydicom cannot convert counts as absent."""
+    for keyword in keywords:
+        tag = tag_for_keyword(keyword)
+        if tag is None or tag not in dataset:
+            continue
+        try:
+            element = dataset[tag]
+        except (ValueError, TypeError, OverflowError, NotImplementedError):
+            continue
+        yield element
+
+
+def _normalised(dataset: Dataset, keywords: Sequence[str]) -> Dataset:
+    """Return a new data set with those of the attributes that can be written; private ones never."""
+    result = Dataset()
+    for element in _elements(dataset, keywords):
+        value = _normalised_value(element)
+        if value is not None:
+            result.add(DataElement(element.tag, element.VR, value, validation_mode=config.IGNORE))
+    return result
+
+
+def _normalised_value(element: DataElement) -> Any:
+    """Return what to write for an element: its value in Unicode, or None when it cannot be written."""
+    if element.VR == VR.SQ:
+        items = [item for item in map(_normalised_item, element.value or ()) if _is_complete(element.keyword, item)]
+        return items or None
+    if element.is_empty:
+        return None
+    if element.VR in _NUMERIC:
+        return element.value
+    many = isinstance(element.value, MultiValue | list | tuple)
+    values = [str(value) for value in (element.value if many else [element.value])]
+    if not _is_writable(element, values):
+        return None
+    return values if many else values[0]
+
+
+def _normalised_item(item: Dataset) -> Dataset:
+    # Not by iterating the item: that converts every value, and some cannot be converted.
+    keywords = [keyword_for_tag(tag) for tag in item.keys() if not tag.is_private]  # noqa: SIM118
+    return _normalised(item, [keyword for keyword in keywords if keyword not in ("", "SpecificCharacterSet")])
+
+
+def _is_complete(keyword: str, item: Dataset) -> bool:
+    """Tell whether an item says what it must: an incomplete code or reference is worse than none."""
+    if keyword.endswith("CodeSequence"):
+        coded = any(name in item for name in ("CodeValue", "LongCodeValue", "URNCodeValue"))
+        return coded and "CodeMeaning" in item and ("CodingSchemeDesignator" in item or "URNCodeValue" in item)
+    if keyword in ("ReferencedPatientSequence", "ReferencedStudySequence"):
+        return "ReferencedSOPClassUID" in item and "ReferencedSOPInstanceUID" in item
+    return len(item) > 0
+
+
+def _is_writable(element: DataElement, values: list[str]) -> bool:
+    if element.keyword == "PatientSex":
+        return len(values) == 1 and values[0] in _PATIENT_SEXES
+    if element.VR not in _GRAMMAR:
+        return not any(_CONTROL.search(value) for value in values)
+    if len(values) > 1 and dictionary_VM(element.tag) == "1":
+        return False
+    try:
+        for value in values:
+            validate_value(str(element.VR), value, config.RAISE)
+    except ValueError:
+        return False
+    return True
+
+
+def _body_part(dataset: Dataset) -> Dataset:
+    """Return BodyPartExamined and Laterality as far as they may be written (PS3.3 C.7.3.1).
+
+    Laterality is type 2C: required when the body part is a paired structure, unknown where there is no body part,
+    forbidden to be empty beside an unpaired one.
+    """
+    result = _normalised(dataset, _BODY_PART)
+    if result.get("Laterality", "R") not in ("R", "L"):
+        del result.Laterality
+    if "BodyPartExamined" not in result and "Laterality" not in result:
+        result.Laterality = ""
+    return result
+
+
+def _requests(dataset: Dataset) -> Iterator[Dataset]:
+    """Yield Referenced Request items (PS3.3 C.17.2.3) from the Request Attributes of the source."""
+    for element in _elements(dataset, ("RequestAttributesSequence",)):
+        for attributes in element.value or ():
+            item = _normalised(attributes, _REQUEST)
+            if not item:
+                continue
+            if "StudyInstanceUID" not in item:
+                item.StudyInstanceUID = str(dataset.StudyInstanceUID)
+            if "AccessionNumber" not in item:
+                item.AccessionNumber = str(_normalised(dataset, ("AccessionNumber",)).get("AccessionNumber", ""))
+            item.ReferencedStudySequence = []
+            if "RequestedProcedureCodeSequence" not in item:
+                item.RequestedProcedureCodeSequence = []
+            for keyword in (
+                "RequestedProcedureID",
+                "RequestedProcedureDescription",
+                "PlacerOrderNumberImagingServiceRequest",
+                "FillerOrderNumberImagingServiceRequest",
+            ):
+                if keyword not in item:
+                    setattr(item, keyword, "")
+            yield item
+
+
+def _bare(dataset: Dataset) -> Dataset:
+    """Return identity and geometry of one image, with the type 2 attributes that writers insist on left empty."""
+    bare = Dataset()
+    bare.SpecificCharacterSet = "ISO_IR 192"
+    for keyword in TYPE_2:
+        setattr(bare, keyword, "")
+    for element in _elements(dataset, _GEOMETRY):
+        bare.add(element)
+    if "SliceThickness" not in bare and "PerFrameFunctionalGroupsSequence" not in bare:
+        bare.SliceThickness = None
+    return bare
+
+
+def _frame_positions(instance: Dataset) -> Iterator[Any]:
+    if "PerFrameFunctionalGroupsSequence" not in instance:
+        yield instance.ImagePositionPatient
+        return
+    for frame in instance.PerFrameFunctionalGroupsSequence:
+        yield frame.PlanePositionSequence[0].ImagePositionPatient
+
+
+def _latest_moment(datasets: Sequence[Dataset]) -> Moment:
+    """Return the latest moment any instance carries: results are dated by their source, never by the clock."""
+    moments = [moment for dataset in datasets for moment in _moments(dataset)]
+    return max(moments, default=_NO_MOMENT)
+
+
+def _moments(dataset: Dataset) -> Iterator[Moment]:
+    present = {
+        element.keyword: str(element.value) for element in _elements(dataset, [*filter(None, sum(_MOMENTS, ()))])
+    }
+    for date, time in _MOMENTS:
+        text = present.get(date, "")
+        moment = _moment(text[:8], present.get(time, "") if time else re.split("[+-]", text[8:])[0])
+        if moment is not None:
+            yield moment
+
+
+def _moment(date: str, time: str) -> Moment | None:
+    try:
+        datetime.strptime(date, "%Y%m%d")
+    except ValueError:
+        return None
+    match = _TIME.fullmatch(time.strip())
+    if match is None:
+        return Moment(date, "000000")
+    hours, minutes, seconds, fraction = (part or "" for part in match.groups())
+    whole = f"{hours}{minutes or '00'}{seconds or '00'}"
+    return Moment(date, whole + (f".{fraction}" if fraction.strip("0") else ""))
+
+
+def _whole_number(dataset: Dataset, keyword: str) -> int | None:
+    for element in _elements(dataset, (keyword,)):
+        return None if element.value is None or isinstance(element.value, MultiValue) else int(element.value)
+    return None
