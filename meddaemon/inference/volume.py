@@ -6,7 +6,7 @@ decoder may raise becomes one of our errors. A decoder may also crash; that is w
 
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -101,7 +101,7 @@ class Frames:
     path: Path
     sop_instance_uid: str
     transfer_syntax_uid: UID
-    identity: tuple[tuple[str, str], ...]
+    identity: Mapping[str, str]
     planes: tuple[Plane, ...]
     rescales: tuple[Rescale, ...]
 
@@ -118,8 +118,25 @@ def assemble(instances: Sequence[Path]) -> Volume:
     files), `UndecodablePixels` (`no_decoder`, `short_pixel_data`, `damaged_pixel_data`) and
     `ContradictoryIdentity` (`mixed_patient`, `mixed_study`, `mixed_series`).
     """
-    headers = [read_header(path) for path in instances]
-    _refuse_contradictions(headers)
+    return _assembled([read_header(path) for path in instances])
+
+
+def assemble_inputs(inputs: Mapping[str, Sequence[Path]]) -> dict[str, Volume]:
+    """Return one volume per input of a model; raises what `assemble` raises.
+
+    The inputs may be different series, but only of one patient and one study.
+    """
+    headers = {key: [read_header(path) for path in paths] for key, paths in inputs.items()}
+    everything = [header for each in headers.values() for header in each]
+    for level in ("patient", "study"):
+        _refuse_mixture(level, everything)
+    return {key: _assembled(each) for key, each in headers.items()}
+
+
+def _assembled(headers: Sequence[Frames]) -> Volume:
+    for level in ("patient", "study", "series"):
+        _refuse_mixture(level, headers)
+    _refuse_repetition(headers)
     planes = [plane for header in headers for plane in header.planes]
     geometry, order = arrange(planes)
     place = {source: plane for plane, source in enumerate(order)}
@@ -132,7 +149,7 @@ def assemble(instances: Sequence[Path]) -> Volume:
     for plane, sop_instance_uid in enumerate(geometry.sop_instance_uids):
         if not np.isfinite(voxels[plane]).all():
             raise UnsoundVolume("not_finite", "a pixel is not a finite number", sop_instance_uid=sop_instance_uid)
-    return Volume(voxels=voxels, geometry=geometry, series_instance_uid=dict(headers[0].identity)["series"])
+    return Volume(voxels=voxels, geometry=geometry, series_instance_uid=headers[0].identity["series"])
 
 
 def read_header(path: Path) -> Frames:
@@ -196,18 +213,22 @@ def _rescaled(frame: NDArray[np.generic], rescale: Rescale) -> NDArray[np.float3
         return values.astype(np.float32)
 
 
-def _refuse_contradictions(headers: Sequence[Frames]) -> None:
-    """Refuse instances of more than one patient, study or series, and the same instance given twice."""
+def _refuse_mixture(level: str, headers: Sequence[Frames]) -> None:
+    """Refuse instances of more than one patient, study or series."""
+    for header in headers:
+        if header.identity[level] != headers[0].identity[level]:
+            raise ContradictoryIdentity(
+                f"mixed_{level}",
+                f"belongs to another {level} than instance {headers[0].sop_instance_uid}",
+                sop_instance_uid=header.sop_instance_uid,
+                numbers={"instances": len(headers)},
+            )
+
+
+def _refuse_repetition(headers: Sequence[Frames]) -> None:
+    """Refuse the same instance given twice."""
     seen: set[str] = set()
     for header in headers:
-        for (level, mine), (_, first) in zip(header.identity, headers[0].identity, strict=True):
-            if mine != first:
-                raise ContradictoryIdentity(
-                    f"mixed_{level}",
-                    f"belongs to another {level} than instance {headers[0].sop_instance_uid}",
-                    sop_instance_uid=header.sop_instance_uid,
-                    numbers={"instances": len(headers)},
-                )
         if header.sop_instance_uid in seen:
             raise UnsoundVolume("duplicate_instance", "occurs more than once", sop_instance_uid=header.sop_instance_uid)
         seen.add(header.sop_instance_uid)
@@ -275,18 +296,18 @@ class _Header:
             )
         return UID(uid)
 
-    def identity(self) -> tuple[tuple[str, str], ...]:
+    def identity(self) -> dict[str, str]:
         """Return patient, study and series; a missing Patient ID is legal (type 2), missing UIDs are not."""
         dataset = self.dataset
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
             if not dataset.get(keyword):
                 self.refuse(_missing(keyword), f"has no {keyword}")
         patient = f"{dataset.get('PatientID') or ''}\x1f{dataset.get('IssuerOfPatientID') or ''}"
-        return (
-            ("patient", patient),
-            ("study", str(dataset.StudyInstanceUID)),
-            ("series", str(dataset.SeriesInstanceUID)),
-        )
+        return {
+            "patient": patient,
+            "study": str(dataset.StudyInstanceUID),
+            "series": str(dataset.SeriesInstanceUID),
+        }
 
     def refuse_what_is_no_slice(self) -> None:
         """Refuse images whose pixels are not one grey value per voxel of one plane."""

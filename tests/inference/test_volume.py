@@ -352,7 +352,7 @@ def frames_of(path: Path) -> np.ndarray:
         path=path,
         sop_instance_uid=dataset.SOPInstanceUID,
         transfer_syntax_uid=dataset.file_meta.TransferSyntaxUID,
-        identity=(),
+        identity={},
         planes=(plane,) * count,
         rescales=(Rescale(slope=1, intercept=0),) * count,
     )
