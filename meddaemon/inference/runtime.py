@@ -15,7 +15,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -67,8 +66,7 @@ class Runtime(Protocol):
 class ModelProcess:
     """A `Runtime`: one child process with one bundle, started at the first prediction and kept warm.
 
-    One thread predicts. `close` may be called from another at any time: a running prediction then raises
-    `ModelFailed`. The kernel ends the child when the thread that started it ends (PR_SET_PDEATHSIG), so predict from
+    One thread predicts and closes; another may `kill` at any time. The kernel ends the child when the thread that started it ends (PR_SET_PDEATHSIG), so predict from
     a thread that lives as long as the worker.
     """
 
@@ -104,6 +102,12 @@ class ModelProcess:
         if contract.weights_digest:
             provenance["weights_digest"] = contract.weights_digest
         return replace(prediction, provenance=provenance, seconds={**seconds, **prediction.seconds})
+
+    def kill(self) -> None:
+        """Make the prediction that is running fail at once, from any thread; the next one starts a fresh child."""
+        child = self._child
+        if child is not None:
+            child.kill()
 
     def close(self) -> None:
         """End the child, if there is one, and remove its scratch folder."""
@@ -163,49 +167,6 @@ class ModelProcess:
         raise ModelFailed(f"{message}{died}" + (f"; last output:\n{printed}" if printed else ""))
 
 
-class Models:
-    """The warm models of one worker: one process for each of the `keep` models that were used last."""
-
-    def __init__(self, *, keep: int = 1, device: str = "") -> None:
-        """Keep at most `keep` models loaded at a time, each on `device` (default: the first GPU, else the CPU)."""
-        self._keep = max(1, keep)
-        self._device = device
-        self._warm: OrderedDict[str, ModelProcess] = OrderedDict()
-        self._changing = threading.Lock()
-
-    def predict(
-        self, contract: ModelContract, inputs: Mapping[str, Sequence[Path]], *, time_limit: float
-    ) -> Prediction:
-        """Return the prediction of the model of `contract`; see `ModelProcess.predict`."""
-        return self._process(contract).predict(inputs, time_limit=time_limit)
-
-    def close(self) -> None:
-        """End every model; a prediction that is running in another thread raises `ModelFailed`."""
-        with self._changing:
-            warm, self._warm = self._warm, OrderedDict()
-        for process in warm.values():
-            process.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _process(self, contract: ModelContract) -> ModelProcess:
-        with self._changing:
-            process = self._warm.get(contract.digest)
-            if process is None:
-                # Room is made first: a GPU may not hold the old and the new model at once.
-                while len(self._warm) >= self._keep:
-                    self._warm.popitem(last=False)[1].close()
-                process = self._warm[contract.digest] = ModelProcess(contract, device=self._device)
-            self._warm.move_to_end(contract.digest)
-            return process
-
-
 class _Child:
     """One child process, its connection, its scratch folder, and the end of what it prints."""
 
@@ -240,13 +201,17 @@ class _Child:
                 # A child that hung up by itself is given the moment it needs to end with its own status.
                 with suppress(subprocess.TimeoutExpired):
                     self.process.wait(timeout=0.2 if self._hung_up() else 0)
-            with suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
+            self.kill()
             returncode = self.process.wait()
             self._reader.join(timeout=5)
             self.connection.close()
             shutil.rmtree(self._scratch, ignore_errors=True)
             return returncode
+
+    def kill(self) -> None:
+        """Kill the process group: the child and whatever its bundle started."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def tail(self) -> str:
         """Return the end of what the child printed."""
