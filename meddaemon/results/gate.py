@@ -8,12 +8,12 @@ model's. Failures name attributes, UIDs and numbers, never a patient.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,9 +106,17 @@ def check(objects: Sequence[EncodedObject], request: EncodingRequest) -> None:
             failures.append(f"{kind}: nothing is known of this kind of object")
             continue
         for examine in (*_COMMON_CHECKS, *own):
-            failures.extend(f"{kind} {failure}" for failure in examine(exam, kind, dataset))
+            failures.extend(f"{kind} {failure}" for failure in _findings(examine, exam, kind, dataset))
     if failures:
         raise ObjectRefusedByGate("\n".join(failures))
+
+
+def _findings(examine: "_Check", exam: _Exam, kind: str, dataset: Dataset) -> list[str]:
+    try:
+        return list(examine(exam, kind, dataset))
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        # An object that lacks what a check must look at has failed that check. The error's text may hold a value.
+        return [f"cannot be examined for {examine.__name__.strip('_')}: {type(error).__name__}"]
 
 
 # Any object
@@ -384,9 +392,9 @@ def _root(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
     if observers != [device_uid(exam.request.contract)]:
         yield f"device observer UID is {observers}, not the model's"
     for item in _items(dataset):
-        meaning = _MEANINGS.get(_name(item))
-        if meaning is not None and item.ConceptNameCodeSequence[0].get("CodeMeaning") != meaning:
-            yield f"{_name(item)} is not called {meaning!r}"
+        known = _MEANINGS.get(_name(item))
+        if known is not None and item.ConceptNameCodeSequence[0].get("CodeMeaning") != known:
+            yield f"{_name(item)} is not called {known!r}"
 
 
 def _library(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
@@ -417,7 +425,7 @@ def _evidence(_: _Exam, __: str, dataset: Dataset) -> Iterator[str]:
 
 def _coordinates(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
     """Check 2-D regions: inside their image (0,0 is the top left corner of the top left pixel), polygons closed."""
-    _, rows, columns = exam.request.analysis.geometry.shape
+    rows, columns = exam.request.analysis.geometry.shape[1:]
     for item in _items(dataset):
         if item.get("ValueType") != "SCOORD":
             continue
@@ -464,9 +472,10 @@ def _group(exam: _Exam, group: Dataset, finding: Finding, segment: Segment) -> I
         yield f"tracking unique identifier is {uids}, not the segment's"
     if not any(_is_code(item.get("ConceptCodeSequence"), finding.code) for item in _named(group, ("121071", "DCM"))):
         yield f"Finding is not {finding.code}"
-    for name, value in (("111001", exam.request.contract.name), ("111003", exam.request.contract.version)):
-        if [str(item.get("TextValue")) for item in _named(group, (name, "DCM"))] != [value]:
-            yield f"algorithm identification ({name}, DCM) is not {value!r}"
+    contract = exam.request.contract
+    for name, wanted in (("111001", contract.name), ("111003", contract.version)):
+        if [str(item.get("TextValue")) for item in _named(group, (name, "DCM"))] != [wanted]:
+            yield f"algorithm identification ({name}, DCM) is not {wanted!r}"
     yield from _referenced_segment(exam, group, segment)
     yield from _measurements(group, finding)
 
@@ -550,7 +559,13 @@ def _is_uid(uid: str) -> bool:
     return re.match(RE_VALID_UID, uid) is not None
 
 
-_Check = Callable[[_Exam, str, Dataset], Iterator[str]]
+class _Check(Protocol):
+    """One question to an object: yields what is wrong with it."""
+
+    __name__: str
+
+    def __call__(self, exam: _Exam, kind: str, dataset: Dataset, /) -> Iterator[str]: ...
+
 
 _COMMON_CHECKS: tuple[_Check, ...] = (
     _encoding,

@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+
+# The table by which highdicom decides what it can derive from; it has no public name and raises KeyError.
+from highdicom._standard_utils import get_sop_class_iod_map
 from numpy.typing import NDArray
 from pydicom import config, dcmread
 from pydicom.datadict import dictionary_VM, keyword_for_tag, tag_for_keyword
@@ -207,6 +210,8 @@ _READ = list(
     )
 )
 
+_IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+
 # VRs whose values have a grammar (PS3.5 Table 6.2-1); all other VRs hold free text or sequences here.
 _GRAMMAR = frozenset({VR.AE, VR.AS, VR.CS, VR.DA, VR.DS, VR.DT, VR.IS, VR.TM, VR.UI, VR.UR})
 _NUMERIC = frozenset({VR.FD, VR.FL, VR.SL, VR.SS, VR.SV, VR.UL, VR.US, VR.UV})
@@ -323,9 +328,14 @@ def _refuse_contradictions(datasets: Sequence[Dataset]) -> None:
     """Refuse inputs that do not all name the same patient, study and series."""
     if not datasets:
         raise InputRefused("no_source", "a result needs at least one source instance")
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
+    for keyword in _IDENTIFIERS:
         if any(not dataset.get(keyword) for dataset in datasets):
-            raise InputRefused(f"no_{keyword}", f"a source instance has no {keyword}")
+            raise InputRefused(
+                "missing_identifier", f"a source instance has no {keyword}", numbers={"keyword": keyword}
+            )
+    unknown = {str(dataset.SOPClassUID) for dataset in datasets} - set(get_sop_class_iod_map())
+    if unknown:
+        raise InputRefused("unknown_sop_class", f"no result can be derived from {sorted(unknown)}")
     for keyword in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
         # The message counts the values and names none: a PatientID is a patient's.
         values = {str(dataset.get(keyword) or "").strip() for dataset in datasets}

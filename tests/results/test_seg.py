@@ -1,0 +1,196 @@
+"""The segmentation that is read back is the mask that was found: voxel by voxel, in patient space."""
+
+from io import BytesIO
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pytest
+from dicom_factory import ORIENTATIONS, affine_lps, make_enhanced, make_series
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from pydicom import Dataset, dcmread
+from result_samples import BRAIN, KIDNEY, LEFT, analysis_of, ball, contract, geometry_of, request_for
+
+from meddaemon.domain.errors import InputRefused
+from meddaemon.domain.result import EncodedObject
+from meddaemon.domain.volume import Geometry
+from meddaemon.results import seg as seg_module
+from meddaemon.results.encoding import EncodingRequest, encode
+from meddaemon.results.gate import check
+from meddaemon.results.seg import encode_seg
+
+
+def voxels_in_patient_space(mask: NDArray[np.bool_], affine: NDArray[np.float64]) -> set[tuple[float, ...]]:
+    """LPS positions, rounded to a hundredth of a millimetre, of the voxels of a mask."""
+    indices = np.argwhere(mask)
+    points = indices @ affine[:3, :3].T + affine[:3, 3]
+    return {tuple(float(value) + 0.0 for value in point) for point in np.round(points, 2)}
+
+
+def read_by_frame(encoded: EncodedObject) -> dict[int, set[tuple[float, ...]]]:
+    """Positions of the voxels of each segment, from nothing but the frames' own attributes."""
+    dataset = dcmread(BytesIO(encoded.content))
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    directions = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+    spacing = [float(value) for value in shared.PixelMeasuresSequence[0].PixelSpacing]
+    frames = dataset.pixel_array.reshape(-1, dataset.Rows, dataset.Columns)
+    found: dict[int, set[tuple[float, ...]]] = {}
+    for frame, item in zip(frames, dataset.PerFrameFunctionalGroupsSequence, strict=True):
+        groups = item if "SegmentIdentificationSequence" in item else shared
+        number = int(groups.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+        affine = np.eye(4)
+        affine[:3, 0] = 0
+        affine[:3, 1], affine[:3, 2] = directions[3:] * spacing[0], directions[:3] * spacing[1]
+        affine[:3, 3] = np.array(item.PlanePositionSequence[0].ImagePositionPatient, float)
+        found.setdefault(number, set()).update(voxels_in_patient_space(frame[np.newaxis].astype(bool), affine))
+    return found
+
+
+def read_by_volume(encoded: EncodedObject) -> dict[int, set[tuple[float, ...]]]:
+    """The same through highdicom's volume reader."""
+    dataset = hd.seg.segread(BytesIO(encoded.content))
+    volume = dataset.get_volume(combine_segments=True)
+    return {
+        number: voxels_in_patient_space(volume.array == number, volume.affine) for number in dataset.segment_numbers
+    }
+
+
+def expected(request: EncodingRequest) -> dict[int, set[tuple[float, ...]]]:
+    analysis = request.analysis
+    return {
+        segment.number: voxels_in_patient_space(analysis.labels == segment.number, analysis.geometry.affine_lps)
+        for segment in analysis.segments
+    }
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR"])
+@pytest.mark.parametrize("orientation", sorted(ORIENTATIONS))
+def test_the_mask_comes_back_voxel_by_voxel(tmp_path: Path, orientation: str, modality: str) -> None:
+    request = request_for(make_series(tmp_path, planes=7, orientation=orientation, modality=modality))
+    np.testing.assert_allclose(request.analysis.geometry.affine_lps, affine_lps(orientation=orientation), atol=1e-9)
+    seg, _ = encode(request)
+    assert read_by_frame(seg) == read_by_volume(seg) == expected(request)
+
+
+@given(data=st.data())
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_label_map_comes_back(tmp_path: Path, data: st.DataObject) -> None:
+    shape = (3, 5, 7)
+    paths = make_series(tmp_path / "series", planes=3, rows=5, columns=7, orientation="oblique")
+    values = data.draw(st.binary(min_size=105, max_size=105))
+    labels = (np.frombuffer(values, np.uint8) % 4).reshape(shape)
+    kinds = [("Brain", BRAIN, None), ("Kidney", KIDNEY, LEFT), ("Third", BRAIN, None)]
+    request = request_for(paths, analysis=analysis_of(labels, geometry_of(paths), kinds=kinds))
+    seg = encode_seg(request)
+    check([seg], request)
+    assert read_by_frame(seg) == expected(request)
+
+
+def single_voxel(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    labels = np.zeros(shape, np.uint8)
+    labels[2, 3, 4] = 1
+    return labels
+
+
+def one_plane(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    labels = np.zeros(shape, np.uint8)
+    labels[3] = 1
+    return labels
+
+
+@pytest.mark.parametrize("make", [single_voxel, one_plane, np.zeros, np.ones])
+def test_masks_at_the_edge(tmp_path: Path, make: object) -> None:
+    paths = make_series(tmp_path, planes=5, orientation="sagittal")
+    labels = make(geometry_of(paths).shape).astype(np.uint8)  # type: ignore[operator]
+    request = request_for(paths, labels)
+    seg, _ = encode(request)
+    assert read_by_frame(seg) == read_by_volume(seg) == expected(request)
+
+
+def test_every_plane_has_a_frame_until_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = make_series(tmp_path, planes=5)
+    request = request_for(paths, one_plane(geometry_of(paths).shape))
+    assert dcmread(BytesIO(encode_seg(request).content)).NumberOfFrames == 5
+    monkeypatch.setattr(seg_module, "MOST_FRAMES", 4)
+    sparse = encode_seg(request)
+    check([sparse], request)
+    assert dcmread(BytesIO(sparse.content)).NumberOfFrames == 1
+    assert read_by_frame(sparse) == expected(request)
+
+
+@pytest.mark.parametrize("order", [slice(None, None, -1), [3, 0, 4, 2, 1]])
+def test_the_order_of_files_changes_nothing(tmp_path: Path, order: object) -> None:
+    paths = make_series(tmp_path, planes=5, orientation="oblique")
+    shuffled = paths[order] if isinstance(order, slice) else [paths[index] for index in order]  # type: ignore[union-attr]
+    assert encode(request_for(shuffled)) == encode(request_for(paths))
+
+
+@pytest.mark.parametrize("transfer_syntax", ["1.2.840.10008.1.2", "1.2.840.10008.1.2.5"])
+def test_implicit_and_compressed_sources(tmp_path: Path, transfer_syntax: str) -> None:
+    request = request_for(make_series(tmp_path, transfer_syntax=transfer_syntax))
+    assert read_by_frame(encode(request)[0]) == expected(request)
+
+
+def enhanced_request(path: Path, frames: tuple[int, ...]) -> EncodingRequest:
+    header = dcmread(path)
+    affine = affine_lps(orientation="oblique")
+    if frames[0] > frames[-1]:
+        affine[:3, 3] += (len(frames) - 1) * affine[:3, 0]
+        affine[:3, 0] *= -1
+    shape = (len(frames), int(header.Rows), int(header.Columns))
+    geometry = Geometry(
+        shape=shape,
+        affine_lps=affine,
+        frame_of_reference_uid=str(header.FrameOfReferenceUID),
+        sop_instance_uids=(str(header.SOPInstanceUID),) * len(frames),
+        frame_numbers=frames,
+    )
+    return EncodingRequest(analysis=analysis_of(ball(shape), geometry), contract=contract(), sources=[path])
+
+
+@pytest.mark.parametrize("frames", [(1, 2, 3, 4, 5), (5, 4, 3, 2, 1)])
+def test_planes_that_are_frames_of_one_enhanced_instance(tmp_path: Path, frames: tuple[int, ...]) -> None:
+    request = enhanced_request(make_enhanced(tmp_path, orientation="oblique"), frames)
+    seg, _ = encode(request)
+    assert read_by_frame(seg) == read_by_volume(seg) == expected(request)
+
+
+def test_a_volume_of_some_frames_only_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputRefused) as caught:
+        encode(enhanced_request(make_enhanced(tmp_path, orientation="oblique"), (1, 2, 3)))
+    assert caught.value.reason == "frames_differ"
+
+
+def test_segments_are_described_as_the_contract_says(tmp_path: Path) -> None:
+    paths = make_series(tmp_path)
+    kinds = [("Brain", BRAIN, None), ("Left kidney", KIDNEY, LEFT)]
+    labels = ball(geometry_of(paths).shape)
+    labels[labels > 0] += (np.arange(labels.sum()) % 2).astype(np.uint8)
+    request = request_for(paths, analysis=analysis_of(labels, geometry_of(paths), kinds=kinds))
+    dataset = dcmread(BytesIO(encode(request)[0].content))
+    brain, kidney = dataset.SegmentSequence
+    assert (brain.SegmentNumber, brain.SegmentLabel, brain.SegmentAlgorithmType) == (1, "Brain", "AUTOMATIC")
+    assert kidney.SegmentedPropertyTypeCodeSequence[0].CodeValue == KIDNEY.value
+    modifier: Dataset = kidney.SegmentedPropertyTypeCodeSequence[0].SegmentedPropertyTypeModifierCodeSequence[0]
+    assert (modifier.CodeValue, modifier.CodeMeaning) == (LEFT.value, "Left")
+    algorithm = brain.SegmentationAlgorithmIdentificationSequence[0]
+    assert (algorithm.AlgorithmName, algorithm.AlgorithmVersion) == ("brain", "1.0.2")
+    assert request.contract.weights_digest in str(algorithm.AlgorithmParameters)
+    assert dataset.SegmentationType == "BINARY"
+
+
+@pytest.mark.parametrize(
+    ("colour", "lab"), [((255, 0, 0), (53.24, 80.09, 67.2)), ((255, 255, 255), (100, 0, 0)), ((0, 0, 0), (0, 0, 0))]
+)
+def test_colours_are_cielab(tmp_path: Path, colour: tuple[int, int, int], lab: tuple[float, float, float]) -> None:
+    from dataclasses import replace
+
+    request = request_for(make_series(tmp_path))
+    segment = replace(request.analysis.segments[0], colour=colour)
+    request = replace(request, analysis=replace(request.analysis, segments=(segment,)))
+    written = dcmread(BytesIO(encode_seg(request).content)).SegmentSequence[0].RecommendedDisplayCIELabValue
+    # PS3.3 C.10.7.1.1: L* 0..100 and a*, b* -128..127 each mapped to 0..65535.
+    read = (written[0] * 100 / 65535, written[1] * 255 / 65535 - 128, written[2] * 255 / 65535 - 128)
+    np.testing.assert_allclose(read, lab, atol=0.6)

@@ -1,0 +1,174 @@
+"""What results inherit from headers that are not as they should be."""
+
+from pathlib import Path
+
+import pytest
+from dicom_factory import make_series
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from result_samples import geometry_of
+
+from meddaemon.domain.errors import ContradictoryIdentity, InputRefused
+from meddaemon.results.source import TYPE_2, Moment, SourceSeries, read_source
+
+
+def read(paths: list[Path]) -> SourceSeries:
+    return read_source(paths, geometry_of(paths))
+
+
+def item(**attributes: object) -> Dataset:
+    result = Dataset()
+    for keyword, value in attributes.items():
+        setattr(result, keyword, value)
+    return result
+
+
+@pytest.mark.parametrize("keyword", TYPE_2)
+def test_a_missing_type_2_attribute_becomes_empty(tmp_path: Path, keyword: str) -> None:
+    source = read(make_series(tmp_path, planes=2, attributes={keyword: None}))
+    assert keyword in source.header
+    assert str(source.header[keyword].value or "") == ""
+
+
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [
+        (None, "Doe^Jane"),
+        ("ISO_IR 100", "Müller^Jürgen"),
+        ("ISO_IR 144", "Люкceмбypг^Ия"),
+        ("ISO_IR 101", "Wałęsa^Łódź"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎=やまだ^たろう"),
+        (["", "ISO 2022 IR 149"], "Hong^Gildong=洪^吉洞=홍^길동"),
+        ("GB18030", "Zhang^XiaoDong=张^小东="),
+        ("ISO_IR 192", "Wang^XiaoDong=王^小東=Ωμέγα"),
+    ],
+)
+def test_every_character_set_arrives_as_unicode(tmp_path: Path, charset: str | list[str] | None, name: str) -> None:
+    source = read(make_series(tmp_path, planes=2, charset=charset, patient_name=name))
+    assert str(source.header.PatientName).rstrip("=") == name.rstrip("=")
+
+
+def test_text_is_copied_even_when_too_long_and_values_with_a_grammar_only_when_right(tmp_path: Path) -> None:
+    def spoil(_: int, dataset: Dataset) -> None:
+        dataset.add_new("PatientID", "LO", "P" * 80)
+        dataset.add_new("AccessionNumber", "SH", "A" * 20)
+        dataset.add_new("PatientSex", "CS", "X")
+        dataset.add_new("PatientBirthDate", "DA", "1970-1-1")
+        dataset.add_new("PatientAge", "AS", "53")
+        dataset.add_new("StudyTime", "TM", "25:00")
+
+    with pytest.warns(UserWarning):
+        paths = make_series(tmp_path, planes=2, edit=spoil)
+    header = read(paths).header
+    assert header.PatientID == "P" * 80
+    assert header.AccessionNumber == "A" * 20
+    assert [str(header[keyword].value) for keyword in ("PatientSex", "PatientBirthDate", "StudyTime")] == ["", "", ""]
+    assert "PatientAge" not in header
+
+
+def test_sequences_come_along_without_private_or_incomplete_items(tmp_path: Path) -> None:
+    whole = item(CodeValue="24627-2", CodingSchemeDesignator="LN", CodeMeaning="CT Chest")
+    whole.private_block(0x0009, "ACME", create=True).add_new(1, "LO", "secret")
+    attributes = {
+        "ProcedureCodeSequence": [whole, item(CodeValue="half")],
+        "OtherPatientIDsSequence": [item(PatientID="Q-2", TypeOfPatientID="TEXT")],
+        "IssuerOfAccessionNumberSequence": [item(LocalNamespaceEntityID="RIS")],
+        "IssuerOfPatientID": "HOSPITAL",
+        "TimezoneOffsetFromUTC": "+0100",
+        "ClinicalTrialSponsorName": "ACME",
+        "DeidentificationMethod": ["basic", "clean"],
+        "SeriesDescription": "must stay behind",
+    }
+    header = read(make_series(tmp_path, planes=2, attributes=attributes)).header
+    assert [dict(code.items()).keys() for code in header.ProcedureCodeSequence] == [
+        {0x00080100, 0x00080102, 0x00080104}
+    ]
+    assert header.OtherPatientIDsSequence[0].PatientID == "Q-2"
+    assert header.IssuerOfAccessionNumberSequence[0].LocalNamespaceEntityID == "RIS"
+    assert (header.IssuerOfPatientID, header.TimezoneOffsetFromUTC) == ("HOSPITAL", "+0100")
+    assert list(header.DeidentificationMethod) == ["basic", "clean"]
+    assert "SeriesDescription" not in header
+    assert not any(element.tag.is_private for element in header.iterall())
+
+
+def test_requests_become_referenced_request_items(tmp_path: Path) -> None:
+    request = item(RequestedProcedureID="RP1", ScheduledProcedureStepID="S1", AccessionNumber="A-18")
+    (found,) = read(make_series(tmp_path, planes=2, attributes={"RequestAttributesSequence": [request]})).requests
+    assert (found.RequestedProcedureID, found.AccessionNumber) == ("RP1", "A-18")
+    assert found.StudyInstanceUID == dcmread(next(tmp_path.iterdir())).StudyInstanceUID
+    assert "ScheduledProcedureStepID" not in found
+    assert found.FillerOrderNumberImagingServiceRequest == ""
+
+
+@pytest.mark.parametrize(
+    ("part", "laterality", "expected"),
+    [
+        ("HEAD", None, {"BodyPartExamined": "HEAD"}),
+        ("KNEE", "R", {"BodyPartExamined": "KNEE", "Laterality": "R"}),
+        (None, None, {"Laterality": ""}),
+        (None, "L", {"Laterality": "L"}),
+    ],
+)
+def test_laterality_is_written_empty_only_where_there_is_no_body_part(
+    tmp_path: Path, part: str | None, laterality: str | None, expected: dict[str, str]
+) -> None:
+    paths = make_series(tmp_path, planes=2, attributes={"BodyPartExamined": part, "Laterality": laterality})
+    assert {element.keyword: element.value for element in read(paths).body_part} == expected
+
+
+@pytest.mark.parametrize("keyword", ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "IssuerOfPatientID"])
+def test_contradictory_identity_is_refused_without_naming_the_patient(tmp_path: Path, keyword: str) -> None:
+    def differ(plane: int, dataset: Dataset) -> None:
+        setattr(dataset, keyword, f"1.2.{plane}")
+
+    paths = make_series(tmp_path, planes=3, edit=differ, patient_id="SECRET")
+    with pytest.raises(ContradictoryIdentity, match=f"3 different values of {keyword}") as caught:
+        read(paths)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPClassUID"])
+def test_a_source_without_identifiers_is_refused(tmp_path: Path, keyword: str) -> None:
+    paths = make_series(tmp_path, planes=2)
+    for path in paths:
+        dataset = dcmread(path)
+        setattr(dataset, keyword, "")
+        dataset.save_as(path)
+    with pytest.raises(InputRefused, match=keyword):
+        read(paths)
+
+
+def test_other_files_than_those_of_the_volume_are_refused(tmp_path: Path) -> None:
+    paths = make_series(tmp_path, planes=4)
+    with pytest.raises(InputRefused) as caught:
+        read_source(paths[:3], geometry_of(paths))
+    assert caught.value.reason == "sources_differ"
+
+
+def test_instances_follow_the_volume_and_not_the_order_of_files(tmp_path: Path) -> None:
+    paths = make_series(tmp_path, planes=5)
+    geometry = geometry_of(paths)
+    for order in (paths, paths[::-1], [paths[index] for index in (2, 0, 4, 1, 3)]):
+        assert read_source(order, geometry).sop_instance_uids == geometry.sop_instance_uids
+
+
+@pytest.mark.parametrize(
+    ("attributes", "moment"),
+    [
+        ({}, Moment("20240102", "030511")),
+        ({"ContentDate": "20240103", "ContentTime": "07"}, Moment("20240103", "070000")),
+        ({"AcquisitionDateTime": "20250101101112.5000-0500"}, Moment("20250101", "101112.5000")),
+        ({"StudyDate": "20260101", "StudyTime": ""}, Moment("20260101", "000000")),
+    ],
+)
+def test_results_are_dated_by_the_latest_moment_of_the_source(
+    tmp_path: Path, attributes: dict[str, str], moment: Moment
+) -> None:
+    assert read(make_series(tmp_path, planes=2, attributes=attributes)).moment == moment
+
+
+def test_a_source_without_any_date_still_gives_one_and_always_the_same(tmp_path: Path) -> None:
+    undated = {
+        f"{what}{part}": None for what in ("Study", "Series", "Acquisition", "Content") for part in ("Date", "Time")
+    }
+    assert read(make_series(tmp_path, planes=2, attributes=undated)).moment == Moment("19000101", "000000")
