@@ -101,7 +101,7 @@ class _StandardError:
 
 def _add_origin(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
     now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return {"time": now, "level": method, "logger": logger.name, **event}
+    return {"time": now, "level": method, "logger": logger.name, "event": event.pop("event", ""), **event}
 
 
 def _describe_exception(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -140,9 +140,7 @@ def load_contract(file: Path) -> ModelContract:
     """
     document = toml_file.read(file)
     problems = Problems(document)
-    inputs = tuple(
-        _input(raw, ("inputs", index), problems) for index, raw in enumerate(_tables(document.data.get("inputs")))
-    )
+    inputs = tuple(_input(raw, ("inputs", index), problems) for index, raw in _tables(document.data.get("inputs")))
     try:
         contract = _Contract.model_validate(frozen(document.data))
     except ValidationError as error:
@@ -183,9 +181,9 @@ def load_contract(file: Path) -> ModelContract:
     )
 
 
-def _tables(raw: object) -> list[Mapping[str, object]]:
-    """Return the tables of an array of tables that nobody has checked yet."""
-    return [each for each in raw if isinstance(each, Mapping)] if isinstance(raw, list) else []
+def _tables(raw: object) -> list[tuple[int, Mapping[str, object]]]:
+    """Return the tables, with their indices, of an array that nobody has checked yet."""
+    return [(i, each) for i, each in enumerate(raw) if isinstance(each, Mapping)] if isinstance(raw, list) else []
 
 
 def _input(raw: Mapping[str, object], keys: Keys, problems: Problems) -> InputContract:

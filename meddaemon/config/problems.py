@@ -33,11 +33,19 @@ class Problems:
 
     def where(self, keys: Keys) -> str:
         """Return `file:line: section.key` of a value, or `VARIABLE` where the environment set it."""
-        variable = next((name for path, name in self.variables.items() if keys[: len(path)] == path), None)
-        if variable is not None:
+        variable = self.variable_of(keys)
+        if variable:
             return variable
         place = f"{self.file.path}:{self.file.line_of(keys)}" if self.file else "(defaults)"
         return f"{place}: {shown(keys)}" if keys else place
+
+    def add_at(self, place: str, message: str) -> None:
+        """Note one problem at a place that is not in the file."""
+        self._found.append((0, f"{place}: {message}"))
+
+    def variable_of(self, keys: Keys) -> str:
+        """Return the environment variable that set the value at `keys`, or nothing."""
+        return next((name for path, name in self.variables.items() if keys[: len(path)] == path), "")
 
     def add_all(self, texts: Iterable[str]) -> None:
         """Note problems of another file, which say themselves where they are."""
