@@ -11,12 +11,18 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from sqlalchemy import Connection, create_engine, event, make_url
 from sqlalchemy.engine import URL
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from meddaemon.db.tables import metadata
 from meddaemon.domain.errors import MeddaemonError
 
+__all__ = ["Connection", "Database", "DatabaseUnavailable", "WrongSchema"]
+
 BUSY_TIMEOUT_SECONDS = 10.0
+
+DatabaseUnavailable = DBAPIError
+"""What every query raises when the database is away, locked for too long or out of space (SQLAlchemy's name)."""
 
 
 class WrongSchema(MeddaemonError):

@@ -40,6 +40,7 @@ class Job:
     """A job as it stands in the queue."""
 
     id: int
+    key: str
     study_id: int
     generation: int
     rule: str
@@ -148,9 +149,13 @@ def renew(connection: Connection, job: Job, *, lease_seconds: float) -> None:
         raise LeaseLost(f"job {job.id}: the lease of attempt {job.attempt} is over")
 
 
-def complete(connection: Connection, job: Job) -> None:
-    """Finish the job; to be called in the transaction that writes its result. Raises LeaseLost."""
-    _require(_apply(connection, JobEvent.COMPLETE, *_held(job), finished_at=now(), reason=""), job)
+def complete(connection: Connection, job: Job) -> tuple[str, ...]:
+    """Finish the job, in the transaction that writes its result; return its destinations, which may have grown.
+
+    Raises LeaseLost.
+    """
+    row = _require(_apply(connection, JobEvent.COMPLETE, *_held(job), finished_at=now(), reason=""), job)
+    return tuple(row.destinations)
 
 
 def fail(connection: Connection, job: Job, reason: str, *, backoff_seconds: float) -> JobState:
@@ -290,6 +295,7 @@ def _operate(connection: Connection, event: JobEvent, job_id: int, **values: obj
 def _as_job(row: Row[tuple[object, ...]]) -> Job:
     return Job(
         id=row.id,
+        key=row.key,
         study_id=row.study_id,
         generation=row.generation,
         rule=row.rule,

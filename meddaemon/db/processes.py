@@ -6,7 +6,7 @@ from datetime import datetime
 from sqlalchemy import Connection, delete, insert, select, update
 
 from meddaemon.db import tables
-from meddaemon.db.clock import now
+from meddaemon.db.clock import after, now
 
 _process = tables.process
 
@@ -25,8 +25,8 @@ class Process:
 
 
 def announce(connection: Connection, *, name: str, role: str, pid: int, host: str, address: str = "") -> None:
-    """Say that a process has started, in place of an earlier one of the same name."""
-    connection.execute(delete(_process).where(_process.c.name == name))
+    """Say that a process has started; one that was killed and has been silent for an hour is forgotten."""
+    connection.execute(delete(_process).where((_process.c.name == name) | (_process.c.seen_at < after(-3600))))
     connection.execute(
         insert(_process).values(
             name=name, role=role, pid=pid, host=host, address=address, started_at=now(), seen_at=now()

@@ -1,10 +1,11 @@
 """Results as typed rows: findings, segments and measurements, and the objects and deliveries that carry them."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select, update
 
 from meddaemon.db import tables
 from meddaemon.db.clock import now
@@ -21,6 +22,11 @@ class StoredObject:
 
     encoded: EncodedObject
     sha256: str
+
+    @classmethod
+    def of(cls, encoded: EncodedObject) -> "StoredObject":
+        """Name an encoded object by its content."""
+        return cls(encoded=encoded, sha256=hashlib.sha256(encoded.content).hexdigest())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,33 +121,13 @@ def record(
     ).scalar_one()
     connection.execute(
         update(_result)
-        .where(
-            _result.c.study_id == job.study_id,
-            _result.c.model == job.model,
-            _result.c.id != result_id,
-            _result.c.superseded_by.is_(None),
-            _result.c.job_id.in_(select(tables.job.c.id).where(tables.job.c.rule == job.rule)),
-        )
+        .where(_result.c.id != result_id, _result.c.superseded_by.is_(None), *_earlier(job))
         .values(superseded_by=result_id)
     )
     _record_findings(connection, result_id, analysis)
     for stored in objects:
-        object_id = _record_object(connection, result_id, stored)
-        for destination, kinds in deliveries.items():
-            if stored.encoded.kind in kinds:
-                connection.execute(
-                    insert(tables.delivery).values(
-                        result_object_id=object_id,
-                        destination=destination,
-                        priority=job.priority,
-                        state=DeliveryState.PENDING,
-                        attempt=0,
-                        available_at=now(),
-                        fence=0,
-                        reason="",
-                        created_at=now(),
-                    )
-                )
+        _record_object(connection, result_id, stored)
+    _post(connection, result_id, job.priority, deliveries)
     return int(result_id)
 
 
@@ -191,42 +177,77 @@ def _record_findings(connection: Connection, result_id: int, analysis: Analysis)
             )
 
 
-def _record_object(connection: Connection, result_id: int, stored: StoredObject) -> int:
+def _record_object(connection: Connection, result_id: int, stored: StoredObject) -> None:
     encoded = stored.encoded
-    return int(
-        connection.execute(
-            insert(tables.result_object)
-            .values(
-                result_id=result_id,
-                kind=encoded.kind,
-                sop_class_uid=encoded.sop_class_uid,
-                sop_instance_uid=encoded.sop_instance_uid,
-                series_instance_uid=encoded.series_instance_uid,
-                transfer_syntax_uid=encoded.transfer_syntax_uid,
-                sha256=stored.sha256,
-                size=len(encoded.content),
-            )
-            .returning(tables.result_object.c.id)
-        ).scalar_one()
+    connection.execute(
+        insert(tables.result_object).values(
+            result_id=result_id,
+            kind=encoded.kind,
+            sop_class_uid=encoded.sop_class_uid,
+            sop_instance_uid=encoded.sop_instance_uid,
+            series_instance_uid=encoded.series_instance_uid,
+            transfer_syntax_uid=encoded.transfer_syntax_uid,
+            sha256=stored.sha256,
+            size=len(encoded.content),
+        )
     )
 
 
-def current_objects(connection: Connection, *, study_id: int, model: str, rule: str) -> list[ObjectRow]:
-    """Return the objects of the result that a new one of this study, model and rule will supersede."""
+def _post(connection: Connection, result_id: int, priority: int, deliveries: Mapping[str, Sequence[str]]) -> None:
+    """Put each object of a result into the outbox, for every destination that takes its kind and lacks it."""
+    for row in objects_of(connection, result_id):
+        there = connection.execute(
+            select(tables.delivery.c.destination).where(tables.delivery.c.result_object_id == row.id)
+        ).scalars()
+        known = set(there)
+        for destination, kinds in deliveries.items():
+            if row.kind in kinds and destination not in known:
+                connection.execute(
+                    insert(tables.delivery).values(
+                        result_object_id=row.id,
+                        destination=destination,
+                        priority=priority,
+                        state=DeliveryState.PENDING,
+                        attempt=0,
+                        available_at=now(),
+                        fence=0,
+                        reason="",
+                        created_at=now(),
+                    )
+                )
+
+
+def widen(connection: Connection, job_id: int, deliveries: Mapping[str, Sequence[str]]) -> None:
+    """Let the result of a job, there already or still to come, go to these destinations too."""
+    job = tables.job
+    row = connection.execute(select(job.c.destinations, job.c.priority).where(job.c.id == job_id)).one()
+    wanted = list(dict.fromkeys((*row.destinations, *deliveries)))
+    connection.execute(update(job).where(job.c.id == job_id).values(destinations=wanted))
+    result_id = connection.execute(select(_result.c.id).where(_result.c.job_id == job_id)).scalar()
+    if result_id is not None:
+        _post(connection, result_id, row.priority, deliveries)
+
+
+def superseded_by(connection: Connection, job: Job) -> list[ObjectRow]:
+    """Return the objects of the result that the result of this job will supersede."""
     found = tables.result_object
     rows = connection.execute(
         select(found)
         .join(_result, _result.c.id == found.c.result_id)
-        .join(tables.job, tables.job.c.id == _result.c.job_id)
-        .where(
-            _result.c.study_id == study_id,
-            _result.c.model == model,
-            tables.job.c.rule == rule,
-            _result.c.superseded_by.is_(None),
-        )
+        .where(_result.c.superseded_by.is_(None), *_earlier(job))
         .order_by(found.c.id)
     )
     return [_object(row) for row in rows]
+
+
+def _earlier(job: Job) -> tuple[ColumnElement[bool], ...]:
+    """Select results of the same study, model and rule that stem from an earlier generation."""
+    return (
+        _result.c.study_id == job.study_id,
+        _result.c.model == job.model,
+        _result.c.generation < job.generation,
+        _result.c.job_id.in_(select(tables.job.c.id).where(tables.job.c.rule == job.rule)),
+    )
 
 
 def objects_of(connection: Connection, result_id: int) -> list[ObjectRow]:

@@ -1,11 +1,11 @@
 """Studies: which are due, what they hold, what was decided about them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import Connection, Double, Row, and_, false, func, insert, or_, select, type_coerce, update
+from sqlalchemy import Connection, Double, Row, and_, delete, false, func, insert, or_, select, type_coerce, update
 
 from meddaemon.db import tables
 from meddaemon.db.clock import now
@@ -91,11 +91,6 @@ def load_instances(connection: Connection, study_id: int, store: Path) -> dict[s
     return {uid: tuple(instances) for uid, instances in found.items()}
 
 
-def instance_paths(connection: Connection, sha256s: Iterable[str], store: Path) -> list[Path]:
-    """Return where the files of these contents lie, in the given order."""
-    return [path_of(store, sha256) for sha256 in sha256s]
-
-
 def decided_rules(connection: Connection, study_id: int, generation: int) -> dict[str, bool]:
     """Return the rules that were decided for this generation, and whether each matched."""
     decision = tables.decision
@@ -117,7 +112,11 @@ def record_decision(
     reason: str,
     detail: Mapping[str, object],
 ) -> None:
-    """Keep what a rule decided about a generation of a study, and everything it saw."""
+    """Keep what a rule decided about a generation of a study, and everything it saw; the latest word counts."""
+    known = tables.decision.c
+    connection.execute(
+        delete(tables.decision).where(known.study_id == study_id, known.generation == generation, known.rule == rule)
+    )
     connection.execute(
         insert(tables.decision).values(
             study_id=study_id,

@@ -1,6 +1,8 @@
 """Reading DICOM files from disk (PS3.10 section 7) without touching their data set."""
 
 import io
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from pydicom.errors import InvalidDicomError
@@ -8,6 +10,7 @@ from pydicom.filereader import read_dataset
 from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from meddaemon.domain.errors import RefusedInstance
+from meddaemon.domain.series import Instance
 from meddaemon.ingest import scan
 from meddaemon.ingest.header import read_header
 from meddaemon.ingest.receive import CANNOT_UNDERSTAND, Incoming
@@ -62,3 +65,22 @@ def _bare(content: bytes, calling_ae_title: str) -> Incoming:
         sop_instance_uid=header["SOPInstanceUID"][0],
         calling_ae_title=calling_ae_title,
     )
+
+
+def with_keywords(instance: Instance, keywords: Collection[str]) -> Instance:
+    """Return the instance with these attributes known, reading its file again where one was never looked for.
+
+    That happens when a rule asks for an attribute that no rule asked for when the instance arrived. Where the file is
+    gone the attribute stays absent; a job that wants the instance is refused for that by name.
+    """
+    unknown = [keyword for keyword in keywords if keyword not in instance.header]
+    if not unknown:
+        return instance
+    try:
+        incoming = read_part10(instance.path)
+    except FileNotFoundError:
+        return instance
+    deflated = scan.is_deflated(incoming.transfer_syntax_uid)
+    data = scan.inflate(incoming.data) if deflated else incoming.data
+    read = read_header(data, incoming.transfer_syntax_uid, unknown)
+    return replace(instance, header={**instance.header, **{keyword: read[keyword] for keyword in unknown}})

@@ -5,14 +5,11 @@ bytes synced under their final name, directories synced, row committed (in this 
 """
 
 import re
-import sqlite3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from sqlalchemy.exc import DBAPIError
-
 from meddaemon.db import instances
-from meddaemon.db.engine import Database
+from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.ingest import scan
 from meddaemon.ingest.header import read_header
@@ -103,8 +100,8 @@ class Receiver:
                     received(incoming, header, sha256=stored.sha256, size=stored.size),
                     quiet_seconds=self._quiet_seconds,
                 )
-        except (StoreUnavailable, OSError, DBAPIError, sqlite3.Error) as failure:
-            # The cause may quote parameters (DBAPIError does): its kind is enough to look further.
+        except (StoreUnavailable, OSError, DatabaseUnavailable) as failure:
+            # The cause may quote parameters (DatabaseUnavailable does): its kind is enough to look further.
             reason = str(failure) if isinstance(failure, StoreUnavailable | OSError) else type(failure).__name__
             _log.error("cannot store", reason=reason)
             raise RefusedInstance(OUT_OF_RESOURCES, f"cannot store now: {reason}") from failure
@@ -128,7 +125,7 @@ class Receiver:
                     calling_ae_title=incoming.calling_ae_title,
                     called_ae_title=incoming.called_ae_title,
                 )
-        except (DBAPIError, sqlite3.Error) as failure:
+        except DatabaseUnavailable as failure:
             # The refusal itself stands: the sender gets its status either way.
             _log.error("cannot record a refusal", reason=type(failure).__name__)
 

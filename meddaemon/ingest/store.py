@@ -11,15 +11,11 @@ Names come from content, never from the wire. The data set is kept bit for bit a
 group of our own (PS3.10 7.1); the preamble is zero.
 """
 
-import fcntl
 import hashlib
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 from pydicom.dataset import FileMetaDataset
 from pydicom.filebase import DicomBytesIO
@@ -28,7 +24,7 @@ from pydicom.uid import UID
 
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from meddaemon.durable import write_new
+from meddaemon.durable import Staging, write_new
 
 PREAMBLE = bytes(128) + b"DICM"
 
@@ -52,12 +48,11 @@ class InstanceStore:
         """Open the store, creating it when it is not there. Raises OSError."""
         self.instances = directory / "instances"
         self.quarantine = directory / "quarantine"
-        self._incoming = directory / "incoming"
         self._minimum_free_bytes = minimum_free_bytes
-        for folder in (self.instances, self.quarantine, self._incoming):
+        for folder in (self.instances, self.quarantine):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._device = self.instances.stat().st_dev
-        self._staging, self._lock = _own_staging(self._incoming)
+        self._staging = Staging(directory / "incoming")
 
     def put(self, data: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Stored:
         """Store a data set as a Part 10 file and return once it would survive a power loss.
@@ -67,7 +62,7 @@ class InstanceStore:
         self._require_room(len(data))
         content = PREAMBLE + _file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid) + data
         sha256 = hashlib.sha256(content).hexdigest()
-        write_new(self.path(sha256), content, staging=self._staging)
+        write_new(self.path(sha256), content, self._staging)
         return Stored(sha256=sha256, size=len(content))
 
     def path(self, sha256: str) -> Path:
@@ -88,23 +83,11 @@ class InstanceStore:
 
     def sweep_staging(self) -> int:
         """Remove what processes that are no longer alive left half received; return how many files."""
-        removed = 0
-        for folder in self._incoming.iterdir():
-            if folder == self._staging or not folder.is_dir():
-                continue
-            with (folder / "lock").open("ab") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                removed += sum(1 for entry in folder.iterdir() if entry.name != "lock")
-                shutil.rmtree(folder)
-        return removed
+        return self._staging.sweep()
 
     def close(self) -> None:
         """Remove the staging folder of this process."""
-        shutil.rmtree(self._staging, ignore_errors=True)
-        self._lock.close()
+        self._staging.close()
 
     def _require_room(self, size: int) -> None:
         status = self.instances.stat()
@@ -114,15 +97,6 @@ class InstanceStore:
         free = filesystem.f_bavail * filesystem.f_frsize
         if free < self._minimum_free_bytes + size:
             raise StoreUnavailable(f"{free} bytes free in the store, {self._minimum_free_bytes} must stay free")
-
-
-def _own_staging(incoming: Path) -> tuple[Path, BinaryIO]:
-    """Make a staging folder that is locked for as long as this process lives."""
-    folder = incoming / f"{os.getpid()}-{secrets.token_hex(4)}"
-    folder.mkdir(mode=0o700)
-    lock = (folder / "lock").open("ab")
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    return folder, lock
 
 
 def _file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:

@@ -1,0 +1,444 @@
+"""The commands."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meddaemon import __version__, daemon, pipeline, telemetry
+from meddaemon.cli import doctor as health
+from meddaemon.cli.explain import explain as explanation
+from meddaemon.cli.output import Format, print_rows, shown
+from meddaemon.config.settings import Settings, load
+from meddaemon.db import deliveries as outbox
+from meddaemon.db import history, jobs, results, studies
+from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
+from meddaemon.domain.errors import InvalidConfiguration, MeddaemonError, RefusedInstance
+from meddaemon.domain.states import JobState
+from meddaemon.ingest.part10 import read_part10
+from meddaemon.ingest.store import InstanceStore
+from meddaemon.results.dimse import Outgoing, RemoteEntity, Verdict, store
+
+FAILED, USAGE = 1, 2
+"""Exit codes: the thing asked for failed; the settings or the command line are wrong."""
+
+app = typer.Typer(
+    help="Receive DICOM studies, run MONAI bundles on them, return standard SR and SEG. Research use only.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+jobs_app = typer.Typer(help="Look at the queue and change it.", no_args_is_help=True)
+deliveries_app = typer.Typer(help="Look at the outbox and change it.", no_args_is_help=True)
+db_app = typer.Typer(help="Look after the database's schema.", no_args_is_help=True)
+app.add_typer(jobs_app, name="jobs")
+app.add_typer(deliveries_app, name="deliveries")
+app.add_typer(db_app, name="db")
+
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Settings file (also MEDDAEMON_CONFIG).", show_default=False)
+]
+Output = Annotated[Format, typer.Option("--format", "-f", help="How to print.")]
+Limit = Annotated[int, typer.Option(min=1, max=100_000, help="At most this many rows.")]
+
+
+def main() -> None:
+    """Run the command line; every error becomes one clear line and an exit code."""
+    try:
+        app(standalone_mode=True)
+    except InvalidConfiguration as wrong:
+        for problem in wrong.problems:
+            typer.echo(problem, err=True)
+        raise SystemExit(USAGE) from None
+    except MeddaemonError as failure:
+        _fail(str(failure))
+    except DatabaseUnavailable as failure:
+        # The message may quote parameters; what the driver itself says does not.
+        _fail(f"the database is out of reach: {shown(failure.orig)}")
+    except BrokenPipeError:
+        # Whoever read our output has enough; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(FAILED) from None
+    except OSError as failure:
+        _fail(f"{failure.strerror or failure}{f': {failure.filename}' if failure.filename else ''}")
+
+
+def _fail(message: str) -> None:
+    typer.echo(f"meddaemon: {message}", err=True)
+    raise SystemExit(FAILED)
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(f"meddaemon {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def serve(config: Config = None) -> None:
+    """Run everything on this machine: listener, workers, scheduler and delivery, supervised."""
+    daemon.serve(_settings(config))
+
+
+@app.command()
+def listen(config: Config = None) -> None:
+    """Run only the DICOM listener."""
+    daemon.run_role("listen", _settings(config))
+
+
+@app.command()
+def work(config: Config = None) -> None:
+    """Run only a worker."""
+    daemon.run_role("work", _settings(config))
+
+
+@app.command()
+def deliver(config: Config = None) -> None:
+    """Run only the scheduler and delivery."""
+    daemon.run_role("deliver", _settings(config))
+
+
+@app.command()
+def send(
+    files: Annotated[list[Path], typer.Argument(help="Files, or folders to send whole.", exists=True)],
+    to: Annotated[str, typer.Option(help="Where to: AE@host:port.")],
+    calling: Annotated[str, typer.Option(help="Our own AE title.")] = "MEDDAEMON_SEND",
+) -> None:
+    """Send DICOM files by C-STORE, as a scanner would."""
+    remote = _remote(to, calling)
+    outgoing: list[Outgoing] = []
+    unsendable = 0
+    for path in _files(files):
+        try:
+            incoming = read_part10(path)
+        except RefusedInstance as refused:
+            typer.echo(f"not sent  {shown(path)}: {refused.reason}", err=True)
+            unsendable += 1
+            continue
+        outgoing.append(
+            Outgoing(
+                path=path,
+                sop_class_uid=incoming.sop_class_uid,
+                sop_instance_uid=incoming.sop_instance_uid,
+                transfer_syntax_uid=incoming.transfer_syntax_uid,
+            )
+        )
+    taken = refused_by_peer = 0
+    for answer in store(remote, outgoing):
+        if answer.verdict is Verdict.TAKEN:
+            taken += 1
+        else:
+            refused_by_peer += 1
+            typer.echo(f"refused   {shown(answer.outgoing.path)}: {shown(answer.reason)}", err=True)
+    typer.echo(f"{taken} sent, {refused_by_peer} refused, {unsendable} not sendable")
+    if refused_by_peer or unsendable:
+        raise typer.Exit(FAILED)
+
+
+@app.command("import")
+def import_(
+    folders: Annotated[list[Path], typer.Argument(help="Files, or folders to import whole.", exists=True)],
+    config: Config = None,
+) -> None:
+    """Take DICOM files from disk, with the same checks and guarantees as the listener."""
+    settings = _settings(config)
+    taken = known = refused = 0
+    with _database(settings, upgrade=True) as database:
+        instance_store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
+        receiver = daemon.receiver_of(settings, database, instance_store)
+        for path in _files(folders):
+            try:
+                registration = receiver.take(read_part10(path, calling_ae_title="IMPORT"))
+            except RefusedInstance as reason:
+                refused += 1
+                typer.echo(f"refused  {shown(path)}: {reason.reason}", err=True)
+            else:
+                taken += registration.new
+                known += not registration.new
+        instance_store.close()
+    typer.echo(f"{taken} taken, {known} known already, {refused} refused")
+    if refused:
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="Id, UID or accession number of the study.")],
+    model: Annotated[str, typer.Option(help="The model to run.")],
+    series: Annotated[str | None, typer.Option(help="The series to run it on (Series Instance UID).")] = None,
+    to: Annotated[list[str] | None, typer.Option(help="Destinations of the result.")] = None,
+    config: Config = None,
+) -> None:
+    """Queue a model on a study whatever the rules say; unsound volumes are refused all the same."""
+    settings = _settings(config)
+    for name in to or ():
+        if name not in {each.name for each in settings.destinations}:
+            _fail(f"no destination {name!r}; there are: {', '.join(each.name for each in settings.destinations)}")
+    with _database(settings) as database:
+        job_id = pipeline.force(
+            database, settings, wanted=study, model=model, series=series, destinations=tuple(to or ())
+        )
+    typer.echo(f"job {job_id}")
+
+
+@app.command("studies")
+def studies_(output: Output = Format.TABLE, limit: Limit = 50, config: Config = None) -> None:
+    """List the studies that arrived last."""
+    with _reading(config) as connection:
+        rows = studies.summaries(connection, limit=limit)
+    columns = {
+        "id": "id",
+        "state": "state",
+        "gen": "generation",
+        "accession": "accession_number",
+        "date": "study_date",
+        "description": "study_description",
+        "series": "series",
+        "instances": "instances",
+        "jobs": "jobs",
+        "last received": "last_received_at",
+        "study instance uid": "study_instance_uid",
+    }
+    print_rows(rows, columns, output)
+
+
+@app.command()
+def explain(
+    study: Annotated[
+        str | None, typer.Argument(help="Id, accession number, or UID of study, series or instance.")
+    ] = None,
+    refused: Annotated[bool, typer.Option("--refused", help="List every object that was not taken.")] = False,
+    config: Config = None,
+) -> None:
+    """Tell why a study did or did not run: rule by rule, series by series, with the values that were seen."""
+    if (study is None) is not refused:
+        typer.echo("meddaemon: name a study, or ask for --refused", err=True)
+        raise typer.Exit(USAGE)
+    with _reading(config) as connection:
+        if study is None:
+            columns = {
+                "at": "at",
+                "instance": "sop_instance_uid",
+                "status": "status",
+                "from": "calling_ae_title",
+                "reason": "reason",
+            }
+            print_rows(history.refusals(connection), columns, Format.TABLE)
+            return
+        for line in explanation(connection, study):
+            typer.echo(line)
+
+
+@app.command("results")
+def results_(
+    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
+    code: Annotated[
+        str | None, typer.Option(help="Only this finding, segment type or measurement: code value or meaning.")
+    ] = None,
+    minimum: Annotated[float | None, typer.Option("--min", help="Only values of at least this.")] = None,
+    maximum: Annotated[float | None, typer.Option("--max", help="Only values of at most this.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Only results made at or after this local time.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Only results made before this local time.")] = None,
+    study: Annotated[str | None, typer.Option(help="Only of this study.")] = None,
+    superseded: Annotated[bool, typer.Option("--superseded", help="Also what a later run superseded.")] = False,
+    output: Output = Format.TABLE,
+    limit: Limit = 1000,
+    config: Config = None,
+) -> None:
+    """Query findings and measurements."""
+    with _reading(config) as connection:
+        rows = results.query(
+            connection,
+            model=model,
+            code=code,
+            minimum=minimum,
+            maximum=maximum,
+            since=since.astimezone() if since else None,
+            until=until.astimezone() if until else None,
+            study_id=studies.find_study(connection, study) if study else None,
+            superseded=superseded,
+            limit=limit,
+        )
+    columns = {
+        "result": "result_id",
+        "study": "study_id",
+        "model": "model",
+        "version": "model_version",
+        "status": "status",
+        "finding": "finding",
+        "measurement": "measurement",
+        "value": "value",
+        "unit": "unit",
+        "made": "created_at",
+        "accession": "accession_number",
+    }
+    print_rows(rows, columns, output)
+
+
+@jobs_app.command("list")
+def jobs_list(
+    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
+    output: Output = Format.TABLE,
+    limit: Limit = 50,
+    config: Config = None,
+) -> None:
+    """List jobs, newest first."""
+    with _reading(config) as connection:
+        rows = jobs.listing(connection, state=state, limit=limit)
+    columns = {
+        "id": "id",
+        "study": "study_id",
+        "model": "model",
+        "rule": "rule",
+        "prio": "priority",
+        "state": "state",
+        "attempt": "attempt",
+        "worker": "worker",
+        "created": "created_at",
+        "reason": "reason",
+    }
+    print_rows(rows, columns, output)
+
+
+@jobs_app.command("show")
+def jobs_show(job: int, config: Config = None) -> None:
+    """Show a job and everything that happened to it."""
+    with _reading(config) as connection:
+        row = jobs.get(connection, job)
+        events = jobs.history(connection, job)
+    typer.echo(
+        f"job {row.id}: {row.model} on study {row.study_id} (generation {row.generation}) for rule {row.rule!r}\n"
+        f"  {row.state.value}, attempt {row.attempt} of {row.maximum_attempts}, priority {row.priority}"
+        + (f"\n  {shown(row.reason)}" if row.reason else "")
+    )
+    for key, digests in row.inputs.items():
+        typer.echo(f"  input {key}: {len(digests)} instances")
+    for event in events:
+        detail = f": {shown(event.detail)}" if event.detail else ""
+        typer.echo(f"  {shown(event.at)} {event.event.value} -> {event.state.value} by {event.worker}{detail}")
+
+
+@jobs_app.command("requeue")
+def jobs_requeue(job: int, config: Config = None) -> None:
+    """Run a discarded or cancelled job again, or a waiting one at once."""
+    with _database(_settings(config)) as database, database.write() as connection:
+        jobs.requeue(connection, job)
+
+
+@jobs_app.command("cancel")
+def jobs_cancel(job: int, config: Config = None) -> None:
+    """Cancel a job that is not finished; a running one is stopped and writes nothing."""
+    with _database(_settings(config)) as database, database.write() as connection:
+        jobs.cancel(connection, job)
+
+
+@deliveries_app.command("list")
+def deliveries_list(output: Output = Format.TABLE, limit: Limit = 50, config: Config = None) -> None:
+    """List deliveries, newest last."""
+    with _reading(config) as connection:
+        rows = outbox.listing(connection, limit=limit)
+    columns = {
+        "id": "id",
+        "result": "result_id",
+        "object": "kind",
+        "destination": "destination",
+        "state": "state",
+        "attempts": "attempt",
+        "sent": "sent_at",
+        "next": "available_at",
+        "reason": "reason",
+    }
+    print_rows(rows, columns, output)
+
+
+@deliveries_app.command("requeue")
+def deliveries_requeue(delivery: int, config: Config = None) -> None:
+    """Send a held delivery again, or a waiting one at once."""
+    with _database(_settings(config)) as database, database.write() as connection:
+        outbox.requeue(connection, delivery)
+
+
+@db_app.command("upgrade")
+def db_upgrade(config: Config = None) -> None:
+    """Bring the schema to the version of this code."""
+    with _database(_settings(config), upgrade=True):
+        typer.echo("the schema is up to date")
+
+
+@db_app.command("check")
+def db_check(config: Config = None) -> None:
+    """Check version and shape of the schema, and the integrity of a SQLite file."""
+    database = Database(_settings(config).database.url)
+    try:
+        problems = database.schema_problems() or database.integrity_problems()
+    finally:
+        database.close()
+    for problem in problems:
+        typer.echo(problem, err=True)
+    if problems:
+        raise typer.Exit(FAILED)
+    typer.echo("the schema is right and the database is sound")
+
+
+@app.command()
+def doctor(
+    network: Annotated[bool, typer.Option(help="Also ask every destination with C-ECHO.")] = True,
+    config: Config = None,
+) -> None:
+    """Look at settings, store, database, models, processes and destinations; exit 1 when one is not well."""
+    ill = False
+    for check in health.examine(_settings(config), with_network=network):
+        mark = {True: "ok  ", False: "BAD ", None: "    "}[check.well]
+        typer.echo(f"{mark}{check.what}: {shown(check.said)}")
+        ill = ill or check.well is False
+    if ill:
+        raise typer.Exit(FAILED)
+
+
+def _settings(config: Path | None) -> Settings:
+    settings = load(config, os.environ)
+    telemetry.configure(settings.logging.level, settings.logging.format)
+    for warning in settings.warnings:
+        telemetry.log(__name__).warning(warning)
+    return settings
+
+
+@contextmanager
+def _database(settings: Settings, *, upgrade: bool = False) -> Iterator[Database]:
+    database = Database(settings.database.url)
+    try:
+        if upgrade:
+            database.upgrade()
+        database.require_schema()
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def _reading(config: Path | None) -> Iterator[Connection]:
+    with _database(_settings(config)) as database, database.read() as connection:
+        yield connection
+
+
+def _files(paths: list[Path]) -> Iterator[Path]:
+    """Yield files in a stable order, folders whole; links are not followed out of a folder."""
+    for path in paths:
+        if path.is_dir():
+            yield from sorted(each for each in path.rglob("*") if each.is_file() and not each.is_symlink())
+        else:
+            yield path
+
+
+def _remote(to: str, calling: str) -> RemoteEntity:
+    ae_title, at, address = to.partition("@")
+    host, colon, port = address.rpartition(":")
+    if not (ae_title and at and host and colon and port.isdecimal() and 0 < int(port) < 65536):
+        raise typer.BadParameter(f"{to!r} is not of the form AE@host:port", param_hint="--to")
+    return RemoteEntity(ae_title=ae_title, host=host.strip("[]"), port=int(port), calling_ae_title=calling)

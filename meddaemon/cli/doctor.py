@@ -1,0 +1,101 @@
+"""`meddaemon doctor`: is everything there that the daemon needs, and does it run?"""
+
+import importlib.util
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from meddaemon.config.settings import Settings
+from meddaemon.daemon import SIGN_OF_LIFE_SECONDS, remote_of
+from meddaemon.db import deliveries, instances, jobs, processes
+from meddaemon.db.engine import Database, DatabaseUnavailable
+from meddaemon.domain.errors import MeddaemonError
+from meddaemon.domain.states import DeliveryState, JobState
+from meddaemon.results.dimse import echo
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was looked at; `well` is None for a remark that is neither good nor bad."""
+
+    what: str
+    well: bool | None
+    said: str
+
+
+def examine(settings: Settings, *, with_network: bool) -> Iterator[Check]:
+    """Yield one check after the other; with the network also C-ECHO to every destination."""
+    yield _store(settings)
+    yield _inference()
+    for name, contract in sorted(settings.contracts.items()):
+        said = f"version {contract.version}, digest {contract.digest[:12]}"
+        yield Check(what=f"model {name}", well=True, said=said)
+    if not settings.contracts:
+        yield Check(what="models", well=None, said="none configured: instances are received, nothing is run")
+    for warning in settings.warnings:
+        yield Check(what="settings", well=None, said=warning)
+    yield from _database(settings)
+    if with_network:
+        for destination in settings.destinations:
+            problem = echo(remote_of(settings, destination))
+            where = f"{destination.ae_title} at {destination.host}:{destination.port}"
+            yield Check(
+                what=f"destination {destination.name}", well=not problem, said=problem or f"{where} answers C-ECHO"
+            )
+
+
+def _store(settings: Settings) -> Check:
+    folder = settings.store.directory
+    if not folder.is_dir():
+        return Check(what="store", well=None, said=f"{folder} is not there yet; it is made at the first start")
+    free = shutil.disk_usage(folder).free
+    least = settings.store.minimum_free_bytes
+    return Check(
+        what="store", well=free > least, said=f"{folder}: {free / 1e9:.1f} GB free, {least / 1e9:.1f} GB must stay free"
+    )
+
+
+def _inference() -> Check:
+    missing = [name for name in ("torch", "monai") if importlib.util.find_spec(name) is None]
+    if missing:
+        return Check(what="inference", well=None, said=f"no {' and '.join(missing)}: this installation runs no models")
+    return Check(what="inference", well=True, said="torch and MONAI are installed")
+
+
+def _database(settings: Settings) -> Iterator[Check]:
+    database = Database(settings.database.url)
+    try:
+        database.require_schema()
+        problems = database.integrity_problems()
+        yield Check(what="database", well=not problems, said=problems[0] if problems else f"{database.dialect}, sound")
+        yield from _state(database)
+    except (MeddaemonError, DatabaseUnavailable) as failure:
+        said = str(failure) if isinstance(failure, MeddaemonError) else f"out of reach ({type(failure).__name__})"
+        yield Check(what="database", well=False, said=said)
+    finally:
+        database.close()
+
+
+def _state(database: Database) -> Iterator[Check]:
+    with database.read() as connection:
+        running = processes.listing(connection)
+        counts = instances.counts(connection)
+        job_counts = jobs.state_counts(connection)
+        delivery_counts = deliveries.state_counts(connection)
+    for process in running:
+        silent = process.silent_for > 4 * SIGN_OF_LIFE_SECONDS
+        address = f" on {process.address}" if process.address else ""
+        said = f"pid {process.pid}{address}, last sign of life {max(process.silent_for, 0):.0f} s ago"
+        yield Check(what=process.role, well=not silent, said=said)
+    if not running:
+        yield Check(what="processes", well=None, said="none is running")
+    troubles = counts["conflicts"] + counts["missing"]
+    said = ", ".join(f"{count} {what}" for what, count in counts.items())
+    yield Check(what="instances", well=None if troubles else True, said=said)
+    said = ", ".join(f"{count} {state}" for state, count in sorted(job_counts.items())) or "none"
+    yield Check(what="jobs", well=None if job_counts.get(JobState.DISCARDED) else True, said=said)
+    for (destination, state), count in sorted(delivery_counts.items()):
+        if state is DeliveryState.HELD:
+            yield Check(what=f"deliveries to {destination}", well=None, said=f"{count} held for a person")
+        elif state is not DeliveryState.SENT:
+            yield Check(what=f"deliveries to {destination}", well=None, said=f"{count} {state}")

@@ -1,0 +1,128 @@
+"""Why a study did or did not run: everything that is known of it, in the order in which it happened."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from meddaemon.cli.output import shown
+from meddaemon.db import deliveries, history, jobs, results, studies
+from meddaemon.db.engine import Connection
+from meddaemon.domain.errors import NotFound
+
+
+def explain(connection: Connection, wanted: str) -> Iterator[str]:
+    """Yield the lines that explain a study, named by id, UID of study, series or instance, or accession number.
+
+    An object that was refused has no study here; its UID is explained by the refusal. Raises NotFound.
+    """
+    refusals = history.refusals(connection, wanted)
+    try:
+        study_id = studies.find_study(connection, wanted)
+    except NotFound:
+        if not refusals:
+            raise
+        yield from _refusals(refusals)
+        return
+    (study,) = studies.summaries(connection, study_id=study_id)
+    yield f"study {study.id}  {study.study_instance_uid}"
+    yield (
+        f"  {study.state.value}, generation {study.generation}: {study.series} series, {study.instances} instances, "
+        f"received {shown(study.first_received_at)} to {shown(study.last_received_at)}"
+    )
+    yield from _series(history.series(connection, study_id))
+    yield from _refusals(history.refusals(connection, study.study_instance_uid))
+    yield from _decisions(history.decisions(connection, study_id))
+    yield from _jobs(connection, study_id)
+    yield from _results(connection, study_id)
+
+
+def _series(rows: list[history.SeriesRow]) -> Iterator[str]:
+    for row in rows:
+        notes = [
+            f"{count} {what}"
+            for count, what in (
+                (row.conflicts, "in conflict: another object with the same SOP Instance UID came first"),
+                (row.own_results, "of our own results, returned"),
+                (row.missing, "missing from the store"),
+            )
+            if count
+        ]
+        yield (
+            f"  series {row.series_instance_uid}  {shown(row.modality) or '(no modality)'}  "
+            f"{shown(row.series_description)}  {row.instances} instances from {shown(row.calling_ae_titles)}"
+            + (f"  ({'; '.join(notes)})" if notes else "")
+        )
+
+
+def _refusals(rows: list[history.RefusalRow]) -> Iterator[str]:
+    for row in rows:
+        yield (
+            f"  refused {shown(row.at)}  instance {row.sop_instance_uid or '(none)'}  "
+            f"status {row.status:04X}H: {shown(row.reason)}"
+        )
+
+
+def _decisions(rows: list[history.DecisionRow]) -> Iterator[str]:
+    if not rows:
+        yield "  no rule has been asked yet (the quiet time has not passed), or there are no rules"
+    for row in rows:
+        verdict = "matched" if row.matched else "did not match"
+        yield f"  generation {row.generation}, rule {row.rule!r} {verdict} at {shown(row.at)}: {shown(row.reason)}"
+        if study := row.detail.get("study"):
+            yield from _outcome(study, "    study: ")
+        for model, inputs in row.detail.get("models", {}).items():
+            for key, explained in inputs.items():
+                yield f"    model {model}, input {key}: {explained['chosen'] or 'no series fits'}"
+                for series in explained["series"]:
+                    yield from _asked_series(series)
+        if row.detail.get("jobs"):
+            yield f"    jobs: {', '.join(map(str, row.detail['jobs']))}"
+
+
+def _asked_series(series: Mapping[str, Any]) -> Iterator[str]:
+    fits = "fits" if series["fits"] else "does not fit"
+    yield (
+        f"      series {series['series_instance_uid']} ({shown(series['modality'])}, "
+        f"{shown(series['series_description'])}, {series['instances']} instances, {series['kind']}) {fits}"
+        + (f": {series['why']}" if "why" in series else "")
+    )
+    for part in ("rule", "model"):
+        if part in series:
+            yield from _outcome(series[part], f"        {part}: ")
+
+
+def _outcome(outcome: Mapping[str, Any], indent: str) -> Iterator[str]:
+    mark = "yes" if outcome["held"] else "no"
+    seen = f"; saw {shown(outcome['seen'])}" if "seen" in outcome else ""
+    if outcome["asked"] != "all of" or not outcome["held"] or outcome.get("parts"):
+        yield f"{indent}{mark}: {shown(outcome['asked'])}{seen}"
+    for part in outcome.get("parts", ()):
+        yield from _outcome(part, " " * (len(indent) + 2))
+
+
+def _jobs(connection: Connection, study_id: int) -> Iterator[str]:
+    for job in reversed(jobs.listing(connection, study_id=study_id, limit=1000)):
+        yield (
+            f"  job {job.id}  {job.model} for rule {job.rule!r}, generation {job.generation}: {job.state.value}, "
+            f"attempt {job.attempt} of {job.maximum_attempts}" + (f": {shown(job.reason)}" if job.reason else "")
+        )
+        for event in jobs.history(connection, job.id):
+            detail = f": {shown(event.detail)}" if event.detail else ""
+            yield f"    {shown(event.at)} {event.event.value} -> {event.state.value} by {event.worker}{detail}"
+
+
+def _results(connection: Connection, study_id: int) -> Iterator[str]:
+    for head in results.heads(connection, study_id=study_id):
+        superseded = f", superseded by result {head.superseded_by}" if head.superseded_by else ""
+        yield f"  result {head.id} of job {head.job_id}: {head.model} {head.model_version}, {head.status}{superseded}"
+        if head.reason:
+            yield f"    {shown(head.reason)}"
+        for row in results.query(connection, study_id=study_id, superseded=True):
+            if row.result_id == head.id:
+                yield f"    {row.finding}: {row.measurement} {row.value:.6g} {row.unit}"
+        yield "    seconds: " + ", ".join(f"{step} {seconds:g}" for step, seconds in head.seconds.items())
+        for item in results.objects_of(connection, head.id):
+            yield f"    {item.kind} {item.sop_instance_uid}, {item.size} bytes"
+        for sent in deliveries.listing(connection, result_ids=[head.id]):
+            status = f", status {sent.status:04X}H" if sent.status is not None else ""
+            reason = f": {shown(sent.reason)}" if sent.reason else ""
+            yield f"    {sent.kind} to {sent.destination}: {sent.state.value}, {sent.attempt} attempts{status}{reason}"

@@ -1,0 +1,73 @@
+"""Printing rows as a table for people, or as CSV or JSON for programs."""
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from enum import StrEnum
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+class Format(StrEnum):
+    """How to print rows."""
+
+    TABLE = "table"
+    CSV = "csv"
+    JSON = "json"
+
+
+def print_rows(rows: Sequence[object], columns: Mapping[str, str], output: Format) -> None:
+    """Print dataclass rows; `columns` maps a heading to the attribute it shows.
+
+    A table shows the given columns, CSV and JSON every attribute of the row.
+    """
+    if output is Format.TABLE:
+        table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+        for row in rows:
+            # Text, not markup: what came from the wire must not style the terminal.
+            table.add_row(*(Text(shown(getattr(row, attribute))) for attribute in columns.values()))
+        Console(soft_wrap=False, highlight=False).print(table)
+        return
+    plain = [_plain(row) for row in rows]
+    if output is Format.JSON:
+        typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
+        return
+    buffer = io.StringIO()
+    if plain:
+        writer = csv.DictWriter(buffer, fieldnames=list(plain[0]))
+        writer.writeheader()
+        writer.writerows([{key: _spreadsheet_safe(value) for key, value in row.items()} for row in plain])
+    typer.echo(buffer.getvalue(), nl=False)
+
+
+def shown(value: object) -> str:
+    """Return a value as a person reads it: local time to the second, numbers without noise, no control characters."""
+    if value is None:
+        return ""
+    if isinstance(value, datetime):
+        return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(value))
+
+
+def _plain(row: object) -> dict[str, object]:
+    assert dataclasses.is_dataclass(row)
+    assert not isinstance(row, type)
+    return {
+        key: value.isoformat() if isinstance(value, datetime) else value
+        for key, value in dataclasses.asdict(row).items()
+    }
+
+
+def _spreadsheet_safe(value: object) -> object:
+    """Defuse text that a spreadsheet would run as a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -1,0 +1,361 @@
+"""The roles of the daemon and their supervisor: where everything is put together, started, watched and drained.
+
+Each role is a process: `listen` receives, `work` runs models, `deliver` owns every timed thing (completeness, expired
+leases, deliveries). `serve` runs them all on one machine; on several, each role runs alone against one database.
+"""
+
+import ctypes
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from meddaemon import pipeline
+from meddaemon.config.settings import DestinationSettings, Settings
+from meddaemon.db import jobs, processes
+from meddaemon.db.engine import Database, DatabaseUnavailable
+from meddaemon.domain.errors import MeddaemonError
+from meddaemon.durable import Staging
+from meddaemon.inference.warm import WarmModels
+from meddaemon.ingest.receive import Receiver
+from meddaemon.ingest.recovery import recover
+from meddaemon.ingest.scp import Listener, ListenerSettings
+from meddaemon.ingest.store import InstanceStore
+from meddaemon.jobs.worker import Worker, WorkerSettings
+from meddaemon.results.delivery import Retry
+from meddaemon.results.delivery import deliver as deliver_to
+from meddaemon.results.dimse import RemoteEntity
+from meddaemon.telemetry import log
+
+DRAIN_SECONDS = 8.0
+"""How long work in hand may go on after SIGTERM; what is not done then is given back or taken up later."""
+KILL_SECONDS = 13.0
+"""When the supervisor ends a role that does not: well before the 15 seconds in which `serve` promises to be gone."""
+SIGN_OF_LIFE_SECONDS = 5.0
+TICK_SECONDS = 0.5
+_SUPERVISOR = "MEDDAEMON_SUPERVISOR_PID"
+_PR_SET_PDEATHSIG = 1
+_log = log(__name__)
+
+
+class AlreadyRunning(MeddaemonError):
+    """Another `meddaemon serve` works on this store."""
+
+
+def listen(settings: Settings, stop: threading.Event) -> None:
+    """Receive until `stop` is set, then let open associations finish for a moment. Raises OSError when bind fails."""
+    with _database(settings) as database:
+        store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
+        receiver = receiver_of(settings, database, store)
+        recover(database, store, receiver)
+        with Listener(_listener_settings(settings), receiver) as listener:
+            host, port = listener.address
+            with _announced(database, "listen", f"{host}:{port}", stop):
+                _log.info("listening", address=f"{host}:{port}", ae_title=settings.listener.ae_title)
+                stop.wait()
+                listener.stop_accepting()
+                _wait_until(lambda: listener.associations == 0, DRAIN_SECONDS)
+        store.close()
+
+
+def work(settings: Settings, stop: threading.Event) -> None:
+    """Run jobs until `stop` is set; a job in hand may finish, else it is given back unworked."""
+    with _database(settings) as database, WarmModels() as models:
+        staging = Staging(settings.store.results / "incoming")
+        staging.sweep()
+        worker = Worker(
+            database,
+            _name("work"),
+            WorkerSettings(
+                lease_seconds=settings.worker.lease_seconds,
+                heartbeat_seconds=settings.worker.heartbeat_seconds,
+                backoff_seconds=settings.worker.backoff_seconds,
+                poll_seconds=settings.worker.poll_seconds,
+                drain_seconds=DRAIN_SECONDS,
+            ),
+            process=lambda job: pipeline.process(database, settings, models, staging, job),
+            interrupt=models.interrupt,
+        )
+        with _announced(database, "work", "", stop):
+            _log.info("working", models=sorted(settings.contracts))
+            worker.run(stop)
+        staging.close()
+
+
+def deliver(settings: Settings, stop: threading.Event) -> None:
+    """Own every timed thing until `stop` is set: completeness, expired leases, the outbox of each destination."""
+    with _database(settings) as database:
+        # Schedules live in memory: what is due stands in the database, and a tick that is missed costs nothing.
+        scheduler = BackgroundScheduler(
+            executors={"default": ThreadPoolExecutor(3 + settings.delivery.concurrency)},
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+
+        def every(seconds: float, name: str, task: Callable[[], object]) -> None:
+            scheduler.add_job(_guarded(name, task), "interval", seconds=seconds, id=name)
+
+        every(TICK_SECONDS, "admit", lambda: pipeline.admit(database, settings))
+        every(min(SIGN_OF_LIFE_SECONDS, settings.worker.lease_seconds / 4), "expire", lambda: _expire(database))
+        for destination in settings.destinations:
+            every(
+                settings.delivery.poll_seconds,
+                f"deliver to {destination.name}",
+                partial(_drain, database, settings, destination),
+            )
+        with _announced(database, "deliver", "", stop):
+            scheduler.start()
+            _log.info("delivering", destinations=[each.name for each in settings.destinations])
+            stop.wait()
+            scheduler.pause()
+            _finish(scheduler)
+
+
+ROLES: dict[str, Callable[[Settings, threading.Event], None]] = {"listen": listen, "work": work, "deliver": deliver}
+
+
+def run_role(role: str, settings: Settings) -> None:
+    """Run one role in this process until SIGTERM or SIGINT."""
+    stop = _stop_on_signals()
+    if (supervisor := os.environ.get(_SUPERVISOR)) is not None:
+        # A supervisor that was killed takes its children with it; nobody else would.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != int(supervisor):
+            return
+    ROLES[role](settings, stop)
+
+
+def serve(settings: Settings) -> None:
+    """Run every role as a supervised child process until SIGTERM or SIGINT; return once all have ended.
+
+    Raises AlreadyRunning when another `serve` works on the same store.
+    """
+    stop = _stop_on_signals()
+    with _only_one(settings.store.directory):
+        database = Database(settings.database.url)
+        database.upgrade()
+        children = [_Child(role) for role in ("listen", "deliver", *["work"] * settings.worker.concurrency)]
+        ready = False
+        try:
+            while not stop.wait(0.2):
+                for child in children:
+                    child.keep_running(settings.file)
+                if not ready and _all_announced(database, children):
+                    ready = True
+                    notify("READY=1")
+                    _log.info("ready")
+        finally:
+            notify("STOPPING=1")
+            _end(children)
+            database.close()
+
+
+def notify(state: str) -> None:
+    """Tell systemd about our state, where it listens (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.connect("\0" + address[1:] if address.startswith("@") else address)
+        channel.sendall(state.encode())
+
+
+def receiver_of(settings: Settings, database: Database, store: InstanceStore) -> Receiver:
+    """Return the receiver that these settings describe."""
+    return Receiver(database, store, quiet_seconds=settings.shortest_quiet_seconds, keywords=sorted(settings.keywords))
+
+
+def remote_of(settings: Settings, destination: DestinationSettings) -> RemoteEntity:
+    """Return the remote AE that a destination names, and how we call it."""
+    return RemoteEntity(
+        ae_title=destination.ae_title,
+        host=destination.host,
+        port=destination.port,
+        calling_ae_title=settings.delivery.ae_title,
+        connection_timeout_seconds=settings.delivery.connection_timeout_seconds,
+        association_timeout_seconds=settings.delivery.association_timeout_seconds,
+        response_timeout_seconds=settings.delivery.dimse_timeout_seconds,
+    )
+
+
+@dataclass
+class _Child:
+    """A role in a process of its own, started again after ever longer pauses when it ends unasked."""
+
+    role: str
+    process: subprocess.Popen[bytes] | None = None
+    failures: int = 0
+    started_at: float = 0.0
+    start_after: float = field(default=0.0)
+
+    def keep_running(self, config: Path | None) -> None:
+        now = time.monotonic()
+        if self.process is not None and self.process.poll() is not None:
+            code = self.process.returncode
+            self.failures = 1 if now - self.started_at > 60 else self.failures + 1
+            self.start_after = now + min(2 ** (self.failures - 1), 30)
+            self.process = None
+            _log.error("a role ended unasked", role=self.role, code=code, again_in=round(self.start_after - now))
+        if self.process is None and now >= self.start_after:
+            arguments = [sys.executable, "-m", "meddaemon", self.role]
+            if config is not None:
+                arguments += ["--config", str(config)]
+            self.started_at = now
+            self.process = subprocess.Popen(arguments, env={**os.environ, _SUPERVISOR: str(os.getpid())})
+
+
+def _end(children: list[_Child]) -> None:
+    running = [child.process for child in children if child.process is not None]
+    for process in running:
+        process.terminate()
+    deadline = time.monotonic() + KILL_SECONDS
+    for process in running:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            _log.error("a role did not end in time and was killed", pid=process.pid)
+            process.kill()
+            process.wait()
+
+
+def _all_announced(database: Database, children: list[_Child]) -> bool:
+    with database.read() as connection:
+        announced = {process.pid for process in processes.listing(connection)}
+    return all(child.process is not None and child.process.pid in announced for child in children)
+
+
+@contextmanager
+def _only_one(store: Path) -> Iterator[None]:
+    store.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (store / "serve.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as held:
+            raise AlreadyRunning(f"another `meddaemon serve` works on {store}") from held
+        yield
+
+
+@contextmanager
+def _database(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.database.url)
+    try:
+        database.require_schema()
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def _announced(database: Database, role: str, address: str, stop: threading.Event) -> Iterator[None]:
+    """Say that this process is there, again and again until the end; then that it has gone."""
+    name = _name(role)
+    with database.write() as connection:
+        processes.announce(
+            connection, name=name, role=role, pid=os.getpid(), host=socket.gethostname(), address=address
+        )
+
+    def say() -> None:
+        while not stop.wait(SIGN_OF_LIFE_SECONDS):
+            _guarded("sign of life", lambda: _seen(database, name))()
+
+    teller = threading.Thread(target=say, name="sign-of-life", daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        with database.write() as connection:
+            processes.withdraw(connection, name, os.getpid())
+
+
+def _seen(database: Database, name: str) -> None:
+    with database.write() as connection:
+        processes.seen(connection, name)
+
+
+def _expire(database: Database) -> None:
+    with database.write() as connection:
+        expired = jobs.expire(connection)
+    if expired:
+        _log.warning("took back jobs whose worker went silent", jobs=expired)
+
+
+def _drain(database: Database, settings: Settings, destination: DestinationSettings) -> None:
+    retry = Retry(
+        first_seconds=settings.delivery.backoff_seconds,
+        longest_seconds=settings.delivery.maximum_backoff_seconds,
+        lease_seconds=settings.delivery.lease_seconds,
+    )
+    remote = remote_of(settings, destination)
+    while deliver_to(database, settings.store.results, destination.name, remote, retry):
+        pass
+
+
+def _guarded(name: str, task: Callable[[], object]) -> Callable[[], None]:
+    """Let a timed task survive a database that is away for a while; anything else is a defect and is told as one."""
+
+    def run() -> None:
+        try:
+            task()
+        except DatabaseUnavailable as failure:
+            _log.error("the database is out of reach", task=name, reason=type(failure).__name__)
+        except MeddaemonError as failure:
+            _log.error("a timed task failed", task=name, reason=str(failure))
+
+    return run
+
+
+def _finish(scheduler: BackgroundScheduler) -> None:
+    done = threading.Thread(target=scheduler.shutdown, name="shutdown", daemon=True)
+    done.start()
+    done.join(DRAIN_SECONDS)
+    if done.is_alive():
+        # A peer that does not answer holds a thread that Python would wait for at exit. Its delivery stays leased
+        # in the outbox and is taken up again, under the same UID.
+        _log.warning("left a delivery in progress: it will be repeated")
+        sys.stderr.flush()
+        os._exit(0)
+
+
+def _listener_settings(settings: Settings) -> ListenerSettings:
+    listener = settings.listener
+    return ListenerSettings(
+        ae_title=listener.ae_title,
+        host=listener.host,
+        port=listener.port,
+        maximum_associations=listener.maximum_associations,
+        maximum_pdu_bytes=listener.maximum_pdu,
+        idle_timeout_seconds=listener.idle_timeout_seconds,
+        association_timeout_seconds=listener.association_timeout_seconds,
+        message_timeout_seconds=listener.idle_timeout_seconds,
+        require_called_ae_title=listener.require_called_ae_title,
+        calling_ae_titles=listener.accept_calling_ae_titles,
+    )
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
+
+
+def _wait_until(done: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    pause = threading.Event()
+    while not done() and time.monotonic() < deadline:
+        pause.wait(0.05)
+
+
+def _name(role: str) -> str:
+    return f"{role}@{socket.gethostname()}:{os.getpid()}"

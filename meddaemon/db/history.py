@@ -1,0 +1,117 @@
+"""What happened to a study, as `meddaemon explain` tells it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Integer, cast, func, or_, select
+
+from meddaemon.db import tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesRow:
+    """One series and how many of its instances are special."""
+
+    series_instance_uid: str
+    modality: str
+    series_description: str
+    instances: int
+    conflicts: int
+    own_results: int
+    missing: int
+    calling_ae_titles: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusalRow:
+    """One object that was not taken."""
+
+    at: datetime
+    sop_instance_uid: str
+    study_instance_uid: str
+    status: int
+    reason: str
+    calling_ae_title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecisionRow:
+    """One rule's decision about one generation."""
+
+    generation: int
+    rule: str
+    matched: bool
+    reason: str
+    detail: Mapping[str, Any]
+    at: datetime
+
+
+def series(connection: Connection, study_id: int) -> list[SeriesRow]:
+    """Return the series of a study in order of arrival."""
+    table, instance = tables.series, tables.instance
+    rows = connection.execute(
+        select(
+            table.c.series_instance_uid,
+            table.c.modality,
+            table.c.series_description,
+            func.count(instance.c.id),
+            func.coalesce(func.sum(cast(instance.c.conflict, Integer)), 0),
+            func.coalesce(func.sum(cast(instance.c.own_result, Integer)), 0),
+            func.coalesce(func.sum(cast(instance.c.missing, Integer)), 0),
+            func.coalesce(func.min(instance.c.calling_ae_title), ""),
+        )
+        .outerjoin(instance, instance.c.series_id == table.c.id)
+        .where(table.c.study_id == study_id)
+        .group_by(table.c.id, table.c.series_instance_uid, table.c.modality, table.c.series_description)
+        .order_by(table.c.id)
+    )
+    return [
+        SeriesRow(
+            series_instance_uid=row[0],
+            modality=row[1],
+            series_description=row[2],
+            instances=row[3],
+            conflicts=int(row[4]),
+            own_results=int(row[5]),
+            missing=int(row[6]),
+            calling_ae_titles=row[7],
+        )
+        for row in rows
+    ]
+
+
+def refusals(connection: Connection, uid: str | None = None, *, limit: int = 1000) -> list[RefusalRow]:
+    """Return refused objects, of one SOP Instance or Study Instance UID or of all, oldest first."""
+    table = tables.refusal
+    query = select(table).order_by(table.c.id).limit(limit)
+    if uid is not None:
+        query = query.where(or_(table.c.sop_instance_uid == uid, table.c.study_instance_uid == uid))
+    return [
+        RefusalRow(
+            at=row.at,
+            sop_instance_uid=row.sop_instance_uid,
+            study_instance_uid=row.study_instance_uid,
+            status=row.status,
+            reason=row.reason,
+            calling_ae_title=row.calling_ae_title,
+        )
+        for row in connection.execute(query)
+    ]
+
+
+def decisions(connection: Connection, study_id: int) -> list[DecisionRow]:
+    """Return the decisions about a study in the order in which they were made."""
+    table = tables.decision
+    return [
+        DecisionRow(
+            generation=row.generation,
+            rule=row.rule,
+            matched=row.matched,
+            reason=row.reason,
+            detail=row.detail,
+            at=row.at,
+        )
+        for row in connection.execute(select(table).where(table.c.study_id == study_id).order_by(table.c.id))
+    ]

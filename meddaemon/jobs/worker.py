@@ -1,0 +1,166 @@
+"""The worker loop: one job at a time, under a lease that a second thread keeps alive."""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from meddaemon.db import jobs
+from meddaemon.db.engine import Database, DatabaseUnavailable
+from meddaemon.db.jobs import Job
+from meddaemon.domain.errors import InputRefused, LeaseLost, MeddaemonError
+from meddaemon.telemetry import log
+
+_log = log(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerSettings:
+    """Times of the worker, in seconds."""
+
+    lease_seconds: float
+    heartbeat_seconds: float
+    backoff_seconds: float
+    poll_seconds: float
+    drain_seconds: float
+
+
+class Worker:
+    """Claims jobs and has them worked by `process`; `interrupt` makes a running `process` fail at once.
+
+    `process` must write the result and complete the job in one transaction, and may raise:
+    InputRefused (the job is discarded), LeaseLost (nothing is written), anything else (another attempt).
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        name: str,
+        settings: WorkerSettings,
+        process: Callable[[Job], None],
+        interrupt: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._name = name
+        self._settings = settings
+        self._process = process
+        self._interrupt = interrupt
+
+    def run(self, stop: threading.Event) -> None:
+        """Work until `stop` is set; a job in hand then has `drain_seconds` to finish, else it is given back."""
+        while not stop.is_set():
+            try:
+                worked = self.work_one(stop)
+            except DatabaseUnavailable as failure:
+                # The database is away: leases run out by themselves, so waiting loses nothing.
+                _log.error("cannot reach the queue", reason=type(failure).__name__)
+                worked = False
+            if not worked:
+                stop.wait(self._settings.poll_seconds)
+
+    def work_one(self, stop: threading.Event | None = None) -> bool:
+        """Claim and work one job; return False when none waited."""
+        with self._database.write() as connection:
+            job = jobs.claim(connection, worker=self._name, lease_seconds=self._settings.lease_seconds)
+        if job is None:
+            return False
+        _log.info("job claimed", job=job.id, model=job.model, attempt=job.attempt)
+        with _Heartbeat(self._database, job, self._settings, stop or threading.Event(), self._interrupt) as heartbeat:
+            outcome = self._attempt(job)
+        self._settle(job, outcome, heartbeat)
+        return True
+
+    def _attempt(self, job: Job) -> Exception | None:
+        try:
+            self._process(job)
+        except Exception as error:  # noqa: BLE001  one of the four places where errors become outcomes
+            return error
+        return None
+
+    def _settle(self, job: Job, outcome: Exception | None, heartbeat: "_Heartbeat") -> None:
+        """Write down how the attempt ended; a lost lease means that somebody else does."""
+        said = {"job": job.id, "model": job.model, "attempt": job.attempt}
+        if outcome is None:
+            _log.info("job completed", **said)
+            return
+        try:
+            with self._database.write() as connection:
+                if heartbeat.lost or isinstance(outcome, LeaseLost):
+                    _log.warning("job lost: its lease is over, nothing was written", **said)
+                elif heartbeat.draining:
+                    jobs.release(connection, job)
+                    _log.info("job given back: this worker is stopping", **said)
+                elif isinstance(outcome, InputRefused):
+                    jobs.refuse(connection, job, str(outcome))
+                    _log.warning("job discarded: its input was refused", reason=outcome.reason, **said)
+                else:
+                    reason = str(outcome) if isinstance(outcome, MeddaemonError) else type(outcome).__name__
+                    state = jobs.fail(connection, job, reason, backoff_seconds=self._settings.backoff_seconds)
+                    unforeseen = None if isinstance(outcome, MeddaemonError) else outcome
+                    _log.error("job failed", state=state.value, reason=reason, exc_info=unforeseen, **said)
+        except LeaseLost:
+            _log.warning("job lost: its lease is over, nothing was written", **said)
+
+
+class _Heartbeat:
+    """Keeps a lease alive while a job is worked, and interrupts the work when it is lost or the drain time is over."""
+
+    def __init__(
+        self,
+        database: Database,
+        job: Job,
+        settings: WorkerSettings,
+        stop: threading.Event,
+        interrupt: Callable[[], None],
+    ) -> None:
+        self.lost = False
+        self.draining = False
+        self._database = database
+        self._job = job
+        self._settings = settings
+        self._stop = stop
+        self._interrupt = interrupt
+        self._done = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._renew, name=f"lease-{job.id}", daemon=True),
+            threading.Thread(target=self._drain, name=f"drain-{job.id}", daemon=True),
+        ]
+
+    def __enter__(self) -> "_Heartbeat":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _renew(self) -> None:
+        expires = time.monotonic() + self._settings.lease_seconds
+        while not self._done.wait(self._settings.heartbeat_seconds):
+            try:
+                asked = time.monotonic()
+                with self._database.write() as connection:
+                    jobs.renew(connection, self._job, lease_seconds=self._settings.lease_seconds)
+                expires = asked + self._settings.lease_seconds
+            except LeaseLost:
+                self._give_up()
+                return
+            except DatabaseUnavailable:
+                # Away for a moment is survivable as long as the lease lasts.
+                if time.monotonic() > expires:
+                    self._give_up()
+                    return
+
+    def _give_up(self) -> None:
+        self.lost = True
+        self._interrupt()
+
+    def _drain(self) -> None:
+        while not self._done.wait(0.2):
+            if self._stop.is_set():
+                if not self._done.wait(self._settings.drain_seconds):
+                    self.draining = True
+                    self._interrupt()
+                return

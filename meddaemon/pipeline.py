@@ -1,0 +1,244 @@
+"""The whole story on one screen: `admit` a quiet study, `process` a job.
+
+Both end in one transaction each. `admit`: what the rules decided and the jobs they make. `process`: findings,
+outbox rows and the job's completion. Delivery drains the outbox on its own.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from meddaemon.config.settings import Settings
+from meddaemon.db import jobs, results, studies
+from meddaemon.db.engine import Connection, Database
+from meddaemon.db.instances import path_of
+from meddaemon.db.jobs import Job, NewJob
+from meddaemon.db.results import StoredObject
+from meddaemon.domain.contract import ModelContract
+from meddaemon.domain.errors import InputRefused, NotFound
+from meddaemon.domain.result import EncodedObject, ResultStatus
+from meddaemon.domain.rules import Rule
+from meddaemon.domain.series import Study
+from meddaemon.domain.uids import digest_of
+from meddaemon.durable import Staging, write_new
+from meddaemon.inference.analysis import analyse
+from meddaemon.inference.warm import WarmModels
+from meddaemon.ingest.describe import describe_study
+from meddaemon.ingest.matching import Decision, Plan, decide, decide_fallback
+from meddaemon.ingest.part10 import with_keywords
+from meddaemon.results.encoding import EncodingRequest, ObjectReference, encode
+from meddaemon.telemetry import log
+
+_log = log(__name__)
+
+
+def admit(database: Database, settings: Settings) -> int:
+    """Evaluate the rules whose quiet time has passed, study by study; return how many studies were looked at."""
+    looked_at = 0
+    while _admit_one(database, settings):
+        looked_at += 1
+    return looked_at
+
+
+def force(
+    database: Database,
+    settings: Settings,
+    *,
+    wanted: str,
+    model: str,
+    series: str | None,
+    destinations: tuple[str, ...],
+) -> int:
+    """Queue a model on a study, or on one of its series, whatever the rules say; return the job's id.
+
+    Only the choice is forced: an unsound volume is refused and an implausible result is marked all the same.
+    Raises NotFound when study, series or model is not there.
+    """
+    if model not in settings.contracts:
+        raise NotFound(f"no model {model!r}; there are: {', '.join(sorted(settings.contracts)) or 'none'}")
+    with database.write() as connection:
+        summary = studies.summaries(connection, study_id=studies.find_study(connection, wanted))[0]
+        study = _load(connection, settings, summary.id, summary.study_instance_uid, summary.generation)
+        candidates = [each for each in study.series if series in {None, each.series_instance_uid}]
+        if not candidates:
+            raise NotFound(f"study {study.id} has no series {series}; see `meddaemon explain {study.id}`")
+        chosen = max(candidates, key=lambda each: len(each.instances))
+        plan = Plan(model=model, inputs={each.key: chosen for each in settings.contracts[model].inputs})
+        rule = Rule(name=f"forced: {model}", models=(model,), destinations=destinations, priority=0)
+        decision = Decision(
+            rule=rule.name,
+            matched=True,
+            reason=f"forced by the operator on series {chosen.series_instance_uid}",
+            detail={},
+            plans=(plan,),
+        )
+        (job_id,) = _carry_out(connection, settings, study, rule, decision)
+    return job_id
+
+
+def _admit_one(database: Database, settings: Settings) -> bool:
+    with database.write() as connection:
+        due = studies.lock_due(connection)
+        if due is None:
+            return False
+        study = _load(connection, settings, due.id, due.study_instance_uid, due.generation)
+        decided = studies.decided_rules(connection, due.id, due.generation)
+        waiting = [rule for rule in settings.rules if rule.name not in decided]
+        # A fallback waits for every other rule: it is asked last, and only when all others have been.
+        for rule in sorted(waiting, key=lambda rule: rule.fallback):
+            if quiet_seconds(rule, settings) > due.quiet_for:
+                continue
+            matched = [name for name, held in decided.items() if held]
+            decision = (
+                decide_fallback(rule, study, settings.contracts, matched)
+                if rule.fallback
+                else decide(rule, study, settings.contracts)
+            )
+            decided[rule.name] = decision.matched
+            _carry_out(connection, settings, study, rule, decision)
+        later = [quiet_seconds(rule, settings) for rule in waiting if rule.name not in decided]
+        studies.wait_for(connection, due.id, min(later, default=None))
+    return True
+
+
+def quiet_seconds(rule: Rule, settings: Settings) -> float:
+    """Return how long a study must be quiet before this rule is asked; a fallback waits as long as the longest."""
+    own = [
+        settings.completeness.quiet_seconds if each.quiet_seconds is None else each.quiet_seconds
+        for each in (settings.rules if rule.fallback else (rule,))
+    ]
+    return max(own)
+
+
+def _load(connection: Connection, settings: Settings, study_id: int, study_instance_uid: str, generation: int) -> Study:
+    instances = studies.load_instances(connection, study_id, settings.store.instances)
+    return describe_study(
+        study_id=study_id,
+        study_instance_uid=study_instance_uid,
+        generation=generation,
+        instances={
+            uid: tuple(with_keywords(instance, settings.keywords) for instance in members)
+            for uid, members in instances.items()
+        },
+    )
+
+
+def _carry_out(connection: Connection, settings: Settings, study: Study, rule: Rule, decision: Decision) -> list[int]:
+    """Queue the jobs of a decision and keep the decision; both or neither."""
+    queued: list[int] = []
+    for plan in decision.plans:
+        contract = settings.contracts[plan.model]
+        inputs = {
+            key: tuple(sorted(instance.sha256 for instance in series.instances)) for key, series in plan.inputs.items()
+        }
+        job_id, new = jobs.enqueue(
+            connection,
+            NewJob(
+                key=_key(study, contract, inputs),
+                study_id=study.id,
+                generation=study.generation,
+                rule=rule.name,
+                model=plan.model,
+                model_digest=contract.digest,
+                inputs=inputs,
+                destinations=rule.destinations,
+                priority=rule.priority,
+                maximum_attempts=settings.worker.maximum_attempts,
+            ),
+        )
+        if not new:
+            # The same work was asked for before: nothing is computed twice, but it may have to go elsewhere too.
+            results.widen(connection, job_id, settings.object_kinds(rule.destinations))
+        queued.append(job_id)
+    detail = {**decision.detail, "jobs": queued}
+    studies.record_decision(
+        connection,
+        study_id=study.id,
+        generation=study.generation,
+        rule=rule.name,
+        matched=decision.matched,
+        reason=decision.reason,
+        detail=detail,
+    )
+    _log.info("rule decided", study=study.id, rule=rule.name, matched=decision.matched, jobs=queued)
+    return queued
+
+
+def _key(study: Study, contract: ModelContract, inputs: Mapping[str, tuple[str, ...]]) -> str:
+    flat = [part for key in sorted(inputs) for part in (key, *inputs[key])]
+    return digest_of(study.study_instance_uid, contract.name, contract.digest, *flat)
+
+
+def process(database: Database, settings: Settings, models: WarmModels, staging: Staging, job: Job) -> None:
+    """Run a job from its instances to findings, result objects and outbox rows.
+
+    Raises InputRefused (never to be retried), ModelFailed, ObjectRefusedByGate, LeaseLost, OSError.
+    """
+    contract = _contract(settings, job)
+    prediction = models.predict(contract, _input_files(settings, job))
+    started = time.monotonic()
+    with database.read() as connection:
+        predecessors = results.superseded_by(connection, job)
+    analysis = analyse(prediction, contract, entropy=job.key)
+    objects: tuple[EncodedObject, ...] = ()
+    if analysis.status is ResultStatus.PLAUSIBLE:
+        sources = {path for paths in _input_files(settings, job).values() for path in paths}
+        objects = encode(
+            EncodingRequest(
+                analysis=analysis,
+                contract=contract,
+                sources=sorted(sources),
+                predecessor=next(
+                    (
+                        ObjectReference(
+                            sop_class_uid=each.sop_class_uid,
+                            sop_instance_uid=each.sop_instance_uid,
+                            series_instance_uid=each.series_instance_uid,
+                        )
+                        for each in predecessors
+                        if each.kind == "SR"
+                    ),
+                    None,
+                ),
+            )
+        )
+    stored = [_store(settings, staging, encoded) for encoded in objects]
+    seconds = {**prediction.seconds, "encode": round(time.monotonic() - started, 3)}
+    with database.write() as connection:
+        destinations = jobs.complete(connection, job)
+        results.record(
+            connection,
+            job,
+            analysis,
+            stored,
+            model_version=contract.version,
+            series_instance_uid=prediction.series_instance_uid,
+            provenance=prediction.provenance,
+            seconds=seconds,
+            deliveries=settings.object_kinds(destinations),
+        )
+    _log.info("result", job=job.id, status=analysis.status.value, reason=analysis.reason, **seconds)
+
+
+def _contract(settings: Settings, job: Job) -> ModelContract:
+    contract = settings.contracts.get(job.model)
+    if contract is None or contract.digest != job.model_digest:
+        found = "is not configured" if contract is None else f"has digest {contract.digest[:12]} now"
+        raise InputRefused(
+            "model_changed", f"model {job.model} {found}, the job was made for digest {job.model_digest[:12]}"
+        )
+    return contract
+
+
+def _input_files(settings: Settings, job: Job) -> dict[str, list[Path]]:
+    files = {key: [path_of(settings.store.instances, each) for each in digests] for key, digests in job.inputs.items()}
+    for path in (path for paths in files.values() for path in paths):
+        if not path.is_file():
+            raise InputRefused("missing_instance", f"the stored file {path.name} is gone: restore it, then requeue")
+    return files
+
+
+def _store(settings: Settings, staging: Staging, encoded: EncodedObject) -> StoredObject:
+    stored = StoredObject.of(encoded)
+    write_new(path_of(settings.store.results, stored.sha256), encoded.content, staging)
+    return stored

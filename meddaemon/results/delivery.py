@@ -1,0 +1,79 @@
+"""Draining the outbox: each destination on its own, so that one that is down holds up no other."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from meddaemon.db import deliveries
+from meddaemon.db.deliveries import Delivery
+from meddaemon.db.engine import Database
+from meddaemon.db.instances import path_of
+from meddaemon.domain.errors import LeaseLost
+from meddaemon.results.dimse import Answer, Outgoing, RemoteEntity, Verdict, store
+from meddaemon.telemetry import log
+
+OBJECTS_PER_ASSOCIATION = 20
+_log = log(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """How long to wait after a failure: `first` seconds, doubling up to `longest`; a try may take `lease` seconds."""
+
+    first_seconds: float
+    longest_seconds: float
+    lease_seconds: float
+
+    def delay(self, attempt: int) -> float:
+        """Return the seconds to wait after attempt number `attempt` (1-based)."""
+        return float(min(self.first_seconds * 2 ** min(attempt - 1, 30), self.longest_seconds))
+
+
+def deliver(database: Database, results: Path, name: str, remote: RemoteEntity, retry: Retry) -> int:
+    """Send what waits for one destination now; return how many objects it took.
+
+    Every answer is recorded before the next object is sent, so that a crash repeats one object at most, under the
+    same SOP Instance UID.
+    """
+    with database.write() as connection:
+        claimed = deliveries.claim(
+            connection, destination=name, lease_seconds=retry.lease_seconds, limit=OBJECTS_PER_ASSOCIATION
+        )
+    sent = 0
+    for delivery, answer in _send(claimed, results, remote):
+        sent += answer.verdict is Verdict.TAKEN
+        _record(database, delivery, answer, retry)
+    return sent
+
+
+def _send(claimed: list[Delivery], results: Path, remote: RemoteEntity) -> Iterator[tuple[Delivery, Answer]]:
+    by_path = {path_of(results, delivery.sha256): delivery for delivery in claimed}
+    outgoing = [
+        Outgoing(
+            path=path,
+            sop_class_uid=delivery.sop_class_uid,
+            sop_instance_uid=delivery.sop_instance_uid,
+            transfer_syntax_uid=delivery.transfer_syntax_uid,
+        )
+        for path, delivery in by_path.items()
+    ]
+    for answer in store(remote, outgoing):
+        yield by_path[answer.outgoing.path], answer
+
+
+def _record(database: Database, delivery: Delivery, answer: Answer, retry: Retry) -> None:
+    said = {"destination": delivery.destination, "kind": delivery.kind, "delivery": delivery.id}
+    try:
+        with database.write() as connection:
+            if answer.verdict is Verdict.TAKEN:
+                deliveries.accept(connection, delivery, status=answer.status or 0, note=answer.reason)
+                _log.info("delivered", **said)
+            elif answer.verdict is Verdict.TRY_AGAIN:
+                delay = retry.delay(delivery.attempt)
+                deliveries.fail(connection, delivery, status=answer.status, reason=answer.reason, delay_seconds=delay)
+                _log.warning("not delivered, will try again", reason=answer.reason, seconds=delay, **said)
+            else:
+                deliveries.refuse(connection, delivery, status=answer.status, reason=answer.reason)
+                _log.error("delivery held for a person", reason=answer.reason, **said)
+    except LeaseLost as lost:
+        _log.warning("another sender took this delivery over", reason=str(lost), **said)

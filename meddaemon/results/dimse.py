@@ -1,0 +1,203 @@
+"""C-STORE and C-ECHO as a Service Class User (PS3.4 Annexes A and B): how objects leave, and what was answered."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom import AE, _config
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext, build_context
+
+from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+
+VERIFICATION = "1.2.840.10008.1.1"
+"""Verification SOP Class (PS3.4 Annex A)."""
+MAXIMUM_CONTEXTS = 128
+"""Presentation context ids are the odd numbers from 1 to 255 (PS3.8 9.3.2.2)."""
+
+# Files go out byte for byte, in pieces, instead of being decoded and encoded again.
+_config.STORE_SEND_CHUNKED_DATASET = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteEntity:
+    """A remote AE and how we call it; times in seconds."""
+
+    ae_title: str
+    host: str
+    port: int
+    calling_ae_title: str
+    connection_timeout_seconds: float = 10.0
+    association_timeout_seconds: float = 30.0
+    response_timeout_seconds: float = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outgoing:
+    """One Part 10 file to send, and what its file meta group says of it."""
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+
+
+class Verdict(Enum):
+    """What an answer means for the sender."""
+
+    TAKEN = "taken"
+    TRY_AGAIN = "try again"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What became of one object; `status` is the DIMSE status, None where none was received."""
+
+    outgoing: Outgoing
+    verdict: Verdict
+    status: int | None
+    reason: str
+
+
+def verdict_of(status: int) -> tuple[Verdict, str]:
+    """Return what a C-STORE status means (PS3.4 B.2.3, PS3.7 Annex C)."""
+    if status == 0x0000:
+        return Verdict.TAKEN, ""
+    if 0xB000 <= status <= 0xBFFF or status in {0x0001, 0x0107, 0x0116}:
+        return Verdict.TAKEN, f"taken with warning {status:04X}H"
+    if 0xA700 <= status <= 0xA7FF:
+        return Verdict.TRY_AGAIN, f"refused: out of resources ({status:04X}H)"
+    if status == 0x0110:
+        return Verdict.TRY_AGAIN, "processing failure (0110H)"
+    return Verdict.HOLD, f"refused with status {status:04X}H"
+
+
+def store(remote: RemoteEntity, objects: Sequence[Outgoing]) -> Iterator[Answer]:
+    """Send objects over as few associations as their presentation contexts allow; yield each answer as it comes.
+
+    The iterator always yields one answer for each object, in their order within an association.
+    """
+    for batch in _batches(objects):
+        yield from _store_batch(remote, batch)
+
+
+def echo(remote: RemoteEntity) -> str:
+    """Return the empty string when the remote AE answers C-ECHO with Success, else what went wrong."""
+    association, problem = _associate(remote, [build_context(VERIFICATION)])
+    if association is None:
+        return problem.reason
+    try:
+        status = association.send_c_echo()
+    finally:
+        association.release()
+    answered = status.get("Status")
+    if answered == 0x0000:
+        return ""
+    return "no answer" if answered is None else f"answered {answered:04X}H"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Problem:
+    verdict: Verdict
+    reason: str
+
+
+def _batches(objects: Iterable[Outgoing]) -> Iterator[list[Outgoing]]:
+    batch: list[Outgoing] = []
+    contexts: set[tuple[str, str]] = set()
+    for outgoing in objects:
+        wanted = {(outgoing.sop_class_uid, syntax) for syntax in _syntaxes(outgoing)}
+        if len(contexts | wanted) > MAXIMUM_CONTEXTS:
+            yield batch
+            batch, contexts = [], set()
+        batch.append(outgoing)
+        contexts |= wanted
+    if batch:
+        yield batch
+
+
+def _syntaxes(outgoing: Outgoing) -> tuple[str, ...]:
+    """Return the object's own syntax, and implicit VR where that can be written without touching pixels."""
+    if outgoing.transfer_syntax_uid == ExplicitVRLittleEndian:
+        return (outgoing.transfer_syntax_uid, str(ImplicitVRLittleEndian))
+    return (outgoing.transfer_syntax_uid,)
+
+
+def _store_batch(remote: RemoteEntity, batch: list[Outgoing]) -> Iterator[Answer]:
+    wanted = {(each.sop_class_uid, syntax): None for each in batch for syntax in _syntaxes(each)}
+    association, problem = _associate(remote, [build_context(sop_class, [syntax]) for sop_class, syntax in wanted])
+    if association is None:
+        for outgoing in batch:
+            yield Answer(outgoing=outgoing, verdict=problem.verdict, status=None, reason=problem.reason)
+        return
+    accepted = {
+        (str(context.abstract_syntax), str(context.transfer_syntax[0])) for context in association.accepted_contexts
+    }
+    try:
+        for message_id, outgoing in enumerate(batch):
+            yield _store_one(association, outgoing, accepted, message_id % 65535 + 1)
+    finally:
+        if association.is_established:
+            association.release()
+
+
+def _store_one(association: Association, outgoing: Outgoing, accepted: set[tuple[str, str]], message_id: int) -> Answer:
+    def answer(verdict: Verdict, reason: str, status: int | None = None) -> Answer:
+        return Answer(outgoing=outgoing, verdict=verdict, status=status, reason=reason)
+
+    if not association.is_established:
+        return answer(Verdict.TRY_AGAIN, "the association ended before this object's turn")
+    usable = [syntax for syntax in _syntaxes(outgoing) if (outgoing.sop_class_uid, syntax) in accepted]
+    if not usable:
+        name = UID(outgoing.sop_class_uid).name
+        return answer(Verdict.HOLD, f"the remote AE accepts no presentation context for {name} in this encoding")
+    try:
+        if usable[0] == outgoing.transfer_syntax_uid:
+            status = association.send_c_store(outgoing.path, msg_id=message_id)
+        else:
+            status = association.send_c_store(dcmread(outgoing.path), msg_id=message_id)
+    except (OSError, ValueError, AttributeError, RuntimeError) as failure:
+        return answer(Verdict.TRY_AGAIN, f"could not send: {type(failure).__name__}")
+    answered = status.get("Status")
+    if answered is None:
+        return answer(Verdict.TRY_AGAIN, "no answer: the association was aborted or timed out")
+    verdict, reason = verdict_of(answered)
+    comment = _printable(str(status.get("ErrorComment", "")))
+    return answer(verdict, f"{reason}: {comment}" if reason and comment else reason, answered)
+
+
+def _associate(remote: RemoteEntity, contexts: list[PresentationContext]) -> tuple[Association | None, _Problem]:
+    entity = AE(ae_title=remote.calling_ae_title)
+    entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
+    entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
+    entity.connection_timeout = remote.connection_timeout_seconds
+    entity.acse_timeout = remote.association_timeout_seconds
+    entity.dimse_timeout = remote.response_timeout_seconds
+    entity.network_timeout = remote.response_timeout_seconds
+    association = entity.associate(
+        remote.host, remote.port, contexts=contexts, ae_title=remote.ae_title, max_pdu=0x20000
+    )
+    if association.is_established:
+        return association, _Problem(verdict=Verdict.TRY_AGAIN, reason="")
+    where = f"{remote.ae_title} at {remote.host}:{remote.port}"
+    if association.is_rejected:
+        refusal = association.acceptor.primitive
+        permanent = refusal is not None and refusal.result == 0x01
+        return None, _Problem(
+            verdict=Verdict.HOLD if permanent else Verdict.TRY_AGAIN,
+            reason=f"{where} rejected the association"
+            + (f" ({refusal.reason_str})" if refusal is not None else "")
+            + (" permanently: check both AE titles" if permanent else ""),
+        )
+    if association.is_aborted:
+        return None, _Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} aborted, or nobody listens there")
+    return None, _Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} does not answer")
+
+
+def _printable(text: str) -> str:
+    """Return what can be printed of an Error Comment, which comes from the wire, on one line and bounded."""
+    return "".join(character for character in text if character.isprintable())[:64]
