@@ -66,16 +66,6 @@ class StoreSettings(_Section):
 
     @property
     def instances(self) -> Path:
-        """Where the received objects lie."""
-        return self.directory / "instances"
-
-    @property
-    def results(self) -> Path:
-        """Where the result objects lie."""
-        return self.directory / "results"
-
-    @property
-    def instances(self) -> Path:
         """Folder of the received instances, content-addressed."""
         return self.directory / "instances"
 
