@@ -1,5 +1,6 @@
 """The segmentation that is read back is the mask that was found: voxel by voxel, in patient space."""
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -185,8 +186,6 @@ def test_segments_are_described_as_the_contract_says(tmp_path: Path) -> None:
     ("colour", "lab"), [((255, 0, 0), (53.24, 80.09, 67.2)), ((255, 255, 255), (100, 0, 0)), ((0, 0, 0), (0, 0, 0))]
 )
 def test_colours_are_cielab(tmp_path: Path, colour: tuple[int, int, int], lab: tuple[float, float, float]) -> None:
-    from dataclasses import replace
-
     request = request_for(make_series(tmp_path))
     segment = replace(request.analysis.segments[0], colour=colour)
     request = replace(request, analysis=replace(request.analysis, segments=(segment,)))

@@ -57,7 +57,7 @@ def test_text_is_copied_even_when_too_long_and_values_with_a_grammar_only_when_r
         dataset.add_new("PatientAge", "AS", "53")
         dataset.add_new("StudyTime", "TM", "25:00")
 
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="Invalid value|exceeds the maximum"):
         paths = make_series(tmp_path, planes=2, edit=spoil)
     header = read(paths).header
     assert header.PatientID == "P" * 80
