@@ -89,7 +89,13 @@ def _answer(session: "Session", inputs: Mapping[str, list[str]]) -> tuple[dict[s
 
 
 def _failure(error: Exception) -> dict[str, Any]:
+    """Return what went wrong and, since MONAI wraps errors, what first did."""
     text = str(error) if isinstance(error, ModelFailed) else f"{type(error).__name__}: {error}"
+    first: BaseException = error
+    while first.__cause__ is not None:
+        first = first.__cause__
+    if first is not error:
+        text = f"{text[:2048]}\nbecause of {type(first).__name__}: {first}"
     return {"failed": text[:4096]}
 
 

@@ -66,8 +66,8 @@ class Runtime(Protocol):
 class ModelProcess:
     """A `Runtime`: one child process with one bundle, started at the first prediction and kept warm.
 
-    One thread predicts and closes; another may `kill` at any time. The kernel ends the child when the thread that started it ends (PR_SET_PDEATHSIG), so predict from
-    a thread that lives as long as the worker.
+    One thread predicts and closes; another may `kill` at any time. The kernel ends the child when the thread that
+    started it ends (PR_SET_PDEATHSIG), so predict from a thread that lives as long as the worker.
     """
 
     def __init__(self, contract: ModelContract, *, device: str = "") -> None:
