@@ -1,4 +1,4 @@
-"""`meddaemon doctor`: is everything there that the daemon needs, and does it run?"""
+"""`meddaemon doctor`: whether everything is there that the daemon needs, and whether it runs."""
 
 import importlib.util
 import shutil

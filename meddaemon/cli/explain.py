@@ -1,6 +1,7 @@
 """Why a study did or did not run: everything that is known of it, in the order in which it happened."""
 
 from collections.abc import Iterator, Mapping
+from textwrap import shorten
 from typing import Any
 
 from meddaemon.cli.output import shown
@@ -94,7 +95,7 @@ def _outcome(outcome: Mapping[str, Any], indent: str) -> Iterator[str]:
     mark = "yes" if outcome["held"] else "no"
     seen = f"; saw {shown(outcome['seen'])}" if "seen" in outcome else ""
     if outcome["asked"] != "all of" or not outcome["held"] or outcome.get("parts"):
-        yield f"{indent}{mark}: {shown(outcome['asked'])}{seen}"
+        yield f"{indent}{mark}: {shorten(shown(outcome['asked']), 100)}{seen}"
     for part in outcome.get("parts", ()):
         yield from _outcome(part, " " * (len(indent) + 2))
 

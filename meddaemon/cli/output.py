@@ -7,11 +7,19 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+
+WIDTH = 2000
+"""Columns that a table may take; a terminal wraps what it cannot show."""
 
 
 class Format(StrEnum):
@@ -22,17 +30,20 @@ class Format(StrEnum):
     JSON = "json"
 
 
-def print_rows(rows: Sequence[object], columns: Mapping[str, str], output: Format) -> None:
+def print_rows(rows: Sequence["DataclassInstance"], columns: Mapping[str, str], output: Format) -> None:
     """Print dataclass rows; `columns` maps a heading to the attribute it shows.
 
     A table shows the given columns, CSV and JSON every attribute of the row.
     """
     if output is Format.TABLE:
-        table = Table(*columns, box=None, header_style="bold", pad_edge=False)
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for heading in columns:
+            table.add_column(heading, no_wrap=True)
         for row in rows:
             # Text, not markup: what came from the wire must not style the terminal.
             table.add_row(*(Text(shown(getattr(row, attribute))) for attribute in columns.values()))
-        Console(soft_wrap=False, highlight=False).print(table)
+        # Never cut a value to fit a window: a UID that is cut is of no use.
+        Console(width=WIDTH, highlight=False).print(table, soft_wrap=True)
         return
     plain = [_plain(row) for row in rows]
     if output is Format.JSON:
@@ -59,9 +70,7 @@ def shown(value: object) -> str:
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(value))
 
 
-def _plain(row: object) -> dict[str, object]:
-    assert dataclasses.is_dataclass(row)
-    assert not isinstance(row, type)
+def _plain(row: "DataclassInstance") -> dict[str, object]:
     return {
         key: value.isoformat() if isinstance(value, datetime) else value
         for key, value in dataclasses.asdict(row).items()

@@ -327,16 +327,18 @@ def query(
         wanted = func.lower(code)
         named = (finding.c.code_value, finding.c.code_meaning, measurement.c.code_value, segment.c.type_value)
         statement = statement.where(or_(*(func.lower(column) == wanted for column in named)))
-    for condition, given in (
-        (_result.c.model == model, model),
-        (_study.c.id == study_id, study_id),
-        (measurement.c.value >= minimum, minimum),
-        (measurement.c.value <= maximum, maximum),
-        (_result.c.created_at >= since, since),
-        (_result.c.created_at < until, until),
-    ):
-        if given is not None:
-            statement = statement.where(condition)
+    if model is not None:
+        statement = statement.where(_result.c.model == model)
+    if study_id is not None:
+        statement = statement.where(_study.c.id == study_id)
+    if minimum is not None:
+        statement = statement.where(measurement.c.value >= minimum)
+    if maximum is not None:
+        statement = statement.where(measurement.c.value <= maximum)
+    if since is not None:
+        statement = statement.where(_result.c.created_at >= since)
+    if until is not None:
+        statement = statement.where(_result.c.created_at < until)
     return [
         ResultRow(
             **{
