@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from meddaemon.config import toml_file
 from meddaemon.config.conditions import parse_condition
 from meddaemon.config.digest import bundle_digest, file_digest, weights_digest
-from meddaemon.config.problems import Problems, did_you_mean, frozen, relative_to
+from meddaemon.config.problems import Problems, did_you_mean, frozen, relative_to, tables
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.codes import Code
 from meddaemon.domain.conditions import ALWAYS
@@ -140,7 +140,7 @@ def load_contract(file: Path) -> ModelContract:
     """
     document = toml_file.read(file)
     problems = Problems(document)
-    inputs = tuple(_input(raw, ("inputs", index), problems) for index, raw in _tables(document.data.get("inputs")))
+    inputs = tuple(_input(raw, ("inputs", index), problems) for index, raw in tables(document.data.get("inputs")))
     try:
         contract = _Contract.model_validate(frozen(document.data))
     except ValidationError as error:
@@ -179,11 +179,6 @@ def load_contract(file: Path) -> ModelContract:
         weights=weights,
         weights_digest=digests[1],
     )
-
-
-def _tables(raw: object) -> list[tuple[int, Mapping[str, object]]]:
-    """Return the tables, with their indices, of an array that nobody has checked yet."""
-    return [(i, each) for i, each in enumerate(raw) if isinstance(each, Mapping)] if isinstance(raw, list) else []
 
 
 def _input(raw: Mapping[str, object], keys: Keys, problems: Problems) -> InputContract:

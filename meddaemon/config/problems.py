@@ -55,6 +55,9 @@ class Problems:
         """Note everything that pydantic found wrong in the values at `below`."""
         for each in error.errors(include_url=False, include_context=False):
             keys = each["loc"]
+            if each["type"] == "too_short" and each["input"]:
+                # pydantic counts the valid elements; what is wrong with the others is said on its own.
+                continue
             if each["type"] == "extra_forbidden":
                 known = _fields_at(model, keys[:-1])
                 message = f"unknown key{did_you_mean(str(keys[-1]), known)}"
@@ -104,6 +107,16 @@ def frozen(raw: object) -> object:
     if isinstance(raw, list | tuple):
         return tuple(frozen(value) for value in raw)
     return raw
+
+
+def tables(raw: object) -> list[tuple[int, Mapping[str, object]]]:
+    """Return the tables, with their indices, of an array that nobody has checked yet."""
+    return [(i, each) for i, each in enumerate(raw) if isinstance(each, Mapping)] if isinstance(raw, list) else []
+
+
+def texts(raw: object) -> list[tuple[int, str]]:
+    """Return the strings, with their indices, of an array that nobody has checked yet."""
+    return [(i, each) for i, each in enumerate(raw) if isinstance(each, str)] if isinstance(raw, list) else []
 
 
 def relative_to(file: Path, path: Path) -> Path:

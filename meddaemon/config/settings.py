@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from meddaemon.config import environment, toml_file
 from meddaemon.config.conditions import COMPUTED_ATTRIBUTES, parse_condition
 from meddaemon.config.contracts import find_contracts, load_contract, model_names
-from meddaemon.config.problems import Problems, did_you_mean, frozen
+from meddaemon.config.problems import Problems, did_you_mean, frozen, tables, texts
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.conditions import ALWAYS, Condition
 from meddaemon.domain.contract import ModelContract
@@ -246,88 +246,80 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     problems.variables = environment.variables(environ, Document, problems)
     data = source.data if source else {}
     environment.overlay(data, Document, problems.variables, environ)
-    conditions = _conditions(data.get("rules"), problems)
+    # What belongs together is checked on the raw values, so that it is reported together with what is misshapen.
+    conditions = {index: _conditions(rule, ("rules", index), problems) for index, rule in tables(data.get("rules"))}
+    places = _Places(data, problems)
+    contracts = _contracts(_named_models(data), places.directories, problems)
+    _check_numbers(data, problems)
+    _check_names(data, problems)
     try:
         document = Document.model_validate(frozen(data))
     except ValidationError as error:
         problems.add_invalid(error, Document)
         raise problems.error from error
-    paths = _Paths(problems)
-    store = document.store.model_copy(
-        update={"directory": paths.resolved(document.store.directory, ("store", "directory"))}
-    )
-    models = document.models.model_copy(
-        update={"directories": tuple(paths.folders(document.models.directories, ("models", "directories")))}
-    )
-    database = document.database.model_copy(update={"url": _url(document.database.url, store.directory, paths)})
-    _check_numbers(document, data, problems)
-    _check_unique("destinations", [each.name for each in document.destinations], problems)
-    _check_unique("rules", [each.name for each in document.rules], problems)
-    _check_destinations(document, problems)
-    if store.directory.exists() and not store.directory.is_dir():
-        problems.add(("store", "directory"), f"{store.directory} is not a directory")
-    contracts = _contracts(_named_models(document), models.directories, problems)
     problems.raise_if_any()
     return Settings(
-        store=store,
-        database=database,
+        store=document.store.model_copy(update={"directory": places.store}),
+        database=document.database.model_copy(update={"url": places.url(document.database.url)}),
         listener=document.listener,
         completeness=document.completeness,
         worker=document.worker,
         delivery=document.delivery,
         logging=document.logging,
-        models=models,
+        models=document.models.model_copy(update={"directories": tuple(places.directories)}),
         destinations=document.destinations,
         rules=tuple(_rule(rule, *conditions[index]) for index, rule in enumerate(document.rules) if rule.enabled),
         contracts=contracts,
         file=file.resolve() if file else None,
-        warnings=tuple(_warnings(database.url, problems)),
+        warnings=tuple(_warnings(document.database.url, problems)),
     )
 
 
-@dataclass(frozen=True)
-class _Paths:
-    """Resolves the paths of the configuration against the folder of its file."""
+class _Places:
+    """The folders that the configuration names, resolved and looked at."""
 
-    problems: Problems
-
-    def resolved(self, path: Path, keys: Keys) -> Path:
-        return (self._base(keys) / path.expanduser()).resolve()
-
-    def folders(self, paths: Sequence[Path], keys: Keys) -> Iterable[Path]:
-        for index, path in enumerate(paths):
-            folder = self.resolved(path, (*keys, index))
+    def __init__(self, data: Mapping[str, Any], problems: Problems) -> None:
+        self._problems = problems
+        keys: Keys = ("store", "directory")
+        directory = _raw(data, "store", "directory")
+        self.store = self._resolved(directory if isinstance(directory, str | Path) else "", keys)
+        if self.store.exists() and not self.store.is_dir():
+            problems.add(keys, f"{self.store} is not a directory")
+        keys = ("models", "directories")
+        self.directories = [self._resolved(text, keys) for _, text in texts(_raw(data, *keys))]
+        for (index, _), folder in zip(texts(_raw(data, *keys)), self.directories, strict=True):
             if not folder.is_dir():
-                self.problems.add((*keys, index), f"{folder} is not a directory")
-            yield folder
+                problems.add((*keys, index), f"{folder} is not a directory")
 
-    def _base(self, keys: Keys) -> Path:
-        if self.problems.file is None or self.problems.variable_of(keys):
-            return Path.cwd()
-        return self.problems.file.path.parent
+    def url(self, url: str) -> str:
+        """Return the database URL with an absolute file; by default a SQLite file in the store directory."""
+        if not url:
+            return f"sqlite:///{self.store / DATABASE_NAME}"
+        if url.startswith("sqlite:///"):
+            file, question_mark, options = url.removeprefix("sqlite:///").partition("?")
+            return f"sqlite:///{self._resolved(file, ('database', 'url'))}{question_mark}{options}"
+        return url
 
-
-def _url(url: str, store: Path, paths: _Paths) -> str:
-    """Return the database URL with an absolute file; by default a SQLite file in the store directory."""
-    if not url:
-        return f"sqlite:///{store / DATABASE_NAME}"
-    if url.startswith("sqlite:///"):
-        file, question_mark, options = url.removeprefix("sqlite:///").partition("?")
-        return f"sqlite:///{paths.resolved(Path(file), ('database', 'url'))}{question_mark}{options}"
-    return url
+    def _resolved(self, path: str | Path, keys: Keys) -> Path:
+        in_file = self._problems.file is not None and not self._problems.variable_of(keys)
+        base = self._problems.file.path.parent if self._problems.file and in_file else Path.cwd()
+        return (base / Path(path).expanduser()).resolve()
 
 
-def _conditions(raw: object, problems: Problems) -> dict[int, tuple[Condition, Condition]]:
-    """Return the study and series condition of each rule; they are parsed before the rest has been checked."""
-    conditions = {}
-    for index, rule in enumerate(raw if isinstance(raw, list) else ()):
-        table = rule if isinstance(rule, Mapping) else {}
-        study, series = (
-            parse_condition(table[key], ("rules", index, key), problems) if key in table else ALWAYS
-            for key in ("study", "series")
-        )
-        conditions[index] = (study, series)
-    return conditions
+def _raw(data: Mapping[str, Any], section: str, key: str) -> object:
+    """Return a setting as it is written, or its default."""
+    table = data.get(section)
+    if isinstance(table, Mapping) and key in table:
+        return table[key]
+    return getattr(getattr(Document(), section), key)
+
+
+def _conditions(rule: Mapping[str, object], keys: Keys, problems: Problems) -> tuple[Condition, Condition]:
+    """Return the study and the series condition of a rule."""
+    study, series = (
+        parse_condition(rule[name], (*keys, name), problems) if name in rule else ALWAYS for name in ("study", "series")
+    )
+    return study, series
 
 
 def _rule(rule: RuleSettings, study: Condition, series: Condition) -> Rule:
@@ -344,54 +336,54 @@ def _rule(rule: RuleSettings, study: Condition, series: Condition) -> Rule:
     )
 
 
-def _check_numbers(document: Document, data: Mapping[str, Any], problems: Problems) -> None:
-    worker, delivery = document.worker, document.delivery
-    if worker.heartbeat_seconds > worker.lease_seconds / 3:
-        # A heartbeat may be missed twice before somebody else takes the job.
-        written = "heartbeat_seconds" if "heartbeat_seconds" in data.get("worker", {}) else "lease_seconds"
-        problems.add(
-            ("worker", written),
-            f"heartbeat_seconds ({worker.heartbeat_seconds:g}) must be at most a third of "
-            f"lease_seconds ({worker.lease_seconds:g})",
-        )
-    if delivery.backoff_seconds > delivery.maximum_backoff_seconds:
-        written = "backoff_seconds" if "backoff_seconds" in data.get("delivery", {}) else "maximum_backoff_seconds"
-        problems.add(
-            ("delivery", written),
-            f"backoff_seconds ({delivery.backoff_seconds:g}) must be at most "
-            f"maximum_backoff_seconds ({delivery.maximum_backoff_seconds:g})",
-        )
+def _check_numbers(data: Mapping[str, Any], problems: Problems) -> None:
+    # A heartbeat may fail twice before somebody else takes the job.
+    _check_at_most(data, "worker", "heartbeat_seconds", "lease_seconds", problems, third=True)
+    _check_at_most(data, "delivery", "backoff_seconds", "maximum_backoff_seconds", problems)
 
 
-def _check_unique(array: str, names: Sequence[str], problems: Problems) -> None:
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            problems.add((array, index, "name"), f"{name!r} is the name of {array}[{names.index(name)}] already")
+def _check_at_most(
+    data: Mapping[str, Any], section: str, less: str, more: str, problems: Problems, *, third: bool = False
+) -> None:
+    small, large = _raw(data, section, less), _raw(data, section, more)
+    if not isinstance(small, int | float) or not isinstance(large, int | float):
+        return
+    if small > (large / 3 if third else large):
+        written = less if less in data.get(section, {}) else more
+        limit = "a third of " if third else ""
+        problems.add((section, written), f"{less} ({small:g}) must be at most {limit}{more} ({large:g})")
 
 
-def _check_destinations(document: Document, problems: Problems) -> None:
-    names = [each.name for each in document.destinations]
-    for index, rule in enumerate(document.rules):
-        for place, name in enumerate(rule.destinations):
+def _check_names(data: Mapping[str, Any], problems: Problems) -> None:
+    """Check that names are unique, and that what rules name is there."""
+    destinations, rules = tables(data.get("destinations")), tables(data.get("rules"))
+    for array, elements in (("destinations", destinations), ("rules", rules)):
+        first: dict[object, int] = {}
+        for index, element in elements:
+            name = str(element.get("name"))
+            if "name" in element and first.setdefault(name, index) != index:
+                problems.add((array, index, "name"), f"{name!r} is the name of {array}[{first[name]}] already")
+    names = [str(each.get("name")) for _, each in destinations]
+    for index, rule in rules:
+        for place, name in texts(rule.get("destinations")):
             if name not in names:
                 message = f"there is no destination {name!r}{did_you_mean(name, names)}"
                 problems.add(("rules", index, "destinations", place), message)
-    own_hosts = {document.listener.host, "127.0.0.1", "localhost", "::1"}
-    for index, destination in enumerate(document.destinations):
-        if destination.port == document.listener.port and destination.host in own_hosts:
-            message = f"{destination.host}:{destination.port} is this daemon's own listener"
+    own_hosts = {_raw(data, "listener", "host"), "127.0.0.1", "localhost", "::1"}
+    for index, each in destinations:
+        if each.get("port") == _raw(data, "listener", "port") and each.get("host") in own_hosts:
+            message = f"{each.get('host')}:{each.get('port')} is this daemon's own listener"
             problems.add(("destinations", index, "port"), message)
 
 
-def _named_models(document: Document) -> dict[Keys, str]:
+def _named_models(data: Mapping[str, Any]) -> dict[Keys, str]:
     """Return where each model is named -> its name; rules that are not enabled ask for nothing."""
-    named: dict[Keys, str] = {}
-    for index, name in enumerate(document.models.enabled):
-        named["models", "enabled", index] = name
-    for index, rule in enumerate(document.rules):
-        if rule.enabled:
-            for place, name in enumerate(rule.models):
-                named["rules", index, "models", place] = name
+    named: dict[Keys, str] = {
+        ("models", "enabled", place): name for place, name in texts(_raw(data, "models", "enabled"))
+    }
+    for index, rule in tables(data.get("rules")):
+        if rule.get("enabled", True) is not False:
+            named |= {("rules", index, "models", place): name for place, name in texts(rule.get("models"))}
     return named
 
 
