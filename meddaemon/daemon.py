@@ -60,7 +60,7 @@ def listen(settings: Settings, stop: threading.Event) -> None:
         store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
         receiver = receiver_of(settings, database, store)
         recover(database, store, receiver)
-        with Listener(_listener_settings(settings), receiver) as listener:
+        with Listener(_listener_settings(settings), receiver.take) as listener:
             host, port = listener.address
             with _announced(database, "listen", f"{host}:{port}", stop):
                 _log.info("listening", address=f"{host}:{port}", ae_title=settings.listener.ae_title)

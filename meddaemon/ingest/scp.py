@@ -1,5 +1,6 @@
 """The DICOM listener: C-ECHO and C-STORE as a Service Class Provider (PS3.4 Annexes A and B)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, cast
@@ -11,7 +12,7 @@ from pynetdicom.transport import ThreadedAssociationServer
 
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
-from meddaemon.ingest.receive import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, Incoming, Receiver
+from meddaemon.ingest.receive import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, Incoming
 from meddaemon.telemetry import log
 
 SUCCESS = 0x0000
@@ -39,9 +40,12 @@ class ListenerSettings:
 class Listener:
     """Serves associations until it is closed; each one in a thread of its own."""
 
-    def __init__(self, settings: ListenerSettings, receiver: Receiver) -> None:
-        """Bind and listen. Raises OSError when the address is taken or not ours."""
-        self._receiver = receiver
+    def __init__(self, settings: ListenerSettings, take: Callable[[Incoming], object]) -> None:
+        """Bind and listen; every object goes to `take`, which may raise RefusedInstance.
+
+        Raises OSError when the address is taken or not ours.
+        """
+        self._take = take
         entity = AE(ae_title=settings.ae_title)
         entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -100,7 +104,7 @@ class Listener:
         if request.DataSet is None or request.AffectedSOPInstanceUID is None or requested is None:
             return CANNOT_UNDERSTAND
         try:
-            self._receiver.take(
+            self._take(
                 Incoming(
                     data=request.DataSet.getvalue(),
                     transfer_syntax_uid=str(event.context.transfer_syntax),

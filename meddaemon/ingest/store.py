@@ -60,7 +60,12 @@ class InstanceStore:
         The same data set always makes the same file. Raises StoreUnavailable, or OSError when the disk fails.
         """
         self._require_room(len(data))
-        content = PREAMBLE + _file_meta(sop_class_uid, sop_instance_uid, transfer_syntax_uid) + data
+        content = as_part10(
+            data,
+            sop_class_uid=sop_class_uid,
+            sop_instance_uid=sop_instance_uid,
+            transfer_syntax_uid=transfer_syntax_uid,
+        )
         sha256 = hashlib.sha256(content).hexdigest()
         write_new(self.path(sha256), content, self._staging)
         return Stored(sha256=sha256, size=len(content))
@@ -99,7 +104,8 @@ class InstanceStore:
             raise StoreUnavailable(f"{free} bytes free in the store, {self._minimum_free_bytes} must stay free")
 
 
-def _file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+def as_part10(data: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+    """Return the file that holds this data set: zero preamble, file meta of our own, the data set bit for bit."""
     meta = FileMetaDataset()
     meta.FileMetaInformationVersion = b"\x00\x01"
     meta.MediaStorageSOPClassUID = UID(sop_class_uid)
@@ -109,4 +115,4 @@ def _file_meta(sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: s
     meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     buffer = DicomBytesIO()
     write_file_meta_info(buffer, meta, enforce_standard=True)
-    return bytes(buffer.getvalue())
+    return PREAMBLE + bytes(buffer.getvalue()) + data
