@@ -364,6 +364,20 @@ def deliveries_requeue(delivery: int, config: Config = None) -> None:
         outbox.requeue(connection, delivery)
 
 
+@app.command()
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where to put everything; made anew.")] = Path("demo-output"),
+    volume: Annotated[
+        Path | None,
+        typer.Option(help="A T1-weighted head of your own (NIfTI) instead of the average one.", exists=True),
+    ] = None,
+) -> None:
+    """Show the main job on real anatomy: a head MR in, SEG, SR and a finding out."""
+    from meddaemon.demo import run_demo  # noqa: PLC0415  needs packages of the extra `demo` alone
+
+    run_demo(folder.resolve(), volume, lambda line: print(line, flush=True))  # noqa: T201  progress, line by line
+
+
 @db_app.command("upgrade")
 def db_upgrade(config: Config = None) -> None:
     """Bring the schema to the version of this code."""
