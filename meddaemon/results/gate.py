@@ -155,7 +155,9 @@ def _required(_: _Exam, __: str, dataset: Dataset) -> Iterator[str]:
 def _patient_and_study(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
     header = exam.request.source.header
     for keyword in INHERITED:
-        if (keyword in header) != (keyword in dataset) or str(header.get(keyword)) != str(dataset.get(keyword)):
+        # Empty reads back as None or "", depending on the VR.
+        wanted, found = (str("" if each.get(keyword) is None else each.get(keyword)) for each in (header, dataset))
+        if (keyword in header) != (keyword in dataset) or wanted != found:
             yield f"{keyword} differs from the source"
 
 

@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
-from meddaemon.domain.result import EncodedObject, Segment
+from meddaemon.domain.result import Analysis, EncodedObject, Segment
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
@@ -32,7 +32,6 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
     the source is multi-frame and the volume does not use each of its frames once.
     """
     analysis, contract, source = request.analysis, request.contract, request.source
-    planes = analysis.labels.shape[0]
     seg = Segmentation(
         source_images=source.instances,
         pixel_array=_in_source_order(request),
@@ -49,7 +48,7 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
         content_label="AI_SEGMENTATION",
         content_description=long_string(contract.title),
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        omit_empty_frames=planes * len(analysis.segments) > MOST_FRAMES,
+        omit_empty_frames=_leaves_out_empty_frames(analysis),
     )
     for element in source.body_part:
         seg.add(element)
@@ -70,6 +69,24 @@ def _in_source_order(request: EncodingRequest) -> NDArray[np.uint8] | NDArray[np
             numbers={"planes": len(geometry.frame_numbers), "frames": frames, "instances": len(source.instances)},
         )
     return labels[np.argsort(geometry.frame_numbers)]
+
+
+def _leaves_out_empty_frames(analysis: Analysis) -> bool:
+    """Tell whether frames without a voxel of their segment are left out.
+
+    They are when there would be too many. They are, too, when all frames together end on a padding byte (PS3.5
+    8.1.1) and fewer frames do not: OHIF (cornerstone adapters 5.14) takes a padded bitmap for a damaged one, which
+    concerns grids like 181 x 217 whose area is no multiple of 16.
+    """
+    labels = analysis.labels
+    planes, rows, columns = labels.shape
+    every = planes * len(analysis.segments)
+    drawn = sum(int((labels == segment.number).any(axis=(1, 2)).sum()) for segment in analysis.segments) or every
+    return every > MOST_FRAMES or (_is_padded(every * rows * columns) and not _is_padded(drawn * rows * columns))
+
+
+def _is_padded(bits: int) -> bool:
+    return -(-bits // 8) % 2 == 1
 
 
 def _description(segment: Segment, request: EncodingRequest) -> SegmentDescription:

@@ -301,7 +301,7 @@ def read_source(paths: Sequence[Path], geometry: Geometry) -> SourceSeries:
         _refuse_contradictions(datasets)
         datasets = _in_plane_order(datasets, geometry)
         first = datasets[0]
-        header = _normalised(first, INHERITED)
+        header = _normalised(first, INHERITED, keep_empty=True)
         for keyword in TYPE_2:
             if keyword not in header:
                 setattr(header, keyword, "")
@@ -372,12 +372,12 @@ def _elements(dataset: Dataset, keywords: Sequence[str]) -> Iterator[DataElement
         yield element
 
 
-def _normalised(dataset: Dataset, keywords: Sequence[str]) -> Dataset:
+def _normalised(dataset: Dataset, keywords: Sequence[str], *, keep_empty: bool = False) -> Dataset:
     """Return a new data set with those of the attributes that can be written; private ones never."""
     result = Dataset()
     for element in _elements(dataset, keywords):
         value = _normalised_value(element)
-        if value is not None:
+        if value is not None or (keep_empty and element.is_empty):
             result.add(DataElement(element.tag, element.VR, value, validation_mode=config.IGNORE))
     return result
 

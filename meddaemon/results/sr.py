@@ -170,12 +170,17 @@ def _sites(segment: Segment) -> list[hd.FindingSite] | None:
 
 
 def _procedure(source: SourceSeries) -> PydicomCode:
-    """Return the imaging procedure that was analysed: as the study names it, else by modality."""
-    for item in source.header.get("ProcedureCodeSequence", ()):
-        if "CodeValue" in item and "CodingSchemeDesignator" in item:
-            return PydicomCode(
-                value=item.CodeValue, scheme_designator=item.CodingSchemeDesignator, meaning=item.CodeMeaning
-            )
+    """Return the imaging procedure that was analysed: as the study names it in terms of CID 100, else by modality.
+
+    A site's own code stays in the Procedure Code Sequence that the report inherits; readers of TID 1500 know CID 100.
+    """
+    known: dict[tuple[str, str], PydicomCode] = {
+        (code.value, code.scheme_designator): code for code in codes.cid100.concepts.values()
+    }
+    for item in source.header.get("ProcedureCodeSequence") or ():
+        code = known.get((str(item.get("CodeValue")), str(item.get("CodingSchemeDesignator"))))
+        if code is not None:
+            return code
     fallback: PydicomCode = _PROCEDURES.get(source.modality, codes.cid100.ImagingProcedure)
     return fallback
 

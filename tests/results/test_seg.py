@@ -111,7 +111,7 @@ def test_masks_at_the_edge(tmp_path: Path, make: object) -> None:
 
 
 def test_every_plane_has_a_frame_until_there_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    paths = make_series(tmp_path, planes=5)
+    paths = make_series(tmp_path, planes=5, rows=16)
     request = request_for(paths, one_plane(geometry_of(paths).shape))
     assert dcmread(BytesIO(encode_seg(request).content)).NumberOfFrames == 5
     monkeypatch.setattr(seg_module, "MOST_FRAMES", 4)
@@ -119,6 +119,19 @@ def test_every_plane_has_a_frame_until_there_are_too_many(tmp_path: Path, monkey
     check([sparse], request)
     assert dcmread(BytesIO(sparse.content)).NumberOfFrames == 1
     assert read_by_frame(sparse) == expected(request)
+
+
+def test_a_padded_bitmap_is_avoided_where_leaving_out_empty_frames_does_it(tmp_path: Path) -> None:
+    # 5 frames of 12 x 10 pixels are 75 bytes, padded to 76; 4 of them are 60.
+    paths = make_series(tmp_path, planes=5, rows=12, columns=10)
+    labels = np.ones(geometry_of(paths).shape, np.uint8)
+    labels[0] = 0
+    request = request_for(paths, labels)
+    seg = encode_seg(request)
+    check([seg], request)
+    assert len(dcmread(BytesIO(seg.content)).PixelData) == 60
+    labels = np.ones(geometry_of(paths).shape, np.uint8)
+    assert len(dcmread(BytesIO(encode_seg(request_for(paths, labels)).content)).PixelData) == 76
 
 
 @pytest.mark.parametrize("order", [slice(None, None, -1), [3, 0, 4, 2, 1]])

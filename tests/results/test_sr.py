@@ -140,7 +140,8 @@ def code(value: str, scheme: str, meaning: str) -> Dataset:
 @pytest.mark.parametrize(
     ("modality", "codes", "expected"),
     [
-        ("MR", [code("24590-2", "LN", "MR Brain")], "24590-2"),
+        ("MR", [code("77", "99SITE", "Schädel"), code("126020", "DCM", "Multiparametric MRI")], "126020"),
+        ("MR", [code("77", "99SITE", "Head")], "25056-3"),
         ("MR", None, "25056-3"),
         ("CT", None, "25045-6"),
     ],
