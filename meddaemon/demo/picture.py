@@ -36,7 +36,7 @@ def draw(images: Sequence[Path], segmentation: Path, caption: str, target: Path)
 def _volume_and_mask(
     images: list[Dataset], segmentation: Dataset
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_], tuple[float, ...]]:
-    """Return voxels, mask and spacing (mm), axes turned to the nearest of [head to feet, front to back, right to left]."""
+    """Return voxels, mask and spacing (mm), axes turned to head-feet, front-back, right-left."""
     cosines = np.array(images[0].ImageOrientationPatient, dtype=float)
     normal = np.cross(cosines[:3], cosines[3:])
 
