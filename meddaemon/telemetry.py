@@ -186,7 +186,7 @@ class _LibraryHandler(logging.Handler):
         write(text, place=f"{record.module}:{record.lineno}", exc_info=record.exc_info)
 
 
-def _show_warning(  # noqa: PLR0917 - the signature of warnings.showwarning
+def _show_warning(
     message: Warning | str,
     category: type[Warning],
     filename: str,
