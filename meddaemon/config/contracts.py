@@ -36,6 +36,7 @@ _RETIRED_SCHEMES = ("SRT", "SNM3", "99SDM")
 _LongString = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\\\x00-\x1f\x7f]*$")]
 _ShortString = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\s\x00-\x1f\x7f]*$")]
 _Name = Annotated[str, Field(max_length=64, pattern=r"^[a-z][a-z0-9_]*$")]
+_PathText = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 _Byte = Annotated[int, Field(ge=0, le=255)]
 
 
@@ -102,8 +103,8 @@ class _Contract(_Strict):
     title: _LongString
     version: _LongString
     manufacturer: _LongString
-    bundle: Annotated[str, Field(min_length=1)] = "."
-    weights: tuple[str, ...] = ()
+    bundle: _PathText = "."
+    weights: tuple[_PathText, ...] = ()
     output: Annotated[str, Field(min_length=1)] = "pred"
     time_limit_seconds: Annotated[float, Field(gt=0)] = 900.0
     series_description: Annotated[str, Field(max_length=64, pattern=r"^[^\\\x00-\x1f\x7f]*$")] = ""

@@ -43,10 +43,12 @@ def overlay(
         *sections, key = keys
         table = data
         for section in sections:
-            if not isinstance(table.get(str(section)), dict):
-                table[str(section)] = {}
-            table = table[str(section)]
-        table[str(key)] = _value(environ[name], _annotation(keys, model))
+            table = table.setdefault(str(section), {})
+            if not isinstance(table, dict):
+                # Misshapen in the file, which is reported with its line.
+                break
+        else:
+            table[str(key)] = _value(environ[name], _annotation(keys, model))
 
 
 def _complaint_about(keys: tuple[str, ...], model: type[BaseModel]) -> str | None:

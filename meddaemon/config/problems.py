@@ -121,7 +121,7 @@ def texts(raw: object) -> list[tuple[int, str]]:
 
 def relative_to(file: Path, path: Path) -> Path:
     """Return a path that a file names, resolved against the folder of that file."""
-    return (file.parent / path.expanduser()).resolve()
+    return (file.parent / path).resolve()
 
 
 def _bounded(value: object, limit: int = 60) -> str:

@@ -303,7 +303,12 @@ class _Places:
     def _resolved(self, path: str | Path, keys: Keys) -> Path:
         in_file = self._problems.file is not None and not self._problems.variable_of(keys)
         base = self._problems.file.path.parent if self._problems.file and in_file else Path.cwd()
-        return (base / Path(path).expanduser()).resolve()
+        try:
+            return (base / Path(path).expanduser()).resolve()
+        except (RuntimeError, ValueError) as error:
+            # A home of nobody, a null character.
+            self._problems.add(keys, f"is not a path: {error}")
+            return base
 
 
 def _raw(data: Mapping[str, Any], section: str, key: str) -> object:

@@ -211,6 +211,11 @@ def test_a_problem_of_a_variable_names_the_variable(folder: Path, name: str, tex
     assert problem in found
 
 
+def test_a_variable_does_not_hide_that_its_section_is_misshapen(folder: Path) -> None:
+    (problem,) = _problems(folder, "listener = 3", {"MEDDAEMON_LISTENER__PORT": "1"})
+    assert problem.startswith("1: listener: should be a valid dictionary")
+
+
 def test_variables_that_are_not_settings_are_left_alone(folder: Path) -> None:
     _load(folder, "", {"MEDDAEMON_SHARED": "/x", "MEDDAEMON_VALIDATORS": "/y", "PATH": "/bin"})
 
@@ -307,6 +312,8 @@ def test_a_destination_that_is_this_daemon_itself_is_refused(folder: Path) -> No
         ),
         ('[[destinations]]\nname = "a"\nobjects = ["PDF"]', "3: destinations[0].objects[0]: should be 'SEG' or 'SR'"),
         (DESTINATION.lstrip() + DESTINATION, "8: destinations[1].name: 'pacs' is the name of destinations[0] already"),
+        ('[store]\ndirectory = "a\\u0000b"', "2: store.directory: is not a path: "),
+        ('[store]\ndirectory = "~no-such-user/x"', "2: store.directory: is not a path: "),
         ("a = = 1", "1: not valid TOML: Invalid value (at line 1, column 5)"),
     ],
 )
@@ -404,6 +411,14 @@ def test_the_example_rule_and_destination_work(tmp_path: Path) -> None:
     settings = _load(tmp_path, re.sub(r"(?m)^#(?=[a-z\[])", "", SHIPPED.read_text()))
     assert [each.name for each in settings.rules] == ["brain volume"]
     assert list(settings.contracts) == ["brain_volume"]
+
+
+def test_every_setting_is_read_by_somebody() -> None:
+    sources = [path for path in (REPOSITORY / "meddaemon").rglob("*.py") if path.parent.name != "config"]
+    code = "\n".join(path.read_text() for path in sources)
+    # Those below are read here, on the way from the file to rules, contracts and the database URL.
+    here = {"rules.enabled", "models.directories", "models.enabled", "destinations.kind"}
+    assert {each for each in _keys(Document) if not re.search(rf"\.{each.split('.')[1]}\b", code)} <= here
 
 
 def test_loading_settings_and_contracts_pulls_in_nothing_heavy(folder: Path) -> None:
