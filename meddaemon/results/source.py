@@ -147,7 +147,9 @@ INHERITED = (
 )
 """Attributes that a result takes over from its source, by keyword."""
 
-_BODY_PART = ("BodyPartExamined", "Laterality")
+# Laterality (type 2C of General Series, PS3.3 C.7.3.1) is for images that have no finer one; dciodvfy calls it an
+# error in a Segmentation, empty or not, whose segments carry their own laterality.
+_BODY_PART = ("BodyPartExamined",)
 _EQUIPMENT = (
     "Manufacturer",
     "ManufacturerModelName",
@@ -235,7 +237,7 @@ _NO_MOMENT = Moment("19000101", "000000")
 class SourceSeries:
     """What results need to know of the images they were computed on.
 
-    `header` holds the inherited attributes, `body_part` BodyPartExamined and Laterality where they are usable,
+    `header` holds the inherited attributes, `body_part` BodyPartExamined where it is usable,
     `equipment` the acquisition device, `requests` the items for Referenced Request Sequence (PS3.3 C.17.2): all
     normalised, in Unicode, to be written as ISO_IR 192. `instances` are the images in plane order with nothing but
     their identity and geometry (one item when the source is multi-frame). `moment` is the latest date and time that
@@ -307,7 +309,7 @@ def read_source(paths: Sequence[Path], geometry: Geometry) -> SourceSeries:
                 setattr(header, keyword, "")
         return SourceSeries(
             header=header,
-            body_part=_body_part(first),
+            body_part=_normalised(first, _BODY_PART),
             equipment=_normalised(first, _EQUIPMENT),
             requests=tuple(_requests(first)),
             instances=tuple(_bare(dataset) for dataset in datasets),
@@ -427,20 +429,6 @@ def _is_writable(element: DataElement, values: list[str]) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _body_part(dataset: Dataset) -> Dataset:
-    """Return BodyPartExamined and Laterality as far as they may be written (PS3.3 C.7.3.1).
-
-    Laterality is type 2C: required when the body part is a paired structure, unknown where there is no body part,
-    forbidden to be empty beside an unpaired one.
-    """
-    result = _normalised(dataset, _BODY_PART)
-    if result.get("Laterality", "R") not in ("R", "L"):
-        del result.Laterality
-    if "BodyPartExamined" not in result and "Laterality" not in result:
-        result.Laterality = ""
-    return result
 
 
 def _requests(dataset: Dataset) -> Iterator[Dataset]:

@@ -118,11 +118,16 @@ def test_a_single_bad_value(tmp_path: Path, keyword: str, vr: str, value: str, c
         assert found == carried
 
 
-def test_a_laterality_without_body_part_goes_into_the_segmentation(tmp_path: Path) -> None:
-    paths = make_series(tmp_path, planes=3, attributes={"BodyPartExamined": None})
-    seg, sr = read(encode(request_for(paths)))
-    assert (seg.Laterality, "BodyPartExamined" in seg) == ("", False)
-    assert "Laterality" not in sr
+@pytest.mark.parametrize("part", ["KNEE", None])
+@pytest.mark.parametrize("laterality", ["R", "", None])
+def test_a_segmentation_has_no_laterality_of_its_series(
+    tmp_path: Path, part: str | None, laterality: str | None
+) -> None:
+    attributes = {"BodyPartExamined": part, "Laterality": laterality}
+    seg, sr = read(encode(request_for(make_series(tmp_path, planes=3, attributes=attributes))))
+    assert seg.get("BodyPartExamined") == part
+    assert "Laterality" not in seg
+    assert "BodyPartExamined" not in sr
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
