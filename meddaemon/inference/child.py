@@ -11,19 +11,23 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meddaemon.config.digest import bundle_digest
 from meddaemon.domain.errors import InputRefused, ModelFailed
 from meddaemon.inference import messages
-from meddaemon.inference.volume import assemble_inputs
+from meddaemon.inference.volume import assemble_read, decoding_bytes, read_inputs
 
 if TYPE_CHECKING:
     from meddaemon.inference.monai_bundle import Session
 
 PR_SET_PDEATHSIG = 1
+
+SPARE_BYTES = 2**30
+"""What decoding may ask for beyond the volume: libraries, threads, fragments of memory."""
 
 
 def main() -> int:
@@ -80,12 +84,28 @@ def _load(settings: Mapping[str, Any]) -> "Session":
 
 def _answer(session: "Session", inputs: Mapping[str, list[str]]) -> tuple[dict[str, Any], memoryview]:
     started = time.perf_counter()
-    volumes = assemble_inputs({key: [Path(each) for each in paths] for key, paths in inputs.items()})
+    with _memory_limit(4 * SPARE_BYTES):
+        headers = read_inputs({key: [Path(each) for each in paths] for key, paths in inputs.items()})
+    with _memory_limit(SPARE_BYTES + sum(map(decoding_bytes, headers.values()))):
+        volumes = {key: assemble_read(each) for key, each in headers.items()}
     assembled = time.perf_counter() - started
     prediction = session.predict(volumes)
     message, labels = messages.prediction_message(prediction)
     message["prediction"]["seconds"] = {"assemble": assembled, **prediction.seconds}
     return message, labels
+
+
+@contextmanager
+def _memory_limit(allowed: int) -> Iterator[None]:
+    """Bound what decoders may ask for: a code stream of a few bytes can claim a plane of many gigabytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + allowed
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _failure(error: Exception) -> dict[str, Any]:

@@ -75,6 +75,7 @@ READ_ERRORS = (
     AttributeError,
     EOFError,
     LookupError,
+    MemoryError,
     NotImplementedError,
     OSError,
     RecursionError,
@@ -118,22 +119,30 @@ def assemble(instances: Sequence[Path]) -> Volume:
     files), `UndecodablePixels` (`no_decoder`, `short_pixel_data`, `damaged_pixel_data`) and
     `ContradictoryIdentity` (`mixed_patient`, `mixed_study`, `mixed_series`).
     """
-    return _assembled([read_header(path) for path in instances])
+    return assemble_read([read_header(path) for path in instances])
 
 
-def assemble_inputs(inputs: Mapping[str, Sequence[Path]]) -> dict[str, Volume]:
-    """Return one volume per input of a model; raises what `assemble` raises.
+def read_inputs(inputs: Mapping[str, Sequence[Path]]) -> dict[str, tuple[Frames, ...]]:
+    """Read the headers of every input of a model; raises what `read_header` raises.
 
-    The inputs may be different series, but only of one patient and one study.
+    The inputs may be different series, but only of one patient and one study: else `ContradictoryIdentity`.
     """
-    headers = {key: [read_header(path) for path in paths] for key, paths in inputs.items()}
+    headers = {key: tuple(read_header(path) for path in paths) for key, paths in inputs.items()}
     everything = [header for each in headers.values() for header in each]
     for level in ("patient", "study"):
         _refuse_mixture(level, everything)
-    return {key: _assembled(each) for key, each in headers.items()}
+    return headers
 
 
-def _assembled(headers: Sequence[Frames]) -> Volume:
+def decoding_bytes(headers: Sequence[Frames]) -> int:
+    """Return how much memory assembling these files can honestly need: the volume, and a few planes on the way."""
+    planes = [plane.rows * plane.columns for header in headers for plane in header.planes]
+    files = [header.path.stat().st_size for header in headers]
+    return 4 * sum(planes) + 64 * max(planes, default=0) + 2 * max(files, default=0)
+
+
+def assemble_read(headers: Sequence[Frames]) -> Volume:
+    """Return the one volume that files make whose headers were read; raises what `assemble` raises."""
     for level in ("patient", "study", "series"):
         _refuse_mixture(level, headers)
     _refuse_repetition(headers)
@@ -155,9 +164,11 @@ def _assembled(headers: Sequence[Frames]) -> Volume:
 def read_header(path: Path) -> Frames:
     """Read and check the header of one file without its pixels; raises `UnsoundVolume`, `UndecodablePixels`."""
     try:
-        dataset = dcmread(path, stop_before_pixels=True)
-        # Sequences are parsed when they are first touched: touch everything while errors are translated.
-        return _Header(path, dataset).frames()
+        # Values that break their VR are judged by us, by name; pydicom's warnings would quote them, and so a patient.
+        with pydicom_config.disable_value_validation():
+            dataset = dcmread(path, stop_before_pixels=True)
+            # Values are converted when they are first touched: touch everything while errors are translated.
+            return _Header(path, dataset).frames()
     except InputRefused:
         raise
     except READ_ERRORS as error:
@@ -446,7 +457,3 @@ def _missing(keyword: str) -> str:
 
 def _pairs(text: str) -> Iterator[tuple[str, str]]:
     return zip(" " + text, text, strict=False)
-
-
-# Values that break their VR are judged by us, by name; pydicom's warnings would quote them, and so a patient.
-pydicom_config.settings.reading_validation_mode = pydicom_config.IGNORE

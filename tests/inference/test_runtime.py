@@ -14,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dicom_factory import make_series
+from pydicom import dcmread
+from pydicom.dataset import Dataset
+from pydicom.uid import JPEG2000Lossless
 from toy_bundle import (
     CRASHES,
     HANGS,
@@ -27,7 +30,7 @@ from toy_bundle import (
 )
 
 from meddaemon.domain.contract import ModelContract
-from meddaemon.domain.errors import ContradictoryIdentity, ModelFailed, UnsoundVolume
+from meddaemon.domain.errors import ContradictoryIdentity, ModelFailed, UndecodablePixels, UnsoundVolume
 from meddaemon.domain.result import Prediction
 from meddaemon.inference.runtime import ModelProcess
 from meddaemon.inference.volume import assemble
@@ -183,6 +186,33 @@ def test_kill_ends_the_running_prediction_from_another_thread(model: ModelProces
         predict(model, hanging)
     killer.join()
     wait_until_gone(pid)
+
+
+def test_a_code_stream_that_claims_gigabytes_is_refused_and_the_child_lives(
+    model: ModelProcess, tmp_path: Path
+) -> None:
+    pytest.importorskip("openjpeg")
+    predict(model, ordering(tmp_path, SOUND))
+    pid = model.pid
+
+    def inflate(dataset: Dataset) -> None:
+        # Only the code stream lies: SIZ holds the size of image and tile as 4-byte numbers (ISO/IEC 15444-1 A.5.1).
+        stream = dataset.PixelData
+        size = stream.index(b"\xff\x4f\xff\x51") + 8
+        claim = (60_000).to_bytes(4, "big")
+        for offset in (0, 4, 16, 20):
+            stream = stream[: size + offset] + claim + stream[size + offset + 4 :]
+        dataset.PixelData = stream
+
+    paths = make_series(tmp_path / "bomb", transfer_syntax=JPEG2000Lossless, rows=64, columns=64)
+    for path in paths:
+        dataset = dcmread(path)
+        inflate(dataset)
+        dataset.save_as(path)
+    with pytest.raises(UndecodablePixels) as refused:
+        predict(model, paths)
+    assert refused.value.reason == "damaged_pixel_data"
+    assert model.pid == pid
 
 
 def test_a_bundle_that_changed_is_not_run(tmp_path: Path) -> None:
