@@ -7,7 +7,7 @@ add to and compare in the same way; they come back as aware datetimes.
 
 from datetime import UTC, datetime
 
-from sqlalchemy import ColumnElement, Dialect, Double
+from sqlalchemy import ColumnElement, Dialect, Double, type_coerce
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
@@ -58,4 +58,4 @@ def _postgresql(element: now, compiler: SQLCompiler, **kw: object) -> str:
 
 def after(seconds: float) -> ColumnElement[datetime]:
     """Return the time `seconds` from now."""
-    return now() + seconds
+    return type_coerce(now() + seconds, Utc)

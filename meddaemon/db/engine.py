@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from sqlalchemy import Connection, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DatabaseError, DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from meddaemon.db.tables import metadata
@@ -41,10 +41,13 @@ class Database:
         )
         if self._sqlite and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._engine = create_engine(self._url, pool_pre_ping=not self._sqlite)
+        # No limit on connections here: threads are bounded where they are made, and none should wait for another.
+        self._engine = create_engine(self._url, pool_pre_ping=not self._sqlite, max_overflow=-1)
         if self._sqlite:
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
+        else:
+            event.listen(self._engine, "connect", _prepare_postgresql)
 
     @property
     def dialect(self) -> str:
@@ -60,8 +63,12 @@ class Database:
     @contextlib.contextmanager
     def read(self) -> Iterator[Connection]:
         """Give a connection in a transaction that only reads."""
-        with self._engine.connect() as connection, connection.begin():
-            yield connection
+        with self._engine.connect() as connection:
+            if not self._sqlite:
+                # The default, READ COMMITTED, shows each statement another state. SQLite has but this one way.
+                connection.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+            with connection.begin():
+                yield connection
 
     def close(self) -> None:
         """Close every pooled connection."""
@@ -103,7 +110,11 @@ class Database:
         if not self._sqlite:
             return []
         with self.read() as connection:
-            rows = connection.exec_driver_sql("PRAGMA quick_check").scalars().all()
+            try:
+                rows = connection.exec_driver_sql("PRAGMA quick_check").scalars().all()
+            except DatabaseError as damaged:
+                # Damaged so badly that the check itself cannot go on.
+                return [str(damaged.orig)]
         return [str(row) for row in rows if row != "ok"]
 
     @staticmethod
@@ -129,6 +140,14 @@ def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _prepare_postgresql(connection: Any, _: ConnectionPoolEntry) -> None:
+    # A server or database that is set to answer a commit before it is on disk; stronger settings stay as they are.
+    connection.execute(
+        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+    )
+    connection.commit()
 
 
 def _begin_sqlite(connection: Connection) -> None:

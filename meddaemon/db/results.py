@@ -325,7 +325,14 @@ def query(
         statement = statement.where(_result.c.superseded_by.is_(None))
     if code is not None:
         wanted = func.lower(code)
-        named = (finding.c.code_value, finding.c.code_meaning, measurement.c.code_value, segment.c.type_value)
+        named = (
+            finding.c.code_value,
+            finding.c.code_meaning,
+            segment.c.type_value,
+            segment.c.type_meaning,
+            measurement.c.code_value,
+            measurement.c.code_meaning,
+        )
         statement = statement.where(or_(*(func.lower(column) == wanted for column in named)))
     if model is not None:
         statement = statement.where(_result.c.model == model)
