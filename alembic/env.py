@@ -2,10 +2,10 @@
 
 from typing import Any, Literal
 
+from alembic import context
+
 from meddaemon.db.clock import Utc
 from meddaemon.db.tables import metadata
-
-from alembic import context
 
 
 def render_plain(kind: str, item: Any, _: Any) -> str | Literal[False]:

@@ -1,4 +1,4 @@
-"""${message}
+"""${message}.
 
 Revision: ${up_revision}
 Follows: ${down_revision | comma,n}
@@ -14,8 +14,10 @@ depends_on = None
 
 
 def upgrade() -> None:
+    """Go to this version."""
     ${upgrades if upgrades else "pass"}
 
 
 def downgrade() -> None:
+    """Go back from this version."""
     ${downgrades if downgrades else "pass"}

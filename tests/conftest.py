@@ -4,6 +4,14 @@ import os
 from pathlib import Path
 
 import pytest
+from databases import (  # noqa: F401  fixtures
+    database,
+    database_url,
+    dialect,
+    empty_database_url,
+    migrated,
+    postgresql_server,
+)
 
 SHARED = Path(os.environ.get("MEDDAEMON_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

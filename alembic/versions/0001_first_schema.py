@@ -1,4 +1,4 @@
-"""First schema
+"""First schema.
 
 Revision: 0001
 Follows:
@@ -14,7 +14,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-
+    """Make the tables."""
     op.create_table(
         "process",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -148,9 +148,9 @@ def upgrade() -> None:
         sa.Column("calling_ae_title", sa.String(length=16), nullable=False),
         sa.Column("called_ae_title", sa.String(length=16), nullable=False),
         sa.Column("received_at", sa.Double(), nullable=False),
-        sa.Column("conflict", sa.Boolean(), server_default=sa.text("0"), nullable=False),
-        sa.Column("own_result", sa.Boolean(), server_default=sa.text("0"), nullable=False),
-        sa.Column("missing", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("conflict", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("own_result", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.Column("missing", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.ForeignKeyConstraint(["series_id"], ["series.id"], name=op.f("fk_instance_series_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_instance")),
         sa.UniqueConstraint("sha256", name=op.f("uq_instance_sha256")),
@@ -310,7 +310,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-
+    """Drop the tables."""
     with op.batch_alter_table("measurement", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_measurement_finding_id"))
         batch_op.drop_index(batch_op.f("ix_measurement_code_value_value"))

@@ -11,7 +11,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from sqlalchemy import Connection, create_engine, event, make_url
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import DatabaseError, DBAPIError
+from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from meddaemon.db.tables import metadata
@@ -109,12 +109,14 @@ class Database:
         """Return what SQLite's own check says of the file; PostgreSQL checks its pages itself."""
         if not self._sqlite:
             return []
-        with self.read() as connection:
-            try:
+        try:
+            with self.read() as connection:
                 rows = connection.exec_driver_sql("PRAGMA quick_check").scalars().all()
-            except DatabaseError as damaged:
-                # Damaged so badly that the check itself cannot go on.
-                return [str(damaged.orig)]
+        except OperationalError:
+            raise
+        except DatabaseError as damaged:
+            # So badly that the check itself cannot go on.
+            return [str(damaged.orig)]
         return [str(row) for row in rows if row != "ok"]
 
     @staticmethod
