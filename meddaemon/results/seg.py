@@ -79,14 +79,16 @@ def _leaves_out_empty_frames(analysis: Analysis) -> bool:
     concerns grids like 181 x 217 whose area is no multiple of 16.
     """
     labels = analysis.labels
-    planes, rows, columns = labels.shape
+    planes, rows, columns = analysis.geometry.shape
     every = planes * len(analysis.segments)
-    drawn = sum(int((labels == segment.number).any(axis=(1, 2)).sum()) for segment in analysis.segments) or every
-    return every > MOST_FRAMES or (_is_padded(every * rows * columns) and not _is_padded(drawn * rows * columns))
+    if every > MOST_FRAMES or not _is_padded(every * rows * columns):
+        return every > MOST_FRAMES
+    drawn = sum(np.count_nonzero((labels == segment.number).any(axis=(1, 2))) for segment in analysis.segments) or every
+    return not _is_padded(drawn * rows * columns)
 
 
 def _is_padded(bits: int) -> bool:
-    return -(-bits // 8) % 2 == 1
+    return (bits + 7) // 8 % 2 == 1
 
 
 def _description(segment: Segment, request: EncodingRequest) -> SegmentDescription:

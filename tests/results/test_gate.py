@@ -6,8 +6,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from dicom_factory import make_series
+from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from result_samples import BRAIN, KIDNEY, analysis_of, ball, geometry_of, request_for
 
@@ -292,6 +294,42 @@ def test_objects_of_another_analysis_are_refused(
     other = request_for(make_series(tmp_path, planes=4, orientation="oblique", seed="2", patient_id="SECRET"))
     with pytest.raises(ObjectRefusedByGate, match="which is no plane of the volume"):
         check(written, other)
+
+
+def shifted(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    return affine + np.array([[0, 0, 0, 0.5], [0, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
+def reversed_planes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    return affine * [-1, 1, 1, 1]
+
+
+def swapped_axes(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    return affine[:, [0, 2, 1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (shifted, "from the plane of its volume"),
+        (reversed_planes, "from the plane of its volume"),
+        (swapped_axes, "drift"),
+    ],
+)
+def test_a_volume_that_lies_elsewhere_than_its_images_is_refused(
+    request_made: EncodingRequest, change: Callable[[NDArray[np.float64]], NDArray[np.float64]], says: str
+) -> None:
+    analysis = request_made.analysis
+    geometry = replace(analysis.geometry, affine_lps=change(analysis.geometry.affine_lps))
+    with pytest.raises(ObjectRefusedByGate, match=says):
+        encode(replace(request_made, analysis=replace(analysis, geometry=geometry)))
+
+
+def test_a_volume_in_another_frame_of_reference_is_refused(request_made: EncodingRequest) -> None:
+    analysis = request_made.analysis
+    geometry = replace(analysis.geometry, frame_of_reference_uid="1.2.3")
+    with pytest.raises(ObjectRefusedByGate, match="is not the volume's 1.2.3"):
+        encode(replace(request_made, analysis=replace(analysis, geometry=geometry)))
 
 
 def test_all_faults_are_told_at_once(request_made: EncodingRequest, written: tuple[EncodedObject, ...]) -> None:
