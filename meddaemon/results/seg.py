@@ -83,7 +83,7 @@ def _leaves_out_empty_frames(analysis: Analysis) -> bool:
     every = planes * len(analysis.segments)
     if every > MOST_FRAMES or not _is_padded(every * rows * columns):
         return every > MOST_FRAMES
-    drawn = sum(np.count_nonzero((labels == segment.number).any(axis=(1, 2))) for segment in analysis.segments) or every
+    drawn = sum(int((labels == segment.number).any(axis=(1, 2)).sum()) for segment in analysis.segments) or every
     return not _is_padded(drawn * rows * columns)
 
 

@@ -328,7 +328,7 @@ def test_a_volume_that_lies_elsewhere_than_its_images_is_refused(
 def test_a_volume_in_another_frame_of_reference_is_refused(request_made: EncodingRequest) -> None:
     analysis = request_made.analysis
     geometry = replace(analysis.geometry, frame_of_reference_uid="1.2.3")
-    with pytest.raises(ObjectRefusedByGate, match="is not the volume's 1.2.3"):
+    with pytest.raises(ObjectRefusedByGate, match=r"is not the volume's 1\.2\.3"):
         encode(replace(request_made, analysis=replace(analysis, geometry=geometry)))
 
 
