@@ -13,10 +13,23 @@ class Staging:
     def __init__(self, parent: Path) -> None:
         """Make the folder under `parent`, which must lie on the file system of the final names. Raises OSError."""
         self._parent = parent
-        self.folder = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
-        self.folder.mkdir(parents=True, mode=0o700)
-        self._lock = (self.folder / "lock").open("ab")
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self.durable_directories: set[Path] = set()
+        while True:
+            self.folder = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
+            self.folder.mkdir(parents=True, mode=0o700)
+            try:
+                self._lock = (self.folder / "lock").open("ab")
+            except FileNotFoundError:
+                continue  # swept by somebody between these lines
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            if os.fstat(self._lock.fileno()).st_nlink:
+                break
+            self._lock.close()
+
+    @property
+    def root(self) -> Path:
+        """The directory from which on downwards this process syncs what it makes: the parent of all staging."""
+        return self._parent.parent
 
     def sweep(self) -> int:
         """Remove what processes that are no longer alive left behind; return how many files."""
@@ -24,13 +37,10 @@ class Staging:
         for folder in self._parent.iterdir():
             if folder == self.folder or not folder.is_dir():
                 continue
-            with (folder / "lock").open("ab") as lock:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    continue
-                removed += sum(1 for entry in folder.iterdir() if entry.name != "lock")
-                shutil.rmtree(folder)
+            try:
+                removed += _sweep(folder)
+            except FileNotFoundError:
+                continue  # another process sweeps too
         return removed
 
     def close(self) -> None:
@@ -39,17 +49,28 @@ class Staging:
         self._lock.close()
 
 
+def _sweep(folder: Path) -> int:
+    with (folder / "lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        removed = sum(1 for entry in folder.iterdir() if entry.name != "lock")
+        shutil.rmtree(folder)
+        return removed
+
+
 def write_new(target: Path, content: bytes, staging: Staging) -> None:
     """Make `target` hold `content`, durably, before returning.
 
-    Written and synced in `staging` (same file system), linked to its final name, and the directories synced up to
-    the first one that was there before. A file that is there already is taken to hold this content, because names
-    are made from content, and is synced again: the one who wrote it may have died before doing so.
+    Written and synced in `staging` (same file system), renamed to its final name, and the directories synced. A file
+    that holds this content already is only synced again: the one who wrote it may have died before doing so. A file
+    that holds anything else, damaged as it must be because names are made from content, is replaced.
 
-    Raises OSError; then nothing lies under the final name, and nothing in `staging`.
+    Raises OSError; then `target` is as it was or whole, and nothing lies in `staging`.
     """
-    new_directories = _make_directories(target.parent)
-    if target.exists():
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if _holds(target, content):
         _sync(target)
     else:
         temporary = staging.folder / secrets.token_hex(16)
@@ -66,19 +87,26 @@ def write_new(target: Path, content: bytes, staging: Staging) -> None:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
-    for directory in new_directories:
-        _sync(directory)
+    _sync(target.parent)
+    _sync_parents(target.parent, staging)
 
 
-def _make_directories(directory: Path) -> list[Path]:
-    """Create the directory with its parents; return the directories whose entries must be synced, deepest first."""
-    to_sync = [directory]
-    missing = directory
-    while not missing.exists():
-        missing = missing.parent
-        to_sync.append(missing)
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return to_sync
+def _holds(target: Path, content: bytes) -> bool:
+    try:
+        return target.stat().st_size == len(content) and target.read_bytes() == content
+    except FileNotFoundError:
+        return False
+
+
+def _sync_parents(directory: Path, staging: Staging) -> None:
+    """Sync the directories that name `directory`, once in the life of this process.
+
+    Whether they were there before says nothing: somebody may have made them a moment ago, and died or not synced yet.
+    """
+    while directory != staging.root and directory not in staging.durable_directories:
+        _sync(directory.parent)
+        staging.durable_directories.add(directory)
+        directory = directory.parent
 
 
 def _sync(path: Path) -> None:

@@ -5,6 +5,7 @@ bytes synced under their final name, directories synced, row committed (in this 
 """
 
 import re
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -55,6 +56,7 @@ class Receiver:
         self._store = store
         self._quiet_seconds = quiet_seconds
         self._keywords = tuple(keywords)
+        self._inflating = threading.Lock()
 
     def take(self, incoming: Incoming) -> instances.Registration:
         """Take one object. Raises RefusedInstance, which has been recorded where the database could be reached."""
@@ -68,12 +70,12 @@ class Receiver:
 
     def _examine(self, incoming: Incoming) -> Mapping[str, tuple[str, ...]]:
         _require_uid("SOP Instance UID", incoming.sop_instance_uid)
+        if not _is_uid(incoming.transfer_syntax_uid):
+            raise RefusedInstance(CANNOT_UNDERSTAND, "the transfer syntax is not a UID")
         try:
-            data = scan.inflate(incoming.data) if scan.is_deflated(incoming.transfer_syntax_uid) else incoming.data
-            scan.check(data, incoming.transfer_syntax_uid)
+            header = self._read(incoming)
         except scan.Malformed as malformed:
             raise RefusedInstance(CANNOT_UNDERSTAND, f"malformed data set: {malformed}") from malformed
-        header = read_header(data, incoming.transfer_syntax_uid, self._keywords)
         for keyword, commanded in (
             ("SOPInstanceUID", incoming.sop_instance_uid),
             ("SOPClassUID", incoming.sop_class_uid),
@@ -86,12 +88,19 @@ class Receiver:
         _require_uid("Series Instance UID", _only(header, "SeriesInstanceUID"))
         return header
 
+    def _read(self, incoming: Incoming) -> Mapping[str, tuple[str, ...]]:
+        if not scan.is_deflated(incoming.transfer_syntax_uid):
+            return read_header(incoming.data, incoming.transfer_syntax_uid, self._keywords)
+        # One at a time: what many peers send deflated at once must not fill the memory.
+        with self._inflating:
+            return read_header(scan.inflate(incoming.data), incoming.transfer_syntax_uid, self._keywords)
+
     def _keep(self, incoming: Incoming, header: Mapping[str, tuple[str, ...]]) -> instances.Registration:
         try:
             stored = self._store.put(
                 incoming.data,
-                sop_class_uid=incoming.sop_class_uid,
-                sop_instance_uid=incoming.sop_instance_uid,
+                sop_class_uid=_normal(incoming.sop_class_uid),
+                sop_instance_uid=_normal(incoming.sop_instance_uid),
                 transfer_syntax_uid=incoming.transfer_syntax_uid,
             )
             with self._database.write() as connection:
@@ -152,8 +161,12 @@ def _require_uid(name: str, uid: str) -> None:
     """UIDs are digits and dots, at most 64 (PS3.5 9.1); leading zeros occur in real data and harm nobody."""
     if not uid:
         raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, f"the data set has no {name}")
-    if len(_normal(uid)) > 64 or not _UID.fullmatch(_normal(uid)):
+    if not _is_uid(_normal(uid)):
         raise RefusedInstance(INVALID_SOP_INSTANCE, f"the {name} is not a UID")
+
+
+def _is_uid(text: str) -> bool:
+    return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
 def _only(header: Mapping[str, tuple[str, ...]], keyword: str) -> str:

@@ -28,18 +28,23 @@ def recover(database: Database, store: InstanceStore, receiver: Receiver) -> Rec
     """Sweep half-received files, adopt objects that were stored but never registered, note what is gone.
 
     An object that was synced but not registered was not acknowledged. The sender may or may not send it again, and
-    taking it is right in both cases, because an identical re-send changes nothing.
+    taking it is right in both cases, because an identical re-send changes nothing. What lies in the store and is no
+    whole object under its own name is set aside.
 
     Raises RefusedInstance when the store or database cannot take an object now.
     """
     swept = store.sweep_staging()
     adopted = set_aside = missing = 0
+    for path in list(store.strays()):
+        _log.error("set aside a file that does not belong in the store")
+        store.set_aside(path)
+        set_aside += 1
     for prefix in _PREFIXES:
         with database.read() as connection:
             indexed = instances.digests(connection, prefix)
         stored = store.digests(prefix)
         for sha256 in sorted(stored - indexed):
-            if _adopt(store, receiver, sha256):
+            if _adopt(database, store, receiver, sha256):
                 adopted += 1
             else:
                 set_aside += 1
@@ -54,13 +59,22 @@ def recover(database: Database, store: InstanceStore, receiver: Receiver) -> Rec
     return recovered
 
 
-def _adopt(store: InstanceStore, receiver: Receiver, sha256: str) -> bool:
+def _adopt(database: Database, store: InstanceStore, receiver: Receiver, sha256: str) -> bool:
+    path = store.path(sha256)
+    if not store.is_intact(sha256):
+        _log.error("set aside a damaged file: it does not hold what its name says", sha256=sha256)
+        store.set_aside(path)
+        return False
     try:
-        receiver.take(read_part10(store.path(sha256)))
+        receiver.take(read_part10(path))
     except RefusedInstance as refused:
         if refused.status == OUT_OF_RESOURCES:
             raise
-        _log.error("set aside a file that is no object of ours", reason=refused.reason)
-        store.set_aside(sha256)
+        _log.error("set aside a file that is no object of ours", sha256=sha256, reason=refused.reason)
+        store.set_aside(path)
         return False
+    with database.read() as connection:
+        if not instances.is_registered(connection, sha256):
+            # Somebody else wrote it, with another file meta group: it lies in the store a second time, as ours.
+            store.set_aside(path)
     return True

@@ -1,26 +1,35 @@
 """A bounded walk over an encoded data set that proves it whole before it is acknowledged (PS3.5 section 7).
 
-It checks lengths, nesting and terminators and returns the top-level elements' positions; it decodes no value. It
-is iterative, so that hostile nesting costs neither stack nor time, and it never allocates what a length field asks
+It checks lengths, nesting and terminators and says where the values of top-level elements lie; it decodes no value.
+It is iterative, so that hostile nesting costs neither stack nor time, and it never allocates what a length field asks
 for.
 """
 
 import struct
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
-from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRBigEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPIPHTJ2KReferencedDeflate,
+)
 
 MAXIMUM_DEPTH = 64
-MAXIMUM_INFLATED_BYTES = 2**31
-MAXIMUM_INFLATION = 1100
-"""Deflate cannot shrink data more than about 1032 times (RFC 1951)."""
+MAXIMUM_INFLATED_BYTES = 2**29
+"""Deflate shrinks up to 1032 times: a megabyte that a peer sends could otherwise cost a gigabyte of memory."""
 
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXEL_DATA = 0x7FE00010
 _TRAILING_PADDING = 0xFFFCFFFC
-_SHORT_LENGTH = frozenset(
+_JPIP_REFERENCED_DEFLATE = "1.2.840.10008.1.2.4.95"
+_DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, _JPIP_REFERENCED_DEFLATE, JPIPHTJ2KReferencedDeflate})
+"""Syntaxes that deflate the data set as a whole (PS3.5 A.5, A.7, A.13)."""
+SHORT_LENGTH = frozenset(
     {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL"}
     | {b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
 )
@@ -28,6 +37,15 @@ _SHORT_LENGTH = frozenset(
 
 class Malformed(ValueError):
     """The data set is not well-formed; the message says what and at which byte."""
+
+
+@dataclass(frozen=True, slots=True)
+class Element:
+    """Where the value of an element lies, and its VR as it is written (None where the syntax leaves VRs out)."""
+
+    vr: bytes | None
+    start: int
+    length: int
 
 
 @dataclass(slots=True)
@@ -55,38 +73,48 @@ def inflate(data: bytes, *, limit: int = MAXIMUM_INFLATED_BYTES) -> bytes:
         raise Malformed(f"the deflated data set is larger than {limit} bytes")
     if not machine.eof:
         raise Malformed("the deflate stream is cut")
+    if machine.unused_data not in {b"", b"\0"}:
+        raise Malformed(f"{len(machine.unused_data)} bytes follow after the end of the deflate stream")
     return inflated
 
 
-def check(data: bytes, transfer_syntax_uid: str) -> None:
+def check(data: bytes, transfer_syntax_uid: str, wanted: Collection[int] = ()) -> dict[int, Element]:
     """Raise Malformed unless `data` is one whole data set in this transfer syntax.
 
-    `data` is the data set alone: no preamble, no file meta; already inflated where the syntax deflates.
+    `data` is the data set alone: no preamble, no file meta; already inflated where the syntax deflates. Returns those
+    of the `wanted` tags that stand at the top level with a defined length.
     """
     syntax = UID(transfer_syntax_uid)
-    _Walk(
+    walk = _Walk(
         data,
         implicit=syntax == ImplicitVRLittleEndian,
         little=syntax != ExplicitVRBigEndian,
-        encapsulated=syntax.is_transfer_syntax and syntax.is_encapsulated if not syntax.is_private else None,
-    ).run()
+        encapsulated=syntax.is_encapsulated if not syntax.is_private and syntax.is_transfer_syntax else None,
+        wanted=frozenset(wanted),
+    )
+    walk.run()
+    return walk.found
 
 
 def is_deflated(transfer_syntax_uid: str) -> bool:
     """Return whether data sets in this syntax travel deflated as a whole."""
-    return transfer_syntax_uid == DeflatedExplicitVRLittleEndian
+    return transfer_syntax_uid in _DEFLATED
 
 
 class _Walk:
     """The walk itself: a position in the data and a stack of open sequences and items."""
 
-    def __init__(self, data: bytes, *, implicit: bool, little: bool, encapsulated: bool | None) -> None:
+    def __init__(
+        self, data: bytes, *, implicit: bool, little: bool, encapsulated: bool | None, wanted: frozenset[int]
+    ) -> None:
         self.data = data
         self.size = len(data)
         self.position = 0
         self.encapsulated = encapsulated
         self.levels = [_Level(is_item=True, end=len(data), implicit=implicit, little=little)]
         self.previous_tag = -1
+        self.wanted = wanted
+        self.found: dict[int, Element] = {}
 
     def run(self) -> None:
         if not self.data:
@@ -145,7 +173,10 @@ class _Walk:
         else:
             if tag == _PIXEL_DATA and len(self.levels) == 1 and self.encapsulated and length:
                 raise Malformed(f"native pixel data in an encapsulated transfer syntax at byte {start}")
-            self.position = self._end(length, start)
+            end = self._end(length, start)
+            if len(self.levels) == 1 and tag in self.wanted:
+                self.found[tag] = Element(vr, self.position, length)
+            self.position = end
 
     def _check_top_level(self, tag: int, start: int) -> None:
         if tag >> 16 in {0x0000, 0x0002}:
@@ -159,7 +190,7 @@ class _Walk:
             return None, self._long(level)
         vr = self._need(2)
         self.position += 2
-        if vr in _SHORT_LENGTH:
+        if vr in SHORT_LENGTH:
             (length,) = struct.unpack_from("<H" if level.little else ">H", self._need(2))
             self.position += 2
             return vr, int(length)

@@ -5,7 +5,7 @@ Layout, readable by an administrator with `ls`:
     store/
       incoming/       being received; swept at start
       instances/ab/cd/abcd….dcm   one Part 10 file for each content, named by the SHA-256 of the file
-      quarantine/     files found at recovery that are no DICOM objects of ours
+      quarantine/     files found under instances/ at recovery that are no objects of ours, or damaged
 
 Names come from content, never from the wire. The data set is kept bit for bit as it was sent, behind a file meta
 group of our own (PS3.10 7.1); the preamble is zero.
@@ -13,6 +13,8 @@ group of our own (PS3.10 7.1); the preamble is zero.
 
 import hashlib
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +25,14 @@ from pydicom.filewriter import write_file_meta_info
 from pydicom.uid import UID
 
 from meddaemon.domain.errors import MeddaemonError
-from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
 from meddaemon.durable import Staging, write_new
 
 PREAMBLE = bytes(128) + b"DICM"
+VERSION_NAME = "MEDDAEMON"
+"""Implementation Version Name in the files: not our version, or a re-send after an upgrade would be another content."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class StoreUnavailable(MeddaemonError):
@@ -74,17 +80,25 @@ class InstanceStore:
         """Return where the object with this digest lies."""
         return self.instances / sha256[:2] / sha256[2:4] / f"{sha256}.dcm"
 
-    def prefixes(self) -> Iterator[str]:
-        """Yield the two-character prefixes under which objects lie."""
-        yield from sorted(entry.name for entry in self.instances.iterdir() if entry.is_dir())
-
     def digests(self, prefix: str) -> set[str]:
-        """Return the digests of the files that lie under a prefix."""
-        return {path.stem for path in (self.instances / prefix).glob("??/*.dcm")}
+        """Return the digests that the files under a two-character prefix are named by."""
+        return {path.stem for path in (self.instances / prefix).glob("??/*.dcm") if path == self.path(path.stem)}
 
-    def set_aside(self, sha256: str) -> None:
+    def strays(self) -> Iterator[Path]:
+        """Yield the files that lie where no object of ours can lie."""
+        for folder, _, names in os.walk(self.instances):
+            for path in (Path(folder, name) for name in names):
+                if not _DIGEST.fullmatch(path.stem) or path != self.path(path.stem):
+                    yield path
+
+    def is_intact(self, sha256: str) -> bool:
+        """Return whether the file under this name holds what the name says."""
+        with self.path(sha256).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+
+    def set_aside(self, path: Path) -> None:
         """Move a file that is not an object of ours out of the way, keeping it for the operator."""
-        self.path(sha256).replace(self.quarantine / f"{sha256}.dcm")
+        path.replace(self.quarantine / f"{secrets.token_hex(4)}-{path.name}")
 
     def sweep_staging(self) -> int:
         """Remove what processes that are no longer alive left half received; return how many files."""
@@ -112,7 +126,7 @@ def as_part10(data: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfe
     meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
     meta.TransferSyntaxUID = UID(transfer_syntax_uid)
     meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
+    meta.ImplementationVersionName = VERSION_NAME
     buffer = DicomBytesIO()
     write_file_meta_info(buffer, meta, enforce_standard=True)
     return PREAMBLE + bytes(buffer.getvalue()) + data
