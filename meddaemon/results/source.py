@@ -48,7 +48,6 @@ TYPE_2 = (
 INHERITED = (
     *TYPE_2,
     # Patient (PS3.3 C.7.1.1)
-    "ReferencedPatientSequence",
     "IssuerOfPatientID",
     "TypeOfPatientID",
     "IssuerOfPatientIDQualifiersSequence",
@@ -91,7 +90,6 @@ INHERITED = (
     "PhysiciansOfRecordIdentificationSequence",
     "NameOfPhysiciansReadingStudy",
     "PhysiciansReadingStudyIdentificationSequence",
-    "ReferencedStudySequence",
     "RequestingService",
     "RequestingServiceCodeSequence",
     "ReasonForPerformedProcedureCodeSequence",
@@ -145,7 +143,11 @@ INHERITED = (
     "TimezoneOffsetFromUTC",
     "LongitudinalTemporalInformationModified",
 )
-"""Attributes that a result takes over from its source, by keyword."""
+"""Attributes that a result takes over from its source, by keyword.
+
+Referenced Study and Referenced Patient Sequence stay behind: they name instances of retired SOP classes that no
+archive holds, and a result must not refer to what is not there.
+"""
 
 # Laterality (type 2C of General Series, PS3.3 C.7.3.1) is for images that have no finer one; dciodvfy calls it an
 # error in a Segmentation, empty or not, whose segments carry their own laterality.
@@ -407,12 +409,10 @@ def _normalised_item(item: Dataset) -> Dataset:
 
 
 def _is_complete(keyword: str, item: Dataset) -> bool:
-    """Tell whether an item says what it must: an incomplete code or reference is worse than none."""
+    """Tell whether an item says what it must: an incomplete code is worse than none."""
     if keyword.endswith("CodeSequence"):
         coded = any(name in item for name in ("CodeValue", "LongCodeValue", "URNCodeValue"))
         return coded and "CodeMeaning" in item and ("CodingSchemeDesignator" in item or "URNCodeValue" in item)
-    if keyword in ("ReferencedPatientSequence", "ReferencedStudySequence"):
-        return "ReferencedSOPClassUID" in item and "ReferencedSOPInstanceUID" in item
     return len(item) > 0
 
 
