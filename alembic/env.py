@@ -5,12 +5,16 @@ from typing import Any, Literal
 from alembic import context
 
 from meddaemon.db.clock import Utc
-from meddaemon.db.tables import metadata
+from meddaemon.db.tables import Plain, metadata
 
 
 def render_plain(kind: str, item: Any, _: Any) -> str | Literal[False]:
     """Write our own types as the plain ones they are stored as, so that old migrations never need new code."""
-    return "sa.Double()" if kind == "type" and isinstance(item, Utc) else False
+    if kind == "type" and isinstance(item, Utc):
+        return "sa.Double()"
+    if kind == "type" and isinstance(item, Plain):
+        return "sa.Text()" if item.length is None else f"sa.String(length={item.length})"
+    return False
 
 
 context.configure(

@@ -52,8 +52,9 @@ def _sqlite(element: now, compiler: SQLCompiler, **kw: object) -> str:
 
 @compiles(now, "postgresql")
 def _postgresql(element: now, compiler: SQLCompiler, **kw: object) -> str:
-    # Not now(): that stands still within a transaction.
-    return "extract(epoch from clock_timestamp())::double precision"
+    # Not now(): that stands still within a transaction. As a subquery it is asked once for a statement, not once for
+    # a row, so that an index on a time can be used.
+    return "(SELECT extract(epoch from clock_timestamp())::double precision)"
 
 
 def after(seconds: float) -> ColumnElement[datetime]:

@@ -56,12 +56,13 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
             select(_delivery.c.id)
             .where(
                 _delivery.c.destination == destination,
+                tables.delivery_unsent,
                 _delivery.c.state.in_(delivery_sources(DeliveryEvent.CLAIM)),
                 _delivery.c.available_at <= now(),
             )
             .order_by(_delivery.c.priority, _delivery.c.id)
             .limit(limit)
-            .with_for_update(skip_locked=True)
+            .with_for_update(skip_locked=True, key_share=True)
         )
         .scalars()
         .all()
@@ -169,6 +170,7 @@ def _expire(connection: Connection, destination: str) -> None:
         update(_delivery)
         .where(
             _delivery.c.destination == destination,
+            tables.delivery_unsent,
             _delivery.c.state == DeliveryState.SENDING,
             _delivery.c.lease_expires_at < now(),
         )

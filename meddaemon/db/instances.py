@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import Connection, Table, case, func, insert, null, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 
 from meddaemon.db import tables
 from meddaemon.db.clock import after, now
+from meddaemon.db.insertion import insert_unless_there
 from meddaemon.domain.states import StudyState
 
 
@@ -60,6 +60,9 @@ def register(connection: Connection, received: Received, *, quiet_seconds: float
             "study_description": _joined(first("StudyDescription"), 64),
         },
     )
+    # Whoever decides about this study, or registers another instance of it, is done now or waits until we are:
+    # otherwise an instance could slip into a generation that was decided without it.
+    connection.execute(select(tables.study.c.id).where(tables.study.c.id == study_id).with_for_update(key_share=True))
     series_id = _get_or_insert(
         connection,
         tables.series,
@@ -71,7 +74,7 @@ def register(connection: Connection, received: Received, *, quiet_seconds: float
     )
     conflict = _exists(connection, tables.instance, received)
     own_result = _exists(connection, tables.result_object, received)
-    added = _insert_unless_there(
+    added = insert_unless_there(
         connection,
         tables.instance,
         {
@@ -89,9 +92,10 @@ def register(connection: Connection, received: Received, *, quiet_seconds: float
             "own_result": own_result,
         },
     )
-    if added and not own_result:
+    new = added is not None
+    if new and not own_result:
         _touch(connection, study_id, quiet_seconds)
-    return Registration(study_id=study_id, new=added, conflict=added and conflict)
+    return Registration(study_id=study_id, new=new, conflict=new and conflict)
 
 
 def is_registered(connection: Connection, sha256: str) -> bool:
@@ -190,16 +194,10 @@ def _get_or_insert(
     find = select(table.c.id).where(*(table.c[column] == value for column, value in key.items()))
     found = connection.execute(find).scalar()
     if found is None:
-        _insert_unless_there(connection, table, {**key, **values})
+        found = insert_unless_there(connection, table, {**key, **values})
+    if found is None:
         found = connection.execute(find).scalar_one()
     return int(found)
-
-
-def _insert_unless_there(connection: Connection, table: Table, values: Mapping[str, object]) -> bool:
-    """Insert a row; return False when a unique key says that it is there already."""
-    dialect_insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    statement = dialect_insert(table).values(**values).on_conflict_do_nothing()
-    return connection.execute(statement).rowcount == 1
 
 
 def _joined(value: tuple[str, ...] | None, width: int) -> str:

@@ -13,6 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, upd
 
 from meddaemon.db import tables
 from meddaemon.db.clock import after, now
+from meddaemon.db.insertion import insert_unless_there
 from meddaemon.domain.errors import LeaseLost, NotFound
 from meddaemon.domain.states import JobEvent, JobState, sources, target
 
@@ -75,11 +76,34 @@ class JobHistory:
 def enqueue(connection: Connection, new: NewJob) -> tuple[int, bool]:
     """Queue the job unless the same work was queued before; return its id and whether it is new.
 
-    Work that waits for the same model on an earlier generation of the study is cancelled: its inputs are stale.
+    Work of the same rule and model on an earlier generation that is not finished is cancelled: its inputs are stale.
     """
-    known = connection.execute(select(_job.c.id).where(_job.c.key == new.key)).scalar()
-    if known is not None:
-        return int(known), False
+    job_id = insert_unless_there(
+        connection,
+        _job,
+        {
+            "key": new.key,
+            "study_id": new.study_id,
+            "generation": new.generation,
+            "rule": new.rule,
+            "model": new.model,
+            "model_digest": new.model_digest,
+            "inputs": {key: list(value) for key, value in new.inputs.items()},
+            "destinations": list(new.destinations),
+            "priority": new.priority,
+            "state": JobState.AVAILABLE,
+            "attempt": 0,
+            "maximum_attempts": new.maximum_attempts,
+            "available_at": now(),
+            "fence": 0,
+            "worker": "",
+            "reason": "",
+            "created_at": now(),
+        },
+    )
+    if job_id is None:
+        return connection.execute(select(_job.c.id).where(_job.c.key == new.key)).scalar_one(), False
+    reason = f"superseded by generation {new.generation}"
     stale = connection.execute(
         select(_job.c.id).where(
             _job.c.study_id == new.study_id,
@@ -89,42 +113,23 @@ def enqueue(connection: Connection, new: NewJob) -> tuple[int, bool]:
             _job.c.state.in_(sources(JobEvent.CANCEL)),
         )
     ).scalars()
-    for job_id in stale.all():
-        _apply(connection, JobEvent.CANCEL, _job.c.id == job_id, detail=f"superseded by generation {new.generation}")
-    job_id = connection.execute(
-        insert(_job)
-        .values(
-            key=new.key,
-            study_id=new.study_id,
-            generation=new.generation,
-            rule=new.rule,
-            model=new.model,
-            model_digest=new.model_digest,
-            inputs={key: list(value) for key, value in new.inputs.items()},
-            destinations=list(new.destinations),
-            priority=new.priority,
-            state=JobState.AVAILABLE,
-            attempt=0,
-            maximum_attempts=new.maximum_attempts,
-            available_at=now(),
-            fence=0,
-            worker="",
-            reason="",
-            created_at=now(),
-        )
-        .returning(_job.c.id)
-    ).scalar_one()
-    return int(job_id), True
+    for stale_id in stale.all():
+        _apply(connection, JobEvent.CANCEL, _job.c.id == stale_id, finished_at=now(), reason=reason, detail=reason)
+    return job_id, True
 
 
 def claim(connection: Connection, *, worker: str, lease_seconds: float) -> Job | None:
-    """Take the most urgent waiting job, oldest first, and lease it; None when nothing waits."""
+    """Take the most urgent waiting job, oldest first, and lease it; None when nothing waits.
+
+    What a dead worker left behind is taken back first.
+    """
+    expire(connection)
     candidate = connection.execute(
         select(_job.c.id)
-        .where(_job.c.state.in_(sources(JobEvent.CLAIM)), _job.c.available_at <= now())
+        .where(tables.job_waiting, _job.c.available_at <= now())
         .order_by(_job.c.priority, _job.c.id)
         .limit(1)
-        .with_for_update(skip_locked=True)
+        .with_for_update(skip_locked=True, key_share=True)
     ).scalar()
     if candidate is None:
         return None
@@ -186,8 +191,8 @@ def expire(connection: Connection) -> list[int]:
     """Take back the jobs whose lease ran out; a job that used up its attempts so is discarded."""
     rows = connection.execute(
         select(_job.c.id, _job.c.attempt, _job.c.maximum_attempts, _job.c.fence, _job.c.worker)
-        .where(_job.c.state == JobState.EXECUTING, _job.c.lease_expires_at < now())
-        .with_for_update(skip_locked=True)
+        .where(tables.job_executing, _job.c.lease_expires_at < now())
+        .with_for_update(skip_locked=True, key_share=True)
     ).all()
     for row in rows:
         reason = f"worker {row.worker} stopped renewing its lease in attempt {row.attempt}"

@@ -220,7 +220,9 @@ def _post(connection: Connection, result_id: int, priority: int, deliveries: Map
 def widen(connection: Connection, job_id: int, deliveries: Mapping[str, Sequence[str]]) -> None:
     """Let the result of a job, there already or still to come, go to these destinations too."""
     job = tables.job
-    row = connection.execute(select(job.c.destinations, job.c.priority).where(job.c.id == job_id)).one()
+    row = connection.execute(
+        select(job.c.destinations, job.c.priority).where(job.c.id == job_id).with_for_update(key_share=True)
+    ).one()
     wanted = list(dict.fromkeys((*row.destinations, *deliveries)))
     connection.execute(update(job).where(job.c.id == job_id).values(destinations=wanted))
     result_id = connection.execute(select(_result.c.id).where(_result.c.job_id == job_id)).scalar()

@@ -57,7 +57,8 @@ def lock_due(connection: Connection) -> DueStudy | None:
         .where(study.c.due_at <= now())
         .order_by(study.c.due_at)
         .limit(1)
-        .with_for_update(skip_locked=True)
+        # Not a lock on the key: the workers' results refer to the study and need not wait.
+        .with_for_update(skip_locked=True, key_share=True)
     ).first()
     if row is None:
         return None

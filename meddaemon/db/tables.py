@@ -5,6 +5,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Dialect,
     Double,
     ForeignKey,
     Index,
@@ -17,6 +18,7 @@ from sqlalchemy import (
     false,
     text,
 )
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from meddaemon.db.clock import Utc
 from meddaemon.domain.states import DeliveryState, JobState
@@ -30,9 +32,29 @@ metadata = MetaData(
     }
 )
 
+
+class Plain(TypeDecorator[str]):
+    """Text that came from outside, made such that both databases take it: no NUL, no half of a surrogate pair.
+
+    Without a length it is as long as it needs to be.
+    """
+
+    impl: TypeEngine[str] | type[TypeEngine[str]] = String
+    cache_ok = True
+
+    def __init__(self, length: int | None = None) -> None:
+        super().__init__()
+        self.length = length
+        self.impl = Text() if length is None else String(length)
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        """Replace what cannot be stored."""
+        return None if value is None else value.replace("\0", "\ufffd").encode(errors="replace").decode()
+
+
 _Id = BigInteger().with_variant(Integer, "sqlite")
 _Uid = String(64)
-_AeTitle = String(16)
+_AeTitle = Plain(16)
 
 
 def _id() -> Column[int]:
@@ -55,10 +77,10 @@ study = Table(
     Column("last_received_at", Utc, nullable=False),
     # When rules are to be evaluated next; null when all have been, in this generation.
     Column("due_at", Utc, index=True),
-    Column("patient_id", String(64), nullable=False),
-    Column("accession_number", String(64), nullable=False),
-    Column("study_date", String(8), nullable=False),
-    Column("study_description", String(64), nullable=False),
+    Column("patient_id", Plain(64), nullable=False),
+    Column("accession_number", Plain(64), nullable=False),
+    Column("study_date", Plain(8), nullable=False),
+    Column("study_description", Plain(64), nullable=False),
 )
 
 series = Table(
@@ -67,8 +89,8 @@ series = Table(
     _id(),
     _references("study.id"),
     Column("series_instance_uid", _Uid, nullable=False),
-    Column("modality", String(16), nullable=False),
-    Column("series_description", String(64), nullable=False),
+    Column("modality", Plain(16), nullable=False),
+    Column("series_description", Plain(64), nullable=False),
     UniqueConstraint("study_id", "series_instance_uid"),
 )
 
@@ -103,7 +125,7 @@ refusal = Table(
     Column("study_instance_uid", _Uid, nullable=False, index=True),
     Column("sha256", String(64), nullable=False),
     Column("status", Integer, nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("reason", Plain(), nullable=False),
     Column("calling_ae_title", _AeTitle, nullable=False),
     Column("called_ae_title", _AeTitle, nullable=False),
 )
@@ -116,7 +138,7 @@ decision = Table(
     Column("generation", Integer, nullable=False),
     Column("rule", String(100), nullable=False),
     Column("matched", Boolean, nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("reason", Plain(), nullable=False),
     Column("detail", JSON, nullable=False),
     Column("at", Utc, nullable=False),
     UniqueConstraint("study_id", "generation", "rule"),
@@ -143,15 +165,16 @@ job = Table(
     # Fencing token: grows with every claim; whoever writes for a job must carry the token of the current claim.
     Column("fence", Integer, nullable=False),
     Column("lease_expires_at", Utc),
-    Column("worker", String(100), nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("worker", Plain(100), nullable=False),
+    Column("reason", Plain(), nullable=False),
     Column("created_at", Utc, nullable=False),
     Column("finished_at", Utc),
 )
-_waiting = text(f"state IN ('{JobState.AVAILABLE}', '{JobState.RETRYABLE}')")
-Index("ix_job_waiting", job.c.priority, job.c.id, sqlite_where=_waiting, postgresql_where=_waiting)
-_executing = text(f"state = '{JobState.EXECUTING}'")
-Index("ix_job_executing", job.c.lease_expires_at, sqlite_where=_executing, postgresql_where=_executing)
+# Conditions of partial indexes. A query must say them word for word, or the whole history is read each time.
+job_waiting = text(f"state IN ('{JobState.AVAILABLE}', '{JobState.RETRYABLE}')")
+job_executing = text(f"state = '{JobState.EXECUTING}'")
+Index("ix_job_waiting", job.c.priority, job.c.id, sqlite_where=job_waiting, postgresql_where=job_waiting)
+Index("ix_job_executing", job.c.lease_expires_at, sqlite_where=job_executing, postgresql_where=job_executing)
 
 job_event = Table(
     "job_event",
@@ -162,8 +185,8 @@ job_event = Table(
     Column("event", String(16), nullable=False),
     Column("state", String(16), nullable=False),
     Column("attempt", Integer, nullable=False),
-    Column("worker", String(100), nullable=False),
-    Column("detail", Text, nullable=False),
+    Column("worker", Plain(100), nullable=False),
+    Column("detail", Plain(), nullable=False),
 )
 
 result = Table(
@@ -178,7 +201,7 @@ result = Table(
     Column("model_digest", String(64), nullable=False),
     Column("series_instance_uid", _Uid, nullable=False),
     Column("status", String(16), nullable=False),
-    Column("reason", Text, nullable=False),
+    Column("reason", Plain(), nullable=False),
     Column("provenance", JSON, nullable=False),
     Column("seconds", JSON, nullable=False),
     Column("created_at", Utc, nullable=False, index=True),
@@ -257,13 +280,19 @@ delivery = Table(
     Column("lease_expires_at", Utc),
     # The last DIMSE status, null as long as none was received.
     Column("status", Integer),
-    Column("reason", Text, nullable=False),
+    Column("reason", Plain(), nullable=False),
     Column("created_at", Utc, nullable=False),
     Column("sent_at", Utc),
     UniqueConstraint("result_object_id", "destination"),
 )
-_unsent = text(f"state IN ('{DeliveryState.PENDING}', '{DeliveryState.RETRYABLE}', '{DeliveryState.SENDING}')")
-Index("ix_delivery_unsent", delivery.c.destination, delivery.c.id, sqlite_where=_unsent, postgresql_where=_unsent)
+delivery_unsent = text(f"state IN ('{DeliveryState.PENDING}', '{DeliveryState.RETRYABLE}', '{DeliveryState.SENDING}')")
+Index(
+    "ix_delivery_unsent",
+    delivery.c.destination,
+    delivery.c.id,
+    sqlite_where=delivery_unsent,
+    postgresql_where=delivery_unsent,
+)
 
 process = Table(
     "process",

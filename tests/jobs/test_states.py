@@ -1,0 +1,71 @@
+"""The tables of states are sound, whatever is written in them."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+
+import pytest
+
+from meddaemon.domain import states
+from meddaemon.domain.states import (
+    DELIVERY_TRANSITIONS,
+    JOB_TRANSITIONS,
+    DeliveryEvent,
+    DeliveryState,
+    JobEvent,
+    JobState,
+)
+
+Table = Mapping[StrEnum, Mapping[StrEnum, StrEnum]]
+LIVES: list[tuple[Table, type[StrEnum], type[StrEnum], StrEnum, StrEnum]] = [
+    (JOB_TRANSITIONS, JobState, JobEvent, JobState.AVAILABLE, JobState.COMPLETED),  # type: ignore[list-item]
+    (DELIVERY_TRANSITIONS, DeliveryState, DeliveryEvent, DeliveryState.PENDING, DeliveryState.SENT),  # type: ignore[list-item]
+]
+each_life = pytest.mark.parametrize(("table", "state", "event", "first", "last"), LIVES, ids=["job", "delivery"])
+
+
+@each_life
+def test_every_state_has_a_row_and_every_event_leads_to_one_state(
+    table: Table, state: type[StrEnum], event: type[StrEnum], first: StrEnum, last: StrEnum
+) -> None:
+    assert set(table) == set(state)
+    for each in event:
+        assert len({row[each] for row in table.values() if each in row}) == 1, each
+
+
+@each_life
+def test_nothing_leaves_the_end_and_the_end_can_be_reached_from_everywhere(
+    table: Table, state: type[StrEnum], event: type[StrEnum], first: StrEnum, last: StrEnum
+) -> None:
+    assert table[last] == {}
+    for start in state:
+        reached = _reachable(table, start)
+        assert last in reached, start
+        assert first in reached or start == last, start
+    assert _reachable(table, first) == set(state)
+
+
+def _reachable(table: Table, start: StrEnum) -> set[StrEnum]:
+    reached, waiting = {start}, [start]
+    while waiting:
+        new = set(table[waiting.pop()].values()) - reached
+        reached |= new
+        waiting += new
+    return reached
+
+
+def test_sources_and_targets_are_read_from_the_table() -> None:
+    for event in JobEvent:
+        rows = {state for state, row in JOB_TRANSITIONS.items() if event in row}
+        assert set(states.sources(event)) == rows
+        assert {JOB_TRANSITIONS[state][event] for state in rows} == {states.target(event)}
+    for delivery_event in DeliveryEvent:
+        found = {state for state, row in DELIVERY_TRANSITIONS.items() if delivery_event in row}
+        assert set(states.delivery_sources(delivery_event)) == found
+        assert {DELIVERY_TRANSITIONS[state][delivery_event] for state in found} == {
+            states.delivery_target(delivery_event)
+        }
+
+
+def test_only_a_claimed_thing_can_end_well() -> None:
+    assert states.sources(JobEvent.COMPLETE) == (JobState.EXECUTING,)
+    assert states.delivery_sources(DeliveryEvent.ACCEPT) == (DeliveryState.SENDING,)
