@@ -6,6 +6,7 @@ outbox rows and the job's completion. Delivery drains the outbox on its own.
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from meddaemon.config.settings import Settings
@@ -24,7 +25,7 @@ from meddaemon.durable import Staging, write_new
 from meddaemon.inference.analysis import analyse
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.describe import describe_study
-from meddaemon.ingest.matching import Decision, Plan, decide, decide_fallback
+from meddaemon.ingest.matching import Decision, decide, decide_fallback, plan_by_force
 from meddaemon.ingest.part10 import with_keywords
 from meddaemon.results.encoding import EncodingRequest, ObjectReference, encode
 from meddaemon.telemetry import log
@@ -63,12 +64,13 @@ def force(
         if not candidates:
             raise NotFound(f"study {study.id} has no series {series}; see `meddaemon explain {study.id}`")
         chosen = max(candidates, key=lambda each: len(each.instances))
-        plan = Plan(model=model, inputs={each.key: chosen for each in settings.contracts[model].inputs})
+        plan = plan_by_force(settings.contracts[model], chosen)
         rule = Rule(name=f"forced: {model}", models=(model,), destinations=destinations, priority=0)
         decision = Decision(
             rule=rule.name,
             matched=True,
-            reason=f"forced by the operator on series {chosen.series_instance_uid}",
+            reason=f"forced by the operator on series {chosen.series_instance_uid}"
+            + (f": {plan.caveat}" if plan.caveat else ""),
             detail={},
             plans=(plan,),
         )
@@ -144,6 +146,7 @@ def _carry_out(connection: Connection, settings: Settings, study: Study, rule: R
                 destinations=rule.destinations,
                 priority=rule.priority,
                 maximum_attempts=settings.worker.maximum_attempts,
+                caveat=plan.caveat,
             ),
         )
         if not new:
@@ -175,19 +178,23 @@ def process(database: Database, settings: Settings, models: WarmModels, staging:
     Raises InputRefused (never to be retried), ModelFailed, ObjectRefusedByGate, LeaseLost, OSError.
     """
     contract = _contract(settings, job)
-    prediction = models.predict(contract, _input_files(settings, job))
+    inputs = _input_files(settings, job)
+    prediction = models.predict(contract, inputs)
     started = time.monotonic()
     with database.read() as connection:
         predecessors = results.superseded_by(connection, job)
     analysis = analyse(prediction, contract, entropy=job.key)
+    if job.caveat:
+        reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
+        analysis = replace(analysis, status=ResultStatus.IMPLAUSIBLE, reason=reason)
     objects: tuple[EncodedObject, ...] = ()
     if analysis.status is ResultStatus.PLAUSIBLE:
-        sources = {path for paths in _input_files(settings, job).values() for path in paths}
         objects = encode(
             EncodingRequest(
                 analysis=analysis,
                 contract=contract,
-                sources=sorted(sources),
+                # The first input is the one on whose grid the result lies.
+                sources=inputs[contract.inputs[0].key],
                 predecessor=next(
                     (
                         ObjectReference(

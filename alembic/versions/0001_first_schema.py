@@ -92,6 +92,7 @@ def upgrade() -> None:
         sa.Column("model_digest", sa.String(length=64), nullable=False),
         sa.Column("inputs", sa.JSON(), nullable=False),
         sa.Column("destinations", sa.JSON(), nullable=False),
+        sa.Column("caveat", sa.Text(), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),

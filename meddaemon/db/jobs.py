@@ -22,7 +22,11 @@ _job = tables.job
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
-    """Work to be queued. `inputs` maps an input key of the model to the content digests of its instances."""
+    """Work to be queued.
+
+    `inputs` maps an input key of the model to the content digests of its instances; `caveat` says why the result is
+    not to be believed whatever it is (the operator forced a series that the model does not take).
+    """
 
     key: str
     study_id: int
@@ -34,6 +38,7 @@ class NewJob:
     destinations: tuple[str, ...]
     priority: int
     maximum_attempts: int
+    caveat: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +54,7 @@ class Job:
     model_digest: str
     inputs: Mapping[str, tuple[str, ...]]
     destinations: tuple[str, ...]
+    caveat: str
     priority: int
     state: JobState
     attempt: int
@@ -90,6 +96,7 @@ def enqueue(connection: Connection, new: NewJob) -> tuple[int, bool]:
             "model_digest": new.model_digest,
             "inputs": {key: list(value) for key, value in new.inputs.items()},
             "destinations": list(new.destinations),
+            "caveat": new.caveat,
             "priority": new.priority,
             "state": JobState.AVAILABLE,
             "attempt": 0,
@@ -308,6 +315,7 @@ def _as_job(row: Row[tuple[object, ...]]) -> Job:
         model_digest=row.model_digest,
         inputs={key: tuple(value) for key, value in row.inputs.items()},
         destinations=tuple(row.destinations),
+        caveat=row.caveat,
         priority=row.priority,
         state=JobState(row.state),
         attempt=row.attempt,

@@ -157,6 +157,8 @@ job = Table(
     Column("model_digest", String(64), nullable=False),
     Column("inputs", JSON, nullable=False),
     Column("destinations", JSON, nullable=False),
+    # Why the result must not be taken for truth whatever it says; empty for what a rule asked for.
+    Column("caveat", Text, nullable=False),
     Column("priority", Integer, nullable=False),
     Column("state", String(16), nullable=False),
     Column("attempt", Integer, nullable=False),

@@ -225,6 +225,18 @@ ALWAYS = All(())
 """The condition that always holds."""
 
 
+def unmet(outcome: Outcome) -> tuple[str, ...]:
+    """Return, in words, the parts on which an outcome that did not hold failed; nothing where it held."""
+    if outcome.held:
+        return ()
+    if not outcome.parts or outcome.asked == "not":
+        inner = outcome.parts[0] if outcome.parts else outcome
+        return (f"{'not: ' if outcome.parts else ''}{inner.asked} (saw {inner.seen or 'nothing'})",)
+    if outcome.asked == "any of":
+        return ("none of: " + "; ".join(part for each in outcome.parts for part in unmet(each)),)
+    return tuple(part for each in outcome.parts for part in unmet(each))
+
+
 def outcome_as_dict(outcome: Outcome) -> dict[str, object]:
     """Return the outcome as plain JSON values, for keeping beside a decision."""
     plain: dict[str, object] = {"held": outcome.held, "asked": outcome.asked}

@@ -31,6 +31,15 @@ class ResultStatus(StrEnum):
     IMPLAUSIBLE = "implausible"
 
 
+REPORTED_DIGITS = 6
+"""Significant digits of a measured value: more than any segmentation deserves, few enough for VR DS and the eye."""
+
+
+def reported(value: float) -> float:
+    """Return a value as it is reported, so that SR, database and command line show the same number."""
+    return float(f"{value:.{REPORTED_DIGITS}g}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
     """One number with a name (coded) and a unit (UCUM)."""

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from meddaemon.domain.codes import MILLILITRE, VOLUME
 from meddaemon.domain.contract import MeasurementKind, ModelContract, SegmentContract
 from meddaemon.domain.errors import ModelFailed
-from meddaemon.domain.result import Analysis, Finding, Measurement, Prediction, ResultStatus, Segment
+from meddaemon.domain.result import Analysis, Finding, Measurement, Prediction, ResultStatus, Segment, reported
 from meddaemon.domain.uids import derived_uid
 
 MM3_PER_ML = 1000.0
@@ -92,7 +92,7 @@ def _segment(number: int, expected: SegmentContract, count: int, contract: Model
 
 
 def _finding(number: int, expected: SegmentContract, volume_ml: float) -> Finding:
-    measured = {MeasurementKind.VOLUME: Measurement(name=VOLUME, value=volume_ml, unit=MILLILITRE)}
+    measured = {MeasurementKind.VOLUME: Measurement(name=VOLUME, value=reported(volume_ml), unit=MILLILITRE)}
     return Finding(
         # Without a code of its own the finding is the thing that was segmented (PS3.16 TID 1411, Finding).
         code=expected.finding or expected.type,

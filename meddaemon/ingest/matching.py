@@ -8,18 +8,22 @@ and the model's own chooser. Nothing is left out of the record: each series is a
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from meddaemon.domain.conditions import outcome_as_dict
+from meddaemon.domain.conditions import outcome_as_dict, unmet
 from meddaemon.domain.contract import InputContract, ModelContract
 from meddaemon.domain.rules import Rule
 from meddaemon.domain.series import Series, SeriesKind, Study
 
 
+MAXIMUM_CAVEAT = 1000
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One model to run, and the series that fills each of its inputs."""
+    """One model to run, the series that fills each of its inputs, and why the result must not be believed, if so."""
 
     model: str
     inputs: Mapping[str, Series]
+    caveat: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +66,21 @@ def decide_fallback(
         reason = f"fallback not needed: {', '.join(matched)} matched"
         return Decision(rule=rule.name, matched=False, reason=reason, detail={})
     return decide(rule, study, contracts)
+
+
+def plan_by_force(contract: ModelContract, series: Series) -> Plan:
+    """Plan a model on a series that an operator chose; what the model's own chooser says against it is a caveat."""
+    objections = [
+        objection for wanted in contract.inputs for objection in unmet(wanted.series.evaluate(series.attributes))
+    ]
+    if series.kind is not SeriesKind.IMAGE:
+        objections.insert(0, f"it is a {series.kind.value} series")
+    said = f"forced onto a series that {contract.name} does not take: {'; '.join(objections[:3])}"
+    return Plan(
+        model=contract.name,
+        inputs={each.key: series for each in contract.inputs},
+        caveat=said[:MAXIMUM_CAVEAT] if objections else "",
+    )
 
 
 def _fill(rule: Rule, study: Study, contract: ModelContract) -> tuple[dict[str, Series | None], dict[str, object]]:

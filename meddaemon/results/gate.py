@@ -24,7 +24,7 @@ from pydicom.uid import RE_VALID_UID, ExplicitVRLittleEndian
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import ObjectRefusedByGate
-from meddaemon.domain.result import EncodedObject, Finding, ResultStatus, Segment
+from meddaemon.domain.result import REPORTED_DIGITS, EncodedObject, Finding, ResultStatus, Segment
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
 from meddaemon.results import seg, sr
 from meddaemon.results.identity import RESEARCH_MARK, device_uid
@@ -514,7 +514,7 @@ def _measurements(group: Dataset, finding: Finding) -> Iterator[str]:
             yield f"unit of {measurement.name} is not {measurement.unit} of UCUM"
         if len(text) > _LONGEST_DS or not _is_finite(text):
             yield f"value {text!r} of {measurement.name} is not a finite decimal string of at most 16 characters"
-        elif not math.isclose(float(text), measurement.value, rel_tol=10.0 ** (1 - sr.SIGNIFICANT_DIGITS)):
+        elif not math.isclose(float(text), measurement.value, rel_tol=10.0 ** (1 - REPORTED_DIGITS)):
             yield f"value {text} of {measurement.name} is not the measured {measurement.value:.10g}"
 
 

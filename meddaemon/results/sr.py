@@ -8,7 +8,7 @@ from pydicom.sr.coding import Code as PydicomCode
 from pydicom.uid import ExplicitVRLittleEndian
 
 from meddaemon.domain.codes import Code
-from meddaemon.domain.result import EncodedObject, Finding, Measurement, ResultStatus, Segment
+from meddaemon.domain.result import EncodedObject, Finding, Measurement, ResultStatus, Segment, reported
 from meddaemon.domain.uids import derived_uid
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, device_uid, instance_uid, long_string, series_uid
@@ -17,9 +17,6 @@ from meddaemon.results.seg import algorithm_parameters, pydicom_code
 from meddaemon.results.source import SourceSeries
 
 KIND = "SR"
-
-SIGNIFICANT_DIGITS = 6
-"""Of a measured value: more than any segmentation deserves, few enough for VR DS and for the eye."""
 
 # As every reader of TID 1600 knows it; the code dictionary of pydicom says "Source (attribute)".
 _SOURCE = hd.CodedConcept(value="260753009", scheme_designator="SCT", meaning="Source")
@@ -67,7 +64,7 @@ def encode_sr(request: EncodingRequest, seg: EncodedObject) -> EncodedObject:
 
 def measured_value(measurement: Measurement) -> float:
     """Return the value as it is reported: rounded to significant digits."""
-    return float(f"{measurement.value:.{SIGNIFICANT_DIGITS}g}")
+    return reported(measurement.value)
 
 
 def _report(request: EncodingRequest, seg: EncodedObject) -> hd.MeasurementReport:

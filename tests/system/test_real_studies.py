@@ -1,13 +1,16 @@
-"""Real studies through the whole daemon and the built-in model; see the README beside the files for what must happen."""
+"""Real studies through the whole daemon and the built-in model; the README beside the files says what must happen."""
 
 import json
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from pydicom import Dataset, dcmread
+from pydicom.uid import CTImageStorage
 
 from meddaemon.db import tables
 from meddaemon.domain.states import JobState
+from meddaemon.domain.uids import derived_uid
 from tests.running import Home, wait_until
 from tests.system.site import Pacs, send
 from tests.system.test_main_job import measured
@@ -35,8 +38,28 @@ destinations = ["pacs"]
 """
 
 
-def files_of(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix == ".dcm" or path.suffix == "")
+def files_of(folder: Path, scratch: Path) -> list[Path]:
+    """Return the files of a real series; one that was published without UIDs is given some, or nobody would take it."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    headers = [dcmread(path) for path in files]
+    if all(header.SOPClassUID and header.SOPInstanceUID and _names_itself(header) for header in headers):
+        return files
+    scratch.mkdir(parents=True)
+    for number, header in enumerate(headers):
+        header.StudyInstanceUID = header.StudyInstanceUID or derived_uid(folder.name, "study")
+        header.SeriesInstanceUID = header.SeriesInstanceUID or derived_uid(folder.name, "series")
+        header.SOPInstanceUID = header.SOPInstanceUID or derived_uid(folder.name, str(number))
+        header.FrameOfReferenceUID = header.get("FrameOfReferenceUID") or derived_uid(folder.name, "frame")
+        header.SOPClassUID = header.SOPClassUID or CTImageStorage
+        header.file_meta.MediaStorageSOPClassUID = header.SOPClassUID
+        header.file_meta.MediaStorageSOPInstanceUID = header.SOPInstanceUID
+        header.save_as(scratch / f"{number:04d}.dcm", enforce_file_format=True)
+    return sorted(scratch.iterdir())
+
+
+def _names_itself(header: Dataset) -> bool:
+    meta = header.file_meta
+    return meta.get("MediaStorageSOPInstanceUID") == header.SOPInstanceUID
 
 
 def test_the_brain_of_a_real_head_is_measured_and_nothing_else_is_run(tmp_path: Path, shared_dicom: Path) -> None:
@@ -45,9 +68,9 @@ def test_the_brain_of_a_real_head_is_measured_and_nothing_else_is_run(tmp_path: 
     with pacs.listening() as port:
         home = Home.make(tmp_path / "home", SITE.format(port=port), quiet_seconds=2)
         with home.running("serve") as daemon:
-            send(files_of(shared_dicom / "series/mr_brain_sag_anon"), daemon.port())
+            send(files_of(shared_dicom / "series/mr_brain_sag_anon", tmp_path / "mr"), daemon.port())
             for other in others:
-                send(files_of(shared_dicom / other), daemon.port())
+                send(files_of(shared_dicom / other, tmp_path / other), daemon.port())
             wait_until(lambda: pacs.of("SR"), what="the SR", seconds=300)
             wait_until(
                 lambda: len(home.rows(tables.decision)) == len(home.rows(tables.study)),
@@ -78,7 +101,7 @@ def test_what_is_no_head_is_refused_or_marked_when_it_is_forced_through(
     with pacs.listening() as port:
         home = Home.make(tmp_path / "home", SITE.format(port=port), quiet_seconds=1)
         with home.running("serve") as daemon:
-            send(files_of(shared_dicom / series), daemon.port())
+            send(files_of(shared_dicom / series, tmp_path / "scanner"), daemon.port())
             wait_until(lambda: home.rows(tables.decision), what="the rule to be asked")
             assert home.rows(tables.job) == []
             forced = home.cli("run", "1", "--model", "brain_volume", "--to", "pacs")
