@@ -13,7 +13,6 @@ from meddaemon.domain.contract import InputContract, ModelContract
 from meddaemon.domain.rules import Rule
 from meddaemon.domain.series import Series, SeriesKind, Study
 
-
 MAXIMUM_CAVEAT = 1000
 
 
