@@ -96,7 +96,10 @@ def record(
     seconds: Mapping[str, float],
     deliveries: Mapping[str, Sequence[str]],
 ) -> int:
-    """Write a result with its findings, objects and outbox rows; earlier results of the same work are superseded.
+    """Write a result with its findings, objects and outbox rows; the one of the latest generation counts.
+
+    It supersedes results of the same work on earlier generations, and is superseded at once where a later one is
+    there (a stale job that an operator requeued).
 
     `deliveries` maps a destination to the kinds of object that it takes. To be called in the transaction that
     completes the job.
@@ -121,9 +124,11 @@ def record(
     ).scalar_one()
     connection.execute(
         update(_result)
-        .where(_result.c.id != result_id, _result.c.superseded_by.is_(None), *_earlier(job))
+        .where(_result.c.superseded_by.is_(None), *_same_work(job), _result.c.generation < job.generation)
         .values(superseded_by=result_id)
     )
+    later = select(func.max(_result.c.id)).where(*_same_work(job), _result.c.generation > job.generation)
+    connection.execute(update(_result).where(_result.c.id == result_id).values(superseded_by=later.scalar_subquery()))
     _record_findings(connection, result_id, analysis)
     for stored in objects:
         _record_object(connection, result_id, stored)
@@ -236,18 +241,17 @@ def superseded_by(connection: Connection, job: Job) -> list[ObjectRow]:
     rows = connection.execute(
         select(found)
         .join(_result, _result.c.id == found.c.result_id)
-        .where(_result.c.superseded_by.is_(None), *_earlier(job))
+        .where(_result.c.superseded_by.is_(None), *_same_work(job), _result.c.generation < job.generation)
         .order_by(found.c.id)
     )
     return [_object(row) for row in rows]
 
 
-def _earlier(job: Job) -> tuple[ColumnElement[bool], ...]:
-    """Select results of the same study, model and rule that stem from an earlier generation."""
+def _same_work(job: Job) -> tuple[ColumnElement[bool], ...]:
+    """Select results of the same study, model and rule."""
     return (
         _result.c.study_id == job.study_id,
         _result.c.model == job.model,
-        _result.c.generation < job.generation,
         _result.c.job_id.in_(select(tables.job.c.id).where(tables.job.c.rule == job.rule)),
     )
 
