@@ -72,7 +72,7 @@ def listen(settings: Settings, stop: threading.Event) -> None:
 
 def work(settings: Settings, stop: threading.Event) -> None:
     """Run jobs until `stop` is set; a job in hand may finish, else it is given back unworked."""
-    with _database(settings) as database, WarmModels() as models:
+    with _database(settings) as database, WarmModels(settings.store.directory / "scratch") as models:
         staging = Staging(settings.store.results / "incoming")
         staging.sweep()
         worker = Worker(

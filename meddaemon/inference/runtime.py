@@ -7,7 +7,6 @@ bundle (a CUDA error stays in its process), a crash, a time limit. It ends with 
 """
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -26,6 +25,7 @@ import meddaemon
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import ModelFailed
 from meddaemon.domain.result import Prediction
+from meddaemon.durable import Staging
 from meddaemon.inference import messages
 
 TAIL_BYTES = 4096
@@ -70,10 +70,15 @@ class ModelProcess:
     started it ends (PR_SET_PDEATHSIG), so predict from a thread that lives as long as the worker.
     """
 
-    def __init__(self, contract: ModelContract, *, device: str = "") -> None:
-        """Prepare to run the model of `contract` on a torch `device` (default: the first GPU, else the CPU)."""
+    def __init__(self, contract: ModelContract, *, device: str = "", scratch: Path | None = None) -> None:
+        """Prepare to run the model of `contract` on a torch `device` (default: the first GPU, else the CPU).
+
+        Each child has a folder of its own in `scratch`, where those that dead processes left behind are removed;
+        without `scratch` it lies in the system's folder for temporary files.
+        """
         self._contract = contract
         self._device = device
+        self._scratch = scratch
         self._child: _Child | None = None
 
     @property
@@ -127,7 +132,7 @@ class ModelProcess:
         """Start a child, have it load the bundle, and return how many seconds that took."""
         started = time.monotonic()
         contract = self._contract
-        self._child = _Child()
+        self._child = _Child(self._scratch)
         settings = {
             "name": contract.name,
             "bundle": str(contract.bundle.resolve()),
@@ -170,8 +175,10 @@ class ModelProcess:
 class _Child:
     """One child process, its connection, its scratch folder, and the end of what it prints."""
 
-    def __init__(self) -> None:
-        self._scratch = Path(tempfile.mkdtemp(prefix="meddaemon-model-"))
+    def __init__(self, scratch: Path | None) -> None:
+        self._staging = Staging(scratch or Path(tempfile.gettempdir()))
+        if scratch is not None:
+            self._staging.sweep()
         self._ending = threading.Lock()
         self._tail = bytearray()
         self.connection, theirs = socket.socketpair()
@@ -182,8 +189,8 @@ class _Child:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                cwd=self._scratch,
-                env=_environment(self._scratch),
+                cwd=self._staging.folder,
+                env=_environment(self._staging.folder),
                 # Its own process group, so that what the bundle starts can be ended with it.
                 start_new_session=True,
             )
@@ -205,7 +212,7 @@ class _Child:
             returncode = self.process.wait()
             self._reader.join(timeout=5)
             self.connection.close()
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._staging.close()
             return returncode
 
     def kill(self) -> None:

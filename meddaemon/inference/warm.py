@@ -16,7 +16,8 @@ MAXIMUM_WARM = 2
 class WarmModels:
     """One model process for each model that was used lately; the one that rested longest makes room."""
 
-    def __init__(self, maximum: int = MAXIMUM_WARM) -> None:
+    def __init__(self, scratch: Path, maximum: int = MAXIMUM_WARM) -> None:
+        self._scratch = scratch
         self._maximum = maximum
         self._processes: OrderedDict[str, ModelProcess] = OrderedDict()
 
@@ -26,7 +27,7 @@ class WarmModels:
         if process is None:
             while len(self._processes) >= self._maximum:
                 self._processes.popitem(last=False)[1].close()
-            process = ModelProcess(contract)
+            process = ModelProcess(contract, scratch=self._scratch)
         self._processes[contract.digest] = process
         return process.predict(inputs, time_limit=contract.time_limit_seconds)
 
