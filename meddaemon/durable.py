@@ -4,6 +4,8 @@ import fcntl
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -14,17 +16,12 @@ class Staging:
         """Make the folder under `parent`, which must lie on the file system of the final names. Raises OSError."""
         self._parent = parent
         self.durable_directories: set[Path] = set()
-        while True:
-            self.folder = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
-            self.folder.mkdir(parents=True, mode=0o700)
-            try:
-                self._lock = (self.folder / "lock").open("ab")
-            except FileNotFoundError:
-                continue  # swept by somebody between these lines
+        self.folder = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
+        parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _alone(parent):
+            self.folder.mkdir(mode=0o700)
+            self._lock = (self.folder / "lock").open("ab")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-            if os.fstat(self._lock.fileno()).st_nlink:
-                break
-            self._lock.close()
 
     @property
     def root(self) -> Path:
@@ -33,20 +30,23 @@ class Staging:
 
     def sweep(self) -> int:
         """Remove what processes that are no longer alive left behind; return how many files."""
-        removed = 0
-        for folder in self._parent.iterdir():
-            if folder == self.folder or not folder.is_dir():
-                continue
-            try:
-                removed += _sweep(folder)
-            except FileNotFoundError:
-                continue  # another process sweeps too
-        return removed
+        with _alone(self._parent):
+            folders = [entry for entry in self._parent.iterdir() if entry.is_dir() and entry != self.folder]
+            return sum(map(_sweep, folders))
 
     def close(self) -> None:
-        """Remove the folder."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Remove the folder, where it is still there."""
+        with suppress(FileNotFoundError), _alone(self._parent):
+            shutil.rmtree(self.folder)
         self._lock.close()
+
+
+@contextmanager
+def _alone(parent: Path) -> Iterator[None]:
+    """Keep other processes from making, sweeping and removing staging folders under `parent`."""
+    with (parent / "lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _sweep(folder: Path) -> int:

@@ -1,8 +1,8 @@
 """Real roles of the daemon as processes, for tests: started, waited for with a deadline, and always ended.
 
-    home = Home.make(tmp_path)
-    with home.running("listen") as listener:
-        port = listener.port()
+home = Home.make(tmp_path)
+with home.running("listen") as listener:
+    port = listener.port()
 """
 
 import os
@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -179,15 +179,10 @@ class Role:
             code = self.process.wait(15)
             assert code == 0, f"{self.name} ended with {code}:\n{self.log_text()}"
 
-    def kill(self) -> None:
-        """End as a power switch does: the whole session, at once."""
-        self.kill_all()
-
     def kill_all(self) -> None:
-        try:
+        """End the process and its children at once, as nobody who could tidy up would."""
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait(15)
 
 

@@ -22,6 +22,7 @@ MAXIMUM_DEPTH = 64
 MAXIMUM_INFLATED_BYTES = 2**29
 """Deflate shrinks up to 1032 times: a megabyte that a peer sends could otherwise cost a gigabyte of memory."""
 
+_PIECE = 2**16
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXEL_DATA = 0x7FE00010
@@ -64,18 +65,33 @@ def inflate(data: bytes, *, limit: int = MAXIMUM_INFLATED_BYTES) -> bytes:
 
     Raises Malformed when the stream is corrupt, cut or larger than the limit.
     """
+    # Inflated twice, first only to count: a bomb costs no memory, and the rest no more than its size.
+    size = _inflated_size(data, limit)
+    return zlib.decompress(data, -zlib.MAX_WBITS, bufsize=max(size, 1))
+
+
+def _inflated_size(data: bytes, limit: int) -> int:
     machine = zlib.decompressobj(-zlib.MAX_WBITS)
+    size = position = 0
+    piece = b""
     try:
-        inflated = machine.decompress(data, limit)
+        while not machine.eof:
+            given = machine.unconsumed_tail
+            if not given:
+                given = data[position : position + _PIECE]
+                position += len(given)
+            piece = machine.decompress(given, _PIECE)
+            size += len(piece)
+            if size > limit:
+                raise Malformed(f"the deflated data set is larger than {limit} bytes")
+            if not given and not piece and not machine.eof:
+                raise Malformed("the deflate stream is cut")
     except zlib.error as error:
         raise Malformed(f"the deflate stream is corrupt: {error}") from error
-    if machine.unconsumed_tail:
-        raise Malformed(f"the deflated data set is larger than {limit} bytes")
-    if not machine.eof:
-        raise Malformed("the deflate stream is cut")
-    if machine.unused_data not in {b"", b"\0"}:
-        raise Malformed(f"{len(machine.unused_data)} bytes follow after the end of the deflate stream")
-    return inflated
+    left = machine.unused_data + data[position : position + 2]
+    if left not in {b"", b"\0"}:
+        raise Malformed("other bytes follow after the end of the deflate stream")
+    return size
 
 
 def check(data: bytes, transfer_syntax_uid: str, wanted: Collection[int] = ()) -> dict[int, Element]:

@@ -5,7 +5,20 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, cast
 
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, evt
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    ImplicitVRLittleEndian,
+    JPEG2000Lossless,
+    JPEGLossless,
+    JPEGLosslessSV1,
+    JPEGLSLossless,
+    RLELossless,
+)
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.events import Event
 from pynetdicom.transport import ThreadedAssociationServer
@@ -18,7 +31,25 @@ from meddaemon.telemetry import log
 SUCCESS = 0x0000
 VERIFICATION = "1.2.840.10008.1.1"
 """Verification SOP Class (PS3.4 Annex A)."""
+_PREFERRED = (
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    DeflatedExplicitVRLittleEndian,
+    JPEGLosslessSV1,
+    JPEGLossless,
+    JPEGLSLossless,
+    JPEG2000Lossless,
+    HTJ2KLossless,
+    HTJ2KLosslessRPCL,
+    RLELossless,
+)
+"""Where a sender leaves the choice to us, our order decides: VRs are kept, and nothing is made lossy on our account."""
+_SYNTAXES = list(dict.fromkeys(map(str, (*_PREFERRED, *ALL_TRANSFER_SYNTAXES))))
 _log = log(__name__)
+
+# A UID that is none is for us to refuse, with a status; pynetdicom would abort the association and with it the study.
+_config.VALIDATORS["UI"] = lambda uid: (True, "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +89,7 @@ class Listener:
         entity.require_calling_aet = list(settings.calling_ae_titles)
         entity.add_supported_context(VERIFICATION)
         for context in AllStoragePresentationContexts:
-            entity.add_supported_context(str(context.abstract_syntax), ALL_TRANSFER_SYNTAXES)
+            entity.add_supported_context(str(context.abstract_syntax), _SYNTAXES)
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_REJECTED, _rejected),

@@ -8,7 +8,13 @@ from encoded import SYNTAXES, Encoded, data_sets, deflated, encoded, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGBaseline8Bit, RLELossless
+from pydicom.uid import (
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
 
 from meddaemon.ingest import scan
 from meddaemon.ingest.header import IDENTITY, read_header
@@ -232,7 +238,7 @@ def test_a_deflate_bomb_costs_no_more_than_its_limit() -> None:
     try:
         with pytest.raises(scan.Malformed, match="larger than 1000000 bytes"):
             scan.inflate(bomb, limit=1_000_000)
-        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
     finally:
         tracemalloc.stop()
 
@@ -247,5 +253,5 @@ def test_a_data_set_of_exactly_the_limit_is_inflated() -> None:
 def test_what_follows_the_deflated_data_set_is_refused_unless_it_is_padding() -> None:
     stream = deflated(ROWS)
     assert scan.inflate(stream + b"\0") == ROWS  # PS3.5 A.5: padded to even length
-    with pytest.raises(scan.Malformed, match="after the end"):
+    with pytest.raises(scan.Malformed, match="follow after"):
         scan.inflate(stream + b"MZ\x90\x00")

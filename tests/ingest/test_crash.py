@@ -1,0 +1,315 @@
+import hashlib
+import os
+import random
+import re
+import secrets
+import shutil
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+from encoded import written
+from pydicom.dataset import Dataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+from running import Home, data_set_of, wait_until
+from scanner import scanner
+
+from meddaemon.durable import Staging, write_new
+from meddaemon.ingest.store import InstanceStore
+
+
+def image(uid: str, size: int = 40_000) -> bytes:
+    data_set = Dataset()
+    data_set.SOPClassUID = CTImageStorage
+    data_set.SOPInstanceUID = uid
+    data_set.StudyInstanceUID = "2.25.1"
+    data_set.SeriesInstanceUID = "2.25.2"
+    data_set.Modality = "CT"
+    data_set.add_new(0x7FE00010, "OW", secrets.token_bytes(size // 2 * 2))
+    return written(data_set, ExplicitVRLittleEndian)
+
+
+def assert_sound(home: Home, acknowledged: dict[str, bytes]) -> None:
+    """Assert what must hold after a recovery: nothing acknowledged is lost, nothing is torn, index and store agree."""
+    files = home.files()
+    for name, path in files.items():
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == name, f"{path} is torn"
+    rows = home.instances()
+    assert {row.sha256 for row in rows} == set(files)
+    assert not any(row.missing or row.conflict for row in rows)
+    kept = {row.sop_instance_uid: row.sha256 for row in rows}
+    for uid, data in acknowledged.items():
+        assert uid in kept, f"{uid} was acknowledged and is gone"
+        assert data_set_of(files[kept[uid]]) == data
+    assert home.half_received() == []
+    assert list((home.store / "quarantine").iterdir()) == []
+
+
+# --- kill -9 ------------------------------------------------------------------------------------------------------
+
+
+class Senders:
+    """Two modalities that send without pause until the listener is gone, and remember what was acknowledged."""
+
+    def __init__(self, port: int) -> None:
+        self.acknowledged: dict[str, bytes] = {}
+        self._port = port
+        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(2)]
+        for thread in self._threads:
+            thread.start()
+
+    def _send(self, number: int) -> None:
+        with scanner(self._port, calling=f"CT{number}") as sender:
+            while sender.association.is_established:
+                uid = f"2.25.{secrets.randbits(100)}"
+                data = image(uid, random.choice([2_000, 40_000, 400_000]))
+                try:
+                    status = sender.store(data, uid)
+                except (RuntimeError, ValueError, OSError):
+                    return
+                if status == 0:
+                    self.acknowledged[uid] = data
+                elif not sender.association.is_established or status == -1:
+                    return
+
+    def wait(self) -> None:
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive()
+
+
+def _kill_cycles(home: Home, cycles: int) -> dict[str, bytes]:
+    acknowledged: dict[str, bytes] = {}
+    for _ in range(cycles):
+        with home.running("listen") as listener:
+            senders = Senders(listener.port())
+            wait_until(lambda senders=senders: senders.acknowledged, what="the first acknowledgement", every=0.001)
+            # The moment is what the test varies: anywhere within a message, a sync or a commit.
+            threading.Event().wait(random.uniform(0, 0.25))
+            os.kill(listener.process.pid, signal.SIGKILL)
+            senders.wait()
+            listener.process.wait(15)
+            acknowledged |= senders.acknowledged
+            listener.process.returncode = 0  # asked for
+    with home.running("listen") as listener:
+        listener.port()
+        assert_sound(home, acknowledged)
+    return acknowledged
+
+
+def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    assert len(_kill_cycles(Home.make(tmp_path), 20)) >= 20
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(7200)
+def test_kill_9_five_hundred_times(tmp_path: Path) -> None:
+    _kill_cycles(Home.make(tmp_path), 500)
+
+
+# --- recovery -----------------------------------------------------------------------------------------------------
+
+
+def restarted(home: Home) -> str:
+    """Start the listener on what lies there, end it, and return its log."""
+    with home.running("listen") as listener:
+        listener.port()
+    return listener.log_text()
+
+
+def put(home: Home, uid: str) -> tuple[str, bytes]:
+    """Store an object without registering it, as a listener does that dies in between."""
+    store = InstanceStore(home.store, minimum_free_bytes=0)
+    data = image(uid)
+    stored = store.put(
+        data, sop_class_uid=CTImageStorage, sop_instance_uid=uid, transfer_syntax_uid=ExplicitVRLittleEndian
+    )
+    store.close()
+    return stored.sha256, data
+
+
+def test_an_object_that_was_stored_but_not_registered_is_adopted(tmp_path: Path) -> None:
+    home = Home.make(tmp_path)
+    sha256, data = put(home, "2.25.17")
+    assert home.instances() == []
+    assert '"adopted": 1' in restarted(home)
+    (row,) = home.instances()
+    assert (row.sha256, row.sop_instance_uid) == (sha256, "2.25.17")
+    assert_sound(home, {"2.25.17": data})
+    assert "recovered" not in restarted(home)
+
+
+JUNK = {
+    "a name that is no digest": "ab/cd/readme.dcm",
+    "another ending": f"ab/cd/{'abcd' + '0' * 60}.txt",
+    "a folder that is not the one of the digest": f"ab/ce/{'abcd' + '0' * 60}.dcm",
+    "beside the folders": "notes",
+    "a digest that its content does not have": f"ab/cd/{'abcd' + '0' * 60}.dcm",
+}
+
+
+@pytest.mark.parametrize("name", JUNK)
+def test_junk_in_the_store_is_set_aside(tmp_path: Path, name: str) -> None:
+    home = Home.make(tmp_path)
+    junk = home.store / "instances" / JUNK[name]
+    junk.parent.mkdir(parents=True)
+    junk.write_bytes(b"junk")
+    assert '"set_aside": 1' in restarted(home)
+    assert home.files() == {}
+    assert home.instances() == []
+    (aside,) = (home.store / "quarantine").iterdir()
+    assert aside.read_bytes() == b"junk"
+    assert aside.name.endswith(junk.name)
+
+
+def test_a_file_with_its_own_digest_that_is_no_object_is_set_aside_and_explained(tmp_path: Path) -> None:
+    home = Home.make(tmp_path)
+    content = b"not DICOM at all"
+    name = hashlib.sha256(content).hexdigest()
+    path = home.store / "instances" / name[:2] / name[2:4] / f"{name}.dcm"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    log = restarted(home)
+    assert '"set_aside": 1' in log
+    assert "neither the DICM prefix nor a bare data set" in log
+    assert home.files() == {}
+
+
+def test_a_torn_object_is_set_aside(tmp_path: Path) -> None:
+    home = Home.make(tmp_path)
+    sha256, _ = put(home, "2.25.17")
+    path = home.files()[sha256]
+    os.truncate(path, path.stat().st_size - 100)
+    log = restarted(home)
+    assert "damaged" in log
+    assert home.files() == {}
+    assert home.instances() == []
+
+
+def test_a_registered_object_whose_file_is_gone_is_told_and_a_resend_brings_it_back(tmp_path: Path) -> None:
+    home = Home.make(tmp_path)
+    sha256, data = put(home, "2.25.17")
+    restarted(home)
+    home.files()[sha256].unlink()
+    with home.running("listen") as listener:
+        port = listener.port()
+        assert [row.missing for row in home.instances()] == [True]
+        told = home.cli("explain", "2.25.17")
+        assert "1 missing from the store" in told.stdout
+        with scanner(port) as sender:
+            assert sender.store(data, "2.25.17") == 0
+    assert data_set_of(home.files()[sha256]) == data
+
+
+def test_a_resend_heals_a_file_that_was_damaged(tmp_path: Path) -> None:
+    home = Home.make(tmp_path)
+    sha256, data = put(home, "2.25.17")
+    with home.running("listen") as listener:
+        port = listener.port()
+        path = home.files()[sha256]
+        damaged = bytearray(path.read_bytes())
+        damaged[-5] ^= 1
+        path.write_bytes(damaged)
+        with scanner(port) as sender:
+            assert sender.store(data, "2.25.17") == 0
+    assert_sound(home, {"2.25.17": data})
+
+
+def test_what_a_dead_process_left_half_received_is_swept(tmp_path: Path) -> None:
+    home = Home.make(tmp_path)
+    left = home.store / "incoming" / "999999-abcd"
+    left.mkdir(parents=True)
+    (left / "lock").touch()
+    (left / "0123").write_bytes(b"half")
+    assert '"swept": 1' in restarted(home)
+    assert not left.exists()
+
+
+def test_what_a_living_process_is_receiving_is_left_alone(tmp_path: Path) -> None:
+    home = Home.make(tmp_path)
+    store = InstanceStore(home.store, minimum_free_bytes=0)
+    (folder,) = (path for path in (home.store / "incoming").iterdir() if path.is_dir())
+    (folder / "0123").write_bytes(b"half")
+    restarted(home)
+    assert (folder / "0123").read_bytes() == b"half"
+    store.close()
+    assert not folder.exists()
+
+
+def test_many_processes_may_sweep_and_begin_at_the_same_time(tmp_path: Path) -> None:
+    parent = tmp_path / "incoming"
+    for number in range(50):
+        (parent / f"{number}-dead").mkdir(parents=True)
+    failed: list[BaseException] = []
+
+    def begin() -> None:
+        try:
+            for number in range(10):
+                staging = Staging(parent)
+                staging.sweep()
+                write_new(tmp_path / "instances" / f"{threading.get_ident()}-{number}", b"content", staging)
+                staging.close()
+        except OSError as failure:
+            failed.append(failure)
+
+    threads = [threading.Thread(target=begin) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+    assert [path.name for path in parent.iterdir()] == ["lock"]
+    assert len(list((tmp_path / "instances").iterdir())) == 60
+
+
+def test_a_second_serve_on_the_same_store_refuses(tmp_path: Path) -> None:
+    home = Home.make(tmp_path)
+    with home.running("serve") as first:
+        first.port()
+        second = home.cli("serve", timeout=60)
+        assert second.returncode == 1
+        assert "another `meddaemon serve` works on" in second.stderr
+        assert "Traceback" not in second.stderr
+        first.port()
+
+
+# --- the order of things ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.peer
+def test_the_answer_goes_out_after_every_sync(tmp_path: Path) -> None:
+    """Success only after: file synced, renamed, directories synced, database's log synced (in this order)."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    home = Home.make(tmp_path)
+    restarted(home)
+    trace = tmp_path / "trace"
+    calls = "trace=fsync,fdatasync,rename,renameat,renameat2,sendto,sendmsg,write"
+    prefix = ["strace", "-f", "-yy", "-o", str(trace), "-e", calls]
+    with home.running("listen", prefix=prefix) as listener:
+        with scanner(listener.port()) as sender:
+            # The mark is what follows the association's own answers.
+            assert sender.echo() == 0
+            begin = len(trace.read_text().splitlines())
+            assert sender.store(image("2.25.17"), "2.25.17") == 0
+            end = len(trace.read_text().splitlines())
+        # strace passes no signal on: its child is asked to end.
+        (child,) = Path(f"/proc/{listener.process.pid}/task/{listener.process.pid}/children").read_text().split()
+        os.kill(int(child), signal.SIGTERM)
+        listener.process.wait(15)
+        listener.process.returncode = 0
+    (name,) = home.files()
+    steps = {
+        r"fsync\(\d+<.*/incoming/[^>]*>": "sync file",
+        rf"rename.*/incoming/.*{name}\.dcm": "rename",
+        rf"fsync\(\d+<.*/instances/{name[:2]}/{name[2:4]}>": "sync folder",
+        rf"fsync\(\d+<.*/instances/{name[:2]}>": "sync parent",
+        r"fsync\(\d+<.*/instances>": "sync grandparent",
+        r"f(data)?sync\(\d+<.*sqlite-wal>": "sync database",
+        r"(sendto|sendmsg|write)\(\d+<TCP": "answer",
+    }
+    lines = trace.read_text().splitlines()[begin:end]
+    seen = [step for line in lines for pattern, step in steps.items() if re.search(pattern, line)]
+    assert list(dict.fromkeys(seen)) == list(steps.values()), "\n".join(lines)
+    assert seen[-1] == "answer"
