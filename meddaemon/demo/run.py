@@ -233,8 +233,9 @@ def _show(folder: Path, series: list[Path], result: results.ResultRow, say: Call
         if header.Modality == "SEG":
             draw(series, path, f"{finding} ({result.model} {result.model_version})", folder / "brain.png")
     say(f"    PNG  {folder / 'brain.png'}")
-    say(f"    ask the database: meddaemon results --config {folder / 'meddaemon.toml'}")
-    say(f"    ask why:          meddaemon explain 1 --config {folder / 'meddaemon.toml'}")
+    command, config = Path(sys.executable).with_name("meddaemon"), folder / "meddaemon.toml"
+    say(f"    ask the database: {command} results --config {config}")
+    say(f"    ask why:          {command} explain 1 --config {config}")
 
 
 def _poll(look: Callable[[], T | None], seconds: float, what: str) -> T:
