@@ -35,7 +35,7 @@ def received(content: str, *, study: str = "1.2.3", series: str = "1.2.3.1", **v
         "transfer_syntax_uid": "1.2.840.10008.1.2.1",
         "sha256": digest,
         "size": len(content),
-        "header": {"Modality": ("CT",), "PatientID": ("4711",)},
+        "header": {"Modality": ("CT",), "PatientID": ("4711",), "Rows": ("64",), "Columns": ("64",)},
         "calling_ae_title": "SCANNER",
         "called_ae_title": "MEDDAEMON",
     }

@@ -60,12 +60,15 @@ class Worker:
 
     def work_one(self, stop: threading.Event | None = None) -> bool:
         """Claim and work one job; return False when none waited."""
+        asked = time.monotonic()
         with self._database.write() as connection:
             job = jobs.claim(connection, worker=self._name, lease_seconds=self._settings.lease_seconds)
         if job is None:
             return False
         _log.info("job claimed", job=job.id, model=job.model, attempt=job.attempt)
-        with _Heartbeat(self._database, job, self._settings, stop or threading.Event(), self._interrupt) as heartbeat:
+        expires = asked + self._settings.lease_seconds
+        stopping = stop or threading.Event()
+        with _Heartbeat(self._database, job, self._settings, expires, stopping, self._interrupt) as heartbeat:
             outcome = self._attempt(job)
         self._settle(job, outcome, heartbeat)
         return True
@@ -110,6 +113,7 @@ class _Heartbeat:
         database: Database,
         job: Job,
         settings: WorkerSettings,
+        expires: float,
         stop: threading.Event,
         interrupt: Callable[[], None],
     ) -> None:
@@ -118,6 +122,7 @@ class _Heartbeat:
         self._database = database
         self._job = job
         self._settings = settings
+        self._expires = expires  # by the monotonic clock of this process; never later than the database sees it
         self._stop = stop
         self._interrupt = interrupt
         self._done = threading.Event()
@@ -137,19 +142,18 @@ class _Heartbeat:
             thread.join()
 
     def _renew(self) -> None:
-        expires = time.monotonic() + self._settings.lease_seconds
         while not self._done.wait(self._settings.heartbeat_seconds):
             try:
                 asked = time.monotonic()
                 with self._database.write() as connection:
                     jobs.renew(connection, self._job, lease_seconds=self._settings.lease_seconds)
-                expires = asked + self._settings.lease_seconds
+                self._expires = asked + self._settings.lease_seconds
             except LeaseLost:
                 self._give_up()
                 return
             except DatabaseUnavailable:
                 # Away for a moment is survivable as long as the lease lasts.
-                if time.monotonic() > expires:
+                if time.monotonic() > self._expires:
                     self._give_up()
                     return
 

@@ -1,0 +1,434 @@
+"""Completeness and admission: quiet times, generations, re-sends, conflicts, and one decision whoever asks."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from queue_samples import claim, enqueue, finish, received, register, somebody_waits, stored_objects, wait_until
+
+from meddaemon import pipeline
+from meddaemon.config.settings import Settings, load
+from meddaemon.db import history, instances, jobs, results, studies
+from meddaemon.db.engine import Database
+from meddaemon.db.history import DecisionRow
+from meddaemon.db.instances import Registration
+from meddaemon.db.studies import DueStudy, StudySummary
+from meddaemon.domain.errors import NotFound
+from meddaemon.domain.states import JobState, StudyState
+
+ADMITTING = Path(__file__).with_name("admitting.py")
+
+MODEL = """\
+name = "example"
+title = "Example"
+version = "1"
+manufacturer = "Nobody"
+[[inputs]]
+key = "image"
+series = { attribute = "Modality", equals = "CT" }
+[[segments]]
+label = 1
+name = "Brain"
+category = { value = "91723000", scheme = "SCT", meaning = "Anatomical Structure" }
+type = { value = "12738006", scheme = "SCT", meaning = "Brain" }
+colour = [1, 2, 3]
+"""
+
+RULE = """
+[[rules]]
+name = "{name}"
+models = ["example"]
+"""
+
+
+def _settings(folder: Path, url: str, rules: str) -> Settings:
+    model = folder / "models" / "example"
+    model.mkdir(parents=True, exist_ok=True)
+    (model / "contract.toml").write_text(MODEL)
+    file = folder / "meddaemon.toml"
+    heading = f'[store]\ndirectory = "store"\n[database]\nurl = "{url}"\n[completeness]\nquiet_seconds = 0.0\n'
+    file.write_text(f'{heading}[models]\ndirectories = ["models"]\n{rules}')
+    file.chmod(0o600)
+    return load(file, {})
+
+
+@pytest.fixture
+def settings(tmp_path: Path, database_url: str) -> Callable[[str], Settings]:
+    """Make settings with these rules, and a model that takes every CT series."""
+    return lambda rules: _settings(tmp_path, database_url, rules)
+
+
+def _due(database: Database) -> DueStudy | None:
+    with database.write() as connection:
+        return studies.lock_due(connection)
+
+
+def _summary(database: Database, study_id: int) -> StudySummary:
+    with database.read() as connection:
+        (summary,) = studies.summaries(connection, study_id=study_id)
+    return summary
+
+
+def _decisions(database: Database, study_id: int) -> list[DecisionRow]:
+    with database.read() as connection:
+        return history.decisions(connection, study_id)
+
+
+def _generations(database: Database, study_id: int) -> list[tuple[int, str]]:
+    return [(each.generation, each.rule) for each in _decisions(database, study_id)]
+
+
+def _states(database: Database) -> list[tuple[int, JobState]]:
+    """Return generation and state of each job, oldest first."""
+    with database.read() as connection:
+        return [(job.generation, job.state) for job in jobs.listing(connection)[::-1]]
+
+
+def _decide(database: Database, study_id: int, generation: int, rule: str = "rule", *, done: bool = True) -> None:
+    with database.write() as connection:
+        studies.record_decision(
+            connection, study_id=study_id, generation=generation, rule=rule, matched=True, reason="", detail={}
+        )
+        studies.wait_for(connection, study_id, None if done else 3600.0)
+
+
+# --- registering -------------------------------------------------------------------------------------------------
+
+
+def test_a_study_begins_with_its_first_instance(database: Database) -> None:
+    registration = register(database, received("a"), quiet_seconds=30)
+    summary = _summary(database, registration.study_id)
+    assert registration == Registration(study_id=summary.id, new=True, conflict=False)
+    assert (summary.state, summary.generation, summary.series, summary.instances, summary.patient_id) == (
+        StudyState.RECEIVING,
+        1,
+        1,
+        1,
+        "4711",
+    )
+
+
+def test_an_identical_resend_changes_nothing(database: Database) -> None:
+    first = register(database, received("a"))
+    _decide(database, first.study_id, 1)
+    before = _summary(database, first.study_id)
+    again = register(database, received("a"), quiet_seconds=0)
+    assert again == Registration(study_id=first.study_id, new=False, conflict=False)
+    assert _summary(database, first.study_id) == before
+    assert before.state is StudyState.COMPLETE
+    assert _due(database) is None
+
+
+def test_a_late_instance_opens_the_next_generation(database: Database) -> None:
+    study = register(database, received("a")).study_id
+    register(database, received("b"))
+    assert _summary(database, study).generation == 1
+    _decide(database, study, 1)
+    register(database, received("c"))
+    register(database, received("d"))
+    summary = _summary(database, study)
+    assert (summary.state, summary.generation, summary.instances) == (StudyState.RECEIVING, 2, 4)
+
+
+def test_an_instance_after_the_first_decision_belongs_to_the_next_generation(database: Database) -> None:
+    """Rules may have different quiet times: one has decided while another still waits."""
+    study = register(database, received("a")).study_id
+    _decide(database, study, 1, done=False)
+    assert _summary(database, study).state is StudyState.RECEIVING
+    register(database, received("b"))
+    assert _summary(database, study).generation == 2
+
+
+@pytest.mark.parametrize("done", [True, False])
+def test_an_instance_that_arrives_while_rules_are_decided_belongs_to_the_next_generation(
+    database: Database, *, done: bool
+) -> None:
+    study = register(database, received("a")).study_id
+    begun = threading.Event()
+
+    def arrive() -> Registration:
+        assert begun.wait(30)
+        return register(database, received("b"))
+
+    with ThreadPoolExecutor(1) as threads:
+        late = threads.submit(arrive)
+        with database.write() as connection:
+            due = studies.lock_due(connection)
+            assert due is not None
+            begun.set()
+            if database.dialect == "postgresql":
+                wait_until(lambda: somebody_waits(database) or late.done())
+            loaded = studies.load_instances(connection, study, Path("store"))
+            studies.record_decision(
+                connection, study_id=study, generation=due.generation, rule="r", matched=True, reason="", detail={}
+            )
+            studies.wait_for(connection, study, None if done else 3600.0)
+        assert late.result(30).new
+    assert [len(each) for each in loaded.values()] == [1]
+    assert _summary(database, study).generation == 2
+
+
+def test_other_content_under_the_same_uid_is_kept_and_not_used(database: Database) -> None:
+    uid = "1.2.3.1.1"
+    first = register(database, received("a", sop_instance_uid=uid))
+    second = register(database, received("b", sop_instance_uid=uid))
+    assert (first.conflict, second.conflict, second.new) == (False, True, True)
+    with database.read() as connection:
+        loaded = studies.load_instances(connection, first.study_id, Path("store"))
+        assert instances.counts(connection) == {"stored": 2, "conflicts": 1, "missing": 0}
+        (series,) = history.series(connection, first.study_id)
+    assert [each.sha256 for each in loaded["1.2.3.1"]] == [received("a").sha256]
+    assert (series.instances, series.conflicts) == (2, 1)
+    again = register(database, received("b", sop_instance_uid=uid))
+    assert (again.new, again.conflict) == (False, False)
+
+
+def test_our_own_result_that_comes_back_reopens_nothing(database: Database) -> None:
+    study = register(database, received("a")).study_id
+    enqueue(database, study)
+    job = claim(database)
+    with database.write() as connection:
+        finish(connection, job)
+    _decide(database, study, 1)
+    before = _summary(database, study)
+    (seg, _) = stored_objects(job)
+    came_back = received("as the PACS sent it", series="1.2.9", sop_instance_uid=seg.encoded.sop_instance_uid)
+    assert register(database, came_back) == Registration(study_id=study, new=True, conflict=False)
+    after = _summary(database, study)
+    assert (after.state, after.generation, after.last_received_at) == (
+        before.state,
+        before.generation,
+        before.last_received_at,
+    )
+    assert _due(database) is None
+    with database.read() as connection:
+        assert "1.2.9" not in studies.load_instances(connection, study, Path("store"))
+
+
+def test_many_senders_of_one_study_lose_nothing(database: Database) -> None:
+    together = threading.Barrier(8)
+
+    def send(sender: int) -> list[Registration]:
+        together.wait(30)
+        # Every instance is sent by two of the eight, at about the same time.
+        return [register(database, received(f"{(sender % 4) * 5 + each}", series=f"1.2.{each}")) for each in range(5)]
+
+    with ThreadPoolExecutor(8) as threads:
+        registrations = [each for sent in threads.map(send, range(8)) for each in sent]
+    assert sum(each.new for each in registrations) == 20
+    assert len({each.study_id for each in registrations}) == 1
+    summary = _summary(database, registrations[0].study_id)
+    assert (summary.series, summary.instances, summary.generation) == (5, 20, 1)
+
+
+def test_text_that_a_hostile_header_carries_is_kept(database: Database) -> None:
+    header = {"PatientID": ("a\0b\ud800" + "x" * 300,), "StudyDate": ("not a date at all",), "Modality": ("\0" * 40,)}
+    study = register(database, received("a", header=header, calling_ae_title="\0AE")).study_id
+    assert _summary(database, study).patient_id.startswith("a\ufffdb?xxx")
+    with database.read() as connection:
+        (loaded,) = studies.load_instances(connection, study, Path("store"))["1.2.3.1"]
+    assert loaded.header == header
+    assert loaded.calling_ae_title == "\ufffdAE"
+
+
+# --- due ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_is_due_once_it_has_been_quiet(database: Database) -> None:
+    waiting = register(database, received("a"), quiet_seconds=3600).study_id
+    assert _due(database) is None
+    quiet = register(database, received("b", study="9", series="9.1"), quiet_seconds=0).study_id
+    due = _due(database)
+    assert due is not None
+    assert (due.id, due.study_instance_uid, due.generation) == (quiet, "9", 1)
+    assert 0 <= due.quiet_for < 60
+    register(database, received("c", study="9", series="9.1"), quiet_seconds=3600)
+    assert _due(database) is None
+    with database.write() as connection:
+        studies.wait_for(connection, waiting, 0.0)
+    due = _due(database)
+    assert due is not None
+    assert due.id == waiting
+
+
+def test_the_study_that_is_due_for_longest_comes_first(database: Database) -> None:
+    second = register(database, received("a"), quiet_seconds=-10).study_id
+    first = register(database, received("b", study="9", series="9.1"), quiet_seconds=-20).study_id
+    due = _due(database)
+    assert due is not None
+    assert due.id == first
+    _decide(database, first, 1)
+    due = _due(database)
+    assert due is not None
+    assert due.id == second
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_a_study_in_hand_is_not_due_for_others(database: Database) -> None:
+    register(database, received("a"))
+    other = register(database, received("b", study="9", series="9.1")).study_id
+    with database.write() as one, database.write() as another:
+        first, second = studies.lock_due(one), studies.lock_due(another)
+        assert first is not None
+        assert second is not None
+        assert {first.id, second.id} == {first.id, other}
+        assert _due(database) is None
+
+
+# --- admitting ---------------------------------------------------------------------------------------------------
+
+
+def test_processes_that_admit_at_the_same_time_decide_once(
+    database: Database, settings: Callable[[str], Settings]
+) -> None:
+    configured = settings(RULE.format(name="first") + RULE.format(name="second"))
+    ids = [
+        register(database, received(f"instance {study}", study=f"1.{study}", series=f"1.{study}.1")).study_id
+        for study in range(12)
+    ]
+    running = [
+        subprocess.Popen(
+            [sys.executable, str(ADMITTING), str(configured.file)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0, 0], said
+    assert sum(int(out.splitlines()[-1]) for out, _ in said) == 12
+    for study in ids:
+        assert _generations(database, study) == [(1, "first"), (1, "second")]
+        assert _summary(database, study).state is StudyState.COMPLETE
+        assert _summary(database, study).jobs == 1
+    assert _states(database) == [(1, JobState.AVAILABLE)] * 12
+
+
+def test_what_was_decided_and_its_job_are_there_together_or_not(
+    database: Database, settings: Callable[[str], Settings]
+) -> None:
+    configured = settings(RULE.format(name="first"))
+    study = register(database, received("a")).study_id
+    assert pipeline.admit(database, configured) == 1
+    (decision,) = _decisions(database, study)
+    assert decision.matched
+    assert decision.detail["jobs"] == [claim(database).id]
+    assert pipeline.admit(database, configured) == 0
+
+
+def test_a_late_instance_replaces_the_work_on_what_was_there(
+    database: Database, settings: Callable[[str], Settings]
+) -> None:
+    configured = settings(RULE.format(name="first"))
+    study = register(database, received("a")).study_id
+    pipeline.admit(database, configured)
+    held = claim(database)
+    register(database, received("b"))
+    pipeline.admit(database, configured)
+    assert _generations(database, study) == [(1, "first"), (2, "first")]
+    assert _states(database) == [(1, JobState.CANCELLED), (2, JobState.AVAILABLE)]
+    fresh = claim(database)
+    assert [len(each) for each in fresh.inputs.values()] == [2]
+    with database.write() as connection:
+        finish(connection, fresh)
+    with database.read() as connection:
+        (head,) = results.heads(connection, study_id=study)
+    assert head.job_id == fresh.id != held.id
+
+
+def test_a_late_instance_that_no_model_wants_repeats_no_work(
+    database: Database, settings: Callable[[str], Settings]
+) -> None:
+    configured = settings(RULE.format(name="first"))
+    study = register(database, received("a")).study_id
+    pipeline.admit(database, configured)
+    register(database, received("a report", series="1.2.3.2", header={"Modality": ("SR",)}))
+    pipeline.admit(database, configured)
+    assert _generations(database, study) == [(1, "first"), (2, "first")]
+    assert _states(database) == [(1, JobState.AVAILABLE)]
+
+
+def test_rules_with_different_quiet_times_are_asked_at_different_times(
+    database: Database, settings: Callable[[str], Settings]
+) -> None:
+    patient = RULE.format(name="patient") + "quiet_seconds = 3600\n"
+    configured = settings(RULE.format(name="hasty") + patient)
+    study = register(database, received("a")).study_id
+    assert pipeline.admit(database, configured) == 1
+    assert _generations(database, study) == [(1, "hasty")]
+    assert _summary(database, study).state is StudyState.RECEIVING
+    assert pipeline.admit(database, configured) == 0
+    register(database, received("b"))
+    assert pipeline.admit(database, configured) == 1
+    assert _generations(database, study) == [(1, "hasty"), (2, "hasty")]
+    later = _settings(configured.file.parent if configured.file else Path(), configured.database.url, "")
+    with database.write() as connection:
+        studies.wait_for(connection, study, 0.0)
+    assert pipeline.admit(database, replace(later, rules=())) == 1
+    assert _summary(database, study).state is StudyState.COMPLETE
+
+
+def test_a_decision_that_is_made_again_replaces_the_first(database: Database) -> None:
+    study = register(database, received("a")).study_id
+    for reason in ("first", "second"):
+        with database.write() as connection:
+            studies.record_decision(
+                connection, study_id=study, generation=1, rule="r", matched=reason == "second", reason=reason, detail={}
+            )
+    (decision,) = _decisions(database, study)
+    assert (decision.reason, decision.matched) == ("second", True)
+    with database.read() as connection:
+        assert studies.decided_rules(connection, study, 1) == {"r": True}
+        assert studies.decided_rules(connection, study, 2) == {}
+
+
+# --- finding -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wanted", ["1.2.3", "1.2.3.1", "1.2.3.1.77", "A-1", "1"])
+def test_a_study_is_found_by_whatever_names_it(database: Database, wanted: str) -> None:
+    header = {"AccessionNumber": ("A-1",)}
+    study = register(database, received("a", sop_instance_uid="1.2.3.1.77", header=header)).study_id
+    register(database, received("b", study="9.9", series="9.9.1", header={"AccessionNumber": ("A-2",)}))
+    with database.read() as connection:
+        assert studies.find_study(connection, wanted) == study
+
+
+def test_a_name_of_nothing_or_of_two_is_told(database: Database) -> None:
+    for study in ("1", "2"):
+        register(database, received(study, study=study + ".1", series=study, header={"AccessionNumber": ("same",)}))
+    with database.read() as connection:
+        with pytest.raises(NotFound, match="more than one study: 1, 2"):
+            studies.find_study(connection, "same")
+        for absent in ("3", "99999999999999999999", "' OR 1=1", ""):
+            with pytest.raises(NotFound):
+                studies.find_study(connection, absent)
+
+
+def test_studies_are_listed_newest_first_with_their_counts(database: Database) -> None:
+    first = register(database, received("a")).study_id
+    register(database, received("b"))
+    register(database, received("c", series="1.2.3.2"))
+    second = register(database, received("d", study="9.9", series="9.9.1")).study_id
+    enqueue(database, first)
+    with database.read() as connection:
+        listed = studies.summaries(connection)
+        assert [each.id for each in studies.summaries(connection, limit=1)] == [second]
+    assert [(each.id, each.series, each.instances, each.jobs) for each in listed] == [
+        (second, 1, 1, 0),
+        (first, 2, 3, 1),
+    ]
