@@ -75,7 +75,7 @@ def _header(identity: str, index: int) -> FileDataset:
     header.SpecificCharacterSet = "ISO_IR 192"
     header.SOPClassUID = meta.MediaStorageSOPClassUID
     header.SOPInstanceUID = meta.MediaStorageSOPInstanceUID
-    header.ImageType = ["DERIVED", "SECONDARY", "M", "NORM"]
+    header.ImageType = ["DERIVED", "SECONDARY", "OTHER"]
     header.PatientName, header.PatientID = PATIENT_NAME, PATIENT_ID
     header.PatientBirthDate, header.PatientSex, header.PatientAge = "", "O", ""
     header.StudyInstanceUID = derived_uid(identity, "study")
@@ -94,7 +94,7 @@ def _header(identity: str, index: int) -> FileDataset:
     header.RepetitionTime, header.EchoTime, header.InversionTime, header.FlipAngle = "2300", "2.9", "900", "9"
     header.EchoTrainLength, header.MagneticFieldStrength = 1, "3"
     header.FrameOfReferenceUID = derived_uid(identity, "frame of reference")
-    header.PositionReferenceIndicator, header.Laterality = "", ""
+    header.PositionReferenceIndicator = ""
     header.InstanceNumber = index + 1
     return header
 
