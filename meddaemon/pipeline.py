@@ -210,7 +210,8 @@ def process(database: Database, settings: Settings, models: WarmModels, staging:
             )
         )
     stored = [_store(settings, staging, encoded) for encoded in objects]
-    seconds = {**prediction.seconds, "encode": round(time.monotonic() - started, 3)}
+    seconds = {**prediction.seconds, "encode": time.monotonic() - started}
+    seconds = {step: round(value, 3) for step, value in seconds.items()}
     with database.write() as connection:
         destinations = jobs.complete(connection, job)
         results.record(

@@ -1,0 +1,124 @@
+"""The main job between real peers: Orthanc as archive and sender, DCMTK as sender and as PACS."""
+
+import json
+import shutil
+import socket
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydicom import dcmread
+
+from tests.running import wait_until
+from tests.system.site import head, make_site
+
+pytestmark = pytest.mark.peer
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@dataclass(frozen=True)
+class Orthanc:
+    http: int
+    dicom: int
+
+    def ask(self, path: str, body: bytes | None = None) -> Any:
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", data=body)
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return json.load(answer)
+
+    def answers(self) -> bool:
+        try:
+            return bool(self.ask("/system"))
+        except OSError:
+            return False
+
+    def of(self, modality: str) -> list[dict[str, Any]]:
+        query = {"Level": "Instance", "Query": {"Modality": modality}, "Expand": True}
+        return list(self.ask("/tools/find", json.dumps(query).encode()))
+
+
+@contextmanager
+def orthanc(folder: Path) -> Iterator[Orthanc]:
+    program = shutil.which("Orthanc")
+    if program is None:
+        pytest.skip("Orthanc is not installed")
+    server = Orthanc(http=free_port(), dicom=free_port())
+    folder.mkdir()
+    settings = {
+        "HttpPort": server.http,
+        "DicomPort": server.dicom,
+        "DicomAet": "ORTHANC",
+        "DicomCheckCalledAet": False,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "ExecuteLuaEnabled": False,
+        "StorageDirectory": str(folder / "db"),
+        "IndexDirectory": str(folder / "db"),
+        "Plugins": [],
+    }
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
+    try:
+        wait_until(server.answers, what="Orthanc to start", every=0.1)
+        yield server
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def test_orthanc_sends_a_study_and_gets_its_results(tmp_path: Path) -> None:
+    with orthanc(tmp_path / "orthanc") as archive:
+        home = make_site(tmp_path / "home", {"orthanc": archive.dicom})
+        with home.running("serve") as daemon:
+            modality = {"AET": "MEDDAEMON", "Host": "127.0.0.1", "Port": daemon.port()}
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{archive.http}/modalities/ai", data=json.dumps(modality).encode(), method="PUT"
+            )
+            urllib.request.urlopen(request, timeout=30).close()
+            stored = [archive.ask("/instances", path.read_bytes())["ID"] for path in head(tmp_path / "scanner")]
+            archive.ask("/modalities/ai/store", json.dumps(stored).encode())
+            wait_until(lambda: archive.of("SR") and archive.of("SEG"), what="SEG and SR in Orthanc")
+            (study,) = archive.ask("/studies")
+            modalities = {
+                archive.ask(f"/series/{series}")["MainDicomTags"]["Modality"]
+                for series in archive.ask(f"/studies/{study}")["Series"]
+            }
+    # One study at the archive: the results lie with the images they were made from.
+    assert modalities == {"MR", "SEG", "SR"}
+
+
+def test_dcmtk_sends_a_study_and_gets_its_results(tmp_path: Path) -> None:
+    scp, scu = shutil.which("storescp"), shutil.which("storescu")
+    if scp is None or scu is None:
+        pytest.skip("DCMTK is not installed")
+    inbox = tmp_path / "inbox"
+    inbox.mkdir()
+    port = free_port()
+    receiver = subprocess.Popen([scp, "--output-directory", str(inbox), "--aetitle", "PACS", str(port)])
+    try:
+        home = make_site(tmp_path / "home", {"pacs": port})
+        with home.running("serve") as daemon:
+            files = head(tmp_path / "scanner")
+            sent = subprocess.run(
+                [scu, "-aec", "MEDDAEMON", "127.0.0.1", str(daemon.port()), *map(str, files)], check=False, timeout=60
+            )
+            assert sent.returncode == 0
+            wait_until(
+                lambda: {each.name[:2] for each in inbox.iterdir()} >= {"SG", "SR"}, what="SEG and SR from storescp"
+            )
+            wait_until(lambda: "SR to pacs: sent" in home.cli("explain", "1").stdout, what="the answer to be recorded")
+    finally:
+        receiver.terminate()
+        receiver.wait(30)
+    assert {dcmread(path).Modality for path in inbox.iterdir()} == {"SEG", "SR"}
