@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -20,8 +21,9 @@ from meddaemon.db import history, jobs, results, studies
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.domain.errors import InvalidConfiguration, MeddaemonError, RefusedInstance
 from meddaemon.domain.states import JobState
-from meddaemon.ingest.part10 import read_part10
-from meddaemon.ingest.store import InstanceStore
+from meddaemon.ingest.part10 import is_plain, read_part10
+from meddaemon.ingest.receive import Incoming
+from meddaemon.ingest.store import InstanceStore, as_part10
 from meddaemon.results.dimse import Outgoing, RemoteEntity, Verdict, store
 
 FAILED, USAGE = 1, 2
@@ -113,32 +115,49 @@ def send(
     """Send DICOM files by C-STORE, as a scanner would."""
     remote = _remote(to, calling)
     outgoing: list[Outgoing] = []
-    unsendable = 0
-    for path in _files(files):
-        try:
-            incoming = read_part10(path)
-        except RefusedInstance as refused:
-            typer.echo(f"not sent  {shown(path)}: {refused.reason}", err=True)
-            unsendable += 1
-            continue
-        outgoing.append(
-            Outgoing(
-                path=path,
-                sop_class_uid=incoming.sop_class_uid,
-                sop_instance_uid=incoming.sop_instance_uid,
-                transfer_syntax_uid=incoming.transfer_syntax_uid,
-            )
-        )
-    taken = refused_by_peer = 0
-    for answer in store(remote, outgoing):
-        if answer.verdict is Verdict.TAKEN:
-            taken += 1
-        else:
-            refused_by_peer += 1
-            typer.echo(f"refused   {shown(answer.outgoing.path)}: {shown(answer.reason)}", err=True)
+    named: dict[Path, Path] = {}
+    unsendable = taken = refused_by_peer = 0
+    with tempfile.TemporaryDirectory(prefix="meddaemon-send-") as rewritten:
+        for path in _files(files):
+            try:
+                incoming = read_part10(path)
+            except RefusedInstance as refused:
+                typer.echo(f"not sent  {shown(path)}: {refused.reason}", err=True)
+                unsendable += 1
+                continue
+            one = _outgoing(path, incoming, Path(rewritten, f"{len(outgoing)}.dcm"))
+            named[one.path] = path
+            outgoing.append(one)
+        for answer in store(remote, outgoing):
+            if answer.verdict is Verdict.TAKEN:
+                taken += 1
+            else:
+                refused_by_peer += 1
+                typer.echo(f"refused   {shown(named[answer.outgoing.path])}: {shown(answer.reason)}", err=True)
     typer.echo(f"{taken} sent, {refused_by_peer} refused, {unsendable} not sendable")
     if refused_by_peer or unsendable:
         raise typer.Exit(FAILED)
+
+
+def _outgoing(path: Path, incoming: Incoming, rewritten: Path) -> Outgoing:
+    """Return the file to send; one that does not name its object rightly is written anew, its data set untouched."""
+    sop_class_uid, sop_instance_uid = incoming.sop_class_uid, incoming.sop_instance_uid
+    if not is_plain(path, incoming):
+        rewritten.write_bytes(
+            as_part10(
+                incoming.data,
+                sop_class_uid=sop_class_uid,
+                sop_instance_uid=sop_instance_uid,
+                transfer_syntax_uid=incoming.transfer_syntax_uid,
+            )
+        )
+        path = rewritten
+    return Outgoing(
+        path=path,
+        sop_class_uid=sop_class_uid,
+        sop_instance_uid=sop_instance_uid,
+        transfer_syntax_uid=incoming.transfer_syntax_uid,
+    )
 
 
 @app.command("import")

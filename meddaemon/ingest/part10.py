@@ -1,7 +1,7 @@
 """Reading DICOM files from disk (PS3.10 section 7) without touching their data set."""
 
 import struct
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,36 +17,67 @@ _PREFIX_AT = 128
 _META_AT = 132
 _META_GROUP = b"\x02\x00"
 _SOP_CLASS_UID, _SOP_INSTANCE_UID, _TRANSFER_SYNTAX_UID = 0x0002, 0x0003, 0x0010
-_NAMES = {
-    _SOP_CLASS_UID: "MediaStorageSOPClassUID",
-    _SOP_INSTANCE_UID: "MediaStorageSOPInstanceUID",
-    _TRANSFER_SYNTAX_UID: "TransferSyntaxUID",
-}
+_LONGEST_META = 2**16
 
 
 def read_part10(path: Path, *, calling_ae_title: str = "") -> Incoming:
     """Return the object that a DICOM file holds, its data set bit for bit; the preamble is not kept.
 
-    A bare data set without preamble and file meta, as old software writes it, is taken when it is well-formed in
-    one of the two little endian syntaxes. Raises RefusedInstance when the file is nothing of this kind, OSError
-    when it cannot be read.
+    It is named by its data set: the file meta group, which editing tools forget to change, names it only where the
+    data set cannot be read. A bare data set without preamble and file meta, as old software writes it, is taken when
+    it is well-formed in one of the two little endian syntaxes.
+
+    Raises RefusedInstance when the file is nothing of this kind, OSError when it cannot be read.
     """
     content = path.read_bytes()
     if content[_PREFIX_AT:_META_AT] != b"DICM":
         return _bare(content, calling_ae_title)
+    meta, data = _parts(content)
+    if not meta.get(_TRANSFER_SYNTAX_UID):
+        raise RefusedInstance(CANNOT_UNDERSTAND, "the file meta group has no Transfer Syntax UID")
+    header = _header(data, meta[_TRANSFER_SYNTAX_UID])
+    sop_class_uid = "\\".join(header.get("SOPClassUID", ())) or meta.get(_SOP_CLASS_UID)
+    sop_instance_uid = "\\".join(header.get("SOPInstanceUID", ())) or meta.get(_SOP_INSTANCE_UID)
+    if not sop_class_uid or not sop_instance_uid:
+        raise RefusedInstance(CANNOT_UNDERSTAND, "neither file meta group nor data set name the object")
+    return Incoming(
+        data=data,
+        transfer_syntax_uid=meta[_TRANSFER_SYNTAX_UID],
+        sop_class_uid=sop_class_uid,
+        sop_instance_uid=sop_instance_uid,
+        calling_ae_title=calling_ae_title,
+    )
+
+
+def is_plain(path: Path, incoming: Incoming) -> bool:
+    """Return whether the file is in Part 10 format and its file meta group names the object as its data set does."""
+    with path.open("rb") as file:
+        start = file.read(_LONGEST_META)
+    try:
+        meta, _ = _parts(start)
+    except RefusedInstance:
+        return False
+    return start[_PREFIX_AT:_META_AT] == b"DICM" and meta == {
+        _SOP_CLASS_UID: incoming.sop_class_uid,
+        _SOP_INSTANCE_UID: incoming.sop_instance_uid,
+        _TRANSFER_SYNTAX_UID: incoming.transfer_syntax_uid,
+    }
+
+
+def _header(data: bytes, transfer_syntax_uid: str) -> Mapping[str, tuple[str, ...]]:
+    try:
+        inflated = scan.inflate(data) if scan.is_deflated(transfer_syntax_uid) else data
+        return read_header(inflated, transfer_syntax_uid)
+    except scan.Malformed:
+        return {}  # the receiver refuses it, and says why
+
+
+def _parts(content: bytes) -> tuple[dict[int, str], bytes]:
     try:
         meta, end = _file_meta(content)
     except struct.error as cut:
         raise RefusedInstance(CANNOT_UNDERSTAND, "the file meta group is cut") from cut
-    if lacking := [name for element, name in _NAMES.items() if not meta.get(element)]:
-        raise RefusedInstance(CANNOT_UNDERSTAND, f"the file meta group lacks {', '.join(lacking)}")
-    return Incoming(
-        data=content[end:],
-        transfer_syntax_uid=meta[_TRANSFER_SYNTAX_UID],
-        sop_class_uid=meta[_SOP_CLASS_UID],
-        sop_instance_uid=meta[_SOP_INSTANCE_UID],
-        calling_ae_title=calling_ae_title,
-    )
+    return meta, content[end:]
 
 
 def _file_meta(content: bytes) -> tuple[dict[int, str], int]:
@@ -64,7 +95,7 @@ def _file_meta(content: bytes) -> tuple[dict[int, str], int]:
         position = start + length
         if position > len(content):
             raise RefusedInstance(CANNOT_UNDERSTAND, "the file meta group is cut")
-        if element in _NAMES:
+        if element in {_SOP_CLASS_UID, _SOP_INSTANCE_UID, _TRANSFER_SYNTAX_UID}:
             uids[element] = content[start : start + min(length, 256)].decode("iso8859").strip(" \0")
     return uids, position
 

@@ -66,11 +66,15 @@ def inflate(data: bytes, *, limit: int = MAXIMUM_INFLATED_BYTES) -> bytes:
     Raises Malformed when the stream is corrupt, cut or larger than the limit.
     """
     # Inflated twice, first only to count: a bomb costs no memory, and the rest no more than its size.
-    size = _inflated_size(data, limit)
-    return zlib.decompress(data, -zlib.MAX_WBITS, bufsize=max(size, 1))
+    size, after = _inflated_size(data, limit)
+    inflated = zlib.decompress(data, -zlib.MAX_WBITS, bufsize=max(size, 1))
+    # Padding, or what gzip writes at its end: some software takes its stream with it.
+    if after not in {b"", b"\0"} and after[:8] != struct.pack("<II", zlib.crc32(inflated), size & 0xFFFFFFFF):
+        raise Malformed("other bytes follow after the end of the deflate stream")
+    return inflated
 
 
-def _inflated_size(data: bytes, limit: int) -> int:
+def _inflated_size(data: bytes, limit: int) -> tuple[int, bytes]:
     machine = zlib.decompressobj(-zlib.MAX_WBITS)
     size = position = 0
     piece = b""
@@ -88,10 +92,7 @@ def _inflated_size(data: bytes, limit: int) -> int:
                 raise Malformed("the deflate stream is cut")
     except zlib.error as error:
         raise Malformed(f"the deflate stream is corrupt: {error}") from error
-    left = machine.unused_data + data[position : position + 2]
-    if left not in {b"", b"\0"}:
-        raise Malformed("other bytes follow after the end of the deflate stream")
-    return size
+    return size, machine.unused_data + data[position : position + 9]
 
 
 def check(data: bytes, transfer_syntax_uid: str, wanted: Collection[int] = ()) -> dict[int, Element]:

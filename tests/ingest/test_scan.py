@@ -253,5 +253,7 @@ def test_a_data_set_of_exactly_the_limit_is_inflated() -> None:
 def test_what_follows_the_deflated_data_set_is_refused_unless_it_is_padding() -> None:
     stream = deflated(ROWS)
     assert scan.inflate(stream + b"\0") == ROWS  # PS3.5 A.5: padded to even length
-    with pytest.raises(scan.Malformed, match="follow after"):
-        scan.inflate(stream + b"MZ\x90\x00")
+    assert scan.inflate(stream + struct.pack("<II", zlib.crc32(ROWS), len(ROWS))) == ROWS  # as gzip ends
+    for rest in (b"MZ\x90\x00", b"\0\0", struct.pack("<II", zlib.crc32(ROWS) ^ 1, len(ROWS))):
+        with pytest.raises(scan.Malformed, match="follow after"):
+            scan.inflate(stream + rest)
