@@ -92,12 +92,29 @@ def _asked_series(series: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _outcome(outcome: Mapping[str, Any], indent: str) -> Iterator[str]:
+    """Yield an outcome and its parts; one that held and has a label is told in one line, with the values it saw."""
     mark = "yes" if outcome["held"] else "no"
+    if outcome.get("label"):
+        values = ", ".join(dict.fromkeys(_values(outcome))) if outcome["held"] else ""
+        yield f"{indent}{mark}: {shown(outcome['label'])}{f' ({values})' if values else ''}"
+        if not outcome["held"]:
+            yield from _outcome({**outcome, "label": ""}, " " * (len(indent) + 2))
+        return
     seen = f"; saw {shown(outcome['seen'])}" if "seen" in outcome else ""
     if outcome["asked"] != "all of" or not outcome["held"] or outcome.get("parts"):
         yield f"{indent}{mark}: {shorten(shown(outcome['asked']), 100)}{seen}"
     for part in outcome.get("parts", ()):
         yield from _outcome(part, " " * (len(indent) + 2))
+
+
+def _values(outcome: Mapping[str, Any]) -> Iterator[str]:
+    """Yield each attribute that an outcome rests on, with the value that it saw."""
+    if "seen" in outcome:
+        attribute = outcome["asked"].split(" ", 1)[0]
+        yield f"{attribute} {shorten(shown(outcome['seen']), 40)}"
+    for part in outcome.get("parts", ()):
+        if part["held"] or outcome["asked"] == "not":
+            yield from _values(part)
 
 
 def _jobs(connection: Connection, study_id: int) -> Iterator[str]:

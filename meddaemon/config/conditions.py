@@ -2,12 +2,13 @@
 
 A condition is a table with exactly one of `all`, `any` (arrays of conditions), `not` (a condition) or `attribute`;
 the last goes with exactly one test: `equals`, `one_of`, `matches`, `min` and/or `max`, `present`, `contains`,
-`contains_not`.
+`contains_not`. A condition may have a `label`, which explanations show in place of its parts.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TypeAlias
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -19,6 +20,7 @@ from meddaemon.domain.conditions import (
     ALWAYS,
     All,
     Any,
+    AttributeTest,
     Condition,
     Contains,
     ContainsNot,
@@ -35,6 +37,8 @@ COMPUTED_ATTRIBUTES = frozenset({"instances", "orientation", "kind", "called_ae_
 
 _STRUCTURES = ("all", "any", "not", "attribute")
 _TESTS = ("equals", "one_of", "matches", "min", "max", "present", "contains", "contains_not")
+_LABEL = "label"
+MAXIMUM_LABEL = 80
 _UNTESTABLE_VRS = {"SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN", "OB or OW"}
 
 
@@ -46,8 +50,13 @@ def parse_condition(raw: object, keys: Keys, problems: Problems) -> Condition:
     if not isinstance(raw, Mapping):
         problems.add(keys, 'must be a table such as { attribute = "Modality", equals = "MR" }')
         return ALWAYS
-    for name in raw.keys() - {*_STRUCTURES, *_TESTS}:
-        problems.add((*keys, name), f"unknown key{did_you_mean(name, (*_STRUCTURES, *_TESTS))}")
+    known = (*_STRUCTURES, *_TESTS, _LABEL)
+    for name in raw.keys() - {*known}:
+        problems.add((*keys, name), f"unknown key{did_you_mean(name, known)}")
+    label = raw.get(_LABEL, "")
+    if not isinstance(label, str) or len(label) > MAXIMUM_LABEL:
+        problems.add((*keys, _LABEL), f"must be text of at most {MAXIMUM_LABEL} characters")
+        label = ""
     structures = [name for name in _STRUCTURES if name in raw]
     if len(structures) != 1:
         had = f", not {' and '.join(structures)}" if structures else ""
@@ -56,13 +65,14 @@ def parse_condition(raw: object, keys: Keys, problems: Problems) -> Condition:
     (structure,) = structures
     tests = [name for name in _TESTS if name in raw]
     if structure == "attribute":
-        return _attribute_test(raw, tests, keys, problems)
+        test = _attribute_test(raw, tests, keys, problems)
+        return replace(test, label=label) if isinstance(test, AttributeTest) else test
     for name in tests:
         problems.add((*keys, name), f"a test needs an attribute and cannot stand beside {structure!r}")
     if structure == "not":
-        return Not(parse_condition(raw["not"], (*keys, "not"), problems))
+        return Not(parse_condition(raw["not"], (*keys, "not"), problems), label)
     parts = _parts(raw[structure], (*keys, structure), problems)
-    return All(parts) if structure == "all" else Any(parts)
+    return All(parts, label) if structure == "all" else Any(parts, label)
 
 
 def _parts(raw: object, keys: Keys, problems: Problems) -> tuple[Condition, ...]:

@@ -24,10 +24,14 @@ Attributes: TypeAlias = Mapping[str, tuple[Value, ...]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """Whether a condition held, what it asked, what it saw, and the outcomes of its parts."""
+    """Whether a condition held, what it asked, what it saw, and the outcomes of its parts.
+
+    `label` is the condition's name in the words of whoever wrote it, where it was given one.
+    """
 
     held: bool
     asked: str
+    label: str = ""
     seen: str = ""
     parts: tuple["Outcome", ...] = ()
 
@@ -49,6 +53,7 @@ class AttributeTest:
     """One test of one attribute; subclasses say what a single value must satisfy."""
 
     attribute: str
+    label: str = ""
 
     def keywords(self) -> frozenset[str]:
         """Return the one attribute that is tested."""
@@ -60,6 +65,7 @@ class AttributeTest:
         return Outcome(
             held=all(self.accepts(value) for value in values),
             asked=f"{self.attribute} {self.describe()}",
+            label=self.label,
             seen=_shown(values),
         )
 
@@ -178,11 +184,13 @@ class All:
     """Holds when every part holds; every part is evaluated, so that the explanation is whole."""
 
     parts: tuple[Condition, ...]
+    label: str = ""
 
     def evaluate(self, attributes: Attributes) -> Outcome:
         """Evaluate every part."""
         outcomes = tuple(part.evaluate(attributes) for part in self.parts)
-        return Outcome(held=all(each.held for each in outcomes), asked="all of", parts=outcomes)
+        held = all(each.held for each in outcomes)
+        return Outcome(held=held, asked="all of", label=self.label, parts=outcomes)
 
     def keywords(self) -> frozenset[str]:
         """Return the attributes of all parts."""
@@ -194,11 +202,13 @@ class Any:
     """Holds when one part holds; every part is evaluated, so that the explanation is whole."""
 
     parts: tuple[Condition, ...]
+    label: str = ""
 
     def evaluate(self, attributes: Attributes) -> Outcome:
         """Evaluate every part."""
         outcomes = tuple(part.evaluate(attributes) for part in self.parts)
-        return Outcome(held=any(each.held for each in outcomes), asked="any of", parts=outcomes)
+        held = any(each.held for each in outcomes)
+        return Outcome(held=held, asked="any of", label=self.label, parts=outcomes)
 
     def keywords(self) -> frozenset[str]:
         """Return the attributes of all parts."""
@@ -210,11 +220,12 @@ class Not:
     """Holds when its part does not."""
 
     part: Condition
+    label: str = ""
 
     def evaluate(self, attributes: Attributes) -> Outcome:
         """Evaluate the part and turn it round."""
         outcome = self.part.evaluate(attributes)
-        return Outcome(held=not outcome.held, asked="not", parts=(outcome,))
+        return Outcome(held=not outcome.held, asked="not", label=self.label, parts=(outcome,))
 
     def keywords(self) -> frozenset[str]:
         """Return the attributes of the part."""
@@ -226,9 +237,14 @@ ALWAYS = All(())
 
 
 def unmet(outcome: Outcome) -> tuple[str, ...]:
-    """Return, in words, the parts on which an outcome that did not hold failed; nothing where it held."""
+    """Return, in words, the parts on which an outcome that did not hold failed; nothing where it held.
+
+    A part that has a label is named by it; the values it saw stand in the explanation.
+    """
     if outcome.held:
         return ()
+    if outcome.label:
+        return (outcome.label,)
     if not outcome.parts or outcome.asked == "not":
         inner = outcome.parts[0] if outcome.parts else outcome
         return (f"{'not: ' if outcome.parts else ''}{inner.asked} (saw {inner.seen or 'nothing'})",)
@@ -240,6 +256,8 @@ def unmet(outcome: Outcome) -> tuple[str, ...]:
 def outcome_as_dict(outcome: Outcome) -> dict[str, object]:
     """Return the outcome as plain JSON values, for keeping beside a decision."""
     plain: dict[str, object] = {"held": outcome.held, "asked": outcome.asked}
+    if outcome.label:
+        plain["label"] = outcome.label
     if outcome.seen:
         plain["seen"] = outcome.seen
     if outcome.parts:
