@@ -34,4 +34,4 @@ def test_a_label_that_is_no_short_text_is_a_problem() -> None:
     parse_condition({"label": 5, "attribute": "Modality", "equals": "MR"}, ("series",), problems)
     parse_condition({"label": "x" * 81, "attribute": "Modality", "equals": "MR"}, ("series",), problems)
     assert len(problems.texts) == 2
-    assert all("label" in text for text in problems.texts)
+    assert all("at most 80 characters" in text for text in problems.texts)
