@@ -30,7 +30,8 @@ def explain(connection: Connection, wanted: str) -> Iterator[str]:
         f"received {shown(study.first_received_at)} to {shown(study.last_received_at)}"
     )
     yield from _series(history.series(connection, study_id))
-    yield from _refusals(history.refusals(connection, study.study_instance_uid))
+    of_study = history.refusals(connection, study.study_instance_uid)
+    yield from _refusals([*refusals, *(each for each in of_study if each not in refusals)])
     yield from _decisions(history.decisions(connection, study_id))
     yield from _jobs(connection, study_id)
     yield from _results(connection, study_id)
