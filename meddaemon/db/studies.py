@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import Connection, Double, Row, and_, delete, false, func, insert, or_, select, type_coerce, update
+from sqlalchemy import Connection, Double, Row, and_, delete, false, func, insert, select, type_coerce, union, update
 
 from meddaemon.db import tables
 from meddaemon.db.clock import now
@@ -148,26 +148,16 @@ def find_study(connection: Connection, wanted: str) -> int:
     Raises NotFound when there is none, or more than one.
     """
     study, series, instance = tables.study, tables.series, tables.instance
-    matches = [
-        study.c.study_instance_uid == wanted,
-        study.c.accession_number == wanted,
-        series.c.series_instance_uid == wanted,
-        instance.c.sop_instance_uid == wanted,
+    # One query for each kind of name: joined by OR, no index would serve, and every instance would be read.
+    named = [
+        select(study.c.id).where(study.c.study_instance_uid == wanted),
+        select(study.c.id).where(study.c.accession_number == wanted),
+        select(series.c.study_id).where(series.c.series_instance_uid == wanted),
+        select(series.c.study_id).join(instance).where(instance.c.sop_instance_uid == wanted),
     ]
-    if wanted.isdecimal() and len(wanted) < 12:
-        matches.append(study.c.id == int(wanted))
-    found = (
-        connection.execute(
-            select(study.c.id)
-            .distinct()
-            .outerjoin(series, series.c.study_id == study.c.id)
-            .outerjoin(instance, instance.c.series_id == series.c.id)
-            .where(or_(*matches))
-            .limit(10)
-        )
-        .scalars()
-        .all()
-    )
+    if wanted.isascii() and wanted.isdecimal() and len(wanted) < 12:
+        named.append(select(study.c.id).where(study.c.id == int(wanted)))
+    found = connection.execute(union(*named).limit(10)).scalars().all()
     if not found:
         raise NotFound(f"no study, series, instance or accession number {wanted!r}; see `meddaemon studies`")
     if len(found) > 1:
@@ -178,20 +168,18 @@ def find_study(connection: Connection, wanted: str) -> int:
 def summaries(connection: Connection, *, limit: int = 50, study_id: int | None = None) -> list[StudySummary]:
     """Return the studies that arrived last, newest first."""
     study, series, instance, job = tables.study, tables.series, tables.instance, tables.job
-    counts = (
-        select(
-            series.c.study_id,
-            func.count(series.c.id.distinct()).label("series"),
-            func.count(instance.c.id).label("instances"),
-        )
-        .outerjoin(instance, instance.c.series_id == series.c.id)
-        .group_by(series.c.study_id)
-        .subquery()
-    )
-    jobs = select(func.count()).where(job.c.study_id == study.c.id).scalar_subquery()
+    # Counted for each study that is shown, not for all.
+    count = select(func.count())
+    members = count.select_from(series).where(series.c.study_id == study.c.id)
+    parts = count.select_from(series.join(instance)).where(series.c.study_id == study.c.id)
+    jobs = count.select_from(job).where(job.c.study_id == study.c.id)
     rows = connection.execute(
-        select(study, counts.c.series, counts.c.instances, jobs.label("jobs"))
-        .join(counts, counts.c.study_id == study.c.id)
+        select(
+            study,
+            members.scalar_subquery().label("series"),
+            parts.scalar_subquery().label("instances"),
+            jobs.scalar_subquery().label("jobs"),
+        )
         .where(study.c.id == study_id if study_id is not None else and_(True))
         .order_by(study.c.id.desc())
         .limit(limit)
