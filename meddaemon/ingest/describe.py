@@ -1,5 +1,6 @@
 """What a series is, told from the headers of its instances (pure)."""
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 
@@ -86,8 +87,11 @@ def _plane(cosines: Value) -> str:
     except ValueError:
         return "none"
     normal = (ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx)
+    length = math.hypot(*normal)
+    if not (0 < length < math.inf):
+        return "none"
     strongest = max(range(3), key=lambda axis: abs(normal[axis]))
-    return _AXES[strongest] if abs(normal[strongest]) >= _MAINLY else "oblique"
+    return _AXES[strongest] if abs(normal[strongest]) >= _MAINLY * length else "oblique"
 
 
 def _kind_of_series(kinds: Iterable[SeriesKind]) -> SeriesKind:

@@ -90,8 +90,10 @@ def files(shared_dicom: Path) -> dict[str, FileDataset]:
     }
 
 
-def uid_of(data_set: FileDataset) -> str:
-    return str(data_set.get("SOPInstanceUID") or data_set.file_meta.MediaStorageSOPInstanceUID)
+def uid_of(data_set: FileDataset, *, readable: bool = True) -> str:
+    """Return the UID that an object goes by: its data set's, or its file meta group's when that cannot be read."""
+    in_data_set = data_set.get("SOPInstanceUID") if readable else None
+    return str(in_data_set or data_set.file_meta.MediaStorageSOPInstanceUID)
 
 
 def test_every_file_is_registered_or_refused_and_explained(sent: Sent, files: dict[str, FileDataset]) -> None:
@@ -102,11 +104,11 @@ def test_every_file_is_registered_or_refused_and_explained(sent: Sent, files: di
         assert sent.missing() >= NO_OBJECT
     with sent.home.database() as database, database.read() as connection:
         for name, data_set in files.items():
-            uid = uid_of(data_set)
+            uid = uid_of(data_set, readable="truncated" not in name)
             must_be_refused = name in REFUSED or not data_set.get("StudyInstanceUID")
             if by_dcmtk and uid not in registered | refused:
                 continue  # DCMTK goes by the file meta group, and says which files it did not send
-            if by_dcmtk and name == "broken/MR_truncated.dcm":
+            if by_dcmtk and "truncated" in name:
                 continue  # DCMTK fills up what is missing, and nobody can tell any more
             assert uid in (refused if must_be_refused else registered), name
             told = "\n".join(explain(connection, uid))
@@ -141,7 +143,7 @@ def test_every_object_is_kept_bit_for_bit(sent: Sent, files: dict[str, FileDatas
     assert sum(map(len, digests.values())) > 430
     refused = {row.sop_instance_uid for row in sent.home.refusals()}
     for name, data_set in files.items():
-        if (uid := uid_of(data_set)) not in refused:
+        if (uid := uid_of(data_set)) not in refused and name not in REFUSED:
             # Whatever stands before it, the end of the file is the data set.
             content = (sent.folder / name).read_bytes()
             tail = content[-min(len(content) // 2, 100_000) :]
