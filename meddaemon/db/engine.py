@@ -1,7 +1,9 @@
 """One `Database` over SQLite or PostgreSQL: transactions, durability and schema version."""
 
 import contextlib
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -134,14 +136,29 @@ def _with_driver(url: URL) -> URL:
 def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:
     connection.isolation_level = None  # we say BEGIN ourselves, see _begin_sqlite
     cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_SECONDS * 1000)}")
+    _write_ahead(cursor)
     for pragma in (
-        f"busy_timeout = {int(BUSY_TIMEOUT_SECONDS * 1000)}",
-        "journal_mode = WAL",
         "synchronous = FULL",  # a commit that was answered survives power loss
         "foreign_keys = ON",
     ):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+
+
+def _write_ahead(cursor: sqlite3.Cursor) -> None:
+    """Switch the file to WAL, where it is not yet."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_SECONDS
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as failure:
+            # Processes that open a new file together: this one pragma does not wait as busy_timeout says.
+            if failure.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _prepare_postgresql(connection: Any, _: ConnectionPoolEntry) -> None:

@@ -92,6 +92,24 @@ def test_more_writers_than_a_pool_usually_holds_all_get_through(database: Databa
     assert _count(database) == 24
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_new_file_that_another_process_prepares_is_waited_for(empty_database_url: str) -> None:
+    other = sqlite3.connect(str(make_url(empty_database_url).database), isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    database = Database(empty_database_url)
+    with ThreadPoolExecutor(1) as threads:
+        upgrade = threads.submit(database.upgrade)
+        try:
+            with pytest.raises(TimeoutError):
+                upgrade.result(timeout=0.5)
+        finally:
+            other.execute("COMMIT")
+            other.close()
+        upgrade.result(timeout=30)
+    database.require_schema()
+    database.close()
+
+
 def test_foreign_keys_hold(database: Database) -> None:
     with pytest.raises(DatabaseUnavailable), database.write() as connection:
         connection.execute(
