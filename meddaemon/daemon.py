@@ -6,6 +6,7 @@ leases, deliveries). `serve` runs them all on one machine; on several, each role
 
 import ctypes
 import fcntl
+import logging
 import os
 import signal
 import socket
@@ -24,7 +25,7 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from meddaemon import pipeline
 from meddaemon.config.settings import DestinationSettings, Settings
-from meddaemon.db import jobs, processes
+from meddaemon.db import jobs, processes, studies
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.durable import Staging
@@ -99,12 +100,16 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
     with _database(settings) as database:
         # Schedules live in memory: what is due stands in the database, and a tick that is missed costs nothing.
         scheduler = BackgroundScheduler(
-            executors={"default": ThreadPoolExecutor(3 + settings.delivery.concurrency)},
+            # Peers that do not answer hold threads of their own pool, never those of completeness and leases.
+            executors={
+                "default": ThreadPoolExecutor(2),
+                "delivery": ThreadPoolExecutor(settings.delivery.concurrency),
+            },
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
 
-        def every(seconds: float, name: str, task: Callable[[], object]) -> None:
-            scheduler.add_job(_guarded(name, task), "interval", seconds=seconds, id=name)
+        def every(seconds: float, name: str, task: Callable[[], object], executor: str = "default") -> None:
+            scheduler.add_job(_guarded(name, task), "interval", seconds=seconds, id=name, executor=executor)
 
         every(TICK_SECONDS, "admit", lambda: pipeline.admit(database, settings))
         every(min(SIGN_OF_LIFE_SECONDS, settings.worker.lease_seconds / 4), "expire", lambda: _expire(database))
@@ -112,14 +117,24 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
             every(
                 settings.delivery.poll_seconds,
                 f"deliver to {destination.name}",
-                partial(_drain, database, settings, destination),
+                partial(_drain, database, settings, destination, stop),
+                "delivery",
             )
+        # A tick that is skipped because the one before still runs is nothing to tell.
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        _reopen(database, settings)
         with _announced(database, "deliver", "", stop):
             scheduler.start()
             _log.info("delivering", destinations=[each.name for each in settings.destinations])
             stop.wait()
             scheduler.pause()
-            _finish(scheduler)
+            if not _finished(scheduler):
+                # A peer that does not answer holds a thread that Python would wait for at exit. What it was sent
+                # stays leased in the outbox and is taken up again, under the same UID.
+                _log.warning("left a delivery in progress: it will be repeated")
+                _withdraw(database, _name("deliver"))
+                sys.stderr.flush()
+                os._exit(0)
 
 
 ROLES: dict[str, Callable[[Settings, threading.Event], None]] = {"listen": listen, "work": work, "deliver": deliver}
@@ -274,8 +289,12 @@ def _announced(database: Database, role: str, address: str, stop: threading.Even
     try:
         yield
     finally:
-        with database.write() as connection:
-            processes.withdraw(connection, name, os.getpid())
+        _withdraw(database, name)
+
+
+def _withdraw(database: Database, name: str) -> None:
+    with database.write() as connection:
+        processes.withdraw(connection, name, os.getpid())
 
 
 def _seen(database: Database, name: str) -> None:
@@ -290,14 +309,24 @@ def _expire(database: Database) -> None:
         _log.warning("took back jobs whose worker went silent", jobs=expired)
 
 
-def _drain(database: Database, settings: Settings, destination: DestinationSettings) -> None:
+def _reopen(database: Database, settings: Settings) -> None:
+    """Have the rules asked again where work waits for a version of a model that is not there any more."""
+    with database.write() as connection:
+        reopened = studies.reopen_for_changed_models(
+            connection, {name: contract.digest for name, contract in settings.contracts.items()}
+        )
+    if reopened:
+        _log.warning("models changed: the rules are asked again", studies=reopened)
+
+
+def _drain(database: Database, settings: Settings, destination: DestinationSettings, stop: threading.Event) -> None:
     retry = Retry(
         first_seconds=settings.delivery.backoff_seconds,
         longest_seconds=settings.delivery.maximum_backoff_seconds,
         lease_seconds=settings.delivery.lease_seconds,
     )
     remote = remote_of(settings, destination)
-    while deliver_to(database, settings.store.results, destination.name, remote, retry):
+    while not stop.is_set() and deliver_to(database, settings.store.results, destination.name, remote, retry, stop):
         pass
 
 
@@ -315,16 +344,12 @@ def _guarded(name: str, task: Callable[[], object]) -> Callable[[], None]:
     return run
 
 
-def _finish(scheduler: BackgroundScheduler) -> None:
+def _finished(scheduler: BackgroundScheduler) -> bool:
+    """Wait for the tasks in hand, for a while; return whether all have ended."""
     done = threading.Thread(target=scheduler.shutdown, name="shutdown", daemon=True)
     done.start()
     done.join(DRAIN_SECONDS)
-    if done.is_alive():
-        # A peer that does not answer holds a thread that Python would wait for at exit. Its delivery stays leased
-        # in the outbox and is taken up again, under the same UID.
-        _log.warning("left a delivery in progress: it will be repeated")
-        sys.stderr.flush()
-        os._exit(0)
+    return not done.is_alive()
 
 
 def _listener_settings(settings: Settings) -> ListenerSettings:
@@ -344,9 +369,23 @@ def _listener_settings(settings: Settings) -> ListenerSettings:
 
 
 def _stop_on_signals() -> threading.Event:
+    """Return an event that SIGTERM and SIGINT set.
+
+    Not set by the handler itself: that runs in the middle of whatever the main thread does, which may be holding
+    the event's own lock. The signal's number goes through a pipe to a thread that may wait for it.
+    """
     stop = threading.Event()
+    told, teller = os.pipe()
+    os.set_blocking(teller, False)
+    signal.set_wakeup_fd(teller)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda *_: None)
+
+    def wait() -> None:
+        os.read(told, 1)
+        stop.set()
+
+    threading.Thread(target=wait, name="signals", daemon=True).start()
     return stop
 
 

@@ -4,22 +4,24 @@ Both end in one transaction each. `admit`: what the rules decided and the jobs t
 outbox rows and the job's completion. Delivery drains the outbox on its own.
 """
 
+import errno
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from meddaemon.config.settings import Settings
-from meddaemon.db import jobs, results, studies
+from meddaemon.db import instances, jobs, results, studies
 from meddaemon.db.engine import Connection, Database
 from meddaemon.db.instances import path_of
 from meddaemon.db.jobs import Job, NewJob
 from meddaemon.db.results import StoredObject
 from meddaemon.domain.contract import ModelContract
-from meddaemon.domain.errors import InputRefused, NotFound
+from meddaemon.domain.errors import InputRefused, ModelFailed, NotFound
 from meddaemon.domain.result import EncodedObject, ResultStatus
-from meddaemon.domain.rules import Rule
+from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.series import Study
+from meddaemon.domain.states import JobState
 from meddaemon.domain.uids import digest_of
 from meddaemon.durable import Staging, write_new
 from meddaemon.inference.analysis import analyse
@@ -35,6 +37,9 @@ _log = log(__name__)
 
 def admit(database: Database, settings: Settings) -> int:
     """Evaluate the rules whose quiet time has passed, study by study; return how many studies were looked at."""
+    with database.read() as connection:
+        due = studies.due_ids(connection)
+    _complete_headers(database, settings, due)
     looked_at = 0
     while _admit_one(database, settings):
         looked_at += 1
@@ -52,20 +57,26 @@ def force(
 ) -> int:
     """Queue a model on a study, or on one of its series, whatever the rules say; return the job's id.
 
-    Only the choice is forced: an unsound volume is refused and an implausible result is marked all the same.
+    Only the choice is forced: an unsound volume is refused and an implausible result is marked all the same. A job
+    that did this work before and was discarded or cancelled runs again.
     Raises NotFound when study, series or model is not there.
     """
     if model not in settings.contracts:
         raise NotFound(f"no model {model!r}; there are: {', '.join(sorted(settings.contracts)) or 'none'}")
+    with database.read() as connection:
+        study_id = studies.find_study(connection, wanted)
+    _complete_headers(database, settings, [study_id])
     with database.write() as connection:
-        summary = studies.summaries(connection, study_id=studies.find_study(connection, wanted))[0]
+        summary = studies.summaries(connection, study_id=study_id)[0]
         study = _load(connection, settings, summary.id, summary.study_instance_uid, summary.generation)
         candidates = [each for each in study.series if series in {None, each.series_instance_uid}]
         if not candidates:
             raise NotFound(f"study {study.id} has no series {series}; see `meddaemon explain {study.id}`")
         chosen = max(candidates, key=lambda each: len(each.instances))
         plan = plan_by_force(settings.contracts[model], chosen)
-        rule = Rule(name=f"forced: {model}", models=(model,), destinations=destinations, priority=0)
+        # Series by series: what is forced on one does not supersede what is forced on another.
+        name = f"{FORCED}{model} on {digest_of(chosen.series_instance_uid)[:12]}"
+        rule = Rule(name=name, models=(model,), destinations=destinations, priority=0)
         decision = Decision(
             rule=rule.name,
             matched=True,
@@ -75,6 +86,8 @@ def force(
             plans=(plan,),
         )
         (job_id,) = _carry_out(connection, settings, study, rule, decision)
+        if jobs.get(connection, job_id).state in {JobState.DISCARDED, JobState.CANCELLED}:
+            jobs.requeue(connection, job_id)
     return job_id
 
 
@@ -90,7 +103,7 @@ def _admit_one(database: Database, settings: Settings) -> bool:
         for rule in sorted(waiting, key=lambda rule: rule.fallback):
             if quiet_seconds(rule, settings) > due.quiet_for:
                 continue
-            matched = [name for name, held in decided.items() if held]
+            matched = [each.name for each in settings.rules if decided.get(each.name)]
             decision = (
                 decide_fallback(rule, study, settings.contracts, matched)
                 if rule.fallback
@@ -98,6 +111,9 @@ def _admit_one(database: Database, settings: Settings) -> bool:
             )
             decided[rule.name] = decision.matched
             _carry_out(connection, settings, study, rule, decision)
+        for name in jobs.rules_of(connection, study.id) - {rule.name for rule in settings.rules}:
+            if not name.startswith(FORCED):
+                _withdraw(connection, study, name, keep=())
         later = [quiet_seconds(rule, settings) for rule in waiting if rule.name not in decided]
         studies.wait_for(connection, due.id, min(later, default=None))
     return True
@@ -113,21 +129,41 @@ def quiet_seconds(rule: Rule, settings: Settings) -> float:
 
 
 def _load(connection: Connection, settings: Settings, study_id: int, study_instance_uid: str, generation: int) -> Study:
-    instances = studies.load_instances(connection, study_id, settings.store.instances)
     return describe_study(
         study_id=study_id,
         study_instance_uid=study_instance_uid,
         generation=generation,
-        instances={
-            uid: tuple(with_keywords(instance, settings.keywords) for instance in members)
-            for uid, members in instances.items()
-        },
+        instances=studies.load_instances(connection, study_id, settings.store.instances),
     )
+
+
+def _complete_headers(database: Database, settings: Settings, study_ids: Sequence[int]) -> None:
+    """Read what rules ask for now and did not ask for when the instances arrived, before any transaction is held."""
+    with database.read() as connection:
+        known = [
+            instance
+            for study_id in study_ids
+            for members in studies.load_instances(connection, study_id, settings.store.instances).values()
+            for instance in members
+        ]
+    completed = [(instance, with_keywords(instance, settings.keywords)) for instance in known]
+    changed = [after for before, after in completed if after is not before]
+    if changed:
+        with database.write() as connection:
+            for instance in changed:
+                instances.update_header(connection, instance.sha256, instance.header)
+
+
+def _withdraw(connection: Connection, study: Study, rule: str, keep: Collection[str]) -> None:
+    """Take back what a rule asked for in earlier generations and does not ask for any more."""
+    jobs.withdraw(connection, study_id=study.id, rule=rule, generation=study.generation, keep=keep)
+    results.withdraw(connection, study_id=study.id, rule=rule, generation=study.generation, keep=keep)
 
 
 def _carry_out(connection: Connection, settings: Settings, study: Study, rule: Rule, decision: Decision) -> list[int]:
     """Queue the jobs of a decision and keep the decision; both or neither."""
     queued: list[int] = []
+    remarks: list[str] = []
     for plan in decision.plans:
         contract = settings.contracts[plan.model]
         inputs = {
@@ -136,7 +172,7 @@ def _carry_out(connection: Connection, settings: Settings, study: Study, rule: R
         job_id, new = jobs.enqueue(
             connection,
             NewJob(
-                key=_key(study, contract, inputs),
+                key=_key(study, contract, inputs, plan.caveat),
                 study_id=study.id,
                 generation=study.generation,
                 rule=rule.name,
@@ -152,7 +188,12 @@ def _carry_out(connection: Connection, settings: Settings, study: Study, rule: R
         if not new:
             # The same work was asked for before: nothing is computed twice, but it may have to go elsewhere too.
             results.widen(connection, job_id, settings.object_kinds(rule.destinations))
+            known = jobs.get(connection, job_id)
+            results.reassess(connection, known)
+            remarks.append(f"job {job_id} has done this work already: {known.state.value} {known.reason}".rstrip())
         queued.append(job_id)
+    if not rule.name.startswith(FORCED):
+        _withdraw(connection, study, rule.name, keep={plan.model for plan in decision.plans})
     detail = {**decision.detail, "jobs": queued}
     studies.record_decision(
         connection,
@@ -160,16 +201,16 @@ def _carry_out(connection: Connection, settings: Settings, study: Study, rule: R
         generation=study.generation,
         rule=rule.name,
         matched=decision.matched,
-        reason=decision.reason,
+        reason="; ".join((decision.reason, *remarks)),
         detail=detail,
     )
     _log.info("rule decided", study=study.id, rule=rule.name, matched=decision.matched, jobs=queued)
     return queued
 
 
-def _key(study: Study, contract: ModelContract, inputs: Mapping[str, tuple[str, ...]]) -> str:
+def _key(study: Study, contract: ModelContract, inputs: Mapping[str, tuple[str, ...]], caveat: str) -> str:
     flat = [part for key in sorted(inputs) for part in (key, *inputs[key])]
-    return digest_of(study.study_instance_uid, contract.name, contract.digest, *flat)
+    return digest_of(study.study_instance_uid, contract.name, contract.digest, caveat, *flat)
 
 
 def process(database: Database, settings: Settings, models: WarmModels, staging: Staging, job: Job) -> None:
@@ -232,14 +273,15 @@ def _contract(settings: Settings, job: Job) -> ModelContract:
     contract = settings.contracts.get(job.model)
     if contract is None or contract.digest != job.model_digest:
         found = "is not configured" if contract is None else f"has digest {contract.digest[:12]} now"
-        raise InputRefused(
-            "model_changed", f"model {job.model} {found}, the job was made for digest {job.model_digest[:12]}"
-        )
+        # Not refused for good: the scheduler asks the rules again once it knows the new version.
+        raise ModelFailed(f"model {job.model} {found}, the job was made for digest {job.model_digest[:12]}")
     return contract
 
 
 def _input_files(settings: Settings, job: Job) -> dict[str, list[Path]]:
     files = {key: [path_of(settings.store.instances, each) for each in digests] for key, digests in job.inputs.items()}
+    if not settings.store.instances.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "the store is gone: is its volume mounted?", settings.store.instances)
     for path in (path for paths in files.values() for path in paths):
         if not path.is_file():
             raise InputRefused("missing_instance", f"the stored file {path.name} is gone: restore it, then requeue")

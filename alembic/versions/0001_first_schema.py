@@ -192,6 +192,7 @@ def upgrade() -> None:
         sa.Column("seconds", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("superseded_by", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
+        sa.Column("withdrawn", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["job.id"], name=op.f("fk_result_job_id"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_result_study_id"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(

@@ -68,7 +68,7 @@ def _database(settings: Settings) -> Iterator[Check]:
         database.require_schema()
         problems = database.integrity_problems()
         yield Check(what="database", well=not problems, said=problems[0] if problems else f"{database.dialect}, sound")
-        yield from _state(database)
+        yield from _state(settings, database)
     except (MeddaemonError, DatabaseUnavailable) as failure:
         said = str(failure) if isinstance(failure, MeddaemonError) else f"out of reach ({type(failure).__name__})"
         yield Check(what="database", well=False, said=said)
@@ -76,7 +76,7 @@ def _database(settings: Settings) -> Iterator[Check]:
         database.close()
 
 
-def _state(database: Database) -> Iterator[Check]:
+def _state(settings: Settings, database: Database) -> Iterator[Check]:
     with database.read() as connection:
         running = processes.listing(connection)
         counts = instances.counts(connection)
@@ -95,7 +95,11 @@ def _state(database: Database) -> Iterator[Check]:
     said = ", ".join(f"{count} {state}" for state, count in sorted(job_counts.items())) or "none"
     yield Check(what="jobs", well=None if job_counts.get(JobState.DISCARDED) else True, said=said)
     for (destination, state), count in sorted(delivery_counts.items()):
-        if state is DeliveryState.HELD:
+        if destination not in {each.name for each in settings.destinations} and state is not DeliveryState.SENT:
+            yield Check(
+                what=f"deliveries to {destination}", well=False, said=f"{count} {state}, but no such destination"
+            )
+        elif state is DeliveryState.HELD:
             yield Check(what=f"deliveries to {destination}", well=None, said=f"{count} held for a person")
         elif state is not DeliveryState.SENT:
             yield Check(what=f"deliveries to {destination}", well=None, said=f"{count} {state}")

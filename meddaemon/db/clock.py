@@ -5,13 +5,16 @@ steal a lease nor keep one. Times are stored as seconds since 1970-01-01 UTC in 
 add to and compare in the same way; they come back as aware datetimes.
 """
 
-from datetime import UTC, datetime
+import math
+from datetime import UTC, datetime, timedelta
 
 from sqlalchemy import ColumnElement, Dialect, Double, type_coerce
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.expression import FunctionElement
 from sqlalchemy.types import TypeDecorator
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Utc(TypeDecorator[datetime]):
@@ -29,7 +32,10 @@ class Utc(TypeDecorator[datetime]):
 
     def process_result_value(self, value: float | None, dialect: Dialect) -> datetime | None:
         """Return an aware datetime in UTC."""
-        return None if value is None else datetime.fromtimestamp(value, UTC)
+        if value is None:
+            return None
+        # Rounded down, so that a time read from a row never lies after what the row holds.
+        return _EPOCH + timedelta(microseconds=math.floor(value * 1e6))
 
     def coerce_compared_value(self, op: object, value: object) -> "Utc | Double[float]":
         """Bind datetimes as times and numbers as seconds."""

@@ -116,6 +116,25 @@ def refuse(connection: Connection, delivery: Delivery, *, status: int | None, re
     _apply(connection, DeliveryEvent.REFUSE, delivery, status=status, reason=reason)
 
 
+def renew(connection: Connection, waiting: Sequence[Delivery], *, lease_seconds: float) -> None:
+    """Extend the leases of what is claimed and has not been sent yet; what another sender took stays its own."""
+    for delivery in waiting:
+        connection.execute(
+            update(_delivery)
+            .where(
+                _delivery.c.id == delivery.id,
+                _delivery.c.fence == delivery.fence,
+                _delivery.c.state == DeliveryState.SENDING,
+            )
+            .values(lease_expires_at=after(lease_seconds))
+        )
+
+
+def release(connection: Connection, delivery: Delivery) -> None:
+    """Give back what was claimed and not sent. Raises LeaseLost."""
+    _apply(connection, DeliveryEvent.RELEASE, delivery, attempt=_delivery.c.attempt - 1)
+
+
 def requeue(connection: Connection, delivery_id: int) -> None:
     """Send a held or waiting delivery again at once. Raises NotFound."""
     row = connection.execute(
@@ -129,11 +148,11 @@ def requeue(connection: Connection, delivery_id: int) -> None:
 
 
 def listing(connection: Connection, *, result_ids: Sequence[int] | None = None, limit: int = 1000) -> list[DeliveryRow]:
-    """Return deliveries, of some results or of all, oldest first."""
+    """Return the latest deliveries, of some results or of all, oldest first."""
     query = (
         select(_delivery, _object.c.result_id, _object.c.kind)
         .join(_object, _object.c.id == _delivery.c.result_object_id)
-        .order_by(_delivery.c.id)
+        .order_by(_delivery.c.id.desc())
         .limit(limit)
     )
     if result_ids is not None:
@@ -151,7 +170,7 @@ def listing(connection: Connection, *, result_ids: Sequence[int] | None = None, 
             available_at=row.available_at,
             sent_at=row.sent_at,
         )
-        for row in connection.execute(query)
+        for row in reversed(connection.execute(query).all())
     ]
 
 

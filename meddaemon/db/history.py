@@ -83,9 +83,9 @@ def series(connection: Connection, study_id: int) -> list[SeriesRow]:
 
 
 def refusals(connection: Connection, uid: str | None = None, *, limit: int = 1000) -> list[RefusalRow]:
-    """Return refused objects, of one SOP Instance or Study Instance UID or of all, oldest first."""
+    """Return the latest refused objects, of one SOP Instance or Study Instance UID or of all, oldest first."""
     table = tables.refusal
-    query = select(table).order_by(table.c.id).limit(limit)
+    query = select(table).order_by(table.c.id.desc()).limit(limit)
     if uid is not None:
         query = query.where(or_(table.c.sop_instance_uid == uid, table.c.study_instance_uid == uid))
     return [
@@ -97,7 +97,7 @@ def refusals(connection: Connection, uid: str | None = None, *, limit: int = 100
             reason=row.reason,
             calling_ae_title=row.calling_ae_title,
         )
-        for row in connection.execute(query)
+        for row in reversed(connection.execute(query).all())
     ]
 
 

@@ -93,9 +93,33 @@ def register(connection: Connection, received: Received, *, quiet_seconds: float
         },
     )
     new = added is not None
-    if new and not own_result:
+    if (new and not own_result) or (not new and _learn_of_sender(connection, received)):
         _touch(connection, study_id, quiet_seconds)
     return Registration(study_id=study_id, new=new, conflict=new and conflict)
+
+
+def _learn_of_sender(connection: Connection, received: Received) -> bool:
+    """Note that a known object is there (again); return whether its sender, unknown until now, is known now.
+
+    Recovery adopts an object without knowing who sent it. Rules may ask for that, so they are to be asked again.
+    """
+    instance = tables.instance
+    known = instance.c.sha256 == received.sha256
+    connection.execute(update(instance).where(known, instance.c.missing).values(missing=False))
+    if not received.calling_ae_title:
+        return False
+    learned = connection.execute(
+        update(instance)
+        .where(known, instance.c.calling_ae_title == "", instance.c.called_ae_title == "")
+        .values(calling_ae_title=received.calling_ae_title, called_ae_title=received.called_ae_title)
+    )
+    return learned.rowcount == 1
+
+
+def update_header(connection: Connection, sha256: str, header: Mapping[str, tuple[str, ...]]) -> None:
+    """Keep what was read of an instance's header after it had been registered."""
+    plain = {keyword: list(value) for keyword, value in header.items()}
+    connection.execute(update(tables.instance).where(tables.instance.c.sha256 == sha256).values(header=plain))
 
 
 def is_registered(connection: Connection, sha256: str) -> bool:

@@ -5,7 +5,7 @@ was paused past its lease writes nothing (LeaseLost). On PostgreSQL claims skip 
 writers follow one another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -15,9 +15,15 @@ from meddaemon.db import tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.insertion import insert_unless_there
 from meddaemon.domain.errors import LeaseLost, NotFound
+from meddaemon.domain.rules import FORCED
 from meddaemon.domain.states import JobEvent, JobState, sources, target
 
 _job = tables.job
+
+SUPERSEDED = "superseded by generation"
+"""Begins the reason of a job that was cancelled because other work took its place."""
+
+LONGEST_BACKOFF_SECONDS = 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +88,8 @@ class JobHistory:
 def enqueue(connection: Connection, new: NewJob) -> tuple[int, bool]:
     """Queue the job unless the same work was queued before; return its id and whether it is new.
 
-    Work of the same rule and model on an earlier generation that is not finished is cancelled: its inputs are stale.
+    Work that an earlier generation queued belongs to this one from now on. Work of the same rule and model on an earlier generation that is not
+    finished is cancelled: its inputs are stale.
     """
     job_id = insert_unless_there(
         connection,
@@ -108,21 +115,63 @@ def enqueue(connection: Connection, new: NewJob) -> tuple[int, bool]:
             "created_at": now(),
         },
     )
+    is_new = job_id is not None
     if job_id is None:
-        return connection.execute(select(_job.c.id).where(_job.c.key == new.key)).scalar_one(), False
-    reason = f"superseded by generation {new.generation}"
+        job_id = connection.execute(select(_job.c.id).where(_job.c.key == new.key)).scalar_one()
+        _adopt(connection, job_id, new)
+    _cancel_stale(connection, new.study_id, new.rule, new.generation, _job.c.model == new.model)
+    return job_id, is_new
+
+
+def _adopt(connection: Connection, job_id: int, new: NewJob) -> None:
+    """Let a job of an earlier generation count as asked for by this one; run it where it was only superseded."""
+    # What an operator forces stays with the rule that asked for it first.
+    rule = {} if new.rule.startswith(FORCED) else {"rule": new.rule}
+    adopted = connection.execute(
+        update(_job)
+        .where(_job.c.id == job_id, _job.c.generation < new.generation)
+        .values(generation=new.generation, **rule)
+    )
+    if adopted.rowcount:
+        _apply(
+            connection,
+            JobEvent.REQUEUE,
+            _job.c.id == job_id,
+            _job.c.state == JobState.CANCELLED,
+            _job.c.reason.startswith(SUPERSEDED),
+            attempt=0,
+            available_at=now(),
+            finished_at=None,
+            reason="",
+            detail=f"asked for again by generation {new.generation}",
+        )
+
+
+def withdraw(connection: Connection, *, study_id: int, rule: str, generation: int, keep: Collection[str] = ()) -> None:
+    """Cancel what a rule asked for in earlier generations and does not any more; `keep` are models it still runs."""
+    _cancel_stale(connection, study_id, rule, generation, _job.c.model.not_in(keep))
+
+
+def rules_of(connection: Connection, study_id: int) -> set[str]:
+    """Return the rules that have jobs on a study."""
+    return set(connection.execute(select(_job.c.rule).distinct().where(_job.c.study_id == study_id)).scalars())
+
+
+def _cancel_stale(
+    connection: Connection, study_id: int, rule: str, generation: int, which: ColumnElement[bool]
+) -> None:
+    reason = f"{SUPERSEDED} {generation}"
     stale = connection.execute(
         select(_job.c.id).where(
-            _job.c.study_id == new.study_id,
-            _job.c.model == new.model,
-            _job.c.rule == new.rule,
-            _job.c.generation < new.generation,
+            _job.c.study_id == study_id,
+            _job.c.rule == rule,
+            _job.c.generation < generation,
             _job.c.state.in_(sources(JobEvent.CANCEL)),
+            which,
         )
     ).scalars()
-    for stale_id in stale.all():
-        _apply(connection, JobEvent.CANCEL, _job.c.id == stale_id, finished_at=now(), reason=reason, detail=reason)
-    return job_id, True
+    for job_id in stale.all():
+        _apply(connection, JobEvent.CANCEL, _job.c.id == job_id, finished_at=now(), reason=reason, detail=reason)
 
 
 def claim(connection: Connection, *, worker: str, lease_seconds: float) -> Job | None:
@@ -178,7 +227,7 @@ def fail(connection: Connection, job: Job, reason: str, *, backoff_seconds: floa
     if job.attempt >= job.maximum_attempts:
         row = _apply(connection, JobEvent.EXHAUST, *_held(job), finished_at=now(), reason=reason, detail=reason)
     else:
-        delay = backoff_seconds * 2 ** (job.attempt - 1)
+        delay = min(backoff_seconds * 2 ** min(job.attempt - 1, 30), LONGEST_BACKOFF_SECONDS)
         row = _apply(connection, JobEvent.FAIL, *_held(job), available_at=after(delay), reason=reason, detail=reason)
     return JobState(_require(row, job).state)
 

@@ -1,19 +1,22 @@
 """Results as typed rows: findings, segments and measurements, and the objects and deliveries that carry them."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Row, false, func, insert, or_, select, update
 
 from meddaemon.db import tables
 from meddaemon.db.clock import now
 from meddaemon.db.jobs import Job
 from meddaemon.domain.result import Analysis, EncodedObject, ResultStatus
-from meddaemon.domain.states import DeliveryState
+from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
 
 _result, _study = tables.result, tables.study
+
+_BEFORE_SENT = "before it was sent"
+"""Ends the reason of a delivery that is held because another result took the place of this one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,7 @@ class ResultHead:
     model_version: str
     created_at: datetime
     superseded_by: int | None
+    withdrawn: bool
     seconds: Mapping[str, float]
     provenance: Mapping[str, str]
 
@@ -122,18 +126,88 @@ def record(
         )
         .returning(_result.c.id)
     ).scalar_one()
-    connection.execute(
-        update(_result)
-        .where(_result.c.superseded_by.is_(None), *_same_work(job), _result.c.generation < job.generation)
-        .values(superseded_by=result_id)
-    )
-    later = select(func.max(_result.c.id)).where(*_same_work(job), _result.c.generation > job.generation)
-    connection.execute(update(_result).where(_result.c.id == result_id).values(superseded_by=later.scalar_subquery()))
+    is_current = _take_over(connection, result_id, job)
     _record_findings(connection, result_id, analysis)
     for stored in objects:
         _record_object(connection, result_id, stored)
-    _post(connection, result_id, job.priority, deliveries)
+    if is_current:
+        _post(connection, result_id, job.priority, deliveries)
     return int(result_id)
+
+
+def reassess(connection: Connection, job: Job) -> None:
+    """Let the result of a job that is asked for again, if there is one, count as that of its new generation."""
+    result_id = connection.execute(
+        update(_result)
+        .where(_result.c.job_id == job.id)
+        .values(generation=job.generation, superseded_by=None, withdrawn=False)
+        .returning(_result.c.id)
+    ).scalar()
+    if result_id is not None and _take_over(connection, result_id, job):
+        _release(connection, result_id)
+
+
+def withdraw(connection: Connection, *, study_id: int, rule: str, generation: int, keep: Collection[str] = ()) -> None:
+    """Mark results that a rule asked for in earlier generations and does not any more, and hold their deliveries."""
+    withdrawn = connection.execute(
+        update(_result)
+        .where(
+            _result.c.study_id == study_id,
+            _result.c.generation < generation,
+            _result.c.model.not_in(keep),
+            _result.c.superseded_by.is_(None),
+            _result.c.job_id.in_(select(tables.job.c.id).where(tables.job.c.rule == rule)),
+        )
+        .values(withdrawn=True)
+        .returning(_result.c.id)
+    ).scalars()
+    _hold(connection, withdrawn.all(), f"withdrawn by generation {generation}, {_BEFORE_SENT}")
+
+
+def _take_over(connection: Connection, result_id: int, job: Job) -> bool:
+    """Supersede the results of the same work on earlier generations; return whether this one is the latest itself."""
+    superseded = connection.execute(
+        update(_result)
+        .where(_result.c.superseded_by.is_(None), *_same_work(job), _result.c.generation < job.generation)
+        .values(superseded_by=result_id)
+        .returning(_result.c.id)
+    ).scalars()
+    _hold(connection, superseded.all(), f"superseded by result {result_id}, {_BEFORE_SENT}")
+    later = connection.execute(
+        select(func.max(_result.c.id)).where(*_same_work(job), _result.c.generation > job.generation)
+    ).scalar()
+    if later is not None:
+        connection.execute(update(_result).where(_result.c.id == result_id).values(superseded_by=later))
+    return later is None
+
+
+def _hold(connection: Connection, result_ids: Sequence[int], reason: str) -> None:
+    """Keep what was not sent yet of these results from being sent after its successor."""
+    delivery = tables.delivery
+    objects = select(tables.result_object.c.id).where(tables.result_object.c.result_id.in_(result_ids))
+    connection.execute(
+        update(delivery)
+        .where(
+            delivery.c.result_object_id.in_(objects),
+            delivery.c.state.in_(delivery_sources(DeliveryEvent.SUPERSEDE)),
+        )
+        .values(state=delivery_target(DeliveryEvent.SUPERSEDE), reason=reason)
+    )
+
+
+def _release(connection: Connection, result_id: int) -> None:
+    """Let go what was held because another result had taken the place of this one, which counts again."""
+    delivery = tables.delivery
+    objects = select(tables.result_object.c.id).where(tables.result_object.c.result_id == result_id)
+    connection.execute(
+        update(delivery)
+        .where(
+            delivery.c.result_object_id.in_(objects),
+            delivery.c.state == DeliveryState.HELD,
+            delivery.c.reason.endswith(_BEFORE_SENT),
+        )
+        .values(state=delivery_target(DeliveryEvent.REQUEUE), reason="", available_at=now())
+    )
 
 
 def _record_findings(connection: Connection, result_id: int, analysis: Analysis) -> None:
@@ -276,6 +350,7 @@ def heads(connection: Connection, *, study_id: int) -> list[ResultHead]:
             model_version=row.model_version,
             created_at=row.created_at,
             superseded_by=row.superseded_by,
+            withdrawn=row.withdrawn,
             seconds=row.seconds,
             provenance=row.provenance,
         )
@@ -307,6 +382,7 @@ def query(
             _study.c.accession_number,
             _result.c.generation,
             _result.c.superseded_by,
+            _result.c.withdrawn,
             _result.c.model,
             _result.c.model_version,
             _result.c.status,
@@ -328,7 +404,7 @@ def query(
         .limit(limit)
     )
     if not superseded:
-        statement = statement.where(_result.c.superseded_by.is_(None))
+        statement = statement.where(_result.c.superseded_by.is_(None), _result.c.withdrawn == false())
     if code is not None:
         wanted = func.lower(code)
         named = (
@@ -355,8 +431,8 @@ def query(
     return [
         ResultRow(
             **{
-                **{key: value for key, value in row._mapping.items() if key != "superseded_by"},
-                "superseded": row.superseded_by is not None,
+                **{key: value for key, value in row._mapping.items() if key not in {"superseded_by", "withdrawn"}},
+                "superseded": row.superseded_by is not None or row.withdrawn,
                 "status": ResultStatus(row.status),
             }
         )

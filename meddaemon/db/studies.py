@@ -12,7 +12,7 @@ from meddaemon.db.clock import now
 from meddaemon.db.instances import path_of
 from meddaemon.domain.errors import NotFound
 from meddaemon.domain.series import Instance
-from meddaemon.domain.states import StudyState
+from meddaemon.domain.states import JobEvent, StudyState, sources
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,32 @@ def lock_due(connection: Connection) -> DueStudy | None:
         generation=row.generation,
         quiet_for=row.quiet_for,
     )
+
+
+def due_ids(connection: Connection, *, limit: int = 100) -> list[int]:
+    """Return studies that are due, longest due first."""
+    study = tables.study
+    rows = connection.execute(select(study.c.id).where(study.c.due_at <= now()).order_by(study.c.due_at).limit(limit))
+    return list(rows.scalars())
+
+
+def reopen_for_changed_models(connection: Connection, digests: Mapping[str, str]) -> list[int]:
+    """Let the rules be asked again of studies whose unfinished jobs were made for another version of their model.
+
+    `digests` maps the models that are configured to their digests. Returns the studies.
+    """
+    study, job = tables.study, tables.job
+    rows = connection.execute(
+        select(job.c.study_id, job.c.model, job.c.model_digest).where(job.c.state.in_(sources(JobEvent.CANCEL)))
+    )
+    stale = sorted({row.study_id for row in rows if digests.get(row.model) != row.model_digest})
+    if stale:
+        connection.execute(
+            update(study)
+            .where(study.c.id.in_(stale))
+            .values(state=StudyState.RECEIVING, generation=study.c.generation + 1, due_at=now())
+        )
+    return stale
 
 
 def load_instances(connection: Connection, study_id: int, store: Path) -> dict[str, tuple[Instance, ...]]:

@@ -16,6 +16,7 @@ from meddaemon.demo.anatomy import head_volume
 from meddaemon.demo.picture import draw
 from meddaemon.demo.scanner import scan
 from meddaemon.demo.stage import DemoFailed, Pacs, poll, running_daemon, send
+from meddaemon.domain.result import ResultStatus
 from meddaemon.domain.states import DeliveryState, JobState, StudyState
 from meddaemon.results.dimse import RemoteEntity
 
@@ -114,6 +115,9 @@ def _watch(database: Database, say: Callable[[str], None], since: float) -> resu
                 if delivery.state is DeliveryState.HELD:
                     raise DemoFailed(f"the {delivery.kind} was not taken: {delivery.reason}")
             found = results.query(connection)
+            for row in found:
+                if row.status is ResultStatus.IMPLAUSIBLE:
+                    raise DemoFailed(f"the result is implausible and was not sent: {row.reason}")
         delivered = bool(sent) and all(delivery.state is DeliveryState.SENT for delivery in sent)
         return found[0] if found and delivered else None
 

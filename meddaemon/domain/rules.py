@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from meddaemon.domain.conditions import ALWAYS, Condition
 from meddaemon.domain.series import SeriesKind
 
+FORCED = "forced: "
+"""Begins the name of a rule that stands for an operator's own choice; no rule of the configuration can (colon)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:

@@ -86,21 +86,30 @@ class DeliveryEvent(StrEnum):
     """Out of reach or out of resources (A7xx): try again."""
     REFUSE = "refuse"
     """The destination will not take it (A9xx, Cxxx, 0122): a person must look."""
+    RELEASE = "release"
+    """The sender gives back what it did not send (drain); the attempt does not count."""
     EXPIRE = "expire"
     """The sender died: nobody knows whether it arrived, and a re-send carries the same UID."""
+    SUPERSEDE = "supersede"
+    """A later result takes the place of what was not sent yet."""
     REQUEUE = "requeue"
 
 
 DELIVERY_TRANSITIONS: Mapping[DeliveryState, Mapping[DeliveryEvent, DeliveryState]] = {
-    DeliveryState.PENDING: {DeliveryEvent.CLAIM: DeliveryState.SENDING},
+    DeliveryState.PENDING: {
+        DeliveryEvent.CLAIM: DeliveryState.SENDING,
+        DeliveryEvent.SUPERSEDE: DeliveryState.HELD,
+    },
     DeliveryState.RETRYABLE: {
         DeliveryEvent.CLAIM: DeliveryState.SENDING,
+        DeliveryEvent.SUPERSEDE: DeliveryState.HELD,
         DeliveryEvent.REQUEUE: DeliveryState.PENDING,
     },
     DeliveryState.SENDING: {
         DeliveryEvent.ACCEPT: DeliveryState.SENT,
         DeliveryEvent.FAIL: DeliveryState.RETRYABLE,
         DeliveryEvent.REFUSE: DeliveryState.HELD,
+        DeliveryEvent.RELEASE: DeliveryState.PENDING,
         DeliveryEvent.EXPIRE: DeliveryState.RETRYABLE,
     },
     DeliveryState.HELD: {DeliveryEvent.REQUEUE: DeliveryState.PENDING},

@@ -134,6 +134,6 @@ def with_keywords(instance: Instance, keywords: Collection[str]) -> Instance:
         deflated = scan.is_deflated(incoming.transfer_syntax_uid)
         data = scan.inflate(incoming.data) if deflated else incoming.data
         read = read_header(data, incoming.transfer_syntax_uid, unknown)
-    except (FileNotFoundError, RefusedInstance, scan.Malformed):
+    except (OSError, RefusedInstance, scan.Malformed):
         return instance
     return replace(instance, header={**instance.header, **{keyword: read[keyword] for keyword in unknown}})

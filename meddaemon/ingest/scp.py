@@ -1,6 +1,8 @@
 """The DICOM listener: C-ECHO and C-STORE as a Service Class Provider (PS3.4 Annexes A and B)."""
 
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, cast
@@ -118,6 +120,12 @@ class Listener:
 
     def close(self) -> None:
         """Stop serving and abort what is still open."""
+        for association in self._server.active_associations:
+            connection = association.dul.socket
+            if connection is not None and connection.socket is not None:
+                # A thread that waits for the rest of a PDU hears of nothing else than the end of what it reads.
+                with suppress(OSError):
+                    connection.socket.shutdown(socket.SHUT_RD)
         self._entity.shutdown()
 
     def __enter__(self) -> Self:

@@ -1,5 +1,6 @@
 """Draining the outbox: each destination on its own, so that one that is down holds up no other."""
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,21 +30,39 @@ class Retry:
         return float(min(self.first_seconds * 2 ** min(attempt - 1, 30), self.longest_seconds))
 
 
-def deliver(database: Database, results: Path, name: str, remote: RemoteEntity, retry: Retry) -> int:
+def deliver(
+    database: Database, results: Path, name: str, remote: RemoteEntity, retry: Retry, stop: threading.Event
+) -> int:
     """Send what waits for one destination now; return how many objects it took.
 
     Every answer is recorded before the next object is sent, so that a crash repeats one object at most, under the
-    same SOP Instance UID.
+    same SOP Instance UID. Once `stop` is set, no further object is sent and the rest is given back.
     """
     with database.write() as connection:
         claimed = deliveries.claim(
             connection, destination=name, lease_seconds=retry.lease_seconds, limit=OBJECTS_PER_ASSOCIATION
         )
     sent = 0
+    waiting = {delivery.id: delivery for delivery in claimed}
     for delivery, answer in _send(claimed, results, remote):
         sent += answer.verdict is Verdict.TAKEN
+        del waiting[delivery.id]
         _record(database, delivery, answer, retry)
+        with database.write() as connection:
+            if stop.is_set():
+                break
+            deliveries.renew(connection, list(waiting.values()), lease_seconds=retry.lease_seconds)
+    _give_back(database, list(waiting.values()))
     return sent
+
+
+def _give_back(database: Database, waiting: list[Delivery]) -> None:
+    for delivery in waiting:
+        try:
+            with database.write() as connection:
+                deliveries.release(connection, delivery)
+        except LeaseLost as lost:
+            _log.warning("another sender took this delivery over", reason=str(lost), delivery=delivery.id)
 
 
 def _send(claimed: list[Delivery], results: Path, remote: RemoteEntity) -> Iterator[tuple[Delivery, Answer]]:

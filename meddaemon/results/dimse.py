@@ -6,6 +6,7 @@ from enum import Enum
 from pathlib import Path
 
 from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
@@ -67,6 +68,9 @@ def verdict_of(status: int) -> tuple[Verdict, str]:
     """Return what a C-STORE status means (PS3.4 B.2.3, PS3.7 Annex C)."""
     if status == 0x0000:
         return Verdict.TAKEN, ""
+    if status == 0x0111:
+        # Duplicate SOP Instance (PS3.7 C.5.7): what we send under one UID is always the same object.
+        return Verdict.TAKEN, "was there already (0111H)"
     if 0xB000 <= status <= 0xBFFF or status in {0x0001, 0x0107, 0x0116}:
         return Verdict.TAKEN, f"taken with warning {status:04X}H"
     if 0xA700 <= status <= 0xA7FF:
@@ -160,7 +164,7 @@ def _store_one(association: Association, outgoing: Outgoing, accepted: set[tuple
             status = association.send_c_store(outgoing.path, msg_id=message_id)
         else:
             status = association.send_c_store(dcmread(outgoing.path), msg_id=message_id)
-    except (OSError, ValueError, AttributeError, RuntimeError) as failure:
+    except (OSError, ValueError, AttributeError, RuntimeError, InvalidDicomError) as failure:
         return answer(Verdict.TRY_AGAIN, f"could not send: {type(failure).__name__}")
     answered = status.get("Status")
     if answered is None:
@@ -178,12 +182,16 @@ def _associate(remote: RemoteEntity, contexts: list[PresentationContext]) -> tup
     entity.acse_timeout = remote.association_timeout_seconds
     entity.dimse_timeout = remote.response_timeout_seconds
     entity.network_timeout = remote.response_timeout_seconds
-    association = entity.associate(
-        remote.host, remote.port, contexts=contexts, ae_title=remote.ae_title, max_pdu=0x20000
-    )
+    where = f"{remote.ae_title} at {remote.host}:{remote.port}"
+    try:
+        association = entity.associate(
+            remote.host, remote.port, contexts=contexts, ae_title=remote.ae_title, max_pdu=0x20000
+        )
+    except (OSError, ValueError) as failure:
+        # A host name that cannot be resolved, or cannot be a host name.
+        return None, _Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {type(failure).__name__}")
     if association.is_established:
         return association, _Problem(verdict=Verdict.TRY_AGAIN, reason="")
-    where = f"{remote.ae_title} at {remote.host}:{remote.port}"
     if association.is_rejected:
         refusal = association.acceptor.primitive
         permanent = refusal is not None and refusal.result == 0x01

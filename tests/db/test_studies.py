@@ -359,7 +359,8 @@ def test_a_late_instance_that_no_model_wants_repeats_no_work(
     register(database, received("a report", series="1.2.3.2", header={"Modality": ("SR",)}))
     pipeline.admit(database, configured)
     assert _generations(database, study) == [(1, "first"), (2, "first")]
-    assert _states(database) == [(1, JobState.AVAILABLE)]
+    # The one job is that of the second generation now.
+    assert _states(database) == [(2, JobState.AVAILABLE)]
 
 
 def test_rules_with_different_quiet_times_are_asked_at_different_times(

@@ -40,6 +40,8 @@ class Expected:
     fence: int = 0
     lease_over: bool = False
     waits: bool = False
+    superseded: bool = False
+    """Why it is cancelled, if it is: other work took its place."""
     events: list[JobEvent] = field(default_factory=list)
 
     def take(self, event: JobEvent) -> bool:
@@ -48,6 +50,7 @@ class Expected:
             return False
         self.state = JOB_TRANSITIONS[self.state][event]
         self.events.append(event)
+        self.superseded = False
         return True
 
 
@@ -77,7 +80,7 @@ class Queue(RuleBasedStateMachine):
         priority=st.integers(0, 2),
     )  # fmt: skip
     def enqueue(self, model: str, generation: int, inputs: str, priority: int) -> None:
-        key = f"{model} {generation} {inputs}"
+        key = f"{model} {inputs}"
         new = new_job(
             self.study,
             key=key,
@@ -92,10 +95,14 @@ class Queue(RuleBasedStateMachine):
         assert is_new is (key not in known)
         assert known.get(key, job_id) == job_id
         if is_new:
-            for each in self.expected.values():
-                if each.model == model and each.generation < generation:
-                    each.take(JobEvent.CANCEL)
             self.expected[job_id] = Expected(key=key, model=model, generation=generation, priority=priority)
+        elif (each := self.expected[job_id]).generation < generation:
+            each.generation = generation
+            if each.superseded and each.take(JobEvent.REQUEUE):
+                each.attempt, each.waits = 0, False
+        for each in self.expected.values():
+            if each.model == model and each.generation < generation and each.take(JobEvent.CANCEL):
+                each.superseded = True
 
     @rule(over=st.booleans())
     def claim(self, over: bool) -> None:

@@ -99,9 +99,11 @@ def test_orthanc_sends_a_study_and_gets_its_results(tmp_path: Path) -> None:
 
 
 def test_dcmtk_sends_a_study_and_gets_its_results(tmp_path: Path) -> None:
-    scp, scu = shutil.which("storescp"), shutil.which("storescu")
-    if scp is None or scu is None:
+    dcmsend = shutil.which("dcmsend")
+    if dcmsend is None:
         pytest.skip("DCMTK is not installed")
+    # Beside `dcmsend`, which only DCMTK has: pynetdicom installs a storescp and a storescu of its own.
+    scp, scu = Path(dcmsend).with_name("storescp"), Path(dcmsend).with_name("storescu")
     inbox = tmp_path / "inbox"
     inbox.mkdir()
     port = free_port()
