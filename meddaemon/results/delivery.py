@@ -48,10 +48,11 @@ def deliver(
         sent += answer.verdict is Verdict.TAKEN
         del waiting[delivery.id]
         _record(database, delivery, answer, retry)
-        with database.write() as connection:
-            if stop.is_set():
-                break
-            deliveries.renew(connection, list(waiting.values()), lease_seconds=retry.lease_seconds)
+        if stop.is_set():
+            break
+        if waiting:
+            with database.write() as connection:
+                deliveries.renew(connection, list(waiting.values()), lease_seconds=retry.lease_seconds)
     _give_back(database, list(waiting.values()))
     return sent
 

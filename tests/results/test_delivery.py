@@ -1,0 +1,200 @@
+"""What becomes of a delivery: by the answer of a real SCP, without one, and when the sender is told to stop."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from pydicom import Dataset
+from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian
+from queue_samples import OVER, analysis, claim, enqueue, received, register
+
+from meddaemon.db import deliveries, jobs, results
+from meddaemon.db.deliveries import DeliveryRow
+from meddaemon.db.engine import Database
+from meddaemon.db.instances import path_of
+from meddaemon.db.results import StoredObject
+from meddaemon.domain.errors import RefusedInstance
+from meddaemon.domain.result import EncodedObject
+from meddaemon.domain.states import DeliveryState
+from meddaemon.ingest.receive import Incoming
+from meddaemon.ingest.scp import Listener, ListenerSettings
+from meddaemon.ingest.store import as_part10
+from meddaemon.results.delivery import Retry, deliver
+from meddaemon.results.dimse import RemoteEntity
+from tests.ingest.encoded import written
+
+RETRY = Retry(first_seconds=100, longest_seconds=250, lease_seconds=60)
+KINDS = ("SEG", "SR", "KO")
+OBJECTS = len(KINDS)
+
+
+class Pacs:
+    """Answers with these statuses, one after the other, the last one for ever; sets `stop` after the first."""
+
+    def __init__(self, *statuses: int, stop: threading.Event | None = None) -> None:
+        self.taken: list[str] = []
+        self._statuses = list(statuses)
+        self._stop = stop
+
+    def take(self, incoming: Incoming) -> None:
+        status = self._statuses.pop(0) if len(self._statuses) > 1 else self._statuses[0]
+        if self._stop is not None:
+            self._stop.set()
+        if status:
+            raise RefusedInstance(status, "as the test wants it")
+        self.taken.append(incoming.sop_instance_uid)
+
+    @contextmanager
+    def listening(self) -> Iterator[RemoteEntity]:
+        settings = ListenerSettings(
+            ae_title="PACS",
+            host="127.0.0.1",
+            port=0,
+            maximum_associations=8,
+            maximum_pdu_bytes=131_072,
+            idle_timeout_seconds=30,
+            association_timeout_seconds=10,
+            message_timeout_seconds=30,
+        )
+        with Listener(settings, self.take) as listener:
+            yield remote(port=listener.address[1])
+
+
+def remote(host: str = "127.0.0.1", port: int = 11112) -> RemoteEntity:
+    return RemoteEntity(
+        ae_title="PACS", host=host, port=port, calling_ae_title="MEDDAEMON", connection_timeout_seconds=2
+    )
+
+
+def report(kind: str, uid: str) -> EncodedObject:
+    data_set = Dataset()
+    data_set.SOPClassUID = BasicTextSRStorage
+    data_set.SOPInstanceUID = uid
+    data_set.StudyInstanceUID, data_set.SeriesInstanceUID = "1.2.3", "1.2.9"
+    data_set.Modality = "SR"
+    named = {
+        "sop_class_uid": str(BasicTextSRStorage),
+        "sop_instance_uid": uid,
+        "transfer_syntax_uid": str(ExplicitVRLittleEndian),
+    }
+    content = as_part10(written(data_set, ExplicitVRLittleEndian), **named)
+    return EncodedObject(kind=kind, series_instance_uid="1.2.9", content=content, **named)
+
+
+@pytest.fixture
+def dialect() -> str:
+    """The outbox has its own tests, on both; here one database will do."""
+    return "sqlite"
+
+
+@pytest.fixture
+def folder(database: Database, tmp_path: Path) -> Path:
+    """The store of a result with some reports that wait for one destination."""
+    folder = tmp_path / "results"
+    study = register(database, received("an instance")).study_id
+    enqueue(database, study)
+    job = claim(database)
+    stored = [StoredObject.of(report(kind, f"1.2.9.{number}")) for number, kind in enumerate(KINDS, 1)]
+    for each in stored:
+        path_of(folder, each.sha256).parent.mkdir(parents=True)
+        path_of(folder, each.sha256).write_bytes(each.encoded.content)
+    with database.write() as connection:
+        jobs.complete(connection, job)
+        results.record(
+            connection,
+            job,
+            analysis(),
+            stored,
+            model_version="1",
+            series_instance_uid="1.2.3.1",
+            provenance={},
+            seconds={},
+            deliveries={"pacs": KINDS},
+        )
+    return folder
+
+
+def rows(database: Database) -> list[DeliveryRow]:
+    with database.read() as connection:
+        return deliveries.listing(connection)
+
+
+def drain(database: Database, folder: Path, to: RemoteEntity, stop: threading.Event | None = None) -> int:
+    return deliver(database, folder, "pacs", to, RETRY, stop or threading.Event())
+
+
+@pytest.mark.parametrize(
+    ("status", "state", "reason"),
+    [
+        (0x0000, DeliveryState.SENT, ""),
+        (0x0111, DeliveryState.SENT, "was there already"),
+        (0xB000, DeliveryState.SENT, "taken with warning B000H"),
+        (0xB007, DeliveryState.SENT, "taken with warning B007H"),
+        (0x0110, DeliveryState.RETRYABLE, "processing failure"),
+        (0xA700, DeliveryState.RETRYABLE, "out of resources"),
+        (0xA7FF, DeliveryState.RETRYABLE, "out of resources"),
+        (0xA900, DeliveryState.HELD, "refused with status A900H"),
+        (0xC000, DeliveryState.HELD, "refused with status C000H"),
+        (0x0122, DeliveryState.HELD, "refused with status 0122H"),
+        (0x0124, DeliveryState.HELD, "refused with status 0124H"),
+    ],
+)
+def test_the_answer_decides(database: Database, folder: Path, status: int, state: DeliveryState, reason: str) -> None:
+    pacs = Pacs(status, 0)
+    with pacs.listening() as to:
+        taken = drain(database, folder, to)
+    first, *others = rows(database)
+    assert (first.state, first.status, first.attempt) == (state, status, 1)
+    assert reason in first.reason
+    assert [each.state for each in others] == [DeliveryState.SENT] * (OBJECTS - 1)
+    assert taken == OBJECTS - 1 + (state is DeliveryState.SENT)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "not a host name", "127.0.0.1"])
+def test_without_an_answer_it_is_tried_again(database: Database, folder: Path, host: str) -> None:
+    with Pacs(0).listening() as gone:
+        pass
+    assert drain(database, folder, remote(host, gone.port)) == 0
+    assert [row.state for row in rows(database)] == [DeliveryState.RETRYABLE] * OBJECTS
+    assert all(f"PACS at {host}" in row.reason for row in rows(database))
+
+
+def test_one_file_that_cannot_be_read_holds_up_no_other(database: Database, folder: Path) -> None:
+    with database.read() as connection:
+        (gone, *_) = results.objects_of(connection, 1)
+    path_of(folder, gone.sha256).unlink()
+    pacs = Pacs(0)
+    with pacs.listening() as to:
+        assert drain(database, folder, to) == OBJECTS - 1
+    first, *others = rows(database)
+    assert (first.state, first.reason) == (DeliveryState.RETRYABLE, "could not send: FileNotFoundError")
+    assert [each.state for each in others] == [DeliveryState.SENT] * (OBJECTS - 1)
+
+
+def test_a_sender_that_is_told_to_stop_gives_back_the_rest(database: Database, folder: Path) -> None:
+    stop = threading.Event()
+    pacs = Pacs(0, stop=stop)
+    with pacs.listening() as to:
+        assert drain(database, folder, to, stop) == 1
+        # Given back at no cost: no lease to wait for, no attempt counted.
+        assert [(row.state, row.attempt) for row in rows(database)] == [
+            (DeliveryState.SENT, 1),
+            (DeliveryState.PENDING, 0),
+            (DeliveryState.PENDING, 0),
+        ]
+        assert drain(database, folder, to) == OBJECTS - 1
+    assert len(pacs.taken) == len(set(pacs.taken)) == OBJECTS
+
+
+def test_leases_are_renewed_while_others_are_sent(database: Database, folder: Path) -> None:
+    with database.write() as connection:
+        claimed = deliveries.claim(connection, destination="pacs", lease_seconds=OVER)
+        deliveries.renew(connection, claimed[1:], lease_seconds=60)
+        again = deliveries.claim(connection, destination="pacs", lease_seconds=60)
+    assert [each.id for each in again] == [claimed[0].id]
+
+
+def test_delays_double_up_to_the_longest() -> None:
+    assert [RETRY.delay(attempt) for attempt in (1, 2, 3, 4, 10_000)] == [100, 200, 250, 250, 250]
