@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 from queue_samples import claim, enqueue, finish, received, register, somebody_waits, stored_objects, wait_until
+from sqlalchemy import Connection
 
 from meddaemon import pipeline
 from meddaemon.config.settings import Settings, load
-from meddaemon.db import history, instances, jobs, results, studies
+from meddaemon.db import deliveries, history, instances, jobs, results, studies
 from meddaemon.db.engine import Database
 from meddaemon.db.history import DecisionRow
-from meddaemon.db.instances import Registration
+from meddaemon.db.instances import Received, Registration
 from meddaemon.db.studies import DueStudy, StudySummary
 from meddaemon.domain.errors import NotFound
-from meddaemon.domain.states import JobState, StudyState
+from meddaemon.domain.states import DeliveryState, JobEvent, JobState, StudyState
 
 ADMITTING = Path(__file__).with_name("admitting.py")
 
@@ -361,6 +362,201 @@ def test_a_late_instance_that_no_model_wants_repeats_no_work(
     assert _generations(database, study) == [(1, "first"), (2, "first")]
     # The one job is that of the second generation now.
     assert _states(database) == [(2, JobState.AVAILABLE)]
+
+
+ONLY = 'series = {{ attribute = "SeriesDescription", equals = "{uid}" }}\n'
+
+
+def _asked_for(series: str) -> str:
+    return RULE.format(name="first") + ONLY.format(uid=series)
+
+
+def _described(series: str) -> Received:
+    header = {"Modality": ("CT",), "Rows": ("64",), "Columns": ("64",), "SeriesDescription": (series,)}
+    return received(series, series=series, header=header)
+
+
+def _finish_next(database: Database) -> int:
+    job = claim(database)
+    with database.write() as connection:
+        return finish(connection, job)
+
+
+def _again(database: Database, configured: Settings, content: str) -> None:
+    """Let an object arrive that no model wants, so that the rules are asked again."""
+    header = {"Modality": ("SR",)}
+    register(database, received(content, series="1.2.3.9", header=header))
+    assert pipeline.admit(database, configured) == 1
+
+
+def _current(database: Database) -> list[int]:
+    with database.read() as connection:
+        return [row.result_id for row in results.query(connection)]
+
+
+def test_work_that_is_asked_for_again_counts_again_and_is_not_repeated(
+    database: Database, settings: Callable[[str], Settings]
+) -> None:
+    """The rule's series changes from one to another and back, with nothing of it sent in between."""
+    for series in ("1.2.3.1", "1.2.3.2"):
+        study = register(database, _described(series)).study_id
+    pacs = '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "127.0.0.1"\nport = 104\n'
+    to_pacs = 'destinations = ["pacs"]\n'
+    pipeline.admit(database, settings(_asked_for("1.2.3.1") + to_pacs + pacs))
+    first = _finish_next(database)
+    _again(database, settings(_asked_for("1.2.3.2") + to_pacs + pacs), "a report")
+    second = _finish_next(database)
+    assert _current(database) == [second]
+    _again(database, settings(_asked_for("1.2.3.1") + to_pacs + pacs), "another report")
+    assert _current(database) == [first]
+    assert _states(database) == [(3, JobState.COMPLETED), (2, JobState.COMPLETED)]
+    with database.read() as connection:
+        posted = {(row.result_id, row.state, row.reason) for row in deliveries.listing(connection)}
+        (*_, decision) = history.decisions(connection, study)
+    assert posted == {
+        (first, DeliveryState.PENDING, ""),
+        (second, DeliveryState.HELD, f"superseded by result {first}, before it was sent"),
+    }
+    assert "has done this work already: completed" in decision.reason
+
+
+def test_superseded_work_that_is_asked_for_again_runs(database: Database, settings: Callable[[str], Settings]) -> None:
+    for series in ("1.2.3.1", "1.2.3.2"):
+        register(database, _described(series))
+    pipeline.admit(database, settings(_asked_for("1.2.3.1")))
+    _again(database, settings(_asked_for("1.2.3.2")), "a report")
+    _again(database, settings(_asked_for("1.2.3.1")), "another report")
+    assert _states(database) == [(3, JobState.AVAILABLE), (2, JobState.CANCELLED)]
+    with database.read() as connection:
+        (*_, event) = jobs.history(connection, jobs.listing(connection)[-1].id)
+    assert (event.event, event.detail) == (JobEvent.REQUEUE, "asked for again by generation 3")
+
+
+def test_work_that_an_operator_cancelled_stays_cancelled(
+    database: Database, settings: Callable[[str], Settings]
+) -> None:
+    configured = settings(RULE.format(name="first"))
+    study = register(database, received("a")).study_id
+    pipeline.admit(database, configured)
+    with database.write() as connection:
+        jobs.cancel(connection, 1)
+    _again(database, configured, "a report")
+    assert _states(database) == [(2, JobState.CANCELLED)]
+    (*_, decision) = _decisions(database, study)
+    assert "job 1 has done this work already: cancelled" in decision.reason
+
+
+@pytest.mark.parametrize("later", ["", RULE.format(name="first") + 'study = { attribute = "PatientID", equals = "x" }'])
+def test_what_no_rule_asks_for_any_more_is_withdrawn(
+    database: Database, settings: Callable[[str], Settings], later: str
+) -> None:
+    """The rule was removed, or does not match any more; what it had asked for is not current and not sent."""
+    register(database, received("a"))
+    other = register(database, received("b", study="9", series="9.1")).study_id
+    configured = settings(RULE.format(name="first"))
+    pipeline.admit(database, configured)
+    result = _finish_next(database)
+    _again(database, settings(later), "a report")
+    assert _current(database) == []
+    with database.read() as connection:
+        (head,) = results.heads(connection, study_id=1)
+        assert [row.superseded for row in results.query(connection, superseded=True)] == [True]
+    assert (head.id, head.withdrawn) == (result, True)
+    register(database, received("another report", study="9", series="9.9", header={"Modality": ("SR",)}))
+    pipeline.admit(database, settings(later))
+    with database.read() as connection:
+        (job,) = jobs.listing(connection, study_id=other)
+    assert (job.state, job.reason) == (JobState.CANCELLED, "superseded by generation 2")
+    # The rule is back: so is what it had asked for.
+    _again(database, configured, "a third report")
+    assert _current(database) == [result]
+
+
+def test_work_goes_over_to_the_rule_that_still_asks_for_it(
+    database: Database, settings: Callable[[str], Settings]
+) -> None:
+    register(database, received("a"))
+    pipeline.admit(database, settings(RULE.format(name="first") + RULE.format(name="second")))
+    result = _finish_next(database)
+    _again(database, settings(RULE.format(name="second")), "a report")
+    assert _current(database) == [result]
+    with database.read() as connection:
+        (job,) = jobs.listing(connection)
+    assert (job.rule, job.generation, job.state) == ("second", 2, JobState.COMPLETED)
+
+
+def test_what_is_forced_on_one_series_leaves_the_rest_alone(
+    database: Database, settings: Callable[[str], Settings]
+) -> None:
+    for series in ("1.2.3.1", "1.2.3.2"):
+        register(database, _described(series))
+    configured = settings(_asked_for("1.2.3.1"))
+    pipeline.admit(database, configured)
+    by_rule = _finish_next(database)
+    forced = []
+    for generation, series in ((1, "1.2.3.2"), (2, "1.2.3.1")):
+        if generation > 1:
+            _again(database, configured, "a report")
+        pipeline.force(database, configured, wanted="1", model="example", series=series, destinations=())
+        with database.read() as connection:
+            waiting = any(job.state is JobState.AVAILABLE for job in jobs.listing(connection))
+        if waiting:
+            forced.append(_finish_next(database))
+    # The second is what the rule had asked for: it is there already.
+    assert sorted(_current(database)) == sorted([by_rule, *forced])
+    assert len(forced) == 1
+
+
+@pytest.mark.parametrize("end", [jobs.cancel, None])
+def test_an_operator_may_force_what_was_cancelled_or_discarded(
+    database: Database, settings: Callable[[str], Settings], end: Callable[[Connection, int], None] | None
+) -> None:
+    register(database, received("a"))
+    configured = settings(RULE.format(name="first"))
+    pipeline.admit(database, configured)
+    if end is None:
+        job = claim(database)
+        with database.write() as connection:
+            jobs.refuse(connection, job, "no volume")
+    else:
+        with database.write() as connection:
+            end(connection, 1)
+    assert pipeline.force(database, configured, wanted="1", model="example", series=None, destinations=()) == 1
+    assert _states(database) == [(1, JobState.AVAILABLE)]
+
+
+def test_jobs_of_a_model_that_changed_are_asked_for_again(
+    database: Database, settings: Callable[[str], Settings]
+) -> None:
+    study = register(database, received("a")).study_id
+    configured = settings(RULE.format(name="first"))
+    pipeline.admit(database, configured)
+    digests = {name: contract.digest for name, contract in configured.contracts.items()}
+    with database.write() as connection:
+        assert studies.reopen_for_changed_models(connection, digests) == []
+        assert studies.reopen_for_changed_models(connection, {"example": "another"}) == [study]
+    assert _summary(database, study).generation == 2
+    changed = replace(configured.contracts["example"], digest="another")
+    assert pipeline.admit(database, replace(configured, contracts={"example": changed})) == 1
+    assert _states(database) == [(1, JobState.CANCELLED), (2, JobState.AVAILABLE)]
+    assert claim(database).model_digest == "another"
+
+
+def test_the_sender_of_an_adopted_object_is_learnt_when_it_is_sent_again(
+    database: Database, settings: Callable[[str], Settings]
+) -> None:
+    """Recovery adopts without knowing who sent; a rule that asks for that is asked again."""
+    configured = settings(
+        RULE.format(name="first") + 'study = { attribute = "calling_ae_title", equals = "SCANNER" }\n'
+    )
+    study = register(database, received("a", calling_ae_title="", called_ae_title="")).study_id
+    pipeline.admit(database, configured)
+    assert _states(database) == []
+    for _ in range(2):
+        assert not register(database, received("a")).new
+        pipeline.admit(database, configured)
+    assert _states(database) == [(2, JobState.AVAILABLE)]
+    assert _summary(database, study).generation == 2
 
 
 def test_rules_with_different_quiet_times_are_asked_at_different_times(

@@ -5,7 +5,9 @@ import re
 import secrets
 import shutil
 import signal
+import socket
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -138,6 +140,17 @@ def test_an_object_that_was_stored_but_not_registered_is_adopted(tmp_path: Path)
     assert (row.sha256, row.sop_instance_uid) == (sha256, "2.25.17")
     assert_sound(home, {"2.25.17": data})
     assert "recovered" not in restarted(home)
+
+
+def test_a_listener_that_cannot_take_anything_starts_all_the_same(tmp_path: Path) -> None:
+    """It says so to whoever sends, which is of more use than a listener that is not there."""
+    home = Home.make(tmp_path, minimum_free_bytes=2**60)
+    _, data = put(home, "2.25.17")
+    assert '"postponed": 1' in restarted(home)
+    assert home.instances() == []
+    assert len(home.files()) == 1
+    assert '"adopted": 1' in restarted(Home.make(tmp_path))
+    assert_sound(home, {"2.25.17": data})
 
 
 JUNK = {
@@ -278,6 +291,20 @@ def test_a_second_serve_on_the_same_store_refuses(tmp_path: Path) -> None:
 
 
 @pytest.mark.peer
+def test_peers_that_stop_in_the_middle_of_a_pdu_do_not_hold_up_the_end(tmp_path: Path) -> None:
+    home = Home.make(tmp_path)
+    with home.running("listen") as listener, ExitStack() as peers:
+        port = listener.port()
+        # The head of an A-ASSOCIATE-RQ (PS3.8 9.3.2) that announces 200 bytes, and some of them.
+        half = peers.enter_context(socket.create_connection(("127.0.0.1", port)))
+        half.sendall(b"\x01\x00\x00\x00\x00\xc8" + bytes(20))
+        with scanner(port) as sender:
+            assert sender.echo() == 0
+            # The same of a P-DATA-TF within an association.
+            sender.association.dul.socket.socket.sendall(b"\x04\x00\x00\x00\x00\xc8" + bytes(20))
+            listener.stop()  # within 15 s and with exit code 0
+
+
 def test_the_answer_goes_out_after_every_sync(tmp_path: Path) -> None:
     """Success only after: file synced, renamed, directories synced, database's log synced (in this order)."""
     if shutil.which("strace") is None:
