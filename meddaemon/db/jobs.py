@@ -88,8 +88,8 @@ class JobHistory:
 def enqueue(connection: Connection, new: NewJob) -> tuple[int, bool]:
     """Queue the job unless the same work was queued before; return its id and whether it is new.
 
-    Work that an earlier generation queued belongs to this one from now on. Work of the same rule and model on an earlier generation that is not
-    finished is cancelled: its inputs are stale.
+    Work that an earlier generation queued belongs to this one from now on. Work of the same rule and model on an
+    earlier generation that is not finished is cancelled: its inputs are stale.
     """
     job_id = insert_unless_there(
         connection,
