@@ -126,13 +126,16 @@ def _jobs(connection: Connection, study_id: int) -> Iterator[str]:
         )
         for event in jobs.history(connection, job.id):
             detail = f": {shown(event.detail)}" if event.detail else ""
-            yield f"    {shown(event.at)} {event.event.value} -> {event.state.value} by {event.worker}{detail}"
+            by = f" by {event.worker}" if event.worker else ""
+            yield f"    {shown(event.at)} {event.event.value} -> {event.state.value}{by}{detail}"
 
 
 def _results(connection: Connection, study_id: int) -> Iterator[str]:
     for head in results.heads(connection, study_id=study_id):
-        superseded = f", superseded by result {head.superseded_by}" if head.superseded_by else ""
-        yield f"  result {head.id} of job {head.job_id}: {head.model} {head.model_version}, {head.status}{superseded}"
+        ended = f", superseded by result {head.superseded_by}" if head.superseded_by else ""
+        if head.withdrawn:
+            ended = ", withdrawn: its rule does not ask for it any more"
+        yield f"  result {head.id} of job {head.job_id}: {head.model} {head.model_version}, {head.status}{ended}"
         if head.reason:
             yield f"    {shown(head.reason)}"
         for row in results.query(connection, study_id=study_id, superseded=True):

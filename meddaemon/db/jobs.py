@@ -25,6 +25,9 @@ SUPERSEDED = "superseded by generation"
 
 LONGEST_BACKOFF_SECONDS = 3600.0
 
+_NOT_BY_A_WORKER = frozenset({JobEvent.EXPIRE, JobEvent.CANCEL, JobEvent.REQUEUE})
+"""Events that somebody else causes than the worker that had the job last."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class NewJob:
@@ -334,7 +337,7 @@ def _apply(
                 event=event,
                 state=row.state,
                 attempt=row.attempt,
-                worker=row.worker,
+                worker="" if event in _NOT_BY_A_WORKER else row.worker,
                 detail=detail,
             )
         )

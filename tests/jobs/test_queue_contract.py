@@ -396,6 +396,20 @@ def test_every_step_is_an_event(database: Database, study: int) -> None:
     assert [each.at for each in history] == sorted(each.at for each in history)
 
 
+def test_what_the_operator_did_is_not_told_of_a_worker(database: Database, study: int) -> None:
+    job_id = enqueue(database, study)
+    claim(database, worker="it")
+    for operate in (jobs.cancel, jobs.requeue):
+        with database.write() as connection:
+            operate(connection, job_id)
+    with database.read() as connection:
+        assert [(each.event, each.worker, each.detail) for each in jobs.history(connection, job_id)] == [
+            (JobEvent.CLAIM, "it", ""),
+            (JobEvent.CANCEL, "", "by the operator"),
+            (JobEvent.REQUEUE, "", "by the operator"),
+        ]
+
+
 def test_an_event_without_its_commit_never_was(database: Database, study: int) -> None:
     job_id = enqueue(database, study)
 
