@@ -215,6 +215,30 @@ def data_set_of(stored: Path) -> bytes:
     return content[144 + int.from_bytes(content[140:144], "little") :]
 
 
+def run_together(*commands: Sequence[str]) -> list[str]:
+    """Run Python programs that say "ready" and wait for a line; let all go at once; return what each wrote then."""
+    running = [
+        subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for command in commands
+    ]
+    for process in running:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in running:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    said = [process.communicate(timeout=120) for process in running]
+    assert [process.returncode for process in running] == [0] * len(running), said
+    return [written for written, _ in said]
+
+
 def _in_session(pid: int, session: int) -> bool:
     try:
         return os.getsid(pid) == session

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 
 import pytest
+from running import run_together
 from sqlalchemy import Inspector, inspect, text
 
 from meddaemon.db import tables
@@ -92,20 +93,7 @@ def test_an_upgrade_of_the_newest_schema_changes_nothing(database: Database) -> 
 
 
 def test_processes_that_upgrade_at_the_same_time_all_succeed(empty_database_url: str) -> None:
-    arguments = [sys.executable, "-c", UPGRADE, empty_database_url]
-    running = [
-        subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in range(4)
-    ]
-    for process in running:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in running:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    said = [process.communicate(timeout=60)[1] for process in running]
-    assert [process.returncode for process in running] == [0] * 4, said
+    run_together(*[["-c", UPGRADE, empty_database_url]] * 4)
     database = Database(empty_database_url)
     assert database.schema_problems() == []
     database.close()

@@ -1,7 +1,5 @@
 """Completeness and admission: quiet times, generations, re-sends, conflicts, and one decision whoever asks."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from queue_samples import claim, enqueue, finish, received, register, somebody_waits, stored_objects, wait_until
+from running import run_together
 from sqlalchemy import Connection
 
 from meddaemon import pipeline
@@ -292,26 +291,8 @@ def test_processes_that_admit_at_the_same_time_decide_once(
         register(database, received(f"instance {study}", study=f"1.{study}", series=f"1.{study}.1")).study_id
         for study in range(12)
     ]
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(ADMITTING), str(configured.file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for process in running:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in running:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    said = [process.communicate(timeout=120) for process in running]
-    assert [process.returncode for process in running] == [0, 0], said
-    assert sum(int(out.splitlines()[-1]) for out, _ in said) == 12
+    said = run_together(*[[str(ADMITTING), str(configured.file)]] * 2)
+    assert sum(int(out.splitlines()[-1]) for out in said) == 12
     for study in ids:
         assert _generations(database, study) == [(1, "first"), (1, "second")]
         assert _summary(database, study).state is StudyState.COMPLETE

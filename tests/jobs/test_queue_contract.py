@@ -1,7 +1,5 @@
 """What the queue promises, on every database that it runs on."""
 
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from queue_samples import OVER, claim, enqueue, get, new_job, received, register, somebody_waits, wait_until
+from running import run_together
 from sqlalchemy import Connection
 
 from meddaemon.db import jobs
@@ -151,24 +150,8 @@ def test_a_claim_is_told_to_everybody(database: Database, study: int) -> None:
 
 def test_processes_never_claim_the_same_job(database: Database, database_url: str, study: int) -> None:
     queued = {enqueue(database, study, priority=number % 3) for number in range(30)}
-    running = [
-        subprocess.Popen(
-            [sys.executable, str(CLAIMER), database_url, f"worker {number}"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(4)
-    ]
-    for process in running:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in running:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    claims = [line for process in running for line in process.communicate(timeout=120)[0].splitlines()]
-    assert [process.returncode for process in running] == [0] * 4
+    said = run_together(*[[str(CLAIMER), database_url, f"worker {number}"] for number in range(4)])
+    claims = [line for written in said for line in written.splitlines()]
     assert sorted(claims) == sorted(f"{job_id} 1" for job_id in queued)
 
 

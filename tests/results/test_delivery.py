@@ -15,51 +15,38 @@ from meddaemon.db.deliveries import DeliveryRow
 from meddaemon.db.engine import Database
 from meddaemon.db.instances import path_of
 from meddaemon.db.results import StoredObject
-from meddaemon.domain.errors import RefusedInstance
 from meddaemon.domain.result import EncodedObject
 from meddaemon.domain.states import DeliveryState
 from meddaemon.ingest.receive import Incoming
-from meddaemon.ingest.scp import Listener, ListenerSettings
 from meddaemon.ingest.store import as_part10
 from meddaemon.results.delivery import Retry, deliver
 from meddaemon.results.dimse import RemoteEntity
 from tests.ingest.encoded import written
+from tests.system.site import Pacs
 
 RETRY = Retry(first_seconds=100, longest_seconds=250, lease_seconds=60)
 KINDS = ("SEG", "SR", "KO")
 OBJECTS = len(KINDS)
 
 
-class Pacs:
-    """Answers with these statuses, one after the other, the last one for ever; sets `stop` after the first."""
+class Answering(Pacs):
+    """A PACS that answers with these statuses, one after the other, the last for ever; sets `stop` after the first."""
 
     def __init__(self, *statuses: int, stop: threading.Event | None = None) -> None:
-        self.taken: list[str] = []
+        super().__init__()
         self._statuses = list(statuses)
         self._stop = stop
 
     def take(self, incoming: Incoming) -> None:
-        status = self._statuses.pop(0) if len(self._statuses) > 1 else self._statuses[0]
+        self.status = (self._statuses.pop(0) if len(self._statuses) > 1 else self._statuses[0]) or None
         if self._stop is not None:
             self._stop.set()
-        if status:
-            raise RefusedInstance(status, "as the test wants it")
-        self.taken.append(incoming.sop_instance_uid)
+        super().take(incoming)
 
     @contextmanager
-    def listening(self) -> Iterator[RemoteEntity]:
-        settings = ListenerSettings(
-            ae_title="PACS",
-            host="127.0.0.1",
-            port=0,
-            maximum_associations=8,
-            maximum_pdu_bytes=131_072,
-            idle_timeout_seconds=30,
-            association_timeout_seconds=10,
-            message_timeout_seconds=30,
-        )
-        with Listener(settings, self.take) as listener:
-            yield remote(port=listener.address[1])
+    def answering(self) -> Iterator[RemoteEntity]:
+        with self.listening() as port:
+            yield remote(port=port)
 
 
 def remote(host: str = "127.0.0.1", port: int = 11112) -> RemoteEntity:
@@ -142,8 +129,8 @@ def drain(database: Database, folder: Path, to: RemoteEntity, stop: threading.Ev
     ],
 )
 def test_the_answer_decides(database: Database, folder: Path, status: int, state: DeliveryState, reason: str) -> None:
-    pacs = Pacs(status, 0)
-    with pacs.listening() as to:
+    pacs = Answering(status, 0)
+    with pacs.answering() as to:
         taken = drain(database, folder, to)
     first, *others = rows(database)
     assert (first.state, first.status, first.attempt) == (state, status, 1)
@@ -154,7 +141,7 @@ def test_the_answer_decides(database: Database, folder: Path, status: int, state
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "not a host name", "127.0.0.1"])
 def test_without_an_answer_it_is_tried_again(database: Database, folder: Path, host: str) -> None:
-    with Pacs(0).listening() as gone:
+    with Answering(0).answering() as gone:
         pass
     assert drain(database, folder, remote(host, gone.port)) == 0
     assert [row.state for row in rows(database)] == [DeliveryState.RETRYABLE] * OBJECTS
@@ -165,8 +152,8 @@ def test_one_file_that_cannot_be_read_holds_up_no_other(database: Database, fold
     with database.read() as connection:
         (gone, *_) = results.objects_of(connection, 1)
     path_of(folder, gone.sha256).unlink()
-    pacs = Pacs(0)
-    with pacs.listening() as to:
+    pacs = Answering(0)
+    with pacs.answering() as to:
         assert drain(database, folder, to) == OBJECTS - 1
     first, *others = rows(database)
     assert (first.state, first.reason) == (DeliveryState.RETRYABLE, "could not send: FileNotFoundError")
@@ -175,8 +162,8 @@ def test_one_file_that_cannot_be_read_holds_up_no_other(database: Database, fold
 
 def test_a_sender_that_is_told_to_stop_gives_back_the_rest(database: Database, folder: Path) -> None:
     stop = threading.Event()
-    pacs = Pacs(0, stop=stop)
-    with pacs.listening() as to:
+    pacs = Answering(0, stop=stop)
+    with pacs.answering() as to:
         assert drain(database, folder, to, stop) == 1
         # Given back at no cost: no lease to wait for, no attempt counted.
         assert [(row.state, row.attempt) for row in rows(database)] == [
@@ -185,7 +172,7 @@ def test_a_sender_that_is_told_to_stop_gives_back_the_rest(database: Database, f
             (DeliveryState.PENDING, 0),
         ]
         assert drain(database, folder, to) == OBJECTS - 1
-    assert len(pacs.taken) == len(set(pacs.taken)) == OBJECTS
+    assert len({each.SOPInstanceUID for each in pacs.received}) == len(pacs.received) == OBJECTS
 
 
 def test_leases_are_renewed_while_others_are_sent(database: Database, folder: Path) -> None:
