@@ -85,6 +85,7 @@ def work(settings: Settings, stop: threading.Event) -> None:
                 backoff_seconds=settings.worker.backoff_seconds,
                 poll_seconds=settings.worker.poll_seconds,
                 drain_seconds=DRAIN_SECONDS,
+                model_digests=[contract.digest for contract in settings.contracts.values()],
             ),
             process=lambda job: pipeline.process(database, settings, models, staging, job),
             interrupt=models.interrupt,
@@ -131,8 +132,8 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
             if not _finished(scheduler):
                 # A peer that does not answer holds a thread that Python would wait for at exit. What it was sent
                 # stays leased in the outbox and is taken up again, under the same UID.
+                # Nor is the database asked for anything: it may be what does not answer.
                 _log.warning("left a delivery in progress: it will be repeated")
-                _withdraw(database, _name("deliver"))
                 sys.stderr.flush()
                 os._exit(0)
 
@@ -289,12 +290,12 @@ def _announced(database: Database, role: str, address: str, stop: threading.Even
     try:
         yield
     finally:
-        _withdraw(database, name)
-
-
-def _withdraw(database: Database, name: str) -> None:
-    with database.write() as connection:
-        processes.withdraw(connection, name, os.getpid())
+        try:
+            with database.write() as connection:
+                processes.withdraw(connection, name, os.getpid())
+        except DatabaseUnavailable as failure:
+            # Its silence will say the same.
+            _log.warning("cannot sign off", reason=type(failure).__name__)
 
 
 def _seen(database: Database, name: str) -> None:

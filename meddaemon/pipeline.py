@@ -6,12 +6,12 @@ outbox rows and the job's completion. Delivery drains the outbox on its own.
 
 import errno
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from meddaemon.config.settings import Settings
-from meddaemon.db import instances, jobs, results, studies
+from meddaemon.db import instances, jobs, requests, results, studies
 from meddaemon.db.engine import Connection, Database
 from meddaemon.db.instances import path_of
 from meddaemon.db.jobs import Job, NewJob
@@ -37,13 +37,16 @@ _log = log(__name__)
 
 def admit(database: Database, settings: Settings) -> int:
     """Evaluate the rules whose quiet time has passed, study by study; return how many studies were looked at."""
-    with database.read() as connection:
-        due = studies.due_ids(connection)
-    _complete_headers(database, settings, due)
     looked_at = 0
-    while _admit_one(database, settings):
-        looked_at += 1
-    return looked_at
+    while True:
+        with database.read() as connection:
+            due = studies.due_ids(connection)
+        _complete_headers(database, settings, due)
+        before = looked_at
+        while _admit_one(database, settings, due):
+            looked_at += 1
+        if looked_at == before:
+            return looked_at
 
 
 def force(
@@ -67,6 +70,7 @@ def force(
         study_id = studies.find_study(connection, wanted)
     _complete_headers(database, settings, [study_id])
     with database.write() as connection:
+        requests.lock(connection, study_id)
         summary = studies.summaries(connection, study_id=study_id)[0]
         study = _load(connection, settings, summary.id, summary.study_instance_uid, summary.generation)
         candidates = [each for each in study.series if series in {None, each.series_instance_uid}]
@@ -74,7 +78,7 @@ def force(
             raise NotFound(f"study {study.id} has no series {series}; see `meddaemon explain {study.id}`")
         chosen = max(candidates, key=lambda each: len(each.instances))
         plan = plan_by_force(settings.contracts[model], chosen)
-        # Series by series: what is forced on one does not supersede what is forced on another.
+        # Series by series: what is forced on one does not take the place of what is forced on another.
         name = f"{FORCED}{model} on {digest_of(chosen.series_instance_uid)[:12]}"
         rule = Rule(name=name, models=(model,), destinations=destinations, priority=0)
         decision = Decision(
@@ -85,17 +89,19 @@ def force(
             detail={},
             plans=(plan,),
         )
-        (job_id,) = _carry_out(connection, settings, study, rule, decision)
+        (job_id,) = _carry_out(connection, study, rule, decision, settings)
+        requests.settle(connection, study.id, study.generation, settings.kinds)
         if jobs.get(connection, job_id).state in {JobState.DISCARDED, JobState.CANCELLED}:
             jobs.requeue(connection, job_id)
     return job_id
 
 
-def _admit_one(database: Database, settings: Settings) -> bool:
+def _admit_one(database: Database, settings: Settings, among: Sequence[int]) -> bool:
     with database.write() as connection:
-        due = studies.lock_due(connection)
+        due = studies.lock_due(connection, among)
         if due is None:
             return False
+        requests.lock(connection, due.id)
         study = _load(connection, settings, due.id, due.study_instance_uid, due.generation)
         decided = studies.decided_rules(connection, due.id, due.generation)
         waiting = [rule for rule in settings.rules if rule.name not in decided]
@@ -110,10 +116,11 @@ def _admit_one(database: Database, settings: Settings) -> bool:
                 else decide(rule, study, settings.contracts)
             )
             decided[rule.name] = decision.matched
-            _carry_out(connection, settings, study, rule, decision)
-        for name in jobs.rules_of(connection, study.id) - {rule.name for rule in settings.rules}:
-            if not name.startswith(FORCED):
-                _withdraw(connection, study, name, keep=())
+            _carry_out(connection, study, rule, decision, settings)
+            requests.let_go(connection, study_id=study.id, rule=rule.name, keep={plan.model for plan in decision.plans})
+        for name in requests.rules_of(connection, study.id) - {rule.name for rule in settings.rules}:
+            requests.let_go(connection, study_id=study.id, rule=name)
+        requests.settle(connection, study.id, study.generation, settings.kinds)
         later = [quiet_seconds(rule, settings) for rule in waiting if rule.name not in decided]
         studies.wait_for(connection, due.id, min(later, default=None))
     return True
@@ -154,14 +161,8 @@ def _complete_headers(database: Database, settings: Settings, study_ids: Sequenc
                 instances.update_header(connection, instance.sha256, instance.header)
 
 
-def _withdraw(connection: Connection, study: Study, rule: str, keep: Collection[str]) -> None:
-    """Take back what a rule asked for in earlier generations and does not ask for any more."""
-    jobs.withdraw(connection, study_id=study.id, rule=rule, generation=study.generation, keep=keep)
-    results.withdraw(connection, study_id=study.id, rule=rule, generation=study.generation, keep=keep)
-
-
-def _carry_out(connection: Connection, settings: Settings, study: Study, rule: Rule, decision: Decision) -> list[int]:
-    """Queue the jobs of a decision and keep the decision; both or neither."""
+def _carry_out(connection: Connection, study: Study, rule: Rule, decision: Decision, settings: Settings) -> list[int]:
+    """Ask for the jobs of a decision and keep the decision; both or neither."""
     queued: list[int] = []
     remarks: list[str] = []
     for plan in decision.plans:
@@ -169,7 +170,7 @@ def _carry_out(connection: Connection, settings: Settings, study: Study, rule: R
         inputs = {
             key: tuple(sorted(instance.sha256 for instance in series.instances)) for key, series in plan.inputs.items()
         }
-        job_id, new = jobs.enqueue(
+        job_id, is_new = requests.ask(
             connection,
             NewJob(
                 key=_key(study, contract, inputs, plan.caveat),
@@ -179,21 +180,16 @@ def _carry_out(connection: Connection, settings: Settings, study: Study, rule: R
                 model=plan.model,
                 model_digest=contract.digest,
                 inputs=inputs,
-                destinations=rule.destinations,
                 priority=rule.priority,
                 maximum_attempts=settings.worker.maximum_attempts,
                 caveat=plan.caveat,
             ),
+            rule.destinations,
         )
-        if not new:
-            # The same work was asked for before: nothing is computed twice, but it may have to go elsewhere too.
-            results.widen(connection, job_id, settings.object_kinds(rule.destinations))
+        if not is_new:
             known = jobs.get(connection, job_id)
-            results.reassess(connection, known)
-            remarks.append(f"job {job_id} has done this work already: {known.state.value} {known.reason}".rstrip())
+            remarks.append(f"job {job_id} is this work already: {known.state.value} {known.reason}".rstrip())
         queued.append(job_id)
-    if not rule.name.startswith(FORCED):
-        _withdraw(connection, study, rule.name, keep={plan.model for plan in decision.plans})
     detail = {**decision.detail, "jobs": queued}
     studies.record_decision(
         connection,
@@ -223,7 +219,7 @@ def process(database: Database, settings: Settings, models: WarmModels, staging:
     prediction = models.predict(contract, inputs)
     started = time.monotonic()
     with database.read() as connection:
-        predecessors = results.superseded_by(connection, job)
+        predecessors = results.predecessor_objects(connection, job)
     analysis = analyse(prediction, contract, entropy=job.key)
     if job.caveat:
         reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
@@ -254,17 +250,16 @@ def process(database: Database, settings: Settings, models: WarmModels, staging:
     seconds = {**prediction.seconds, "encode": time.monotonic() - started}
     seconds = {step: round(value, 3) for step, value in seconds.items()}
     with database.write() as connection:
-        destinations = jobs.complete(connection, job)
         results.record(
             connection,
-            job,
+            jobs.complete(connection, job),
             analysis,
             stored,
             model_version=contract.version,
             series_instance_uid=prediction.series_instance_uid,
             provenance=prediction.provenance,
             seconds=seconds,
-            deliveries=settings.object_kinds(destinations),
+            kinds=settings.kinds,
         )
     _log.info("result", job=job.id, status=analysis.status.value, reason=analysis.reason, **seconds)
 
@@ -273,7 +268,7 @@ def _contract(settings: Settings, job: Job) -> ModelContract:
     contract = settings.contracts.get(job.model)
     if contract is None or contract.digest != job.model_digest:
         found = "is not configured" if contract is None else f"has digest {contract.digest[:12]} now"
-        # Not refused for good: the scheduler asks the rules again once it knows the new version.
+        # The worker claims only what it can run, so this says that something is badly wrong.
         raise ModelFailed(f"model {job.model} {found}, the job was made for digest {job.model_digest[:12]}")
     return contract
 

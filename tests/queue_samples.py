@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from meddaemon.db import instances, jobs, results
+from meddaemon.db import instances, jobs, requests, results
 from meddaemon.db.engine import Database
 from meddaemon.db.instances import Received, Registration
 from meddaemon.db.jobs import Job, NewJob
@@ -56,17 +56,23 @@ def new_job(study_id: int, **values: Any) -> NewJob:
         "model": "model",
         "model_digest": "d" * 64,
         "inputs": {"image": ("a" * 64, "b" * 64)},
-        "destinations": ("pacs",),
         "priority": 5,
         "maximum_attempts": 3,
     }
     return NewJob(study_id=study_id, **{**told, **values})
 
 
-def enqueue(database: Database, study_id: int, **values: Any) -> int:
-    """Queue work and return the job's id."""
+KINDS = dict.fromkeys(("pacs", "research", "early", "late"), ("SEG", "SR"))
+"""The destinations there are, and what each takes."""
+
+
+def enqueue(database: Database, study_id: int, *, destinations: Sequence[str] = ("pacs",), **values: Any) -> int:
+    """Ask for work as a rule does and return the job's id; where no rule is said, each time by another one."""
+    new = new_job(study_id, **{"rule": f"rule {next(_serial)}", **values})
     with database.write() as connection:
-        job_id, _ = jobs.enqueue(connection, new_job(study_id, **values))
+        requests.lock(connection, study_id)
+        job_id, _ = requests.ask(connection, new, destinations)
+        requests.settle(connection, study_id, new.generation, KINDS)
     return job_id
 
 
@@ -131,18 +137,15 @@ def stored_objects(job: Job, kinds: Sequence[str] = ("SEG", "SR")) -> list[Store
 
 
 def finish(
-    connection: Connection,
-    job: Job,
-    *,
-    kinds: Mapping[str, Sequence[str]] | None = None,
-    value: float = 1400.0,
+    connection: Connection, job: Job, *, kinds: Mapping[str, Sequence[str]] | None = None, value: float = 1400.0
 ) -> int:
     """Complete a job with a result in the caller's transaction, as `pipeline.process` does; return the result's id."""
-    destinations = jobs.complete(connection, job)
-    return record(connection, job, {name: (kinds or {}).get(name, ("SEG", "SR")) for name in destinations}, value=value)
+    return record(connection, jobs.complete(connection, job), kinds=kinds, value=value)
 
 
-def record(connection: Connection, job: Job, deliveries: Mapping[str, Sequence[str]], *, value: float = 1400.0) -> int:
+def record(
+    connection: Connection, job: Job, *, kinds: Mapping[str, Sequence[str]] | None = None, value: float = 1400.0
+) -> int:
     return results.record(
         connection,
         job,
@@ -152,7 +155,7 @@ def record(connection: Connection, job: Job, deliveries: Mapping[str, Sequence[s
         series_instance_uid="1.2.3.1",
         provenance={"device": "cpu"},
         seconds={"predict": 1.0},
-        deliveries=deliveries,
+        kinds={**KINDS, **(kinds or {})},
     )
 
 

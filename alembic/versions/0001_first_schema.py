@@ -91,7 +91,7 @@ def upgrade() -> None:
         sa.Column("model", sa.String(length=100), nullable=False),
         sa.Column("model_digest", sa.String(length=64), nullable=False),
         sa.Column("inputs", sa.JSON(), nullable=False),
-        sa.Column("destinations", sa.JSON(), nullable=False),
+        sa.Column("replaces", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("caveat", sa.Text(), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
@@ -105,6 +105,7 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("finished_at", sa.Double(), nullable=True),
         sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_job_study_id"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["replaces"], ["job.id"], name=op.f("fk_job_replaces"), ondelete="SET NULL"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_job")),
         sa.UniqueConstraint("key", name=op.f("uq_job_key")),
     )
@@ -116,6 +117,7 @@ def upgrade() -> None:
             sqlite_where=sa.text("state = 'executing'"),
             postgresql_where=sa.text("state = 'executing'"),
         )
+        batch_op.create_index(batch_op.f("ix_job_replaces"), ["replaces"], unique=False)
         batch_op.create_index(batch_op.f("ix_job_study_id"), ["study_id"], unique=False)
         batch_op.create_index(
             "ix_job_waiting",
@@ -177,11 +179,27 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_job_event_job_id"), ["job_id"], unique=False)
 
     op.create_table(
+        "request",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("rule", sa.String(length=100), nullable=False),
+        sa.Column("model", sa.String(length=100), nullable=False),
+        sa.Column("job_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("generation", sa.Integer(), nullable=False),
+        sa.Column("destinations", sa.JSON(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["job.id"], name=op.f("fk_request_job_id"), ondelete="CASCADE"),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_request_study_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_request")),
+        sa.UniqueConstraint("study_id", "rule", "model", name=op.f("uq_request_study_id_rule_model")),
+    )
+    with op.batch_alter_table("request", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_request_job_id"), ["job_id"], unique=False)
+
+    op.create_table(
         "result",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("job_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("generation", sa.Integer(), nullable=False),
         sa.Column("model", sa.String(length=100), nullable=False),
         sa.Column("model_version", sa.String(length=64), nullable=False),
         sa.Column("model_digest", sa.String(length=64), nullable=False),
@@ -191,13 +209,8 @@ def upgrade() -> None:
         sa.Column("provenance", sa.JSON(), nullable=False),
         sa.Column("seconds", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
-        sa.Column("superseded_by", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
-        sa.Column("withdrawn", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.ForeignKeyConstraint(["job_id"], ["job.id"], name=op.f("fk_result_job_id"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_result_study_id"), ondelete="CASCADE"),
-        sa.ForeignKeyConstraint(
-            ["superseded_by"], ["result.id"], name=op.f("fk_result_superseded_by"), ondelete="SET NULL"
-        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_result")),
         sa.UniqueConstraint("job_id", name=op.f("uq_result_job_id")),
     )
@@ -258,6 +271,7 @@ def upgrade() -> None:
         sa.Column("lease_expires_at", sa.Double(), nullable=True),
         sa.Column("status", sa.Integer(), nullable=True),
         sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("wanted", sa.Boolean(), server_default=sa.true(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("sent_at", sa.Double(), nullable=True),
         sa.ForeignKeyConstraint(
@@ -343,6 +357,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_result_created_at"))
 
     op.drop_table("result")
+    with op.batch_alter_table("request", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_request_job_id"))
+
+    op.drop_table("request")
     with op.batch_alter_table("job_event", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_job_event_job_id"))
 
@@ -360,6 +378,7 @@ def downgrade() -> None:
             postgresql_where=sa.text("state IN ('available', 'retryable')"),
         )
         batch_op.drop_index(batch_op.f("ix_job_study_id"))
+        batch_op.drop_index(batch_op.f("ix_job_replaces"))
         batch_op.drop_index(
             "ix_job_executing",
             sqlite_where=sa.text("state = 'executing'"),

@@ -17,7 +17,7 @@ from meddaemon.cli.explain import explain as explanation
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.config.settings import Settings, load
 from meddaemon.db import deliveries as outbox
-from meddaemon.db import history, jobs, results, studies
+from meddaemon.db import history, jobs, requests, results, studies
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.domain.errors import InvalidConfiguration, MeddaemonError, RefusedInstance
 from meddaemon.domain.states import JobState
@@ -265,7 +265,7 @@ def results_(
     since: Annotated[datetime | None, typer.Option(help="Only results made at or after this local time.")] = None,
     until: Annotated[datetime | None, typer.Option(help="Only results made before this local time.")] = None,
     study: Annotated[str | None, typer.Option(help="Only of this study.")] = None,
-    superseded: Annotated[bool, typer.Option("--superseded", help="Also what a later run superseded.")] = False,
+    superseded: Annotated[bool, typer.Option("--superseded", help="Also what is superseded or withdrawn.")] = False,
     output: Output = Format.TABLE,
     limit: Limit = 1000,
     config: Config = None,
@@ -331,16 +331,19 @@ def jobs_show(job: int, config: Config = None) -> None:
     with _reading(config) as connection:
         row = jobs.get(connection, job)
         events = jobs.history(connection, job)
+        destinations = requests.destinations_of(connection, job)
     typer.echo(
         f"job {row.id}: {row.model} on study {row.study_id} (generation {row.generation}) for rule {row.rule!r}\n"
         f"  {row.state.value}, attempt {row.attempt} of {row.maximum_attempts}, priority {row.priority}"
         + (f"\n  {shown(row.reason)}" if row.reason else "")
+        + (f"\n  its result goes to {', '.join(destinations)}" if destinations else "")
     )
     for key, digests in row.inputs.items():
         typer.echo(f"  input {key}: {len(digests)} instances")
     for event in events:
+        by = f" by {event.worker}" if event.worker else ""
         detail = f": {shown(event.detail)}" if event.detail else ""
-        typer.echo(f"  {shown(event.at)} {event.event.value} -> {event.state.value} by {event.worker}{detail}")
+        typer.echo(f"  {shown(event.at)} {event.event.value} -> {event.state.value}{by}{detail}")
 
 
 @jobs_app.command("requeue")

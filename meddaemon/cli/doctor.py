@@ -81,6 +81,7 @@ def _state(settings: Settings, database: Database) -> Iterator[Check]:
         running = processes.listing(connection)
         counts = instances.counts(connection)
         job_counts = jobs.state_counts(connection)
+        waiting = jobs.waiting_models(connection)
         delivery_counts = deliveries.state_counts(connection)
     for process in running:
         silent = process.silent_for > 4 * SIGN_OF_LIFE_SECONDS
@@ -94,6 +95,13 @@ def _state(settings: Settings, database: Database) -> Iterator[Check]:
     yield Check(what="instances", well=None if troubles else True, said=said)
     said = ", ".join(f"{count} {state}" for state, count in sorted(job_counts.items())) or "none"
     yield Check(what="jobs", well=None if job_counts.get(JobState.DISCARDED) else True, said=said)
+    digests = {name: contract.digest for name, contract in settings.contracts.items()}
+    for (model, digest), count in sorted(waiting.items()):
+        if digests.get(model) != digest:
+            said = (
+                f"{count} wait for a version that is not configured: restart `meddaemon deliver` to ask the rules again"
+            )
+            yield Check(what=f"jobs of model {model}", well=False, said=said)
     for (destination, state), count in sorted(delivery_counts.items()):
         if destination not in {each.name for each in settings.destinations} and state is not DeliveryState.SENT:
             yield Check(

@@ -132,9 +132,9 @@ def _jobs(connection: Connection, study_id: int) -> Iterator[str]:
 
 def _results(connection: Connection, study_id: int) -> Iterator[str]:
     for head in results.heads(connection, study_id=study_id):
-        ended = f", superseded by result {head.superseded_by}" if head.superseded_by else ""
-        if head.withdrawn:
-            ended = ", withdrawn: its rule does not ask for it any more"
+        ended = "" if head.current else ", withdrawn: nobody asks for it any more"
+        if head.successor is not None:
+            ended = f", superseded by job {head.successor}"
         yield f"  result {head.id} of job {head.job_id}: {head.model} {head.model_version}, {head.status}{ended}"
         if head.reason:
             yield f"    {shown(head.reason)}"
@@ -147,4 +147,5 @@ def _results(connection: Connection, study_id: int) -> Iterator[str]:
         for sent in deliveries.listing(connection, result_ids=[head.id]):
             status = f", status {sent.status:04X}H" if sent.status is not None else ""
             reason = f": {shown(sent.reason)}" if sent.reason else ""
-            yield f"    {sent.kind} to {sent.destination}: {sent.state.value}, {sent.attempt} attempts{status}{reason}"
+            state = sent.state.value if sent.wanted or sent.sent_at else "not to be sent any more"
+            yield f"    {sent.kind} to {sent.destination}: {state}, {sent.attempt} attempts{status}{reason}"

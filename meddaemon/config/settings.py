@@ -220,10 +220,10 @@ class Settings:
         own = [rule.quiet_seconds for rule in self.rules if rule.quiet_seconds is not None]
         return min((*own, self.completeness.quiet_seconds))
 
-    def object_kinds(self, destinations: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        """Return the kinds of result object that each of these destinations takes; unknown names are left out."""
-        known = {each.name: each.objects for each in self.destinations}
-        return {name: known[name] for name in destinations if name in known}
+    @property
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        """The kinds of result object that each destination takes."""
+        return {each.name: each.objects for each in self.destinations}
 
     def destination(self, name: str) -> DestinationSettings:
         """Return the destination of that name; rules name only those that exist."""

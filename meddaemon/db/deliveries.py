@@ -1,10 +1,10 @@
 """The outbox: one row for each object and destination, drained apart from the jobs that filled it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, func, select, update
+from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, true, update
 
 from meddaemon.db import tables
 from meddaemon.db.clock import after, now
@@ -41,8 +41,58 @@ class DeliveryRow:
     attempt: int
     status: int | None
     reason: str
+    wanted: bool
     available_at: datetime
     sent_at: datetime | None
+
+
+def post(
+    connection: Connection,
+    result_id: int,
+    *,
+    destinations: Collection[str],
+    kinds: Mapping[str, Sequence[str]],
+    priority: int,
+) -> None:
+    """Put each object of a result into the outbox, for every destination that takes its kind and lacks it.
+
+    `kinds` maps the destinations there are to the kinds of object that they take; one that is not there any more
+    gets nothing.
+    """
+    objects = connection.execute(
+        select(_object.c.id, _object.c.kind).where(_object.c.result_id == result_id).order_by(_object.c.id)
+    ).all()
+    for object_id, kind in objects:
+        there = select(_delivery.c.destination).where(_delivery.c.result_object_id == object_id)
+        known = set(connection.execute(there).scalars())
+        for destination in destinations:
+            if kind in kinds.get(destination, ()) and destination not in known:
+                connection.execute(
+                    insert(_delivery).values(
+                        result_object_id=object_id,
+                        destination=destination,
+                        priority=priority,
+                        state=DeliveryState.PENDING,
+                        attempt=0,
+                        available_at=now(),
+                        fence=0,
+                        reason="",
+                        created_at=now(),
+                    )
+                )
+
+
+def keep_wanted(connection: Connection, destinations: Mapping[int, Collection[str]]) -> None:
+    """Let what is not sent yet of these results (by id) go to the destinations given for each, and to no other."""
+    rows = connection.execute(
+        select(_delivery.c.id, _delivery.c.destination, _delivery.c.wanted, _object.c.result_id)
+        .join(_object, _object.c.id == _delivery.c.result_object_id)
+        .where(_object.c.result_id.in_(destinations), _delivery.c.state != DeliveryState.SENT)
+        .order_by(_delivery.c.id)
+    ).all()
+    for delivery_id, destination, wanted, result_id in rows:
+        if wanted != (destination in destinations[result_id]):
+            connection.execute(update(_delivery).where(_delivery.c.id == delivery_id).values(wanted=not wanted))
 
 
 def claim(connection: Connection, *, destination: str, lease_seconds: float, limit: int = 20) -> list[Delivery]:
@@ -59,6 +109,7 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
                 tables.delivery_unsent,
                 _delivery.c.state.in_(delivery_sources(DeliveryEvent.CLAIM)),
                 _delivery.c.available_at <= now(),
+                _delivery.c.wanted == true(),
             )
             .order_by(_delivery.c.priority, _delivery.c.id)
             .limit(limit)
@@ -116,18 +167,23 @@ def refuse(connection: Connection, delivery: Delivery, *, status: int | None, re
     _apply(connection, DeliveryEvent.REFUSE, delivery, status=status, reason=reason)
 
 
-def renew(connection: Connection, waiting: Sequence[Delivery], *, lease_seconds: float) -> None:
-    """Extend the leases of what is claimed and has not been sent yet; what another sender took stays its own."""
-    for delivery in waiting:
-        connection.execute(
+def renew(connection: Connection, waiting: Iterable[Delivery], *, lease_seconds: float) -> set[int]:
+    """Extend the leases of what is claimed and has not been sent yet; return what is still to be sent.
+
+    Left out is what another sender took over meanwhile, and what is not wanted any more.
+    """
+    still = set()
+    # In the order in which `keep_wanted` takes them: neither waits for a row while the other waits for its own.
+    for delivery in sorted(waiting, key=lambda each: each.id):
+        row = connection.execute(
             update(_delivery)
-            .where(
-                _delivery.c.id == delivery.id,
-                _delivery.c.fence == delivery.fence,
-                _delivery.c.state == DeliveryState.SENDING,
-            )
+            .where(*_held(delivery), _delivery.c.state == DeliveryState.SENDING, _delivery.c.wanted == true())
             .values(lease_expires_at=after(lease_seconds))
-        )
+            .returning(_delivery.c.id)
+        ).first()
+        if row is not None:
+            still.add(delivery.id)
+    return still
 
 
 def release(connection: Connection, delivery: Delivery) -> None:
@@ -139,12 +195,16 @@ def requeue(connection: Connection, delivery_id: int) -> None:
     """Send a held or waiting delivery again at once. Raises NotFound."""
     row = connection.execute(
         update(_delivery)
-        .where(_delivery.c.id == delivery_id, _delivery.c.state.in_(delivery_sources(DeliveryEvent.REQUEUE)))
+        .where(
+            _delivery.c.id == delivery_id,
+            _delivery.c.state.in_(delivery_sources(DeliveryEvent.REQUEUE)),
+            _delivery.c.wanted == true(),
+        )
         .values(state=delivery_target(DeliveryEvent.REQUEUE), available_at=now(), attempt=0)
         .returning(_delivery.c.id)
     ).first()
     if row is None:
-        raise NotFound(f"no delivery {delivery_id} that is held or waits for another attempt")
+        raise NotFound(f"no delivery {delivery_id} of a current result that is held or waits for another attempt")
 
 
 def listing(connection: Connection, *, result_ids: Sequence[int] | None = None, limit: int = 1000) -> list[DeliveryRow]:
@@ -167,6 +227,7 @@ def listing(connection: Connection, *, result_ids: Sequence[int] | None = None, 
             attempt=row.attempt,
             status=row.status,
             reason=row.reason,
+            wanted=row.wanted,
             available_at=row.available_at,
             sent_at=row.sent_at,
         )
@@ -175,37 +236,50 @@ def listing(connection: Connection, *, result_ids: Sequence[int] | None = None, 
 
 
 def state_counts(connection: Connection) -> dict[tuple[str, DeliveryState], int]:
-    """Return how many deliveries each destination has in each state."""
+    """Return how many deliveries each destination has in each state, without those that are not wanted any more."""
     rows = connection.execute(
-        select(_delivery.c.destination, _delivery.c.state, func.count()).group_by(
-            _delivery.c.destination, _delivery.c.state
-        )
+        select(_delivery.c.destination, _delivery.c.state, func.count())
+        .where(or_(_delivery.c.wanted == true(), _delivery.c.state == DeliveryState.SENT))
+        .group_by(_delivery.c.destination, _delivery.c.state)
     )
     return {(destination, DeliveryState(state)): count for destination, state, count in rows}
 
 
 def _expire(connection: Connection, destination: str) -> None:
-    connection.execute(
-        update(_delivery)
-        .where(
-            _delivery.c.destination == destination,
-            tables.delivery_unsent,
-            _delivery.c.state == DeliveryState.SENDING,
-            _delivery.c.lease_expires_at < now(),
+    over = (
+        connection.execute(
+            select(_delivery.c.id)
+            .where(
+                _delivery.c.destination == destination,
+                tables.delivery_unsent,
+                _delivery.c.state == DeliveryState.SENDING,
+                _delivery.c.lease_expires_at < now(),
+            )
+            .with_for_update(skip_locked=True, key_share=True)
         )
-        .values(
-            state=delivery_target(DeliveryEvent.EXPIRE),
-            available_at=now(),
-            reason="the sender stopped before it recorded an answer",
-        )
+        .scalars()
+        .all()
     )
+    if over:
+        connection.execute(
+            update(_delivery)
+            .where(_delivery.c.id.in_(over))
+            .values(
+                state=delivery_target(DeliveryEvent.EXPIRE),
+                available_at=now(),
+                reason="the sender stopped before it recorded an answer",
+            )
+        )
+
+
+def _held(delivery: Delivery) -> tuple[ColumnElement[bool], ...]:
+    return (_delivery.c.id == delivery.id, _delivery.c.fence == delivery.fence)
 
 
 def _apply(connection: Connection, event: DeliveryEvent, delivery: Delivery, **values: object) -> None:
-    held: tuple[ColumnElement[bool], ...] = (_delivery.c.id == delivery.id, _delivery.c.fence == delivery.fence)
     row = connection.execute(
         update(_delivery)
-        .where(*held, _delivery.c.state.in_(delivery_sources(event)))
+        .where(*_held(delivery), _delivery.c.state.in_(delivery_sources(event)))
         .values(state=delivery_target(event), lease_expires_at=None, **values)
         .returning(_delivery.c.id)
     ).first()

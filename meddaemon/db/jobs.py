@@ -9,24 +9,30 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, Row, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, select, update
 
 from meddaemon.db import tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.insertion import insert_unless_there
 from meddaemon.domain.errors import LeaseLost, NotFound
-from meddaemon.domain.rules import FORCED
 from meddaemon.domain.states import JobEvent, JobState, sources, target
 
 _job = tables.job
 
-SUPERSEDED = "superseded by generation"
-"""Begins the reason of a job that was cancelled because other work took its place."""
+is_unfinished = _job.c.state.in_(sources(JobEvent.CANCEL))
+"""Holds for jobs that wait or run."""
+
+_OUTDATED = "not asked for any more since generation"
+was_outdated = and_(_job.c.state == JobState.CANCELLED, _job.c.reason.startswith(_OUTDATED))
+"""Holds for jobs that were cancelled because nobody asked for them any more."""
 
 LONGEST_BACKOFF_SECONDS = 3600.0
 
 _NOT_BY_A_WORKER = frozenset({JobEvent.EXPIRE, JobEvent.CANCEL, JobEvent.REQUEUE})
 """Events that somebody else causes than the worker that had the job last."""
+
+_AFRESH = {"attempt": 0, "available_at": now(), "finished_at": None, "reason": ""}
+"""What a job that is queued again begins with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +50,6 @@ class NewJob:
     model: str
     model_digest: str
     inputs: Mapping[str, tuple[str, ...]]
-    destinations: tuple[str, ...]
     priority: int
     maximum_attempts: int
     caveat: str = ""
@@ -62,7 +67,7 @@ class Job:
     model: str
     model_digest: str
     inputs: Mapping[str, tuple[str, ...]]
-    destinations: tuple[str, ...]
+    replaces: int | None
     caveat: str
     priority: int
     state: JobState
@@ -91,8 +96,7 @@ class JobHistory:
 def enqueue(connection: Connection, new: NewJob) -> tuple[int, bool]:
     """Queue the job unless the same work was queued before; return its id and whether it is new.
 
-    Work that an earlier generation queued belongs to this one from now on. Work of the same rule and model on an
-    earlier generation that is not finished is cancelled: its inputs are stale.
+    Work that an earlier generation queued belongs to this one from now on.
     """
     job_id = insert_unless_there(
         connection,
@@ -105,7 +109,6 @@ def enqueue(connection: Connection, new: NewJob) -> tuple[int, bool]:
             "model": new.model,
             "model_digest": new.model_digest,
             "inputs": {key: list(value) for key, value in new.inputs.items()},
-            "destinations": list(new.destinations),
             "caveat": new.caveat,
             "priority": new.priority,
             "state": JobState.AVAILABLE,
@@ -118,74 +121,52 @@ def enqueue(connection: Connection, new: NewJob) -> tuple[int, bool]:
             "created_at": now(),
         },
     )
-    is_new = job_id is not None
-    if job_id is None:
-        job_id = connection.execute(select(_job.c.id).where(_job.c.key == new.key)).scalar_one()
-        _adopt(connection, job_id, new)
-    _cancel_stale(connection, new.study_id, new.rule, new.generation, _job.c.model == new.model)
-    return job_id, is_new
-
-
-def _adopt(connection: Connection, job_id: int, new: NewJob) -> None:
-    """Let a job of an earlier generation count as asked for by this one; run it where it was only superseded."""
-    # What an operator forces stays with the rule that asked for it first.
-    rule = {} if new.rule.startswith(FORCED) else {"rule": new.rule}
-    adopted = connection.execute(
-        update(_job)
-        .where(_job.c.id == job_id, _job.c.generation < new.generation)
-        .values(generation=new.generation, **rule)
+    if job_id is not None:
+        return job_id, True
+    job_id = connection.execute(select(_job.c.id).where(_job.c.key == new.key)).scalar_one()
+    connection.execute(
+        update(_job).where(_job.c.id == job_id, _job.c.generation < new.generation).values(generation=new.generation)
     )
-    if adopted.rowcount:
-        _apply(
-            connection,
-            JobEvent.REQUEUE,
-            _job.c.id == job_id,
-            _job.c.state == JobState.CANCELLED,
-            _job.c.reason.startswith(SUPERSEDED),
-            attempt=0,
-            available_at=now(),
-            finished_at=None,
-            reason="",
-            detail=f"asked for again by generation {new.generation}",
-        )
+    return job_id, False
 
 
-def withdraw(connection: Connection, *, study_id: int, rule: str, generation: int, keep: Collection[str] = ()) -> None:
-    """Cancel what a rule asked for in earlier generations and does not any more; `keep` are models it still runs."""
-    _cancel_stale(connection, study_id, rule, generation, _job.c.model.not_in(keep))
+def replace(connection: Connection, former: int, *, by: int) -> None:
+    """Note that a job takes the place of another; of one without a result, the place of what that one replaced."""
+    result = tables.result
+    has_result = connection.execute(select(result.c.id).where(result.c.job_id == former)).first() is not None
+    predecessor = former if has_result else get(connection, former).replaces
+    if predecessor not in {None, by}:
+        connection.execute(update(_job).where(_job.c.id == by).values(replaces=predecessor))
 
 
-def rules_of(connection: Connection, study_id: int) -> set[str]:
-    """Return the rules that have jobs on a study."""
-    return set(connection.execute(select(_job.c.rule).distinct().where(_job.c.study_id == study_id)).scalars())
+def cancel_outdated(connection: Connection, job_id: int, generation: int) -> None:
+    """Cancel a job that nobody asks for any more since this generation."""
+    reason = f"{_OUTDATED} {generation}"
+    _apply(connection, JobEvent.CANCEL, _job.c.id == job_id, finished_at=now(), reason=reason, detail=reason)
 
 
-def _cancel_stale(
-    connection: Connection, study_id: int, rule: str, generation: int, which: ColumnElement[bool]
-) -> None:
-    reason = f"{SUPERSEDED} {generation}"
-    stale = connection.execute(
-        select(_job.c.id).where(
-            _job.c.study_id == study_id,
-            _job.c.rule == rule,
-            _job.c.generation < generation,
-            _job.c.state.in_(sources(JobEvent.CANCEL)),
-            which,
-        )
-    ).scalars()
-    for job_id in stale.all():
-        _apply(connection, JobEvent.CANCEL, _job.c.id == job_id, finished_at=now(), reason=reason, detail=reason)
+def revive(connection: Connection, job_id: int, generation: int) -> None:
+    """Make a job available again that was cancelled because nobody asked for it."""
+    detail = f"asked for again by generation {generation}"
+    _apply(connection, JobEvent.REQUEUE, _job.c.id == job_id, was_outdated, **_AFRESH, detail=detail)
 
 
-def claim(connection: Connection, *, worker: str, lease_seconds: float) -> Job | None:
+def claim(
+    connection: Connection, *, worker: str, lease_seconds: float, model_digests: Collection[str] | None = None
+) -> Job | None:
     """Take the most urgent waiting job, oldest first, and lease it; None when nothing waits.
 
-    What a dead worker left behind is taken back first.
+    `model_digests` are the models that the worker has, exactly as jobs name them; None is every model. What a dead
+    worker left behind is taken back first.
     """
     expire(connection)
     candidate = connection.execute(
         select(_job.c.id)
-        .where(tables.job_waiting, _job.c.available_at <= now())
+        .where(
+            tables.job_waiting,
+            _job.c.available_at <= now(),
+            *(() if model_digests is None else (_job.c.model_digest.in_(model_digests),)),
+        )
         .order_by(_job.c.priority, _job.c.id)
         .limit(1)
         .with_for_update(skip_locked=True, key_share=True)
@@ -213,13 +194,15 @@ def renew(connection: Connection, job: Job, *, lease_seconds: float) -> None:
         raise LeaseLost(f"job {job.id}: the lease of attempt {job.attempt} is over")
 
 
-def complete(connection: Connection, job: Job) -> tuple[str, ...]:
-    """Finish the job, in the transaction that writes its result; return its destinations, which may have grown.
+def complete(connection: Connection, job: Job) -> Job:
+    """Finish the job, in the transaction that writes its result; return it as it stands now. Raises LeaseLost."""
+    return _as_job(_require(_apply(connection, JobEvent.COMPLETE, *_held(job), finished_at=now(), reason=""), job))
 
-    Raises LeaseLost.
-    """
-    row = _require(_apply(connection, JobEvent.COMPLETE, *_held(job), finished_at=now(), reason=""), job)
-    return tuple(row.destinations)
+
+def is_completed(connection: Connection, job: Job) -> bool:
+    """Return whether this very claim of the job has completed it."""
+    found = get(connection, job.id)
+    return found.state is JobState.COMPLETED and found.fence == job.fence
 
 
 def fail(connection: Connection, job: Job, reason: str, *, backoff_seconds: float) -> JobState:
@@ -270,7 +253,7 @@ def cancel(connection: Connection, job_id: int) -> None:
 
 def requeue(connection: Connection, job_id: int) -> None:
     """Make a discarded, cancelled or waiting job available at once, with fresh attempts. Raises NotFound."""
-    _operate(connection, JobEvent.REQUEUE, job_id, attempt=0, available_at=now(), finished_at=None, reason="")
+    _operate(connection, JobEvent.REQUEUE, job_id, **_AFRESH)
 
 
 def get(connection: Connection, job_id: int) -> Job:
@@ -307,6 +290,16 @@ def history(connection: Connection, job_id: int) -> list[JobHistory]:
         )
         for row in connection.execute(select(event).where(event.c.job_id == job_id).order_by(event.c.id))
     ]
+
+
+def waiting_models(connection: Connection) -> dict[tuple[str, str], int]:
+    """Return how many jobs wait for each model, by its name and digest."""
+    rows = connection.execute(
+        select(_job.c.model, _job.c.model_digest, func.count())
+        .where(tables.job_waiting)
+        .group_by(_job.c.model, _job.c.model_digest)
+    )
+    return {(model, digest): count for model, digest, count in rows}
 
 
 def state_counts(connection: Connection) -> dict[JobState, int]:
@@ -366,7 +359,7 @@ def _as_job(row: Row[tuple[object, ...]]) -> Job:
         model=row.model,
         model_digest=row.model_digest,
         inputs={key: tuple(value) for key, value in row.inputs.items()},
-        destinations=tuple(row.destinations),
+        replaces=row.replaces,
         caveat=row.caveat,
         priority=row.priority,
         state=JobState(row.state),

@@ -1,22 +1,19 @@
 """Results as typed rows: findings, segments and measurements, and the objects and deliveries that carry them."""
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, Row, false, func, insert, or_, select, update
+from sqlalchemy import Connection, Row, func, insert, not_, or_, select
 
-from meddaemon.db import tables
+from meddaemon.db import deliveries, requests, tables
 from meddaemon.db.clock import now
 from meddaemon.db.jobs import Job
+from meddaemon.db.requests import is_asked_for
 from meddaemon.domain.result import Analysis, EncodedObject, ResultStatus
-from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
 
-_result, _study = tables.result, tables.study
-
-_BEFORE_SENT = "before it was sent"
-"""Ends the reason of a delivery that is held because another result took the place of this one."""
+_job, _result, _study = tables.job, tables.result, tables.study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +79,10 @@ class ResultHead:
     model: str
     model_version: str
     created_at: datetime
-    superseded_by: int | None
-    withdrawn: bool
+    current: bool
+    """Whether anybody asks for it, in the latest generation."""
+    successor: int | None
+    """The job that takes its place."""
     seconds: Mapping[str, float]
     provenance: Mapping[str, str]
 
@@ -98,22 +97,18 @@ def record(
     series_instance_uid: str,
     provenance: Mapping[str, str],
     seconds: Mapping[str, float],
-    deliveries: Mapping[str, Sequence[str]],
+    kinds: Mapping[str, Sequence[str]],
 ) -> int:
-    """Write a result with its findings, objects and outbox rows; the one of the latest generation counts.
+    """Write a result with its findings, objects and outbox rows, in the transaction that completes the job.
 
-    It supersedes results of the same work on earlier generations, and is superseded at once where a later one is
-    there (a stale job that an operator requeued).
-
-    `deliveries` maps a destination to the kinds of object that it takes. To be called in the transaction that
-    completes the job.
+    `kinds` maps each destination to the kinds of object that it takes. A job that nobody asks for any more (outdated,
+    and requeued by an operator) posts nothing.
     """
     result_id = connection.execute(
         insert(_result)
         .values(
             job_id=job.id,
             study_id=job.study_id,
-            generation=job.generation,
             model=job.model,
             model_version=model_version,
             model_digest=job.model_digest,
@@ -126,88 +121,12 @@ def record(
         )
         .returning(_result.c.id)
     ).scalar_one()
-    is_current = _take_over(connection, result_id, job)
     _record_findings(connection, result_id, analysis)
     for stored in objects:
         _record_object(connection, result_id, stored)
-    if is_current:
-        _post(connection, result_id, job.priority, deliveries)
+    destinations = requests.destinations_of(connection, job.id)
+    deliveries.post(connection, result_id, destinations=destinations, kinds=kinds, priority=job.priority)
     return int(result_id)
-
-
-def reassess(connection: Connection, job: Job) -> None:
-    """Let the result of a job that is asked for again, if there is one, count as that of its new generation."""
-    result_id = connection.execute(
-        update(_result)
-        .where(_result.c.job_id == job.id)
-        .values(generation=job.generation, superseded_by=None, withdrawn=False)
-        .returning(_result.c.id)
-    ).scalar()
-    if result_id is not None and _take_over(connection, result_id, job):
-        _release(connection, result_id)
-
-
-def withdraw(connection: Connection, *, study_id: int, rule: str, generation: int, keep: Collection[str] = ()) -> None:
-    """Mark results that a rule asked for in earlier generations and does not any more, and hold their deliveries."""
-    withdrawn = connection.execute(
-        update(_result)
-        .where(
-            _result.c.study_id == study_id,
-            _result.c.generation < generation,
-            _result.c.model.not_in(keep),
-            _result.c.superseded_by.is_(None),
-            _result.c.job_id.in_(select(tables.job.c.id).where(tables.job.c.rule == rule)),
-        )
-        .values(withdrawn=True)
-        .returning(_result.c.id)
-    ).scalars()
-    _hold(connection, withdrawn.all(), f"withdrawn by generation {generation}, {_BEFORE_SENT}")
-
-
-def _take_over(connection: Connection, result_id: int, job: Job) -> bool:
-    """Supersede the results of the same work on earlier generations; return whether this one is the latest itself."""
-    superseded = connection.execute(
-        update(_result)
-        .where(_result.c.superseded_by.is_(None), *_same_work(job), _result.c.generation < job.generation)
-        .values(superseded_by=result_id)
-        .returning(_result.c.id)
-    ).scalars()
-    _hold(connection, superseded.all(), f"superseded by result {result_id}, {_BEFORE_SENT}")
-    later = connection.execute(
-        select(func.max(_result.c.id)).where(*_same_work(job), _result.c.generation > job.generation)
-    ).scalar()
-    if later is not None:
-        connection.execute(update(_result).where(_result.c.id == result_id).values(superseded_by=later))
-    return later is None
-
-
-def _hold(connection: Connection, result_ids: Sequence[int], reason: str) -> None:
-    """Keep what was not sent yet of these results from being sent after its successor."""
-    delivery = tables.delivery
-    objects = select(tables.result_object.c.id).where(tables.result_object.c.result_id.in_(result_ids))
-    connection.execute(
-        update(delivery)
-        .where(
-            delivery.c.result_object_id.in_(objects),
-            delivery.c.state.in_(delivery_sources(DeliveryEvent.SUPERSEDE)),
-        )
-        .values(state=delivery_target(DeliveryEvent.SUPERSEDE), reason=reason)
-    )
-
-
-def _release(connection: Connection, result_id: int) -> None:
-    """Let go what was held because another result had taken the place of this one, which counts again."""
-    delivery = tables.delivery
-    objects = select(tables.result_object.c.id).where(tables.result_object.c.result_id == result_id)
-    connection.execute(
-        update(delivery)
-        .where(
-            delivery.c.result_object_id.in_(objects),
-            delivery.c.state == DeliveryState.HELD,
-            delivery.c.reason.endswith(_BEFORE_SENT),
-        )
-        .values(state=delivery_target(DeliveryEvent.REQUEUE), reason="", available_at=now())
-    )
 
 
 def _record_findings(connection: Connection, result_id: int, analysis: Analysis) -> None:
@@ -272,62 +191,17 @@ def _record_object(connection: Connection, result_id: int, stored: StoredObject)
     )
 
 
-def _post(connection: Connection, result_id: int, priority: int, deliveries: Mapping[str, Sequence[str]]) -> None:
-    """Put each object of a result into the outbox, for every destination that takes its kind and lacks it."""
-    for row in objects_of(connection, result_id):
-        there = connection.execute(
-            select(tables.delivery.c.destination).where(tables.delivery.c.result_object_id == row.id)
-        ).scalars()
-        known = set(there)
-        for destination, kinds in deliveries.items():
-            if row.kind in kinds and destination not in known:
-                connection.execute(
-                    insert(tables.delivery).values(
-                        result_object_id=row.id,
-                        destination=destination,
-                        priority=priority,
-                        state=DeliveryState.PENDING,
-                        attempt=0,
-                        available_at=now(),
-                        fence=0,
-                        reason="",
-                        created_at=now(),
-                    )
-                )
-
-
-def widen(connection: Connection, job_id: int, deliveries: Mapping[str, Sequence[str]]) -> None:
-    """Let the result of a job, there already or still to come, go to these destinations too."""
-    job = tables.job
-    row = connection.execute(
-        select(job.c.destinations, job.c.priority).where(job.c.id == job_id).with_for_update(key_share=True)
-    ).one()
-    wanted = list(dict.fromkeys((*row.destinations, *deliveries)))
-    connection.execute(update(job).where(job.c.id == job_id).values(destinations=wanted))
-    result_id = connection.execute(select(_result.c.id).where(_result.c.job_id == job_id)).scalar()
-    if result_id is not None:
-        _post(connection, result_id, row.priority, deliveries)
-
-
-def superseded_by(connection: Connection, job: Job) -> list[ObjectRow]:
-    """Return the objects of the result that the result of this job will supersede."""
+def predecessor_objects(connection: Connection, job: Job) -> list[ObjectRow]:
+    """Return the objects of the result whose place the result of this job takes, if it is outdated."""
     found = tables.result_object
+    former = select(_job.c.replaces).where(_job.c.id == job.id).scalar_subquery()
     rows = connection.execute(
         select(found)
         .join(_result, _result.c.id == found.c.result_id)
-        .where(_result.c.superseded_by.is_(None), *_same_work(job), _result.c.generation < job.generation)
+        .where(_result.c.job_id == former, not_(is_asked_for(_result.c.job_id)))
         .order_by(found.c.id)
     )
     return [_object(row) for row in rows]
-
-
-def _same_work(job: Job) -> tuple[ColumnElement[bool], ...]:
-    """Select results of the same study, model and rule."""
-    return (
-        _result.c.study_id == job.study_id,
-        _result.c.model == job.model,
-        _result.c.job_id.in_(select(tables.job.c.id).where(tables.job.c.rule == job.rule)),
-    )
 
 
 def objects_of(connection: Connection, result_id: int) -> list[ObjectRow]:
@@ -339,7 +213,13 @@ def objects_of(connection: Connection, result_id: int) -> list[ObjectRow]:
 
 def heads(connection: Connection, *, study_id: int) -> list[ResultHead]:
     """Return the results of a study, oldest first."""
-    rows = connection.execute(select(_result).where(_result.c.study_id == study_id).order_by(_result.c.id))
+    later = _job.alias()
+    successor = select(func.max(later.c.id)).where(later.c.replaces == _result.c.job_id).scalar_subquery()
+    rows = connection.execute(
+        select(_result, is_asked_for(_result.c.job_id).label("current"), successor.label("successor"))
+        .where(_result.c.study_id == study_id)
+        .order_by(_result.c.id)
+    )
     return [
         ResultHead(
             id=row.id,
@@ -349,8 +229,8 @@ def heads(connection: Connection, *, study_id: int) -> list[ResultHead]:
             model=row.model,
             model_version=row.model_version,
             created_at=row.created_at,
-            superseded_by=row.superseded_by,
-            withdrawn=row.withdrawn,
+            current=row.current,
+            successor=None if row.current else row.successor,
             seconds=row.seconds,
             provenance=row.provenance,
         )
@@ -380,9 +260,8 @@ def query(
             _study.c.id.label("study_id"),
             _study.c.study_instance_uid,
             _study.c.accession_number,
-            _result.c.generation,
-            _result.c.superseded_by,
-            _result.c.withdrawn,
+            _job.c.generation,
+            not_(is_asked_for(_result.c.job_id)).label("superseded"),
             _result.c.model,
             _result.c.model_version,
             _result.c.status,
@@ -397,6 +276,7 @@ def query(
             measurement.c.unit_value.label("unit"),
         )
         .join(_study, _study.c.id == _result.c.study_id)
+        .join(_job, _job.c.id == _result.c.job_id)
         .join(finding, finding.c.result_id == _result.c.id)
         .join(measurement, measurement.c.finding_id == finding.c.id)
         .outerjoin(segment, segment.c.id == finding.c.segment_id)
@@ -404,7 +284,7 @@ def query(
         .limit(limit)
     )
     if not superseded:
-        statement = statement.where(_result.c.superseded_by.is_(None), _result.c.withdrawn == false())
+        statement = statement.where(is_asked_for(_result.c.job_id))
     if code is not None:
         wanted = func.lower(code)
         named = (
@@ -429,13 +309,7 @@ def query(
     if until is not None:
         statement = statement.where(_result.c.created_at < until)
     return [
-        ResultRow(
-            **{
-                **{key: value for key, value in row._mapping.items() if key not in {"superseded_by", "withdrawn"}},
-                "superseded": row.superseded_by is not None or row.withdrawn,
-                "status": ResultStatus(row.status),
-            }
-        )
+        ResultRow(**{**row._mapping, "superseded": bool(row.superseded), "status": ResultStatus(row.status)})
         for row in connection.execute(statement)
     ]
 

@@ -1,6 +1,6 @@
 """Studies: which are due, what they hold, what was decided about them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -44,8 +44,11 @@ class StudySummary:
     jobs: int
 
 
-def lock_due(connection: Connection) -> DueStudy | None:
-    """Return the study that has been due for longest and keep others from taking it until the transaction ends."""
+def lock_due(connection: Connection, among: Sequence[int]) -> DueStudy | None:
+    """Return the one of these studies that has been due for longest, unless others have it; lock it.
+
+    Others cannot take it until the transaction ends.
+    """
     study = tables.study
     row = connection.execute(
         select(
@@ -54,7 +57,7 @@ def lock_due(connection: Connection) -> DueStudy | None:
             study.c.generation,
             type_coerce(now() - study.c.last_received_at, Double).label("quiet_for"),
         )
-        .where(study.c.due_at <= now())
+        .where(study.c.id.in_(among), study.c.due_at <= now())
         .order_by(study.c.due_at)
         .limit(1)
         # Not a lock on the key: the workers' results refer to the study and need not wait.
@@ -70,7 +73,7 @@ def lock_due(connection: Connection) -> DueStudy | None:
     )
 
 
-def due_ids(connection: Connection, *, limit: int = 100) -> list[int]:
+def due_ids(connection: Connection, *, limit: int = 20) -> list[int]:
     """Return studies that are due, longest due first."""
     study = tables.study
     rows = connection.execute(select(study.c.id).where(study.c.due_at <= now()).order_by(study.c.due_at).limit(limit))

@@ -17,6 +17,7 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
     text,
+    true,
 )
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
@@ -151,12 +152,14 @@ job = Table(
     # Digest of study, model, configuration and inputs: asking for the same work twice gives one job.
     Column("key", String(64), nullable=False, unique=True),
     _references("study.id", index=True),
+    # The latest generation that asked for it, and the rule that asked for it first.
     Column("generation", Integer, nullable=False),
     Column("rule", String(100), nullable=False),
     Column("model", String(100), nullable=False),
     Column("model_digest", String(64), nullable=False),
     Column("inputs", JSON, nullable=False),
-    Column("destinations", JSON, nullable=False),
+    # The job with a result whose place this one takes, in a later generation.
+    Column("replaces", _Id, ForeignKey("job.id", ondelete="SET NULL"), index=True),
     # Why the result must not be taken for truth whatever it says; empty for what a rule asked for.
     Column("caveat", Text, nullable=False),
     Column("priority", Integer, nullable=False),
@@ -178,6 +181,19 @@ job_executing = text(f"state = '{JobState.EXECUTING}'")
 Index("ix_job_waiting", job.c.priority, job.c.id, sqlite_where=job_waiting, postgresql_where=job_waiting)
 Index("ix_job_executing", job.c.lease_expires_at, sqlite_where=job_executing, postgresql_where=job_executing)
 
+request = Table(
+    "request",
+    metadata,
+    _id(),
+    _references("study.id"),
+    Column("rule", String(100), nullable=False),
+    Column("model", String(100), nullable=False),
+    _references("job.id", index=True),
+    Column("generation", Integer, nullable=False),
+    Column("destinations", JSON, nullable=False),
+    UniqueConstraint("study_id", "rule", "model"),
+)
+
 job_event = Table(
     "job_event",
     metadata,
@@ -197,7 +213,6 @@ result = Table(
     _id(),
     Column("job_id", _Id, ForeignKey("job.id", ondelete="CASCADE"), nullable=False, unique=True),
     _references("study.id", index=True),
-    Column("generation", Integer, nullable=False),
     Column("model", String(100), nullable=False, index=True),
     Column("model_version", String(64), nullable=False),
     Column("model_digest", String(64), nullable=False),
@@ -207,9 +222,6 @@ result = Table(
     Column("provenance", JSON, nullable=False),
     Column("seconds", JSON, nullable=False),
     Column("created_at", Utc, nullable=False, index=True),
-    Column("superseded_by", _Id, ForeignKey("result.id", ondelete="SET NULL")),
-    # No rule asks for this work any more, since a later generation: the number is not to be used.
-    Column("withdrawn", Boolean, nullable=False, server_default=false()),
 )
 
 segment = Table(
@@ -285,6 +297,8 @@ delivery = Table(
     # The last DIMSE status, null as long as none was received.
     Column("status", Integer),
     Column("reason", Plain(), nullable=False),
+    # Whether anybody who asks for the job sends its result there; what is not wanted any more stays where it is.
+    Column("wanted", Boolean, nullable=False, server_default=true()),
     Column("created_at", Utc, nullable=False),
     Column("sent_at", Utc),
     UniqueConstraint("result_object_id", "destination"),

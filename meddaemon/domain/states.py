@@ -90,19 +90,13 @@ class DeliveryEvent(StrEnum):
     """The sender gives back what it did not send (drain); the attempt does not count."""
     EXPIRE = "expire"
     """The sender died: nobody knows whether it arrived, and a re-send carries the same UID."""
-    SUPERSEDE = "supersede"
-    """A later result takes the place of what was not sent yet."""
     REQUEUE = "requeue"
 
 
 DELIVERY_TRANSITIONS: Mapping[DeliveryState, Mapping[DeliveryEvent, DeliveryState]] = {
-    DeliveryState.PENDING: {
-        DeliveryEvent.CLAIM: DeliveryState.SENDING,
-        DeliveryEvent.SUPERSEDE: DeliveryState.HELD,
-    },
+    DeliveryState.PENDING: {DeliveryEvent.CLAIM: DeliveryState.SENDING},
     DeliveryState.RETRYABLE: {
         DeliveryEvent.CLAIM: DeliveryState.SENDING,
-        DeliveryEvent.SUPERSEDE: DeliveryState.HELD,
         DeliveryEvent.REQUEUE: DeliveryState.PENDING,
     },
     DeliveryState.SENDING: {

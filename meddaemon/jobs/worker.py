@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from meddaemon.db import jobs
@@ -16,13 +16,15 @@ _log = log(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerSettings:
-    """Times of the worker, in seconds."""
+    """How a worker works; times in seconds."""
 
     lease_seconds: float
     heartbeat_seconds: float
     backoff_seconds: float
     poll_seconds: float
     drain_seconds: float
+    model_digests: Collection[str] | None = None
+    """The models that this worker can run, as jobs name them; None is any."""
 
 
 class Worker:
@@ -62,7 +64,12 @@ class Worker:
         """Claim and work one job; return False when none waited."""
         asked = time.monotonic()
         with self._database.write() as connection:
-            job = jobs.claim(connection, worker=self._name, lease_seconds=self._settings.lease_seconds)
+            job = jobs.claim(
+                connection,
+                worker=self._name,
+                lease_seconds=self._settings.lease_seconds,
+                model_digests=self._settings.model_digests,
+            )
         if job is None:
             return False
         _log.info("job claimed", job=job.id, model=job.model, attempt=job.attempt)
@@ -149,13 +156,19 @@ class _Heartbeat:
                     jobs.renew(connection, self._job, lease_seconds=self._settings.lease_seconds)
                 self._expires = asked + self._settings.lease_seconds
             except LeaseLost:
-                self._give_up()
+                if not self._is_completed():
+                    self._give_up()
                 return
             except DatabaseUnavailable:
                 # Away for a moment is survivable as long as the lease lasts.
                 if time.monotonic() > self._expires:
                     self._give_up()
                     return
+
+    def _is_completed(self) -> bool:
+        """Return whether the lease is gone because the work is done: the commit comes just before its return."""
+        with self._database.read() as connection:
+            return jobs.is_completed(connection, self._job)
 
     def _give_up(self) -> None:
         self.lost = True

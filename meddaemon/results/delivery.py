@@ -1,7 +1,6 @@
 """Draining the outbox: each destination on its own, so that one that is down holds up no other."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,23 +35,35 @@ def deliver(
     """Send what waits for one destination now; return how many objects it took.
 
     Every answer is recorded before the next object is sent, so that a crash repeats one object at most, under the
-    same SOP Instance UID. Once `stop` is set, no further object is sent and the rest is given back.
+    same SOP Instance UID. What is not ours to send any more when its turn comes (another sender took it over, it is
+    outdated, `stop` is set) is given back unsent.
     """
     with database.write() as connection:
         claimed = deliveries.claim(
             connection, destination=name, lease_seconds=retry.lease_seconds, limit=OBJECTS_PER_ASSOCIATION
         )
     sent = 0
-    waiting = {delivery.id: delivery for delivery in claimed}
-    for delivery, answer in _send(claimed, results, remote):
-        sent += answer.verdict is Verdict.TAKEN
-        del waiting[delivery.id]
-        _record(database, delivery, answer, retry)
+    waiting = {path_of(results, delivery.sha256): delivery for delivery in claimed}
+
+    def still(outgoing: Outgoing) -> bool:
         if stop.is_set():
-            break
-        if waiting:
-            with database.write() as connection:
-                deliveries.renew(connection, list(waiting.values()), lease_seconds=retry.lease_seconds)
+            return False
+        with database.write() as connection:
+            kept = deliveries.renew(connection, waiting.values(), lease_seconds=retry.lease_seconds)
+        return waiting[outgoing.path].id in kept
+
+    outgoing = [
+        Outgoing(
+            path=path,
+            sop_class_uid=delivery.sop_class_uid,
+            sop_instance_uid=delivery.sop_instance_uid,
+            transfer_syntax_uid=delivery.transfer_syntax_uid,
+        )
+        for path, delivery in waiting.items()
+    ]
+    for answer in store(remote, outgoing, still=still):
+        sent += answer.verdict is Verdict.TAKEN
+        _record(database, waiting.pop(answer.outgoing.path), answer, retry)
     _give_back(database, list(waiting.values()))
     return sent
 
@@ -64,21 +75,6 @@ def _give_back(database: Database, waiting: list[Delivery]) -> None:
                 deliveries.release(connection, delivery)
         except LeaseLost as lost:
             _log.warning("another sender took this delivery over", reason=str(lost), delivery=delivery.id)
-
-
-def _send(claimed: list[Delivery], results: Path, remote: RemoteEntity) -> Iterator[tuple[Delivery, Answer]]:
-    by_path = {path_of(results, delivery.sha256): delivery for delivery in claimed}
-    outgoing = [
-        Outgoing(
-            path=path,
-            sop_class_uid=delivery.sop_class_uid,
-            sop_instance_uid=delivery.sop_instance_uid,
-            transfer_syntax_uid=delivery.transfer_syntax_uid,
-        )
-        for path, delivery in by_path.items()
-    ]
-    for answer in store(remote, outgoing):
-        yield by_path[answer.outgoing.path], answer
 
 
 def _record(database: Database, delivery: Delivery, answer: Answer, retry: Retry) -> None:

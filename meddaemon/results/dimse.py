@@ -1,6 +1,6 @@
 """C-STORE and C-ECHO as a Service Class User (PS3.4 Annexes A and B): how objects leave, and what was answered."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -80,13 +80,15 @@ def verdict_of(status: int) -> tuple[Verdict, str]:
     return Verdict.HOLD, f"refused with status {status:04X}H"
 
 
-def store(remote: RemoteEntity, objects: Sequence[Outgoing]) -> Iterator[Answer]:
+def store(
+    remote: RemoteEntity, objects: Sequence[Outgoing], *, still: Callable[[Outgoing], bool] = lambda _: True
+) -> Iterator[Answer]:
     """Send objects over as few associations as their presentation contexts allow; yield each answer as it comes.
 
-    The iterator always yields one answer for each object, in their order within an association.
+    Each object is answered for, in order, unless `still` says, when its turn comes, that it is not to be sent.
     """
     for batch in _batches(objects):
-        yield from _store_batch(remote, batch)
+        yield from _store_batch(remote, batch, still)
 
 
 def echo(remote: RemoteEntity) -> str:
@@ -131,7 +133,7 @@ def _syntaxes(outgoing: Outgoing) -> tuple[str, ...]:
     return (outgoing.transfer_syntax_uid,)
 
 
-def _store_batch(remote: RemoteEntity, batch: list[Outgoing]) -> Iterator[Answer]:
+def _store_batch(remote: RemoteEntity, batch: list[Outgoing], still: Callable[[Outgoing], bool]) -> Iterator[Answer]:
     wanted = {(each.sop_class_uid, syntax): None for each in batch for syntax in _syntaxes(each)}
     association, problem = _associate(remote, [build_context(sop_class, [syntax]) for sop_class, syntax in wanted])
     if association is None:
@@ -143,7 +145,8 @@ def _store_batch(remote: RemoteEntity, batch: list[Outgoing]) -> Iterator[Answer
     }
     try:
         for message_id, outgoing in enumerate(batch):
-            yield _store_one(association, outgoing, accepted, message_id % 65535 + 1)
+            if still(outgoing):
+                yield _store_one(association, outgoing, accepted, message_id % 65535 + 1)
     finally:
         if association.is_established:
             association.release()

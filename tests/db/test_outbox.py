@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from queue_samples import (
+    KINDS,
     OVER,
     analysis,
     claim,
@@ -26,7 +27,7 @@ from queue_samples import (
 )
 from sqlalchemy import Connection, func, select, update
 
-from meddaemon.db import deliveries, jobs, results, studies, tables
+from meddaemon.db import deliveries, jobs, requests, results, studies, tables
 from meddaemon.db.deliveries import Delivery, DeliveryRow
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import LeaseLost, NotFound
@@ -128,33 +129,37 @@ def test_a_job_has_one_result_whoever_writes(database: Database, study: int) -> 
     with database.write() as connection:
         finish(connection, job)
     with pytest.raises(DatabaseUnavailable), database.write() as connection:
-        record(connection, job, {})
+        record(connection, job)
     assert _rows(database) == EVERYTHING
 
 
 @pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
-def test_completion_and_admission_of_one_study_do_not_wait_for_each_other(database: Database, study: int) -> None:
+def test_completion_and_admission_of_one_study_do_not_block_each_other(database: Database, study: int) -> None:
     """Admission holds the study and wants the stale job; completion holds the job and refers to the study."""
-    stale = enqueue(database, study)
+    stale = enqueue(database, study, rule="rule")
     held = claim(database)
     admitted = threading.Event()
 
     def admit() -> None:
         with database.write() as connection:
-            assert studies.lock_due(connection) is not None
+            assert studies.lock_due(connection, [study]) is not None
             admitted.set()
-            jobs.enqueue(connection, new_job(study, generation=2))
+            requests.lock(connection, study)
+            requests.ask(connection, new_job(study, generation=2), ["pacs"])
+            requests.settle(connection, study, 2, KINDS)
 
     with ThreadPoolExecutor(1) as threads:
         with database.write() as connection:
-            jobs.complete(connection, held)
+            completed = jobs.complete(connection, held)
             admission = threads.submit(admit)
             assert admitted.wait(30)
             wait_until(lambda: somebody_waits(database))
-            record(connection, held, {})
+            record(connection, completed)
         admission.result(30)
     assert get(database, stale).state is JobState.COMPLETED
     assert claim(database).generation == 2
+    # Whichever came second saw what the first had written: the outdated result is there and is not sent.
+    assert [(row.state, row.wanted) for row in _listing(database)] == [(DeliveryState.PENDING, False)] * 2
 
 
 # --- what is posted ----------------------------------------------------------------------------------------------
@@ -184,55 +189,75 @@ def test_a_claim_names_the_object_and_its_file(database: Database, study: int) -
     assert [(each.attempt, each.fence, each.destination) for each in claimed] == [(1, 1, "pacs")] * 2
 
 
-def test_a_result_is_posted_to_further_destinations_once(database: Database, study: int) -> None:
-    job_id = enqueue(database, study)
-    with database.write() as connection:
-        results.widen(connection, job_id, {"early": ["SR"]})
+def test_a_result_goes_wherever_anybody_who_asks_for_it_sends_it(database: Database, study: int) -> None:
+    same = {"key": "same"}
+    enqueue(database, study, **same, rule="first")
+    enqueue(database, study, **same, rule="second", destinations=("early", "pacs"))
     job = claim(database)
     with database.write() as connection:
-        assert jobs.complete(connection, job) == ("pacs", "early")
-        record(connection, job, {"pacs": ["SEG", "SR"], "early": ["SR"]})
+        finish(connection, job)
     for _ in range(2):
-        with database.write() as connection:
-            results.widen(connection, job_id, {"pacs": ["SEG", "SR"], "late": ["SEG"]})
+        enqueue(database, study, **same, rule="third", destinations=("pacs", "late", "gone"))
     assert [(row.kind, row.destination) for row in _listing(database)] == [
         ("SEG", "pacs"),
+        ("SEG", "early"),
         ("SR", "pacs"),
         ("SR", "early"),
         ("SEG", "late"),
+        ("SR", "late"),
     ]
-    assert get(database, job_id).destinations == ("pacs", "early", "late")
+    with database.read() as connection:
+        assert requests.destinations_of(connection, job.id) == ("pacs", "early", "late", "gone")
 
 
-@pytest.mark.parametrize("meanwhile", ["widened by another", "completed"])
-def test_no_destination_is_lost_when_a_job_is_widened_meanwhile(database: Database, study: int, meanwhile: str) -> None:
-    job_id = enqueue(database, study)
+def test_what_a_rule_lets_go_is_not_sent_to_its_destinations(database: Database, study: int) -> None:
+    """Another rule still asks for the work: its destinations get it."""
+    enqueue(database, study, key="same", rule="first", destinations=("research",))
+    enqueue(database, study, key="same", rule="second")
+    job = claim(database)
+    with database.write() as connection:
+        finish(connection, job)
+        requests.let_go(connection, study_id=study, rule="first")
+        requests.settle(connection, study, 2, KINDS)
+    assert _claim(database, destination="research") == []
+    assert len(_claim(database)) == 2
+    assert {row.destination: row.wanted for row in _listing(database)} == {"pacs": True, "research": False}
+    (unwanted, *_) = [row.id for row in _listing(database) if not row.wanted]
+    with pytest.raises(NotFound, match="current result"), database.write() as connection:
+        deliveries.requeue(connection, unwanted)
+    with database.read() as connection:
+        assert deliveries.state_counts(connection) == {("pacs", DeliveryState.SENDING): 2}
+
+
+@pytest.mark.parametrize("first", ["completed", "asked for"])
+def test_no_destination_is_lost_when_a_job_completes_meanwhile(database: Database, study: int, first: str) -> None:
+    enqueue(database, study, key="same", rule="first")
     job = claim(database)
     begun = threading.Event()
 
-    def widen() -> None:
+    def ask() -> None:
+        assert begun.wait(30)
+        enqueue(database, study, key="same", rule="second", destinations=("research",))
+
+    def complete() -> None:
         assert begun.wait(30)
         with database.write() as connection:
-            results.widen(connection, job_id, {"second": ["SR"]})
+            finish(connection, job)
 
     with ThreadPoolExecutor(1) as threads:
-        later = threads.submit(widen)
+        later = threads.submit(ask if first == "completed" else complete)
         with database.write() as connection:
-            if meanwhile == "completed":
+            if first == "completed":
                 finish(connection, job)
             else:
-                results.widen(connection, job_id, {"first": ["SR"]})
+                requests.lock(connection, study)
+                requests.ask(connection, new_job(study, key="same", rule="second"), ["research"])
+                requests.settle(connection, study, 1, KINDS)
             begun.set()
             if database.dialect == "postgresql":
                 wait_until(lambda: somebody_waits(database) or later.done())
         later.result(30)
-    if meanwhile != "completed":
-        with database.write() as connection:
-            finish(connection, job)
-    posted = {row.destination for row in _listing(database)}
-    assert posted == {*get(database, job_id).destinations}
-    assert "second" in posted
-    assert len(posted) == (2 if meanwhile == "completed" else 3)
+    assert {(row.destination, row.wanted) for row in _listing(database)} == {("pacs", True), ("research", True)}
 
 
 # --- leases and answers ------------------------------------------------------------------------------------------
@@ -389,57 +414,130 @@ def test_a_requeue_of_what_is_not_there_is_told(database: Database) -> None:
 # --- generations -------------------------------------------------------------------------------------------------
 
 
-def _superseded(database: Database, study: int) -> list[int | None]:
+def _ends(database: Database, study: int) -> list[tuple[int, bool, int | None]]:
     with database.read() as connection:
-        return [head.superseded_by for head in results.heads(connection, study_id=study)]
+        return [(head.id, head.current, head.successor) for head in results.heads(connection, study_id=study)]
 
 
-def test_a_result_supersedes_those_of_earlier_generations(database: Database, study: int) -> None:
-    other = _finished(database, study, model="other")
-    first = _finished(database, study)
-    forced = _finished(database, study, rule="forced: model")
-    enqueue(database, study, generation=2)
+def test_a_result_supersedes_that_of_the_generation_before(database: Database, study: int) -> None:
+    other = _finished(database, study, rule="rule", model="other")
+    first = _finished(database, study, rule="rule")
+    others = _finished(database, study, rule="another rule")
+    enqueue(database, study, rule="rule", generation=2)
     job = claim(database)
+    # Outdated from the moment in which other work was asked for, whatever becomes of that.
+    assert _ends(database, study) == [(other, True, None), (first, False, job.id), (others, True, None)]
     with database.read() as connection:
-        predecessors = results.superseded_by(connection, job)
+        predecessors = results.predecessor_objects(connection, job)
     assert {each.result_id for each in predecessors} == {first}
     assert [each.kind for each in predecessors] == ["SEG", "SR"]
     with database.write() as connection:
         second = finish(connection, job, value=1500.0)
     with database.read() as connection:
-        heads = {head.id: head.superseded_by for head in results.heads(connection, study_id=study)}
         current = results.query(connection, model="model", study_id=study)
         everything = results.query(connection, model="model", study_id=study, superseded=True)
-    assert heads == {other: None, first: second, forced: None, second: None}
-    assert {row.result_id for row in current} == {forced, second}
-    assert {(row.result_id, row.value, row.superseded) for row in everything} == {
-        (first, 1400.0, True),
-        (forced, 1400.0, False),
-        (second, 1500.0, False),
+    assert {row.result_id for row in current} == {others, second}
+    assert {(row.result_id, row.value, row.superseded, row.generation) for row in everything} == {
+        (first, 1400.0, True, 1),
+        (others, 1400.0, False, 1),
+        (second, 1500.0, False, 2),
     }
 
 
-def test_a_result_that_comes_after_that_of_a_later_generation_is_superseded_at_once(
+@pytest.mark.parametrize("state", [DeliveryState.PENDING, DeliveryState.RETRYABLE, DeliveryState.SENDING])
+def test_what_is_outdated_before_it_is_sent_is_not_sent_after_its_successor(
+    database: Database, study: int, state: DeliveryState
+) -> None:
+    first = _finished(database, study, rule="rule")
+    claimed = _claim(database) if state is not DeliveryState.PENDING else []
+    if state is DeliveryState.RETRYABLE:
+        for each in claimed:
+            with database.write() as connection:
+                deliveries.fail(connection, each, status=None, reason="away", delay_seconds=0)
+    second = _finished(database, study, rule="rule", generation=2)
+    if state is DeliveryState.SENDING:
+        # One got no answer, the other was given back, or the sender died.
+        with database.write() as connection:
+            deliveries.fail(connection, claimed[0], status=None, reason="no answer", delay_seconds=0)
+            deliveries.release(connection, claimed[1])
+    owner = {row.id: row.result_id for row in _listing(database)}
+    assert {owner[each.id] for each in _claim(database)} == {second} != {first}
+
+
+def test_an_outdated_job_that_an_operator_requeues_has_a_result_that_does_not_count(
     database: Database, study: int
 ) -> None:
-    """An operator may requeue a job that was cancelled because its inputs were stale."""
-    stale = enqueue(database, study)
-    later = _finished(database, study, generation=2)
+    stale = enqueue(database, study, rule="rule")
+    later = _finished(database, study, rule="rule", generation=2)
     with database.write() as connection:
         jobs.requeue(connection, stale)
     job = claim(database)
     assert job.id == stale
     with database.write() as connection:
-        finish(connection, job)
-    assert _superseded(database, study) == [None, later]
+        outdated = finish(connection, job)
+    assert _ends(database, study) == [(later, True, None), (outdated, False, None)]
+    assert {row.result_id for row in _listing(database)} == {later}
 
 
-def test_the_latest_of_three_generations_counts(database: Database, study: int) -> None:
-    for generation in (1, 2, 3):
-        _finished(database, study, generation=generation)
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_workers_that_finish_at_the_same_time_do_not_make_two_current_results(database: Database, study: int) -> None:
+    stale = enqueue(database, study, rule="rule")
+    enqueue(database, study, rule="rule", generation=2)
+    with database.write() as connection:
+        jobs.requeue(connection, stale)
+    held = {job.id: job for job in (claim(database), claim(database))}
+    with database.write() as one, database.write() as another:
+        finish(one, held[stale])
+        finish(another, held[stale + 1])
     with database.read() as connection:
-        first, second, third = results.heads(connection, study_id=study)
-    assert (first.superseded_by, second.superseded_by, third.superseded_by) == (second.id, third.id, None)
+        (current,) = results.query(connection)
+    assert current.generation == 2
+    assert {row.result_id for row in _listing(database)} == {current.result_id}
+
+
+def test_the_place_of_a_job_without_a_result_is_that_of_its_predecessor(database: Database, study: int) -> None:
+    first = _finished(database, study, rule="rule")
+    enqueue(database, study, rule="rule", generation=2)
+    third = _finished(database, study, rule="rule", generation=3)
+    fourth = _finished(database, study, rule="rule", generation=4)
+    assert _ends(database, study) == [(first, False, 3), (third, False, 4), (fourth, True, None)]
+
+
+def test_a_job_whose_asker_changes_still_has_its_predecessor(database: Database, study: int) -> None:
+    """In generation 1 one rule asks; in generation 2 another asks for the new work before the first does."""
+    first = _finished(database, study, rule="always", key="one image")
+    enqueue(database, study, rule="two images", key="two images", generation=2)
+    enqueue(database, study, rule="always", key="two images", generation=2)
+    job = claim(database)
+    with database.read() as connection:
+        assert {each.result_id for each in results.predecessor_objects(connection, job)} == {first}
+    with database.write() as connection:
+        second = finish(connection, job)
+    assert _ends(database, study) == [(first, False, job.id), (second, True, None)]
+
+
+@pytest.mark.parametrize("forced_first", [True, False])
+def test_what_was_forced_follows_the_work_that_takes_its_place(
+    database: Database, study: int, *, forced_first: bool
+) -> None:
+    rules = ["forced: model on 1", "rule"]
+    for rule in rules if forced_first else rules[::-1]:
+        enqueue(database, study, rule=rule, key="one image", destinations=[rule[:4]])
+    job = claim(database)
+    with database.write() as connection:
+        first = finish(connection, job)
+    successor = enqueue(database, study, rule="rule", key="two images", generation=2)
+    job = claim(database)
+    with database.write() as connection:
+        second = finish(connection, job)
+    assert _ends(database, study) == [(first, False, successor), (second, True, None)]
+    with database.read() as connection:
+        assert set(requests.destinations_of(connection, successor)) == {"forc", "pacs"}
+    # What nobody but an operator asked for stands, whatever the rules say.
+    with database.write() as connection:
+        requests.let_go(connection, study_id=study, rule="rule")
+        requests.settle(connection, study, 3, KINDS)
+    assert _ends(database, study)[1] == (second, True, None)
 
 
 # --- queries -----------------------------------------------------------------------------------------------------

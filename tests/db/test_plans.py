@@ -20,7 +20,7 @@ ASKED_ALL_THE_TIME: dict[str, tuple[Callable[[Connection], object], dict[str, st
         lambda connection: deliveries.claim(connection, destination="pacs", lease_seconds=60),
         {"ix_delivery_unsent": "destination"},
     ),
-    "look for due studies": (studies.lock_due, {"ix_study_due_at": "due_at<"}),
+    "look for due studies": (studies.due_ids, {"ix_study_due_at": "due_at<"}),
 }
 
 

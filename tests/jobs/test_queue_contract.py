@@ -49,7 +49,7 @@ def _events(database: Database, job_id: int) -> list[JobEvent]:
 
 
 def test_what_was_queued_comes_back_as_it_was(database: Database, study: int) -> None:
-    new = new_job(study, inputs={"t1": ("a",), "flair": ("b", "c")}, destinations=("x", "y"), priority=2)
+    new = new_job(study, inputs={"t1": ("a",), "flair": ("b", "c")}, priority=2)
     with database.write() as connection:
         job_id, is_new = jobs.enqueue(connection, new)
         job = jobs.get(connection, job_id)
@@ -95,14 +95,14 @@ def test_the_same_work_asked_for_at_the_same_time_is_queued_once(database: Datab
 
 @pytest.mark.parametrize("state", [JobState.AVAILABLE, JobState.RETRYABLE, JobState.EXECUTING])
 def test_work_on_an_earlier_generation_is_cancelled(database: Database, study: int, state: JobState) -> None:
-    stale = enqueue(database, study)
+    stale = enqueue(database, study, rule="rule")
     if state is not JobState.AVAILABLE:
         held = claim(database)
     if state is JobState.RETRYABLE:
         _fail(database, held)
-    fresh = enqueue(database, study, generation=2)
+    fresh = enqueue(database, study, rule="rule", generation=2)
     job = get(database, stale)
-    assert (job.state, job.reason) == (JobState.CANCELLED, "superseded by generation 2")
+    assert (job.state, job.reason) == (JobState.CANCELLED, "not asked for any more since generation 2")
     assert job.finished_at is not None
     assert get(database, fresh).state is JobState.AVAILABLE
     if state is JobState.EXECUTING:
@@ -112,16 +112,15 @@ def test_work_on_an_earlier_generation_is_cancelled(database: Database, study: i
 
 def test_only_the_same_work_is_cancelled(database: Database, study: int) -> None:
     other_study = register(database, received("other", study="9.9", series="9.9.1")).study_id
-    kept = [
-        enqueue(database, study, model="other"),
-        enqueue(database, study, rule="other"),
-        enqueue(database, other_study),
-        enqueue(database, study, generation=2),
-    ]
-    done = enqueue(database, study, priority=0)
+    done = enqueue(database, study, rule="rule", priority=0)
     with database.write() as connection:
         jobs.complete(connection, _required(jobs.claim(connection, worker="w", lease_seconds=60)))
-    enqueue(database, study, generation=2)
+    kept = [
+        enqueue(database, study, rule="rule", model="other"),
+        enqueue(database, study, rule="other"),
+        enqueue(database, other_study, rule="rule"),
+        enqueue(database, study, rule="rule", generation=2),
+    ]
     assert [get(database, each).state for each in kept] == [JobState.AVAILABLE] * 4
     assert get(database, done).state is JobState.COMPLETED
 
@@ -177,6 +176,21 @@ def test_a_claim_does_not_wait_for_another_claim(database: Database, study: int)
     with database.write() as one, database.write() as other:
         assert _required(jobs.claim(one, worker="one", lease_seconds=60)).id == first
         assert _required(jobs.claim(other, worker="other", lease_seconds=60)).id == second
+
+
+def test_a_worker_claims_only_what_it_can_run(database: Database, study: int) -> None:
+    """A worker with another version of a model, or without it, leaves the job to those who have it."""
+    job_id = enqueue(database, study, model_digest="d" * 64)
+    for digests in ([], ["e" * 64]):
+        with database.write() as connection:
+            assert jobs.claim(connection, worker="w", lease_seconds=60, model_digests=digests) is None
+    with database.read() as connection:
+        assert jobs.waiting_models(connection) == {("model", "d" * 64): 1}
+    with database.write() as connection:
+        held = jobs.claim(connection, worker="w", lease_seconds=60, model_digests=["e" * 64, "d" * 64])
+    assert _required(held).id == job_id
+    with database.read() as connection:
+        assert jobs.waiting_models(connection) == {}
 
 
 # --- the lease and its fencing token -----------------------------------------------------------------------------
@@ -298,11 +312,12 @@ def test_refused_input_is_not_tried_again(database: Database, study: int) -> Non
 
 
 def test_a_completed_job_is_over_for_good(database: Database, study: int) -> None:
-    job_id = enqueue(database, study, destinations=("a", "b"))
+    job_id = enqueue(database, study)
     with database.write() as connection:
         held = _required(jobs.claim(connection, worker="w", lease_seconds=OVER))
     with database.write() as connection:
-        assert jobs.complete(connection, held) == ("a", "b")
+        completed = jobs.complete(connection, held)
+    assert completed == get(database, job_id)
     job = get(database, job_id)
     assert job.state is JobState.COMPLETED
     assert job.finished_at is not None

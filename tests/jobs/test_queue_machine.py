@@ -13,11 +13,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
-from queue_samples import OVER, new_job, received
+from queue_samples import KINDS, OVER, new_job, received
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL
 
-from meddaemon.db import instances, jobs
+from meddaemon.db import instances, jobs, requests
 from meddaemon.db.engine import Database
 from meddaemon.db.jobs import Job
 from meddaemon.domain.errors import LeaseLost, NotFound
@@ -32,16 +32,14 @@ class Expected:
     """What the model knows of a job."""
 
     key: str
-    model: str
-    generation: int
     priority: int
     state: JobState = JobState.AVAILABLE
     attempt: int = 0
     fence: int = 0
     lease_over: bool = False
     waits: bool = False
-    superseded: bool = False
-    """Why it is cancelled, if it is: other work took its place."""
+    outdated: bool = False
+    """Why it is cancelled, if it is: nobody asks for it any more."""
     events: list[JobEvent] = field(default_factory=list)
 
     def take(self, event: JobEvent) -> bool:
@@ -50,7 +48,7 @@ class Expected:
             return False
         self.state = JOB_TRANSITIONS[self.state][event]
         self.events.append(event)
-        self.superseded = False
+        self.outdated = False
         return True
 
 
@@ -67,6 +65,8 @@ class Queue(RuleBasedStateMachine):
         with self.database.write() as connection:
             self.study = instances.register(connection, received("a"), quiet_seconds=0).study_id
         self.expected: dict[int, Expected] = {}
+        self.asked_for: dict[str, int] = {}
+        """The job that the one rule there is asks for, by model."""
         self.claims: list[Job] = []
 
     def teardown(self) -> None:
@@ -90,19 +90,19 @@ class Queue(RuleBasedStateMachine):
             maximum_attempts=MAXIMUM_ATTEMPTS,
         )
         with self.database.write() as connection:
-            job_id, is_new = jobs.enqueue(connection, new)
+            job_id, is_new = requests.ask(connection, new, ["pacs"])
+            requests.settle(connection, self.study, generation, KINDS)
         known = {each.key: each_id for each_id, each in self.expected.items()}
         assert is_new is (key not in known)
         assert known.get(key, job_id) == job_id
         if is_new:
-            self.expected[job_id] = Expected(key=key, model=model, generation=generation, priority=priority)
-        elif (each := self.expected[job_id]).generation < generation:
-            each.generation = generation
-            if each.superseded and each.take(JobEvent.REQUEUE):
+            self.expected[job_id] = Expected(key=key, priority=priority)
+        self.asked_for[model] = job_id
+        for each_id, each in self.expected.items():
+            if each_id not in self.asked_for.values():
+                each.outdated = each.take(JobEvent.CANCEL) or each.outdated
+            elif each.outdated and each.take(JobEvent.REQUEUE):
                 each.attempt, each.waits = 0, False
-        for each in self.expected.values():
-            if each.model == model and each.generation < generation and each.take(JobEvent.CANCEL):
-                each.superseded = True
 
     @rule(over=st.booleans())
     def claim(self, over: bool) -> None:

@@ -1,7 +1,7 @@
 """What becomes of a delivery: by the answer of a real SCP, without one, and when the sender is told to stop."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -9,8 +9,9 @@ import pytest
 from pydicom import Dataset
 from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian
 from queue_samples import OVER, analysis, claim, enqueue, received, register
+from sqlalchemy import update
 
-from meddaemon.db import deliveries, jobs, results
+from meddaemon.db import deliveries, jobs, requests, results, tables
 from meddaemon.db.deliveries import DeliveryRow
 from meddaemon.db.engine import Database
 from meddaemon.db.instances import path_of
@@ -30,17 +31,17 @@ OBJECTS = len(KINDS)
 
 
 class Answering(Pacs):
-    """A PACS that answers with these statuses, one after the other, the last for ever; sets `stop` after the first."""
+    """A PACS that answers with these statuses, one after the other, the last for ever; `before` the first it acts."""
 
-    def __init__(self, *statuses: int, stop: threading.Event | None = None) -> None:
+    def __init__(self, *statuses: int, before: Callable[[], None] = lambda: None) -> None:
         super().__init__()
         self._statuses = list(statuses)
-        self._stop = stop
+        self._before = before
 
     def take(self, incoming: Incoming) -> None:
         self.status = (self._statuses.pop(0) if len(self._statuses) > 1 else self._statuses[0]) or None
-        if self._stop is not None:
-            self._stop.set()
+        act, self._before = self._before, lambda: None
+        act()
         super().take(incoming)
 
     @contextmanager
@@ -88,17 +89,16 @@ def folder(database: Database, tmp_path: Path) -> Path:
         path_of(folder, each.sha256).parent.mkdir(parents=True)
         path_of(folder, each.sha256).write_bytes(each.encoded.content)
     with database.write() as connection:
-        jobs.complete(connection, job)
         results.record(
             connection,
-            job,
+            jobs.complete(connection, job),
             analysis(),
             stored,
             model_version="1",
             series_instance_uid="1.2.3.1",
             provenance={},
             seconds={},
-            deliveries={"pacs": KINDS},
+            kinds={"pacs": KINDS},
         )
     return folder
 
@@ -162,7 +162,7 @@ def test_one_file_that_cannot_be_read_holds_up_no_other(database: Database, fold
 
 def test_a_sender_that_is_told_to_stop_gives_back_the_rest(database: Database, folder: Path) -> None:
     stop = threading.Event()
-    pacs = Answering(0, stop=stop)
+    pacs = Answering(0, before=stop.set)
     with pacs.answering() as to:
         assert drain(database, folder, to, stop) == 1
         # Given back at no cost: no lease to wait for, no attempt counted.
@@ -178,9 +178,47 @@ def test_a_sender_that_is_told_to_stop_gives_back_the_rest(database: Database, f
 def test_leases_are_renewed_while_others_are_sent(database: Database, folder: Path) -> None:
     with database.write() as connection:
         claimed = deliveries.claim(connection, destination="pacs", lease_seconds=OVER)
-        deliveries.renew(connection, claimed[1:], lease_seconds=60)
+        assert deliveries.renew(connection, claimed[1:], lease_seconds=60) == {each.id for each in claimed[1:]}
         again = deliveries.claim(connection, destination="pacs", lease_seconds=60)
-    assert [each.id for each in again] == [claimed[0].id]
+        assert [each.id for each in again] == [claimed[0].id]
+        assert deliveries.renew(connection, claimed, lease_seconds=60) == {each.id for each in claimed[1:]}
+
+
+def test_a_sender_whose_claim_was_taken_over_sends_nothing_twice(database: Database, folder: Path) -> None:
+    """The first object takes longer than the lease, and another sender has taken up the rest meanwhile."""
+    others = Answering(0)
+
+    def take_over() -> None:
+        with database.write() as connection:
+            connection.execute(update(tables.delivery).values(lease_expires_at=0.0))
+        with others.answering() as to:
+            drain(database, folder, to)
+
+    slow = Answering(0, before=take_over)
+    with slow.answering() as to:
+        drain(database, folder, to)
+    sent = [str(each.SOPInstanceUID) for each in (*slow.received, *others.received)]
+    # The object that was under way is the one that nobody could know of.
+    assert sorted(sent) == sorted([*{*sent}, str(slow.received[0].SOPInstanceUID)])
+    assert len(slow.received) == 1
+    assert [row.state for row in rows(database)] == [DeliveryState.SENT] * OBJECTS
+
+
+def test_what_is_outdated_meanwhile_is_not_sent(database: Database, folder: Path) -> None:
+    def outdate() -> None:
+        with database.write() as connection:
+            requests.let_go(connection, study_id=1, rule=jobs.get(connection, 1).rule)
+            requests.settle(connection, 1, 2, {})
+
+    pacs = Answering(0, before=outdate)
+    with pacs.answering() as to:
+        assert drain(database, folder, to) == 1
+        assert drain(database, folder, to) == 0
+    assert [(row.state, row.wanted) for row in rows(database)] == [
+        (DeliveryState.SENT, False),
+        (DeliveryState.PENDING, False),
+        (DeliveryState.PENDING, False),
+    ]
 
 
 def test_delays_double_up_to_the_longest() -> None:
