@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from queue_samples import claim, enqueue, finish, get, received, register, wait_until
+from queue_samples import claim, enqueue, finish, get, received, register, somebody_waits, wait_until
 from sqlalchemy import select
 
 from meddaemon.db import jobs, tables
@@ -361,3 +361,19 @@ def test_a_worker_that_was_stopped_past_its_lease_writes_nothing_when_it_goes_on
     assert _results(database) == [job_id, next_id]
     assert get(database, job_id).worker == "other"
     assert _events(database, job_id).count(JobEvent.COMPLETE) == 1
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_a_heartbeat_that_meets_the_completion_leaves_the_model_alone(database: Database, study: int) -> None:
+    """It waits for the commit, and then finds no lease to renew: the work is done, not lost."""
+    job_id = enqueue(database, study)
+    interrupts: list[None] = []
+
+    def process(job: Job) -> None:
+        with database.write() as connection:
+            finish(connection, job)
+            wait_until(lambda: somebody_waits(database), what="the heartbeat")
+
+    assert _worker(database, process, lambda: interrupts.append(None)).work_one()
+    assert get(database, job_id).state is JobState.COMPLETED
+    assert interrupts == []

@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 from pydicom import Dataset
 from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian
 from queue_samples import OVER, analysis, claim, enqueue, received, register
+from running import Home
 from sqlalchemy import update
 
 from meddaemon.db import deliveries, jobs, requests, results, tables
@@ -80,7 +81,12 @@ def dialect() -> str:
 @pytest.fixture
 def folder(database: Database, tmp_path: Path) -> Path:
     """The store of a result with some reports that wait for one destination."""
-    folder = tmp_path / "results"
+    post_reports(database, tmp_path / "results")
+    return tmp_path / "results"
+
+
+def post_reports(database: Database, folder: Path) -> None:
+    """Store a result with some reports, to be sent to `pacs`."""
     study = register(database, received("an instance")).study_id
     enqueue(database, study)
     job = claim(database)
@@ -100,7 +106,6 @@ def folder(database: Database, tmp_path: Path) -> Path:
             seconds={},
             kinds={"pacs": KINDS},
         )
-    return folder
 
 
 def rows(database: Database) -> list[DeliveryRow]:
@@ -223,3 +228,37 @@ def test_what_is_outdated_meanwhile_is_not_sent(database: Database, folder: Path
 
 def test_delays_double_up_to_the_longest() -> None:
     assert [RETRY.delay(attempt) for attempt in (1, 2, 3, 4, 10_000)] == [100, 200, 250, 250, 250]
+
+
+SITE = """
+[delivery]
+poll_seconds = 0.1
+
+[[destinations]]
+name = "pacs"
+ae_title = "PACS"
+host = "127.0.0.1"
+port = {port}
+"""
+
+
+@pytest.mark.parametrize("database_is_locked", [False, True])
+def test_a_pacs_that_does_not_answer_does_not_hold_up_the_end(tmp_path: Path, *, database_is_locked: bool) -> None:
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        asked.set()
+        may_answer.wait(60)
+
+    with ExitStack() as stack:
+        to = stack.enter_context(Answering(0, before=hang).answering())
+        stack.callback(may_answer.set)
+        home = Home.make(tmp_path / "home", SITE.format(port=to.port))
+        with home.database() as database:
+            post_reports(database, home.settings.store.results)
+            delivering = stack.enter_context(home.running("deliver"))
+            assert asked.wait(60)
+            if database_is_locked:
+                stack.enter_context(database.write())
+            delivering.stop()  # within 15 s and with exit code 0
+    assert "left a delivery in progress" in delivering.log_text()
