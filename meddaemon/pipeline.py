@@ -6,13 +6,13 @@ outbox rows and the job's completion. Delivery drains the outbox on its own.
 
 import errno
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from meddaemon.config.settings import Settings
 from meddaemon.db import instances, jobs, requests, results, studies
-from meddaemon.db.engine import Connection, Database
+from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.db.instances import path_of
 from meddaemon.db.jobs import Job, NewJob
 from meddaemon.db.results import StoredObject
@@ -32,6 +32,7 @@ from meddaemon.ingest.part10 import with_keywords
 from meddaemon.results.encoding import EncodingRequest, ObjectReference, encode
 from meddaemon.telemetry import log
 
+LOOK_AGAIN_SECONDS = 60.0
 _log = log(__name__)
 
 
@@ -41,12 +42,25 @@ def admit(database: Database, settings: Settings) -> int:
     while True:
         with database.read() as connection:
             due = studies.due_ids(connection)
-        _complete_headers(database, settings, due)
-        before = looked_at
-        while _admit_one(database, settings, due):
-            looked_at += 1
-        if looked_at == before:
+        admitted = sum(_admit_guarded(database, settings, study_id) for study_id in due)
+        looked_at += admitted
+        if not admitted:
             return looked_at
+
+
+def _admit_guarded(database: Database, settings: Settings, study_id: int) -> bool:
+    """Admit one study; one that cannot be looked at does not keep the others from being admitted."""
+    try:
+        _complete_headers(database, settings, study_id)
+        return _admit_one(database, settings, study_id)
+    except DatabaseUnavailable:
+        raise
+    except Exception as unforeseen:  # noqa: BLE001  one of the few places where errors become outcomes
+        reason = f"{type(unforeseen).__name__} while the rules were asked: asked again in {LOOK_AGAIN_SECONDS:g} s"
+        _log.error("cannot decide on a study", study=study_id, reason=reason, exc_info=unforeseen)
+        with database.write() as connection:
+            studies.postpone(connection, study_id, LOOK_AGAIN_SECONDS, reason)
+        return False
 
 
 def force(
@@ -68,7 +82,7 @@ def force(
         raise NotFound(f"no model {model!r}; there are: {', '.join(sorted(settings.contracts)) or 'none'}")
     with database.read() as connection:
         study_id = studies.find_study(connection, wanted)
-    _complete_headers(database, settings, [study_id])
+    _complete_headers(database, settings, study_id)
     with database.write() as connection:
         requests.lock(connection, study_id)
         summary = studies.summaries(connection, study_id=study_id)[0]
@@ -96,9 +110,9 @@ def force(
     return job_id
 
 
-def _admit_one(database: Database, settings: Settings, among: Sequence[int]) -> bool:
+def _admit_one(database: Database, settings: Settings, study_id: int) -> bool:
     with database.write() as connection:
-        due = studies.lock_due(connection, among)
+        due = studies.lock_due(connection, study_id)
         if due is None:
             return False
         requests.lock(connection, due.id)
@@ -144,15 +158,11 @@ def _load(connection: Connection, settings: Settings, study_id: int, study_insta
     )
 
 
-def _complete_headers(database: Database, settings: Settings, study_ids: Sequence[int]) -> None:
+def _complete_headers(database: Database, settings: Settings, study_id: int) -> None:
     """Read what rules ask for now and did not ask for when the instances arrived, before any transaction is held."""
     with database.read() as connection:
-        known = [
-            instance
-            for study_id in study_ids
-            for members in studies.load_instances(connection, study_id, settings.store.instances).values()
-            for instance in members
-        ]
+        loaded = studies.load_instances(connection, study_id, settings.store.instances)
+    known = [instance for members in loaded.values() for instance in members]
     completed = [(instance, with_keywords(instance, settings.keywords)) for instance in known]
     changed = [after for before, after in completed if after is not before]
     if changed:

@@ -1,6 +1,6 @@
 """Studies: which are due, what they hold, what was decided about them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Double, Row, and_, delete, false, func, insert, select, type_coerce, union, update
 
 from meddaemon.db import tables
-from meddaemon.db.clock import now
+from meddaemon.db.clock import after, now
 from meddaemon.db.instances import path_of
 from meddaemon.domain.errors import NotFound
 from meddaemon.domain.series import Instance
@@ -44,11 +44,8 @@ class StudySummary:
     jobs: int
 
 
-def lock_due(connection: Connection, among: Sequence[int]) -> DueStudy | None:
-    """Return the one of these studies that has been due for longest, unless others have it; lock it.
-
-    Others cannot take it until the transaction ends.
-    """
+def lock_due(connection: Connection, study_id: int) -> DueStudy | None:
+    """Return a study that is due and lock it until the transaction ends; None when others have it or it is not due."""
     study = tables.study
     row = connection.execute(
         select(
@@ -57,9 +54,7 @@ def lock_due(connection: Connection, among: Sequence[int]) -> DueStudy | None:
             study.c.generation,
             type_coerce(now() - study.c.last_received_at, Double).label("quiet_for"),
         )
-        .where(study.c.id.in_(among), study.c.due_at <= now())
-        .order_by(study.c.due_at)
-        .limit(1)
+        .where(study.c.id == study_id, study.c.due_at <= now())
         # Not a lock on the key: the workers' results refer to the study and need not wait.
         .with_for_update(skip_locked=True, key_share=True)
     ).first()
@@ -78,6 +73,23 @@ def due_ids(connection: Connection, *, limit: int = 20) -> list[int]:
     study = tables.study
     rows = connection.execute(select(study.c.id).where(study.c.due_at <= now()).order_by(study.c.due_at).limit(limit))
     return list(rows.scalars())
+
+
+def postpone(connection: Connection, study_id: int, seconds: float, reason: str) -> None:
+    """Let a study that cannot be looked at now wait, and say why."""
+    study = tables.study
+    generation = connection.execute(
+        update(study).where(study.c.id == study_id).values(due_at=after(seconds)).returning(study.c.generation)
+    ).scalar_one()
+    record_decision(
+        connection,
+        study_id=study_id,
+        generation=generation,
+        rule="(all)",
+        matched=False,
+        reason=reason,
+        detail={},
+    )
 
 
 def reopen_for_changed_models(connection: Connection, digests: Mapping[str, str]) -> list[int]:

@@ -142,7 +142,7 @@ def test_completion_and_admission_of_one_study_do_not_block_each_other(database:
 
     def admit() -> None:
         with database.write() as connection:
-            assert studies.lock_due(connection, [study]) is not None
+            assert studies.lock_due(connection, study) is not None
             admitted.set()
             requests.lock(connection, study)
             requests.ask(connection, new_job(study, generation=2), ["pacs"])

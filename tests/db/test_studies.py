@@ -74,7 +74,9 @@ def _due(database: Database) -> DueStudy | None:
 
 
 def _lock_due(connection: Connection) -> DueStudy | None:
-    return studies.lock_due(connection, studies.due_ids(connection))
+    """Take the study that has been due for longest, as the scheduler does."""
+    locked = (studies.lock_due(connection, study_id) for study_id in studies.due_ids(connection))
+    return next((due for due in locked if due is not None), None)
 
 
 def _summary(database: Database, study_id: int) -> StudySummary:
@@ -514,6 +516,28 @@ def test_an_operator_may_force_what_was_cancelled_or_discarded(
             end(connection, 1)
     assert pipeline.force(database, configured, wanted="1", model="example", series=None, destinations=()) == 1
     assert _states(database) == [(1, JobState.AVAILABLE)]
+
+
+def test_a_study_that_cannot_be_looked_at_does_not_hold_up_the_others(
+    database: Database, settings: Callable[[str], Settings]
+) -> None:
+    configured = settings(RULE.format(name="first"))
+    bad = register(database, received("a"), quiet_seconds=-10).study_id
+    good = register(database, received("b", study="9", series="9.1")).study_id
+    with database.write() as connection:
+        connection.exec_driver_sql("UPDATE instance SET header = '[1]' WHERE id = 1")
+    assert pipeline.admit(database, configured) == 1
+    assert [decision.matched for decision in _decisions(database, good)] == [True]
+    (decision,) = _decisions(database, bad)
+    assert not decision.matched
+    assert "while the rules were asked: asked again in 60 s" in decision.reason
+    assert pipeline.admit(database, configured) == 0
+    # Once it can be looked at, it is.
+    with database.write() as connection:
+        connection.exec_driver_sql("UPDATE instance SET header = (SELECT header FROM instance WHERE id = 2)")
+        studies.wait_for(connection, bad, 0.0)
+    assert pipeline.admit(database, configured) == 1
+    assert _summary(database, bad).state is StudyState.COMPLETE
 
 
 def test_headers_are_completed_for_every_study_that_is_decided(
