@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -24,12 +24,13 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from meddaemon import pipeline
-from meddaemon.config.settings import DestinationSettings, Settings
+from meddaemon.config.settings import DestinationSettings, PeerSettings, Settings
 from meddaemon.db import jobs, processes, studies
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.durable import Staging
 from meddaemon.inference.warm import WarmModels
+from meddaemon.ingest.commitment import CommitmentProvider
 from meddaemon.ingest.receive import Receiver
 from meddaemon.ingest.recovery import recover
 from meddaemon.ingest.scp import Listener, ListenerSettings
@@ -61,7 +62,8 @@ def listen(settings: Settings, stop: threading.Event) -> None:
         store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
         receiver = receiver_of(settings, database, store)
         recover(database, store, receiver)
-        with Listener(_listener_settings(settings), receiver.take) as listener:
+        commitment = CommitmentProvider(database, [peer.ae_title for peer in settings.peers])
+        with Listener(_listener_settings(settings), receiver.take, commitment) as listener:
             host, port = listener.address
             with _announced(database, "listen", f"{host}:{port}", stop):
                 _log.info("listening", address=f"{host}:{port}", ae_title=settings.listener.ae_title)
@@ -121,6 +123,8 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 partial(_drain, database, settings, destination, stop),
                 "delivery",
             )
+        if settings.peers:
+            every(settings.delivery.poll_seconds, "commit", partial(_commit, database, settings, stop), "delivery")
         # A tick that is skipped because the one before still runs is nothing to tell.
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         _reopen(database, settings)
@@ -192,8 +196,26 @@ def receiver_of(settings: Settings, database: Database, store: InstanceStore) ->
     return Receiver(database, store, quiet_seconds=settings.shortest_quiet_seconds, keywords=sorted(settings.keywords))
 
 
-def remote_of(settings: Settings, destination: DestinationSettings) -> RemoteEntity:
-    """Return the remote AE that a destination names, and how we call it."""
+def _commit(database: Database, settings: Settings, stop: threading.Event) -> None:
+    # The peer asked our listener for commitment, so it hears of it from that AE title.
+    peers = {
+        peer.ae_title: replace(remote_of(settings, peer), calling_ae_title=settings.listener.ae_title)
+        for peer in settings.peers
+    }
+    while not stop.is_set() and pipeline.commit(database, settings.store.instances, peers, _retry(settings)):
+        pass
+
+
+def _retry(settings: Settings) -> Retry:
+    return Retry(
+        first_seconds=settings.delivery.backoff_seconds,
+        longest_seconds=settings.delivery.maximum_backoff_seconds,
+        lease_seconds=settings.delivery.lease_seconds,
+    )
+
+
+def remote_of(settings: Settings, destination: DestinationSettings | PeerSettings) -> RemoteEntity:
+    """Return the remote AE that a destination or peer names, and how we call it."""
     return RemoteEntity(
         ae_title=destination.ae_title,
         host=destination.host,
@@ -321,12 +343,7 @@ def _reopen(database: Database, settings: Settings) -> None:
 
 
 def _drain(database: Database, settings: Settings, destination: DestinationSettings, stop: threading.Event) -> None:
-    retry = Retry(
-        first_seconds=settings.delivery.backoff_seconds,
-        longest_seconds=settings.delivery.maximum_backoff_seconds,
-        lease_seconds=settings.delivery.lease_seconds,
-    )
-    remote = remote_of(settings, destination)
+    remote, retry = remote_of(settings, destination), _retry(settings)
     while not stop.is_set() and deliver_to(database, settings.store.results, destination.name, remote, retry, stop):
         pass
 

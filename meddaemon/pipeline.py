@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from meddaemon.config.settings import Settings
-from meddaemon.db import instances, jobs, requests, results, studies
+from meddaemon.db import commitments, instances, jobs, requests, results, studies
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.db.instances import path_of
 from meddaemon.db.jobs import Job, NewJob
 from meddaemon.db.results import StoredObject
 from meddaemon.domain.contract import ModelContract
-from meddaemon.domain.errors import InputRefused, ModelFailed, NotFound
+from meddaemon.domain.errors import InputRefused, LeaseLost, ModelFailed, NotFound
 from meddaemon.domain.result import EncodedObject, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.series import Study
@@ -26,9 +26,13 @@ from meddaemon.domain.uids import digest_of
 from meddaemon.durable import Staging, write_new
 from meddaemon.inference.analysis import analyse
 from meddaemon.inference.warm import WarmModels
+from meddaemon.ingest.commitment import examine
 from meddaemon.ingest.describe import describe_study
 from meddaemon.ingest.matching import Decision, decide, decide_fallback, plan_by_force
 from meddaemon.ingest.part10 import with_keywords
+from meddaemon.results.commitment import report
+from meddaemon.results.delivery import Retry
+from meddaemon.results.dimse import Problem, RemoteEntity, Verdict
 from meddaemon.results.encoding import EncodingRequest, ObjectReference, encode
 from meddaemon.telemetry import log
 
@@ -272,6 +276,37 @@ def process(database: Database, settings: Settings, models: WarmModels, staging:
             kinds=settings.kinds,
         )
     _log.info("result", job=job.id, status=analysis.status.value, reason=analysis.reason, **seconds)
+
+
+def commit(database: Database, store: Path, peers: Mapping[str, RemoteEntity], retry: Retry) -> bool:
+    """Answer for one request for storage commitment: read what it names, and tell the peer; False when none waits.
+
+    The files are read at every attempt: what is told is true when it is told.
+    """
+    with database.write() as connection:
+        claim = commitments.claim(connection, lease_seconds=retry.lease_seconds)
+    if claim is None:
+        return False
+    remote = peers.get(claim.request.calling_ae_title)
+    outcome = examine(database, store, claim.request)
+    gone = Problem(verdict=Verdict.HOLD, reason="the AE that asked is not among [[peers]] any more")
+    problem = gone if remote is None else report(remote, outcome)
+    said = {"commitment": claim.id, "committed": len(outcome.committed), "failed": len(outcome.failed)}
+    try:
+        with database.write() as connection:
+            if problem is None:
+                commitments.accept(connection, claim, failed=len(outcome.failed))
+                _log.info("storage commitment reported", **said)
+            elif problem.verdict is Verdict.HOLD:
+                commitments.refuse(connection, claim, reason=problem.reason)
+                _log.error("storage commitment held for a person", reason=problem.reason, **said)
+            else:
+                delay = retry.delay(claim.attempt)
+                commitments.fail(connection, claim, reason=problem.reason, delay_seconds=delay)
+                _log.warning("storage commitment not reported, will try again", reason=problem.reason, **said)
+    except LeaseLost as lost:
+        _log.warning("another sender took this report over", reason=str(lost), **said)
+    return True
 
 
 def _contract(settings: Settings, job: Job) -> ModelContract:

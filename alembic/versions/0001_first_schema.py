@@ -16,6 +16,37 @@ depends_on = None
 def upgrade() -> None:
     """Make the tables."""
     op.create_table(
+        "commitment",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("transaction_uid", sa.String(length=64), nullable=False),
+        sa.Column("calling_ae_title", sa.String(length=16), nullable=False),
+        sa.Column("instances", sa.JSON(), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("available_at", sa.Double(), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("lease_expires_at", sa.Double(), nullable=True),
+        sa.Column("failed", sa.Integer(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("asked_at", sa.Double(), nullable=False),
+        sa.Column("reported_at", sa.Double(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_commitment")),
+        sa.UniqueConstraint(
+            "calling_ae_title",
+            "transaction_uid",
+            name=op.f("uq_commitment_calling_ae_title_transaction_uid"),
+        ),
+    )
+    with op.batch_alter_table("commitment", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_commitment_open",
+            ["available_at"],
+            unique=False,
+            sqlite_where=sa.text("state IN ('pending', 'retryable', 'sending')"),
+            postgresql_where=sa.text("state IN ('pending', 'retryable', 'sending')"),
+        )
+
+    op.create_table(
         "process",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("name", sa.String(length=100), nullable=False),
@@ -400,3 +431,11 @@ def downgrade() -> None:
 
     op.drop_table("refusal")
     op.drop_table("process")
+    with op.batch_alter_table("commitment", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_commitment_open",
+            sqlite_where=sa.text("state IN ('pending', 'retryable', 'sending')"),
+            postgresql_where=sa.text("state IN ('pending', 'retryable', 'sending')"),
+        )
+
+    op.drop_table("commitment")

@@ -16,8 +16,8 @@ from meddaemon.cli import doctor as health
 from meddaemon.cli.explain import explain as explanation
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.config.settings import Settings, load
+from meddaemon.db import commitments, history, jobs, requests, results, studies
 from meddaemon.db import deliveries as outbox
-from meddaemon.db import history, jobs, requests, results, studies
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.domain.errors import InvalidConfiguration, MeddaemonError, RefusedInstance
 from meddaemon.domain.states import JobState
@@ -37,9 +37,11 @@ app = typer.Typer(
 )
 jobs_app = typer.Typer(help="Look at the queue and change it.", no_args_is_help=True)
 deliveries_app = typer.Typer(help="Look at the outbox and change it.", no_args_is_help=True)
+commitments_app = typer.Typer(help="Look at storage commitment and change it.", no_args_is_help=True)
 db_app = typer.Typer(help="Look after the database's schema.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(deliveries_app, name="deliveries")
+app.add_typer(commitments_app, name="commitments")
 app.add_typer(db_app, name="db")
 
 Config = Annotated[
@@ -384,6 +386,33 @@ def deliveries_requeue(delivery: int, config: Config = None) -> None:
     """Send a held delivery again, or a waiting one at once."""
     with _database(_settings(config)) as database, database.write() as connection:
         outbox.requeue(connection, delivery)
+
+
+@commitments_app.command("list")
+def commitments_list(output: Output = Format.TABLE, limit: Limit = 50, config: Config = None) -> None:
+    """List requests for storage commitment and what their senders were told, newest last."""
+    with _reading(config) as connection:
+        rows = commitments.listing(connection, limit=limit)
+    columns = {
+        "id": "id",
+        "ae title": "calling_ae_title",
+        "transaction": "transaction_uid",
+        "instances": "instances",
+        "failed": "failed",
+        "state": "state",
+        "attempts": "attempt",
+        "asked": "asked_at",
+        "reported": "reported_at",
+        "reason": "reason",
+    }
+    print_rows(rows, columns, output)
+
+
+@commitments_app.command("requeue")
+def commitments_requeue(commitment: int, config: Config = None) -> None:
+    """Examine and report a held request again, or a waiting one at once."""
+    with _database(_settings(config)) as database, database.write() as connection:
+        commitments.requeue(connection, commitment)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from meddaemon.config.settings import Settings
 from meddaemon.daemon import SIGN_OF_LIFE_SECONDS, remote_of
-from meddaemon.db import deliveries, instances, jobs, processes
+from meddaemon.db import commitments, deliveries, instances, jobs, processes
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import DeliveryState, JobState
@@ -82,6 +82,7 @@ def _state(settings: Settings, database: Database) -> Iterator[Check]:
         counts = instances.counts(connection)
         job_counts = jobs.state_counts(connection)
         waiting = jobs.waiting_models(connection)
+        committed = commitments.state_counts(connection)
         delivery_counts = deliveries.state_counts(connection)
     for process in running:
         silent = process.silent_for > 4 * SIGN_OF_LIFE_SECONDS
@@ -95,6 +96,10 @@ def _state(settings: Settings, database: Database) -> Iterator[Check]:
     yield Check(what="instances", well=None if troubles else True, said=said)
     said = ", ".join(f"{count} {state}" for state, count in sorted(job_counts.items())) or "none"
     yield Check(what="jobs", well=None if job_counts.get(JobState.DISCARDED) else True, said=said)
+    for state, count in sorted(committed.items()):
+        if state is not DeliveryState.SENT:
+            said = f"{count} held for a person" if state is DeliveryState.HELD else f"{count} {state}"
+            yield Check(what="storage commitment", well=None, said=said)
     digests = {name: contract.digest for name, contract in settings.contracts.items()}
     for (model, digest), count in sorted(waiting.items()):
         if digests.get(model) != digest:

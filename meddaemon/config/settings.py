@@ -151,6 +151,14 @@ class DestinationSettings(_Section):
     objects: Annotated[tuple[Literal["SEG", "SR"], ...], Field(min_length=1)] = ("SEG", "SR")
 
 
+class PeerSettings(_Section):
+    """One AE whose address we know, so that it can be told what we have committed to."""
+
+    ae_title: AeTitle
+    host: Host
+    port: Port
+
+
 class RuleSettings(_Section):
     """One rule as it is written; `meddaemon.domain.rules.Rule` is what it becomes."""
 
@@ -178,6 +186,7 @@ class Document(_Section):
     logging: LoggingSettings = LoggingSettings()
     models: ModelsSettings = ModelsSettings()
     destinations: tuple[DestinationSettings, ...] = ()
+    peers: tuple[PeerSettings, ...] = ()
     rules: tuple[RuleSettings, ...] = ()
 
 
@@ -198,6 +207,7 @@ class Settings:
     logging: LoggingSettings
     models: ModelsSettings
     destinations: tuple[DestinationSettings, ...] = ()
+    peers: tuple[PeerSettings, ...] = ()
     rules: tuple[Rule, ...] = ()
     contracts: Mapping[str, ModelContract] = field(default_factory=dict)
     file: Path | None = None
@@ -268,6 +278,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         logging=document.logging,
         models=document.models.model_copy(update={"directories": tuple(places.directories)}),
         destinations=document.destinations,
+        peers=document.peers,
         rules=tuple(_rule(rule, *conditions[index]) for index, rule in enumerate(document.rules) if rule.enabled),
         contracts=contracts,
         file=file.resolve() if file else None,
@@ -362,12 +373,17 @@ def _check_at_most(
 def _check_names(data: Mapping[str, Any], problems: Problems) -> None:
     """Check that names are unique, and that what rules name is there."""
     destinations, rules = tables(data.get("destinations")), tables(data.get("rules"))
-    for array, elements in (("destinations", destinations), ("rules", rules)):
+    peers = tables(data.get("peers"))
+    for array, key, elements in (
+        ("destinations", "name", destinations),
+        ("peers", "ae_title", peers),
+        ("rules", "name", rules),
+    ):
         first: dict[object, int] = {}
         for index, element in elements:
-            name = str(element.get("name"))
-            if "name" in element and first.setdefault(name, index) != index:
-                problems.add((array, index, "name"), f"{name!r} is the name of {array}[{first[name]}] already")
+            name = str(element.get(key))
+            if key in element and first.setdefault(name, index) != index:
+                problems.add((array, index, key), f"{name!r} is the {key} of {array}[{first[name]}] already")
     names = [str(each.get("name")) for _, each in destinations]
     for index, rule in rules:
         for place, name in texts(rule.get("destinations")):

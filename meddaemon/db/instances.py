@@ -122,6 +122,25 @@ def update_header(connection: Connection, sha256: str, header: Mapping[str, tupl
     connection.execute(update(tables.instance).where(tables.instance.c.sha256 == sha256).values(header=plain))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Version:
+    """One content that was registered under a SOP Instance UID."""
+
+    sop_class_uid: str
+    sha256: str
+
+
+def versions(connection: Connection, sop_instance_uid: str) -> list[Version]:
+    """Return every content that was registered under a SOP Instance UID, in order of arrival."""
+    instance = tables.instance
+    rows = connection.execute(
+        select(instance.c.sop_class_uid, instance.c.sha256)
+        .where(instance.c.sop_instance_uid == sop_instance_uid)
+        .order_by(instance.c.id)
+    )
+    return [Version(sop_class_uid=row.sop_class_uid, sha256=row.sha256) for row in rows]
+
+
 def is_registered(connection: Connection, sha256: str) -> bool:
     """Return whether an object with exactly this content is registered."""
     found = connection.execute(select(tables.instance.c.id).where(tables.instance.c.sha256 == sha256)).first()

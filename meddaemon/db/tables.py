@@ -312,6 +312,34 @@ Index(
     postgresql_where=delivery_unsent,
 )
 
+commitment = Table(
+    "commitment",
+    metadata,
+    _id(),
+    Column("transaction_uid", _Uid, nullable=False),
+    Column("calling_ae_title", _AeTitle, nullable=False),
+    # [SOP Class UID, SOP Instance UID] of each instance, in the order of the request.
+    Column("instances", JSON, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("available_at", Utc, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("lease_expires_at", Utc),
+    # How many instances the report named as failed; null until the peer has heard it.
+    Column("failed", Integer),
+    Column("reason", Plain(), nullable=False),
+    Column("asked_at", Utc, nullable=False),
+    Column("reported_at", Utc),
+    UniqueConstraint("calling_ae_title", "transaction_uid"),
+)
+commitment_open = text(f"state IN ('{DeliveryState.PENDING}', '{DeliveryState.RETRYABLE}', '{DeliveryState.SENDING}')")
+Index(
+    "ix_commitment_open",
+    commitment.c.available_at,
+    sqlite_where=commitment_open,
+    postgresql_where=commitment_open,
+)
+
 process = Table(
     "process",
     metadata,

@@ -71,7 +71,7 @@ class Receiver:
     def _examine(self, incoming: Incoming) -> Mapping[str, tuple[str, ...]]:
         _require_uid("SOP Instance UID", incoming.sop_instance_uid)
         _require_uid("SOP Class UID", incoming.sop_class_uid)
-        if not _is_uid(incoming.transfer_syntax_uid):
+        if not is_uid(incoming.transfer_syntax_uid):
             raise RefusedInstance(CANNOT_UNDERSTAND, "the transfer syntax is not a UID")
         try:
             header = self._read(incoming)
@@ -163,11 +163,12 @@ def _require_uid(name: str, uid: str) -> None:
     """UIDs are digits and dots, at most 64 (PS3.5 9.1); leading zeros occur in real data and harm nobody."""
     if not uid:
         raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, f"the data set has no {name}")
-    if not _is_uid(_normal(uid)):
+    if not is_uid(_normal(uid)):
         raise RefusedInstance(INVALID_SOP_INSTANCE, f"the {name} is not a UID")
 
 
-def _is_uid(text: str) -> bool:
+def is_uid(text: str) -> bool:
+    """Return whether this is a UID: digits and dots, at most 64 (PS3.5 9.1)."""
     return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 

@@ -21,16 +21,20 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
-from pynetdicom.dimse_primitives import C_STORE
+from pynetdicom.dimse_primitives import C_STORE, N_ACTION
 from pynetdicom.events import Event
 from pynetdicom.transport import ThreadedAssociationServer
 
+from meddaemon.domain.commitment import STORAGE_COMMITMENT_PUSH_MODEL
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from meddaemon.ingest.commitment import PROCESSING_FAILURE, CommitmentProvider
 from meddaemon.ingest.receive import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, Incoming
 from meddaemon.telemetry import log
 
 SUCCESS = 0x0000
+NO_SUCH_SOP_CLASS = 0x0118
+"""PS3.7 C.5.17: No Such SOP Class."""
 VERIFICATION = "1.2.840.10008.1.1"
 """Verification SOP Class (PS3.4 Annex A)."""
 _PREFERRED = (
@@ -73,12 +77,19 @@ class ListenerSettings:
 class Listener:
     """Serves associations until it is closed; each one in a thread of its own."""
 
-    def __init__(self, settings: ListenerSettings, take: Callable[[Incoming], object]) -> None:
+    def __init__(
+        self,
+        settings: ListenerSettings,
+        take: Callable[[Incoming], object],
+        commitment: CommitmentProvider | None = None,
+    ) -> None:
         """Bind and listen; every object goes to `take`, which may raise RefusedInstance.
 
-        Raises OSError when the address is taken or not ours.
+        Storage commitment is offered where somebody provides it. Raises OSError when the address is taken or not
+        ours.
         """
         self._take = take
+        self._commitment = commitment
         entity = AE(ae_title=settings.ae_title)
         entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -92,7 +103,10 @@ class Listener:
         entity.add_supported_context(VERIFICATION)
         for context in AllStoragePresentationContexts:
             entity.add_supported_context(str(context.abstract_syntax), _SYNTAXES)
+        if commitment is not None:
+            entity.add_supported_context(STORAGE_COMMITMENT_PUSH_MODEL)
         handlers: list[evt.EventHandlerType] = [
+            (evt.EVT_N_ACTION, self._act),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_REJECTED, _rejected),
             (evt.EVT_ABORTED, _aborted),
@@ -159,6 +173,23 @@ class Listener:
             _log.error("cannot take an object", kind=type(unforeseen).__name__, exc_info=unforeseen)
             return OUT_OF_RESOURCES
         return SUCCESS
+
+    def _act(self, event: Event) -> tuple[int, None]:
+        """Answer one N-ACTION request: storage commitment, and nothing else (PS3.4 J.3.2)."""
+        request = cast("N_ACTION", event.request)
+        if self._commitment is None or request.RequestedSOPClassUID != STORAGE_COMMITMENT_PUSH_MODEL:
+            return NO_SUCH_SOP_CLASS, None
+        try:
+            status = self._commitment.act(
+                str(event.assoc.requestor.ae_title).strip(),
+                request.ActionTypeID or 0,
+                str(request.RequestedSOPInstanceUID),
+                event.action_information,
+            )
+        except Exception as unforeseen:  # noqa: BLE001  one of the few places where errors become outcomes
+            _log.error("cannot read a request for storage commitment", kind=type(unforeseen).__name__)
+            return PROCESSING_FAILURE, None
+        return status, None
 
 
 def _rejected(event: Event) -> None:

@@ -10,6 +10,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from pynetdicom import AE, _config
 from pynetdicom.association import Association
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
@@ -93,7 +94,7 @@ def store(
 
 def echo(remote: RemoteEntity) -> str:
     """Return the empty string when the remote AE answers C-ECHO with Success, else what went wrong."""
-    association, problem = _associate(remote, [build_context(VERIFICATION)])
+    association, problem = associate(remote, [build_context(VERIFICATION)])
     if association is None:
         return problem.reason
     try:
@@ -107,7 +108,9 @@ def echo(remote: RemoteEntity) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Problem:
+class Problem:
+    """Why something could not be said to a peer, and what that means."""
+
     verdict: Verdict
     reason: str
 
@@ -135,7 +138,7 @@ def _syntaxes(outgoing: Outgoing) -> tuple[str, ...]:
 
 def _store_batch(remote: RemoteEntity, batch: list[Outgoing], still: Callable[[Outgoing], bool]) -> Iterator[Answer]:
     wanted = {(each.sop_class_uid, syntax): None for each in batch for syntax in _syntaxes(each)}
-    association, problem = _associate(remote, [build_context(sop_class, [syntax]) for sop_class, syntax in wanted])
+    association, problem = associate(remote, [build_context(sop_class, [syntax]) for sop_class, syntax in wanted])
     if association is None:
         for outgoing in batch:
             yield Answer(outgoing=outgoing, verdict=problem.verdict, status=None, reason=problem.reason)
@@ -177,7 +180,10 @@ def _store_one(association: Association, outgoing: Outgoing, accepted: set[tuple
     return answer(verdict, f"{reason}: {comment}" if reason and comment else reason, answered)
 
 
-def _associate(remote: RemoteEntity, contexts: list[PresentationContext]) -> tuple[Association | None, _Problem]:
+def associate(
+    remote: RemoteEntity, contexts: list[PresentationContext], roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = ()
+) -> tuple[Association | None, Problem]:
+    """Open an association with these presentation contexts and roles, or say why there is none."""
     entity = AE(ae_title=remote.calling_ae_title)
     entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -188,25 +194,33 @@ def _associate(remote: RemoteEntity, contexts: list[PresentationContext]) -> tup
     where = f"{remote.ae_title} at {remote.host}:{remote.port}"
     try:
         association = entity.associate(
-            remote.host, remote.port, contexts=contexts, ae_title=remote.ae_title, max_pdu=0x20000
+            remote.host,
+            remote.port,
+            contexts=contexts,
+            ae_title=remote.ae_title,
+            max_pdu=0x20000,
+            ext_neg=list(roles),
         )
     except (OSError, ValueError) as failure:
         # A host name that cannot be resolved, or cannot be a host name.
-        return None, _Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {type(failure).__name__}")
+        return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {type(failure).__name__}")
     if association.is_established:
-        return association, _Problem(verdict=Verdict.TRY_AGAIN, reason="")
+        return association, Problem(verdict=Verdict.TRY_AGAIN, reason="")
     if association.is_rejected:
         refusal = association.acceptor.primitive
         permanent = refusal is not None and refusal.result == 0x01
-        return None, _Problem(
+        return None, Problem(
             verdict=Verdict.HOLD if permanent else Verdict.TRY_AGAIN,
             reason=f"{where} rejected the association"
             + (f" ({refusal.reason_str})" if refusal is not None else "")
             + (" permanently: check both AE titles" if permanent else ""),
         )
+    if association.rejected_contexts:
+        # The peer took the association and nothing that was to be said over it; pynetdicom then aborts.
+        return None, Problem(verdict=Verdict.HOLD, reason=f"{where} accepts no presentation context for this")
     if association.is_aborted:
-        return None, _Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} aborted, or nobody listens there")
-    return None, _Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} does not answer")
+        return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} aborted, or nobody listens there")
+    return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} does not answer")
 
 
 def _printable(text: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydicom import dcmread
 
-from tests.running import wait_until
+from tests.running import Home, wait_until
 from tests.system.site import head, make_site
 
 pytestmark = pytest.mark.peer
@@ -77,15 +77,56 @@ def orthanc(folder: Path) -> Iterator[Orthanc]:
         process.wait(30)
 
 
+def know(archive: Orthanc, port: int) -> None:
+    """Tell Orthanc where the daemon listens."""
+    modality = {"AET": "MEDDAEMON", "Host": "127.0.0.1", "Port": port}
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{archive.http}/modalities/ai", data=json.dumps(modality).encode(), method="PUT"
+    )
+    urllib.request.urlopen(request, timeout=30).close()
+
+
+PEER = """
+[delivery]
+poll_seconds = 0.1
+
+[[peers]]
+ae_title = "ORTHANC"
+host = "127.0.0.1"
+port = {port}
+"""
+
+
+def test_orthanc_asks_for_storage_commitment_and_hears_the_outcome(tmp_path: Path) -> None:
+    with orthanc(tmp_path / "orthanc") as archive:
+        home = Home.make(tmp_path / "home", PEER.format(port=archive.dicom))
+        with home.running("listen") as listener, home.running("deliver"):
+            know(archive, listener.port())
+            files = head(tmp_path / "scanner")
+            stored = [archive.ask("/instances", path.read_bytes())["ID"] for path in files]
+            archive.ask("/modalities/ai/store", json.dumps(stored[1:]).encode())
+            asked = {"Resources": stored}
+            answer = archive.ask("/modalities/ai/storage-commitment", json.dumps(asked).encode())
+            outcome = wait_until(
+                lambda: next(
+                    (each for each in [archive.ask(answer["Path"])] if each["Status"] not in {"Pending"}), None
+                ),
+                what="Orthanc to hear the outcome",
+                every=0.1,
+            )
+    # The one that was not sent is named as failed: no such object instance.
+    assert outcome["Status"] == "Failure"
+    assert len(outcome["Success"]) == len(files) - 1
+    (failed,) = outcome["Failures"]
+    assert failed["SOPInstanceUID"] == dcmread(files[0]).SOPInstanceUID
+    assert 0x0112 in failed.values()
+
+
 def test_orthanc_sends_a_study_and_gets_its_results(tmp_path: Path) -> None:
     with orthanc(tmp_path / "orthanc") as archive:
         home = make_site(tmp_path / "home", {"orthanc": archive.dicom})
         with home.running("serve") as daemon:
-            modality = {"AET": "MEDDAEMON", "Host": "127.0.0.1", "Port": daemon.port()}
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{archive.http}/modalities/ai", data=json.dumps(modality).encode(), method="PUT"
-            )
-            urllib.request.urlopen(request, timeout=30).close()
+            know(archive, daemon.port())
             stored = [archive.ask("/instances", path.read_bytes())["ID"] for path in head(tmp_path / "scanner")]
             archive.ask("/modalities/ai/store", json.dumps(stored).encode())
             wait_until(lambda: archive.of("SR") and archive.of("SEG"), what="SEG and SR in Orthanc")

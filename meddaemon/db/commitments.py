@@ -1,0 +1,198 @@
+"""Requests for storage commitment: kept before they are answered, worked until the peer has heard the outcome.
+
+They live like deliveries: claimed under a lease with a fencing token, tried again with a growing delay, held for a
+person where the peer will not listen.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import Connection, func, select, update
+
+from meddaemon.db import tables
+from meddaemon.db.clock import after, now
+from meddaemon.db.insertion import insert_unless_there
+from meddaemon.domain.commitment import CommitmentRequest, ReferencedInstance
+from meddaemon.domain.errors import LeaseLost, NotFound
+from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
+
+_commitment = tables.commitment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A request that is being worked."""
+
+    id: int
+    request: CommitmentRequest
+    attempt: int
+    fence: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommitmentRow:
+    """Where a request stands."""
+
+    id: int
+    transaction_uid: str
+    calling_ae_title: str
+    instances: int
+    failed: int | None
+    state: DeliveryState
+    attempt: int
+    reason: str
+    asked_at: datetime
+    available_at: datetime
+    reported_at: datetime | None
+
+
+def ask(connection: Connection, request: CommitmentRequest) -> bool:
+    """Keep a request; return False when the peer used its Transaction UID before for another one.
+
+    The same request again is reported again: its sender may not have heard the first report.
+    """
+    wanted = [[each.sop_class_uid, each.sop_instance_uid] for each in request.instances]
+    mine = (
+        _commitment.c.calling_ae_title == request.calling_ae_title,
+        _commitment.c.transaction_uid == request.transaction_uid,
+    )
+    values = {"state": DeliveryState.PENDING, "attempt": 0, "available_at": now(), "reason": ""}
+    added = insert_unless_there(
+        connection,
+        _commitment,
+        {
+            "transaction_uid": request.transaction_uid,
+            "calling_ae_title": request.calling_ae_title,
+            "instances": wanted,
+            "fence": 0,
+            "asked_at": now(),
+            **values,
+        },
+    )
+    if added is not None:
+        return True
+    known = connection.execute(select(_commitment.c.id, _commitment.c.instances).where(*mine).with_for_update()).one()
+    if known.instances != wanted:
+        return False
+    connection.execute(
+        update(_commitment)
+        .where(_commitment.c.id == known.id, _commitment.c.state != DeliveryState.SENDING)
+        .values(**values)
+    )
+    return True
+
+
+def claim(connection: Connection, *, lease_seconds: float) -> Claim | None:
+    """Lease the request that has been waiting for longest, or whose worker died; None when nothing waits."""
+    connection.execute(
+        update(_commitment)
+        .where(
+            tables.commitment_open,
+            _commitment.c.state == DeliveryState.SENDING,
+            _commitment.c.lease_expires_at < now(),
+        )
+        .values(state=delivery_target(DeliveryEvent.EXPIRE), available_at=now())
+    )
+    candidate = connection.execute(
+        select(_commitment.c.id)
+        .where(
+            tables.commitment_open,
+            _commitment.c.state.in_(delivery_sources(DeliveryEvent.CLAIM)),
+            _commitment.c.available_at <= now(),
+        )
+        .order_by(_commitment.c.available_at, _commitment.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    ).scalar()
+    if candidate is None:
+        return None
+    row = connection.execute(
+        update(_commitment)
+        .where(_commitment.c.id == candidate)
+        .values(
+            state=delivery_target(DeliveryEvent.CLAIM),
+            attempt=_commitment.c.attempt + 1,
+            fence=_commitment.c.fence + 1,
+            lease_expires_at=after(lease_seconds),
+        )
+        .returning(*_commitment.c)
+    ).one()
+    request = CommitmentRequest(
+        transaction_uid=row.transaction_uid,
+        calling_ae_title=row.calling_ae_title,
+        instances=tuple(
+            ReferencedInstance(sop_class_uid=sop_class, sop_instance_uid=instance)
+            for sop_class, instance in row.instances
+        ),
+    )
+    return Claim(id=row.id, request=request, attempt=row.attempt, fence=row.fence)
+
+
+def accept(connection: Connection, claim: Claim, *, failed: int) -> None:
+    """Record that the peer has heard the report, with so many failures in it. Raises LeaseLost."""
+    _apply(connection, DeliveryEvent.ACCEPT, claim, failed=failed, reason="", reported_at=now())
+
+
+def fail(connection: Connection, claim: Claim, *, reason: str, delay_seconds: float) -> None:
+    """Record that the peer could not be told, and when to try again. Raises LeaseLost."""
+    _apply(connection, DeliveryEvent.FAIL, claim, reason=reason, available_at=after(delay_seconds))
+
+
+def refuse(connection: Connection, claim: Claim, *, reason: str) -> None:
+    """Record that the peer will not listen: a person must look. Raises LeaseLost."""
+    _apply(connection, DeliveryEvent.REFUSE, claim, reason=reason)
+
+
+def requeue(connection: Connection, commitment_id: int) -> None:
+    """Report again at once. Raises NotFound."""
+    row = connection.execute(
+        update(_commitment)
+        .where(_commitment.c.id == commitment_id, _commitment.c.state.in_(delivery_sources(DeliveryEvent.REQUEUE)))
+        .values(state=delivery_target(DeliveryEvent.REQUEUE), available_at=now(), attempt=0)
+        .returning(_commitment.c.id)
+    ).first()
+    if row is None:
+        raise NotFound(f"no commitment {commitment_id} that is held or waits for another attempt")
+
+
+def listing(connection: Connection, *, limit: int = 50) -> Sequence[CommitmentRow]:
+    """Return the latest requests, oldest first."""
+    rows = connection.execute(select(_commitment).order_by(_commitment.c.id.desc()).limit(limit)).all()
+    return [
+        CommitmentRow(
+            id=row.id,
+            transaction_uid=row.transaction_uid,
+            calling_ae_title=row.calling_ae_title,
+            instances=len(row.instances),
+            failed=row.failed,
+            state=DeliveryState(row.state),
+            attempt=row.attempt,
+            reason=row.reason,
+            asked_at=row.asked_at,
+            available_at=row.available_at,
+            reported_at=row.reported_at,
+        )
+        for row in reversed(rows)
+    ]
+
+
+def state_counts(connection: Connection) -> Mapping[DeliveryState, int]:
+    """Return how many requests are in each state."""
+    rows = connection.execute(select(_commitment.c.state, func.count()).group_by(_commitment.c.state))
+    return {DeliveryState(state): count for state, count in rows}
+
+
+def _apply(connection: Connection, event: DeliveryEvent, claim: Claim, **values: object) -> None:
+    row = connection.execute(
+        update(_commitment)
+        .where(
+            _commitment.c.id == claim.id,
+            _commitment.c.fence == claim.fence,
+            _commitment.c.state.in_(delivery_sources(event)),
+        )
+        .values(state=delivery_target(event), lease_expires_at=None, **values)
+        .returning(_commitment.c.id)
+    ).first()
+    if row is None:
+        raise LeaseLost(f"commitment {claim.id}: attempt {claim.attempt} is over")
