@@ -18,7 +18,7 @@ class Staging:
         self.durable_directories: set[Path] = set()
         self.folder = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
         parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with _alone(parent):
+        with self.alone():
             self.folder.mkdir(mode=0o700)
             self._lock = (self.folder / "lock").open("ab")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
@@ -28,24 +28,35 @@ class Staging:
         """The directory from which on downwards this process syncs what it makes: the parent of all staging."""
         return self._parent.parent
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep every process from giving a file its final name (see `write_new`), making and sweeping folders."""
+        with _locked(self._parent, fcntl.LOCK_EX):
+            yield
+
+    @contextmanager
+    def naming(self) -> Iterator[None]:
+        """Give a file its final name: together with others who do, never while somebody is `alone`."""
+        with _locked(self._parent, fcntl.LOCK_SH):
+            yield
+
     def sweep(self) -> int:
         """Remove what processes that are no longer alive left behind; return how many files."""
-        with _alone(self._parent):
+        with self.alone():
             folders = [entry for entry in self._parent.iterdir() if entry.is_dir() and entry != self.folder]
             return sum(map(_sweep, folders))
 
     def close(self) -> None:
         """Remove the folder, where it is still there."""
-        with suppress(FileNotFoundError), _alone(self._parent):
+        with suppress(FileNotFoundError), self.alone():
             shutil.rmtree(self.folder)
         self._lock.close()
 
 
 @contextmanager
-def _alone(parent: Path) -> Iterator[None]:
-    """Keep other processes from making, sweeping and removing staging folders under `parent`."""
+def _locked(parent: Path, how: int) -> Iterator[None]:
     with (parent / "lock").open("ab") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, how)
         yield
 
 
@@ -83,7 +94,8 @@ def write_new(target: Path, content: bytes, staging: Staging) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
-            temporary.replace(target)
+            with staging.naming():
+                temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -4,30 +4,28 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from meddaemon import __version__, daemon, pipeline, telemetry
+from meddaemon import __version__, daemon, pipeline
 from meddaemon.cli import doctor as health
+from meddaemon.cli.commitments import commitments_app
 from meddaemon.cli.explain import explain as explanation
+from meddaemon.cli.opening import FAILED, USAGE, Config, Limit, Output, fail, open_database, open_settings, reading
 from meddaemon.cli.output import Format, print_rows, shown
-from meddaemon.config.settings import Settings, load
-from meddaemon.db import commitments, history, jobs, requests, results, studies
-from meddaemon.db import deliveries as outbox
-from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
+from meddaemon.cli.queue import deliveries_app, jobs_app
+from meddaemon.cli.schema import db_app
+from meddaemon.cli.store import store_app
+from meddaemon.db import history, results, studies
+from meddaemon.db.engine import DatabaseUnavailable
 from meddaemon.domain.errors import InvalidConfiguration, MeddaemonError, RefusedInstance
-from meddaemon.domain.states import JobState
 from meddaemon.ingest.part10 import is_plain, read_part10
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.store import InstanceStore, as_part10
 from meddaemon.results.dimse import Outgoing, RemoteEntity, Verdict, store
-
-FAILED, USAGE = 1, 2
-"""Exit codes: the thing asked for failed; the settings or the command line are wrong."""
 
 app = typer.Typer(
     help="Receive DICOM studies, run MONAI bundles on them, return standard SR and SEG. Research use only.",
@@ -35,20 +33,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-jobs_app = typer.Typer(help="Look at the queue and change it.", no_args_is_help=True)
-deliveries_app = typer.Typer(help="Look at the outbox and change it.", no_args_is_help=True)
-commitments_app = typer.Typer(help="Look at storage commitment and change it.", no_args_is_help=True)
-db_app = typer.Typer(help="Look after the database's schema.", no_args_is_help=True)
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(deliveries_app, name="deliveries")
 app.add_typer(commitments_app, name="commitments")
+app.add_typer(store_app, name="store")
 app.add_typer(db_app, name="db")
-
-Config = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Settings file (also MEDDAEMON_CONFIG).", show_default=False)
-]
-Output = Annotated[Format, typer.Option("--format", "-f", help="How to print.")]
-Limit = Annotated[int, typer.Option(min=1, max=100_000, help="At most this many rows.")]
 
 
 def main() -> None:
@@ -60,21 +49,16 @@ def main() -> None:
             typer.echo(problem, err=True)
         raise SystemExit(USAGE) from None
     except MeddaemonError as failure:
-        _fail(str(failure))
+        fail(str(failure))
     except DatabaseUnavailable as failure:
         # The message may quote parameters; what the driver itself says does not.
-        _fail(f"the database is out of reach: {shown(failure.orig)}")
+        fail(f"the database is out of reach: {shown(failure.orig)}")
     except BrokenPipeError:
         # Whoever read our output has enough; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(FAILED) from None
     except OSError as failure:
-        _fail(f"{failure.strerror or failure}{f': {failure.filename}' if failure.filename else ''}")
-
-
-def _fail(message: str) -> None:
-    typer.echo(f"meddaemon: {message}", err=True)
-    raise SystemExit(FAILED)
+        fail(f"{failure.strerror or failure}{f': {failure.filename}' if failure.filename else ''}")
 
 
 @app.callback(invoke_without_command=True)
@@ -87,25 +71,25 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def serve(config: Config = None) -> None:
     """Run everything on this machine: listener, workers, scheduler and delivery, supervised."""
-    daemon.serve(_settings(config))
+    daemon.serve(open_settings(config))
 
 
 @app.command()
 def listen(config: Config = None) -> None:
     """Run only the DICOM listener."""
-    daemon.run_role("listen", _settings(config))
+    daemon.run_role("listen", open_settings(config))
 
 
 @app.command()
 def work(config: Config = None) -> None:
     """Run only a worker."""
-    daemon.run_role("work", _settings(config))
+    daemon.run_role("work", open_settings(config))
 
 
 @app.command()
 def deliver(config: Config = None) -> None:
     """Run only the scheduler and delivery."""
-    daemon.run_role("deliver", _settings(config))
+    daemon.run_role("deliver", open_settings(config))
 
 
 @app.command()
@@ -168,9 +152,9 @@ def import_(
     config: Config = None,
 ) -> None:
     """Take DICOM files from disk, with the same checks and guarantees as the listener."""
-    settings = _settings(config)
+    settings = open_settings(config)
     taken = known = refused = 0
-    with _database(settings, upgrade=True) as database:
+    with open_database(settings, upgrade=True) as database:
         instance_store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
         receiver = daemon.receiver_of(settings, database, instance_store)
         for path in _files(folders):
@@ -197,11 +181,11 @@ def run(
     config: Config = None,
 ) -> None:
     """Queue a model on a study whatever the rules say; unsound volumes are refused all the same."""
-    settings = _settings(config)
+    settings = open_settings(config)
     for name in to or ():
         if name not in {each.name for each in settings.destinations}:
-            _fail(f"no destination {name!r}; there are: {', '.join(each.name for each in settings.destinations)}")
-    with _database(settings) as database:
+            fail(f"no destination {name!r}; there are: {', '.join(each.name for each in settings.destinations)}")
+    with open_database(settings) as database:
         job_id = pipeline.force(
             database, settings, wanted=study, model=model, series=series, destinations=tuple(to or ())
         )
@@ -211,7 +195,7 @@ def run(
 @app.command("studies")
 def studies_(output: Output = Format.TABLE, limit: Limit = 50, config: Config = None) -> None:
     """List the studies that arrived last."""
-    with _reading(config) as connection:
+    with reading(config) as connection:
         rows = studies.summaries(connection, limit=limit)
     columns = {
         "id": "id",
@@ -241,7 +225,7 @@ def explain(
     if (study is None) is not refused:
         typer.echo("meddaemon: name a study, or ask for --refused", err=True)
         raise typer.Exit(USAGE)
-    with _reading(config) as connection:
+    with reading(config) as connection:
         if study is None:
             columns = {
                 "at": "at",
@@ -273,7 +257,7 @@ def results_(
     config: Config = None,
 ) -> None:
     """Query findings and measurements."""
-    with _reading(config) as connection:
+    with reading(config) as connection:
         rows = results.query(
             connection,
             model=model,
@@ -302,119 +286,6 @@ def results_(
     print_rows(rows, columns, output)
 
 
-@jobs_app.command("list")
-def jobs_list(
-    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
-    output: Output = Format.TABLE,
-    limit: Limit = 50,
-    config: Config = None,
-) -> None:
-    """List jobs, newest first."""
-    with _reading(config) as connection:
-        rows = jobs.listing(connection, state=state, limit=limit)
-    columns = {
-        "id": "id",
-        "study": "study_id",
-        "model": "model",
-        "rule": "rule",
-        "prio": "priority",
-        "state": "state",
-        "attempt": "attempt",
-        "worker": "worker",
-        "created": "created_at",
-        "reason": "reason",
-    }
-    print_rows(rows, columns, output)
-
-
-@jobs_app.command("show")
-def jobs_show(job: int, config: Config = None) -> None:
-    """Show a job and everything that happened to it."""
-    with _reading(config) as connection:
-        row = jobs.get(connection, job)
-        events = jobs.history(connection, job)
-        destinations = requests.destinations_of(connection, job)
-    typer.echo(
-        f"job {row.id}: {row.model} on study {row.study_id} (generation {row.generation}) for rule {row.rule!r}\n"
-        f"  {row.state.value}, attempt {row.attempt} of {row.maximum_attempts}, priority {row.priority}"
-        + (f"\n  {shown(row.reason)}" if row.reason else "")
-        + (f"\n  its result goes to {', '.join(destinations)}" if destinations else "")
-    )
-    for key, digests in row.inputs.items():
-        typer.echo(f"  input {key}: {len(digests)} instances")
-    for event in events:
-        by = f" by {event.worker}" if event.worker else ""
-        detail = f": {shown(event.detail)}" if event.detail else ""
-        typer.echo(f"  {shown(event.at)} {event.event.value} -> {event.state.value}{by}{detail}")
-
-
-@jobs_app.command("requeue")
-def jobs_requeue(job: int, config: Config = None) -> None:
-    """Run a discarded or cancelled job again, or a waiting one at once."""
-    with _database(_settings(config)) as database, database.write() as connection:
-        jobs.requeue(connection, job)
-
-
-@jobs_app.command("cancel")
-def jobs_cancel(job: int, config: Config = None) -> None:
-    """Cancel a job that is not finished; a running one is stopped and writes nothing."""
-    with _database(_settings(config)) as database, database.write() as connection:
-        jobs.cancel(connection, job)
-
-
-@deliveries_app.command("list")
-def deliveries_list(output: Output = Format.TABLE, limit: Limit = 50, config: Config = None) -> None:
-    """List deliveries, newest last."""
-    with _reading(config) as connection:
-        rows = outbox.listing(connection, limit=limit)
-    columns = {
-        "id": "id",
-        "result": "result_id",
-        "object": "kind",
-        "destination": "destination",
-        "state": "state",
-        "attempts": "attempt",
-        "sent": "sent_at",
-        "next": "available_at",
-        "reason": "reason",
-    }
-    print_rows(rows, columns, output)
-
-
-@deliveries_app.command("requeue")
-def deliveries_requeue(delivery: int, config: Config = None) -> None:
-    """Send a held delivery again, or a waiting one at once."""
-    with _database(_settings(config)) as database, database.write() as connection:
-        outbox.requeue(connection, delivery)
-
-
-@commitments_app.command("list")
-def commitments_list(output: Output = Format.TABLE, limit: Limit = 50, config: Config = None) -> None:
-    """List requests for storage commitment and what their senders were told, newest last."""
-    with _reading(config) as connection:
-        rows = commitments.listing(connection, limit=limit)
-    columns = {
-        "id": "id",
-        "ae title": "calling_ae_title",
-        "transaction": "transaction_uid",
-        "instances": "instances",
-        "failed": "failed",
-        "state": "state",
-        "attempts": "attempt",
-        "asked": "asked_at",
-        "reported": "reported_at",
-        "reason": "reason",
-    }
-    print_rows(rows, columns, output)
-
-
-@commitments_app.command("requeue")
-def commitments_requeue(commitment: int, config: Config = None) -> None:
-    """Examine and report a held request again, or a waiting one at once."""
-    with _database(_settings(config)) as database, database.write() as connection:
-        commitments.requeue(connection, commitment)
-
-
 @app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where to put everything; made anew.")] = Path("demo-output"),
@@ -429,28 +300,6 @@ def demo(
     run_demo(folder.resolve(), volume, lambda line: print(line, flush=True))  # noqa: T201  progress, line by line
 
 
-@db_app.command("upgrade")
-def db_upgrade(config: Config = None) -> None:
-    """Bring the schema to the version of this code."""
-    with _database(_settings(config), upgrade=True):
-        typer.echo("the schema is up to date")
-
-
-@db_app.command("check")
-def db_check(config: Config = None) -> None:
-    """Check version and shape of the schema, and the integrity of a SQLite file."""
-    database = Database(_settings(config).database.url)
-    try:
-        problems = database.schema_problems() or database.integrity_problems()
-    finally:
-        database.close()
-    for problem in problems:
-        typer.echo(problem, err=True)
-    if problems:
-        raise typer.Exit(FAILED)
-    typer.echo("the schema is right and the database is sound")
-
-
 @app.command()
 def doctor(
     network: Annotated[bool, typer.Option(help="Also ask every destination with C-ECHO.")] = True,
@@ -458,38 +307,12 @@ def doctor(
 ) -> None:
     """Look at settings, store, database, models, processes and destinations; exit 1 when one is not well."""
     ill = False
-    for check in health.examine(_settings(config), with_network=network):
+    for check in health.examine(open_settings(config), with_network=network):
         mark = {True: "ok  ", False: "BAD ", None: "    "}[check.well]
         typer.echo(f"{mark}{check.what}: {shown(check.said)}")
         ill = ill or check.well is False
     if ill:
         raise typer.Exit(FAILED)
-
-
-def _settings(config: Path | None) -> Settings:
-    settings = load(config, os.environ)
-    telemetry.configure(settings.logging.level, settings.logging.format)
-    for warning in settings.warnings:
-        telemetry.log(__name__).warning(warning)
-    return settings
-
-
-@contextmanager
-def _database(settings: Settings, *, upgrade: bool = False) -> Iterator[Database]:
-    database = Database(settings.database.url)
-    try:
-        if upgrade:
-            database.upgrade()
-        database.require_schema()
-        yield database
-    finally:
-        database.close()
-
-
-@contextmanager
-def _reading(config: Path | None) -> Iterator[Connection]:
-    with _database(_settings(config)) as database, database.read() as connection:
-        yield connection
 
 
 def _files(paths: list[Path]) -> Iterator[Path]:

@@ -1,10 +1,10 @@
 """Received instances: registered with their study, or refused with a reason."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import Connection, Table, case, func, insert, null, select, update
+from sqlalchemy import ColumnElement, Connection, Table, case, false, func, insert, null, select, update
 
 from meddaemon.db import tables
 from meddaemon.db.clock import after, now
@@ -26,6 +26,15 @@ class Received:
     header: Mapping[str, tuple[str, ...]]
     calling_ae_title: str
     called_ae_title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Indexed:
+    """What the index says of one stored file."""
+
+    sop_instance_uid: str
+    size: int
+    missing: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,23 +182,33 @@ def refuse(
     )
 
 
-def digests(connection: Connection, prefix: str) -> set[str]:
-    """Return the content digests that begin with `prefix`, for comparing the index with the store."""
+def indexed(connection: Connection, prefix: str) -> dict[str, Indexed]:
+    """Return what the index says of the instances whose digest begins with `prefix`, by digest."""
+    return _indexed(connection, tables.instance, tables.instance.c.missing, prefix)
+
+
+def indexed_results(connection: Connection, prefix: str) -> dict[str, Indexed]:
+    """Return what the index says of the result objects whose digest begins with `prefix`, by digest."""
+    return _indexed(connection, tables.result_object, false(), prefix)
+
+
+def _indexed(connection: Connection, table: Table, missing: ColumnElement[bool], prefix: str) -> dict[str, Indexed]:
+    rows = connection.execute(
+        select(table.c.sha256, table.c.sop_instance_uid, table.c.size, missing).where(table.c.sha256.startswith(prefix))
+    )
+    return {row[0]: Indexed(sop_instance_uid=row[1], size=row[2], missing=bool(row[3])) for row in rows}
+
+
+def lock(connection: Connection, sha256s: Sequence[str]) -> None:
+    """Keep re-sends of these instances from being registered until the transaction ends."""
     column = tables.instance.c.sha256
-    return set(connection.execute(select(column).where(column.startswith(prefix))).scalars())
+    connection.execute(select(column).where(column.in_(sha256s)).order_by(column).with_for_update(key_share=True))
 
 
-def mark_missing(connection: Connection, sha256s: Iterable[str]) -> None:
-    """Note that the files of these instances are gone, so that jobs and operators are told so."""
-    wanted = list(sha256s)
-    if wanted:
-        connection.execute(update(tables.instance).where(tables.instance.c.sha256.in_(wanted)).values(missing=True))
-
-
-def result_digests(connection: Connection, prefix: str) -> set[str]:
-    """Return the content digests of result objects that begin with `prefix`."""
-    column = tables.result_object.c.sha256
-    return set(connection.execute(select(column).where(column.startswith(prefix))).scalars())
+def note_missing(connection: Connection, sha256s: Collection[str], *, missing: bool) -> None:
+    """Note whether the files of these instances are gone, so that jobs and operators are told so."""
+    known = tables.instance.c.sha256.in_(sha256s)
+    connection.execute(update(tables.instance).where(known).values(missing=missing))
 
 
 def path_of(store: Path, sha256: str) -> Path:

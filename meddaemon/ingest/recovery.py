@@ -1,8 +1,18 @@
-"""After a restart: nothing half received stays, and index and store say the same."""
+"""After a restart, and whenever the operator asks: nothing half received stays, index and store say the same.
+
+Safe while others receive:
+
+- a file is looked for after the index was read, so what is registered meanwhile is never taken for lost;
+- a file that is stored and about to be registered is adopted, which its own registration finds done;
+- before an instance is marked, its row is locked and its file looked for once more: a re-send puts the file first
+  and asks for the row then, so it either was seen or has the last word;
+- a damaged file is read once more before it is set aside, while nobody can put a whole one in its place.
+"""
 
 from collections import Counter
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from enum import Enum
+from enum import StrEnum
 
 from meddaemon.db import instances
 from meddaemon.db.engine import Database
@@ -12,16 +22,24 @@ from meddaemon.ingest.receive import OUT_OF_RESOURCES, Receiver
 from meddaemon.ingest.store import InstanceStore
 from meddaemon.telemetry import log
 
-_PREFIXES = [f"{number:02x}" for number in range(256)]
+PREFIXES = tuple(f"{number:02x}" for number in range(256))
+"""How the store is gone through: by the first two characters of the digest."""
 _log = log(__name__)
 
 
-class _Found(Enum):
-    """What became of a file that no row names."""
+class Found(StrEnum):
+    """What index and store disagreed about, by what became of it."""
 
     ADOPTED = "adopted"
-    SET_ASIDE = "set aside"
+    """Stored, not registered: registered now."""
+    SET_ASIDE = "set_aside"
+    """Damaged, or no object of ours: in quarantine now."""
     POSTPONED = "postponed"
+    """Stored, and cannot be registered now."""
+    MISSING = "missing"
+    """Registered, and its file is gone."""
+    RETURNED = "returned"
+    """Marked missing, and its file is there again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +51,21 @@ class Recovered:
     set_aside: int = 0
     postponed: int = 0
     missing: int = 0
+    returned: int = 0
+
+    @property
+    def well(self) -> bool:
+        """Whether index and store say the same now."""
+        return not (self.missing or self.postponed)
 
 
-def recover(database: Database, store: InstanceStore, receiver: Receiver) -> Recovered:
+Tell = Callable[[Found, str, str], object]
+"""Is told what was found, the digest or name of the file, and the SOP Instance UID where it is known."""
+
+
+def recover(
+    database: Database, store: InstanceStore, receiver: Receiver, tell: Tell = lambda found, name, uid: None
+) -> Recovered:
     """Sweep half-received files, adopt objects that were stored but never registered, note what is gone.
 
     An object that was synced but not registered was not acknowledged. The sender may or may not send it again, and
@@ -43,53 +73,73 @@ def recover(database: Database, store: InstanceStore, receiver: Receiver) -> Rec
     whole object under its own name is set aside. What cannot be registered now is left where it is for the next
     start: a listener that answers "out of resources" is of more use than none.
     """
+    counts: Counter[Found] = Counter()
+
+    def note(found: Found, name: str, sop_instance_uid: str = "") -> None:
+        counts[found] += 1
+        tell(found, name, sop_instance_uid)
+
     swept = store.sweep_staging()
-    found: Counter[_Found] = Counter()
-    missing = 0
     for path in list(store.strays()):
         _log.error("set aside a file that does not belong in the store")
-        store.set_aside(path)
-        found[_Found.SET_ASIDE] += 1
-    for prefix in _PREFIXES:
+        if store.set_aside(path):
+            note(Found.SET_ASIDE, path.name)
+    for prefix in PREFIXES:
         with database.read() as connection:
-            indexed = instances.digests(connection, prefix)
+            indexed = instances.indexed(connection, prefix)
         stored = store.digests(prefix)
-        for sha256 in sorted(stored - indexed):
-            found[_adopt(database, store, receiver, sha256)] += 1
-        gone = sorted(indexed - stored)
-        missing += len(gone)
-        if gone:
-            with database.write() as connection:
-                instances.mark_missing(connection, gone)
-    recovered = Recovered(
-        swept=swept,
-        adopted=found[_Found.ADOPTED],
-        set_aside=found[_Found.SET_ASIDE],
-        postponed=found[_Found.POSTPONED],
-        missing=missing,
-    )
+        for sha256 in sorted(stored - indexed.keys()):
+            note(_adopt(database, store, receiver, sha256), sha256)
+        gone = indexed.keys() - stored
+        returned = {sha256 for sha256 in indexed.keys() & stored if indexed[sha256].missing}
+        for sha256 in sorted(returned):
+            if store.set_aside_damaged(sha256):
+                _log.error("set aside a damaged file: it does not hold what its name says", sha256=sha256)
+                note(Found.SET_ASIDE, sha256, indexed[sha256].sop_instance_uid)
+        missing = note_files(database, store, gone | returned)
+        for sha256 in sorted(gone | returned):
+            what = Found.MISSING if sha256 in missing else Found.RETURNED
+            if what is Found.MISSING or sha256 in returned:
+                note(what, sha256, indexed[sha256].sop_instance_uid)
+    recovered = Recovered(swept=swept, **{found.value: count for found, count in counts.items()})
     if recovered != Recovered():
         _log.warning("recovered", **asdict(recovered))
     return recovered
 
 
-def _adopt(database: Database, store: InstanceStore, receiver: Receiver, sha256: str) -> _Found:
+def note_files(database: Database, store: InstanceStore, sha256s: Collection[str]) -> set[str]:
+    """Have the index say which files of these instances are there, and return those that are not."""
+    if not sha256s:
+        return set()
+    with database.write() as connection:
+        instances.lock(connection, sorted(sha256s))
+        gone = {sha256 for sha256 in sha256s if not store.path(sha256).is_file()}
+        instances.note_missing(connection, gone, missing=True)
+        instances.note_missing(connection, set(sha256s) - gone, missing=False)
+    return gone
+
+
+def _adopt(database: Database, store: InstanceStore, receiver: Receiver, sha256: str) -> Found:
     path = store.path(sha256)
-    if not store.is_intact(sha256):
-        _log.error("set aside a damaged file: it does not hold what its name says", sha256=sha256)
-        store.set_aside(path)
-        return _Found.SET_ASIDE
     try:
+        if store.set_aside_damaged(sha256):
+            _log.error("set aside a damaged file: it does not hold what its name says", sha256=sha256)
+            return Found.SET_ASIDE
         receiver.take(read_part10(path))
+    except FileNotFoundError:
+        return Found.SET_ASIDE  # by somebody else who was quicker
+    except OSError as failure:
+        _log.error("cannot read an object that lies in the store", sha256=sha256, reason=failure.strerror)
+        return Found.POSTPONED
     except RefusedInstance as refused:
         if refused.status == OUT_OF_RESOURCES:
             _log.error("cannot register an object that lies in the store; it stays there", sha256=sha256)
-            return _Found.POSTPONED
+            return Found.POSTPONED
         _log.error("set aside a file that is no object of ours", sha256=sha256, reason=refused.reason)
         store.set_aside(path)
-        return _Found.SET_ASIDE
+        return Found.SET_ASIDE
     with database.read() as connection:
         if not instances.is_registered(connection, sha256):
             # Somebody else wrote it, with another file meta group: it lies in the store a second time, as ours.
             store.set_aside(path)
-    return _Found.ADOPTED
+    return Found.ADOPTED

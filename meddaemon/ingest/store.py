@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ PREAMBLE = bytes(128) + b"DICM"
 VERSION_NAME = "MEDDAEMON"
 """Implementation Version Name in the files: not our version, or a re-send after an upgrade would be another content."""
 
+_PIECE = 2**20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -92,13 +93,30 @@ class InstanceStore:
                     yield path
 
     def is_intact(self, sha256: str) -> bool:
-        """Return whether the file under this name holds what the name says."""
-        with self.path(sha256).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+        """Return whether the file under this name is there and holds what the name says; see `is_intact`."""
+        return is_intact(self.path(sha256), sha256)
 
-    def set_aside(self, path: Path) -> None:
-        """Move a file that is not an object of ours out of the way, keeping it for the operator."""
-        path.replace(self.quarantine / f"{secrets.token_hex(4)}-{path.name}")
+    def set_aside(self, path: Path) -> bool:
+        """Move a file that is no object of ours out of the way, keeping it for the operator.
+
+        Returns False when it has gone already.
+        """
+        try:
+            path.replace(self.quarantine / f"{secrets.token_hex(4)}-{path.name}")
+        except FileNotFoundError:
+            return False
+        return True
+
+    def set_aside_damaged(self, sha256: str) -> bool:
+        """Move a damaged file out of the way; False when it is gone or whole.
+
+        A re-send may put a whole file in its place at any moment and be acknowledged: while nobody can, it is read
+        once more.
+        """
+        if self.is_intact(sha256):
+            return False
+        with self._staging.alone():
+            return not self.is_intact(sha256) and self.set_aside(self.path(sha256))
 
     def sweep_staging(self) -> int:
         """Remove what processes that are no longer alive left half received; return how many files."""
@@ -108,14 +126,35 @@ class InstanceStore:
         """Remove the staging folder of this process."""
         self._staging.close()
 
-    def _require_room(self, size: int) -> None:
-        status = self.instances.stat()
-        if status.st_dev != self._device:
+    def require_volume(self) -> None:
+        """Raise StoreUnavailable unless the store lies on the volume on which it was at start."""
+        if self.instances.stat().st_dev != self._device:
             raise StoreUnavailable("the store's volume is not the one that was there at start: is it mounted?")
+
+    def _require_room(self, size: int) -> None:
+        self.require_volume()
         filesystem = os.statvfs(self.instances)
         free = filesystem.f_bavail * filesystem.f_frsize
         if free < self._minimum_free_bytes + size:
             raise StoreUnavailable(f"{free} bytes free in the store, {self._minimum_free_bytes} must stay free")
+
+
+def is_intact(path: Path, sha256: str, pace: Callable[[int], object] = lambda size: None) -> bool:
+    """Return whether a file is there and has this digest, as the disk has it and not the page cache.
+
+    `pace` is told the size of each piece that was read, and may take its time. Raises OSError when the file cannot
+    be read.
+    """
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb", buffering=0) as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+                pace(len(piece))
+    except FileNotFoundError:
+        return False
+    return digest.hexdigest() == sha256
 
 
 def as_part10(data: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:

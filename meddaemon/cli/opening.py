@@ -1,0 +1,58 @@
+"""What commands share: their options, and how they open settings and database and say that something failed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from meddaemon import telemetry
+from meddaemon.cli.output import Format
+from meddaemon.config.settings import Settings, load
+from meddaemon.db.engine import Connection, Database
+
+FAILED, USAGE = 1, 2
+"""Exit codes: the thing asked for failed; the settings or the command line are wrong."""
+
+Config = Annotated[
+    Path | None, typer.Option("--config", "-c", help="Settings file (also MEDDAEMON_CONFIG).", show_default=False)
+]
+Output = Annotated[Format, typer.Option("--format", "-f", help="How to print.")]
+Limit = Annotated[int, typer.Option(min=1, max=100_000, help="At most this many rows.")]
+
+
+def fail(message: str) -> NoReturn:
+    """Say what failed, and end."""
+    typer.echo(f"meddaemon: {message}", err=True)
+    raise SystemExit(FAILED)
+
+
+def open_settings(config: Path | None) -> Settings:
+    """Return the settings, their warnings logged. Raises InvalidConfiguration."""
+    settings = load(config, os.environ)
+    telemetry.configure(settings.logging.level, settings.logging.format)
+    for warning in settings.warnings:
+        telemetry.log(__name__).warning(warning)
+    return settings
+
+
+@contextmanager
+def open_database(settings: Settings, *, upgrade: bool = False) -> Iterator[Database]:
+    """Give the database, with the schema that this code needs. Raises WrongSchema."""
+    database = Database(settings.database.url)
+    try:
+        if upgrade:
+            database.upgrade()
+        database.require_schema()
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def reading(config: Path | None) -> Iterator[Connection]:
+    """Give a connection that only reads."""
+    with open_database(open_settings(config)) as database, database.read() as connection:
+        yield connection

@@ -1,0 +1,107 @@
+"""`meddaemon store`: prove that index and store say the same, and make them do so; safe while the daemon runs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from meddaemon import daemon
+from meddaemon.cli.opening import FAILED, Config, open_database, open_settings
+from meddaemon.cli.output import shown
+from meddaemon.config.settings import Settings
+from meddaemon.db import instances
+from meddaemon.db.engine import Database
+from meddaemon.ingest.inspection import Problem, Scrub, check
+from meddaemon.ingest.recovery import PREFIXES, Found, recover
+from meddaemon.ingest.store import InstanceStore
+
+store_app = typer.Typer(help="Prove that index and store say the same, and make them do so.", no_args_is_help=True)
+
+_MEGABYTE = 1e6
+_WORDS = {
+    Found.ADOPTED: "adopted",
+    Found.SET_ASIDE: "set aside",
+    Found.POSTPONED: "left there",
+    Found.MISSING: "missing",
+    Found.RETURNED: "there again",
+}
+
+
+@store_app.command("check")
+def store_check(
+    by_digest: Annotated[bool, typer.Option("--hash", help="Read every file; otherwise sizes must do.")] = False,
+    config: Config = None,
+) -> None:
+    """Look whether every registered file is there and every file registered; change nothing."""
+    settings = open_settings(config)
+    problems = 0
+    with _opened(settings) as (database, store):
+        for problem in check(database, store, settings.store.results, by_digest=by_digest):
+            problems += 1
+            _tell(problem)
+        with database.read() as connection:
+            registered = instances.counts(connection)["stored"]
+    typer.echo(f"{registered} instances registered, {problems} problems")
+    if problems:
+        raise typer.Exit(FAILED)
+
+
+@store_app.command("scrub")
+def store_scrub(
+    rate: Annotated[float, typer.Option(min=0.001, help="Read at most so many megabytes each second.")] = 50.0,
+    start: Annotated[
+        str, typer.Option("--from", help="Go on where an earlier run was stopped (it says where).")
+    ] = "00",
+    config: Config = None,
+) -> None:
+    """Read every file and compare it with its digest; set aside what is damaged and mark what is gone."""
+    if start not in PREFIXES:
+        raise typer.BadParameter(f"{start!r} is not of two digits 0-9a-f", param_hint="--from")
+    problems = 0
+    with _opened(open_settings(config)) as (database, store):
+        scrub = Scrub(database, store, bytes_per_second=rate * _MEGABYTE, start=start)
+        try:
+            for problem in scrub.run():
+                problems += 1
+                _tell(problem)
+        except KeyboardInterrupt:
+            typer.echo(f"stopped; go on with --from {scrub.prefix}")
+            raise
+    typer.echo(f"{scrub.files} files, {scrub.bytes / _MEGABYTE:.1f} MB read, {problems} problems")
+    if problems:
+        raise typer.Exit(FAILED)
+
+
+@store_app.command("repair")
+def store_repair(config: Config = None) -> None:
+    """Register what is stored and unknown, set aside what is no object of ours, mark what is gone."""
+    settings = open_settings(config)
+    with _opened(settings) as (database, store):
+        recovered = recover(database, store, daemon.receiver_of(settings, database, store), _tell_found)
+    typer.echo(
+        f"{recovered.adopted} adopted, {recovered.set_aside} set aside, {recovered.returned} there again, "
+        f"{recovered.missing} missing, {recovered.postponed} left there, {recovered.swept} half received swept"
+    )
+    if not recovered.well:
+        raise typer.Exit(FAILED)
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[tuple[Database, InstanceStore]]:
+    with open_database(settings) as database:
+        store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
+        try:
+            yield database, store
+        finally:
+            store.close()
+
+
+def _tell(problem: Problem) -> None:
+    uid = f"  instance {problem.sop_instance_uid}" if problem.sop_instance_uid else ""
+    typer.echo(f"{problem.trouble.value:<14}  {shown(problem.name)}{uid}")
+
+
+def _tell_found(found: Found, name: str, sop_instance_uid: str) -> None:
+    uid = f"  instance {sop_instance_uid}" if sop_instance_uid else ""
+    typer.echo(f"{_WORDS[found]:<14}  {shown(name)}{uid}")
