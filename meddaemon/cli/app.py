@@ -206,6 +206,7 @@ def studies_(output: Output = Format.TABLE, limit: Limit = 50, config: Config = 
         "description": "study_description",
         "series": "series",
         "instances": "instances",
+        "conflicts": "conflicts",
         "jobs": "jobs",
         "last received": "last_received_at",
         "study instance uid": "study_instance_uid",

@@ -2,12 +2,12 @@
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from meddaemon.config.settings import Settings
 from meddaemon.daemon import SIGN_OF_LIFE_SECONDS, remote_of
-from meddaemon.db import commitments, deliveries, instances, jobs, processes
+from meddaemon.db import commitments, deliveries, instances, jobs, processes, studies
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import DeliveryState, JobState
@@ -80,6 +80,8 @@ def _state(settings: Settings, database: Database) -> Iterator[Check]:
     with database.read() as connection:
         running = processes.listing(connection)
         counts = instances.counts(connection)
+        alarms = instances.alarms(connection)
+        in_conflict = studies.in_conflict(connection)
         job_counts = jobs.state_counts(connection)
         waiting = jobs.waiting_models(connection)
         committed = commitments.state_counts(connection)
@@ -94,6 +96,11 @@ def _state(settings: Settings, database: Database) -> Iterator[Check]:
     troubles = counts["conflicts"] + counts["missing"]
     said = ", ".join(f"{count} {what}" for what, count in counts.items())
     yield Check(what="instances", well=None if troubles else True, said=said)
+    if in_conflict:
+        yield Check(what="conflicts", well=None, said=f"several objects under one UID in {_named(in_conflict)}")
+    if alarms:
+        said = f"{alarms} refused, whose UID is that of another study's or patient's: see `meddaemon explain --refused`"
+        yield Check(what="identity alarms", well=None, said=said)
     said = ", ".join(f"{count} {state}" for state, count in sorted(job_counts.items())) or "none"
     yield Check(what="jobs", well=None if job_counts.get(JobState.DISCARDED) else True, said=said)
     for state, count in sorted(committed.items()):
@@ -116,3 +123,8 @@ def _state(settings: Settings, database: Database) -> Iterator[Check]:
             yield Check(what=f"deliveries to {destination}", well=None, said=f"{count} held for a person")
         elif state is not DeliveryState.SENT:
             yield Check(what=f"deliveries to {destination}", well=None, said=f"{count} {state}")
+
+
+def _named(study_ids: Sequence[int]) -> str:
+    more = f" and {len(study_ids) - 10} more" if len(study_ids) > 10 else ""
+    return f"study {', '.join(map(str, study_ids[:10]))}{more}: see `meddaemon explain ID`"

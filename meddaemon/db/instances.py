@@ -9,6 +9,8 @@ from sqlalchemy import ColumnElement, Connection, Table, case, false, func, inse
 from meddaemon.db import tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.insertion import insert_unless_there
+from meddaemon.domain.errors import IdentityTaken
+from meddaemon.domain.identity import same_patient
 from meddaemon.domain.states import StudyState
 
 
@@ -51,7 +53,10 @@ def register(connection: Connection, received: Received, *, quiet_seconds: float
 
     A new instance of a complete study reopens it as the next generation. An identical re-send changes nothing.
     One of our own results that comes back is registered without reopening anything.
+
+    Raises IdentityTaken; then the transaction is to be rolled back.
     """
+    conflict = _in_conflict(connection, received)
     first = received.header.get
     study_id = _get_or_insert(
         connection,
@@ -81,8 +86,7 @@ def register(connection: Connection, received: Received, *, quiet_seconds: float
             "series_description": _joined(first("SeriesDescription"), 64),
         },
     )
-    conflict = _exists(connection, tables.instance, received)
-    own_result = _exists(connection, tables.result_object, received)
+    own_result = _is_own_result(connection, received)
     added = insert_unless_there(
         connection,
         tables.instance,
@@ -241,12 +245,34 @@ def _touch(connection: Connection, study_id: int, quiet_seconds: float) -> None:
     )
 
 
-def _exists(connection: Connection, table: Table, received: Received) -> bool:
-    query = select(table.c.id).where(
-        table.c.sop_instance_uid == received.sop_instance_uid, table.c.sha256 != received.sha256
-    )
-    if table is tables.result_object:
-        query = select(table.c.id).where(table.c.sop_instance_uid == received.sop_instance_uid)
+def _in_conflict(connection: Connection, received: Received) -> bool:
+    """Return whether another object of the same study and patient has this SOP Instance UID.
+
+    Raises IdentityTaken when one of another study or patient has it.
+    """
+    if connection.dialect.name == "postgresql":
+        # Two studies have no row in common that could be locked. SQLite has one writer at a time anyway.
+        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(received.sop_instance_uid, 0))))
+    instance, series, study = tables.instance, tables.series, tables.study
+    namesakes = connection.execute(
+        select(instance.c.sha256, instance.c.header, study.c.id, study.c.study_instance_uid)
+        .join(series, series.c.id == instance.c.series_id)
+        .join(study, study.c.id == series.c.study_id)
+        .where(instance.c.sop_instance_uid == received.sop_instance_uid)
+    ).all()
+    if any(each.sha256 == received.sha256 for each in namesakes):
+        return False
+    for each in namesakes:
+        if each.study_instance_uid != received.study_instance_uid:
+            raise IdentityTaken("study", each.id)
+        if not same_patient(each.header, received.header):
+            raise IdentityTaken("patient", each.id)
+    return bool(namesakes)
+
+
+def _is_own_result(connection: Connection, received: Received) -> bool:
+    made = tables.result_object.c
+    query = select(made.id).where(made.sop_instance_uid == received.sop_instance_uid)
     return connection.execute(query).first() is not None
 
 
@@ -264,6 +290,13 @@ def _get_or_insert(
 
 def _joined(value: tuple[str, ...] | None, width: int) -> str:
     return "\\".join(value or ())[:width]
+
+
+def alarms(connection: Connection) -> int:
+    """Return how many objects were refused because their UID names one of another study or patient."""
+    refusal = tables.refusal.c
+    query = select(func.count()).where(refusal.reason.startswith(IdentityTaken.ALARM))
+    return int(connection.execute(query).scalar_one())
 
 
 def counts(connection: Connection) -> dict[str, int]:

@@ -41,6 +41,7 @@ class StudySummary:
     last_received_at: datetime
     series: int
     instances: int
+    conflicts: int
     jobs: int
 
 
@@ -213,12 +214,14 @@ def summaries(connection: Connection, *, limit: int = 50, study_id: int | None =
     count = select(func.count())
     members = count.select_from(series).where(series.c.study_id == study.c.id)
     parts = count.select_from(series.join(instance)).where(series.c.study_id == study.c.id)
+    conflicts = count.select_from(series.join(instance)).where(series.c.study_id == study.c.id, instance.c.conflict)
     jobs = count.select_from(job).where(job.c.study_id == study.c.id)
     rows = connection.execute(
         select(
             study,
             members.scalar_subquery().label("series"),
             parts.scalar_subquery().label("instances"),
+            conflicts.scalar_subquery().label("conflicts"),
             jobs.scalar_subquery().label("jobs"),
         )
         .where(study.c.id == study_id if study_id is not None else and_(True))
@@ -239,10 +242,20 @@ def summaries(connection: Connection, *, limit: int = 50, study_id: int | None =
             last_received_at=row.last_received_at,
             series=row.series,
             instances=row.instances,
+            conflicts=row.conflicts,
             jobs=row.jobs,
         )
         for row in rows
     ]
+
+
+def in_conflict(connection: Connection) -> list[int]:
+    """Return the studies that hold different objects under one SOP Instance UID."""
+    series, instance = tables.series, tables.instance
+    rows = connection.execute(
+        select(series.c.study_id).join(instance).where(instance.c.conflict).distinct().order_by(series.c.study_id)
+    )
+    return list(rows.scalars())
 
 
 def _instance(row: Row[tuple[object, ...]], store: Path) -> Instance:

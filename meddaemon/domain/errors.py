@@ -3,6 +3,7 @@
     MeddaemonError
     ├── InvalidConfiguration    settings, rules or a model contract are wrong: exit code 2
     ├── RefusedInstance         a received object is not taken: carries the DIMSE status
+    ├── IdentityTaken           its SOP Instance UID names an object of another study or patient
     ├── InputRefused            a job's input cannot give a right answer: the job is discarded, never retried
     │   ├── UnsoundVolume       the series is not a sound volume
     │   ├── UndecodablePixels   the pixel data cannot be decoded
@@ -38,6 +39,16 @@ class RefusedInstance(MeddaemonError):
         super().__init__(reason)
         self.status = status
         self.reason = reason
+
+
+class IdentityTaken(MeddaemonError):
+    """A SOP Instance UID is that of an object of another study or patient, and names one object (PS3.5 chapter 9)."""
+
+    ALARM = "the SOP Instance UID is that of an object of another"
+    """How each of these reasons begins."""
+
+    def __init__(self, other: str, study_id: int) -> None:
+        super().__init__(f"{self.ALARM} {other} (study {study_id} here)")
 
 
 class InputRefused(MeddaemonError):

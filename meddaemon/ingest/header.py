@@ -32,6 +32,7 @@ DESCRIBING = (
     "ImageType",
     "InstanceNumber",
     "InversionTime",
+    "IssuerOfPatientID",
     "Laterality",
     "MRAcquisitionType",
     "MagneticFieldStrength",

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from meddaemon.db import instances
 from meddaemon.db.engine import Database, DatabaseUnavailable
-from meddaemon.domain.errors import RefusedInstance
+from meddaemon.domain.errors import IdentityTaken, RefusedInstance
 from meddaemon.ingest import scan
 from meddaemon.ingest.header import read_header
 from meddaemon.ingest.store import InstanceStore, StoreUnavailable
@@ -111,6 +111,16 @@ class Receiver:
                     received(incoming, header, sha256=stored.sha256, size=stored.size),
                     quiet_seconds=self._quiet_seconds,
                 )
+        except IdentityTaken as taken:
+            # Alarm: one of the two is not who it says it is. Neither is shown to a model as the other.
+            _log.error(
+                "alarm: a SOP Instance UID was sent for a second study or patient; the object is set aside",
+                sop_instance_uid=_normal(incoming.sop_instance_uid),
+                sha256=stored.sha256,
+                reason=str(taken),
+            )
+            self._store.set_aside(self._store.path(stored.sha256))
+            raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, str(taken)) from taken
         except (StoreUnavailable, OSError, DatabaseUnavailable) as failure:
             # The cause may quote parameters (DatabaseUnavailable does): its kind is enough to look further.
             reason = str(failure) if isinstance(failure, StoreUnavailable | OSError) else type(failure).__name__

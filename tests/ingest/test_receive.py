@@ -195,6 +195,8 @@ def test_other_content_under_the_same_uid_is_kept_beside_the_first_and_told(home
     told = home.cli("explain", uid)
     assert told.returncode == 0
     assert "in conflict" in told.stdout
+    assert "several objects under one UID in study 1: see" in home.cli("doctor", "--no-network").stdout
+    assert "  conflicts  " in home.cli("studies").stdout
 
 
 def test_parallel_senders_of_one_object_leave_one_whole_copy(home: Home, port: int) -> None:
@@ -300,6 +302,29 @@ def test_an_object_that_belongs_to_nothing_is_refused(home: Home, port: int, key
     told = home.cli("explain", uid)
     assert told.returncode == 0
     assert f"instance {uid}  status A900H" in told.stdout
+
+
+@pytest.mark.parametrize("changed", [{"StudyInstanceUID": "2.25.99"}, {"PatientID": "SECRET-ID-8"}])
+def test_the_uid_of_another_study_or_patient_is_refused_with_an_alarm(
+    tmp_path: Path, changed: dict[str, object]
+) -> None:
+    """Fault 78: the object is set aside, the operator is told, and nobody learns who the patients are."""
+    home = Home.make(tmp_path)
+    uid = new_uid()
+    first, second = (written(ct(uid, **each), ExplicitVRLittleEndian) for each in ({}, changed))
+    with home.running("listen") as role, scanner(role.port()) as sender:
+        assert [sender.store(first, uid), sender.store(second, uid)] == [SUCCESS, MISMATCH]
+        assert sender.echo() == SUCCESS
+    assert stored(home, uid) == [first]
+    assert len(home.files()) == 1
+    (aside,) = (home.store / "quarantine").iterdir()
+    assert data_set_of(aside) == second
+    log = role.log_text()
+    assert f'"sop_instance_uid": "{uid}"' in log
+    told = home.cli("explain", uid)
+    assert "status A900H: the SOP Instance UID is that of an object of another" in told.stdout
+    assert "identity alarms: 1 refused" in home.cli("doctor", "--no-network").stdout
+    assert not [word for word in ("SECRET", "Secret") if word in log + told.stdout]
 
 
 @pytest.mark.parametrize("wrong", ["SOPInstanceUID", "SOPClassUID"])
