@@ -66,7 +66,7 @@ def _round(
 
 
 def _loads(given: argparse.Namespace) -> list[Load]:
-    kinds = [KINDS[name].scaled(given.scale, given.size) for name in given.kinds]
+    kinds = [KINDS[name].scaled(given.scale, given.size, max(given.associations)) for name in given.kinds]
     loads = [Load(kind=kind, associations=count) for kind in kinds for count in given.associations]
     if not given.only_raw_sender:
         few = replace(kinds[0], count=min(kinds[0].count, FILE_SENDER_COUNT))
@@ -103,7 +103,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--associations", nargs="+", type=int, default=[1, 4, 8])
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=1.0, help="part of the instances that are sent; at least 8")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="part of the instances that are sent; at least one for each association",
+    )
     parser.add_argument("--size", type=float, default=1.0, help="part of the pixels that each instance has")
     parser.add_argument("--only-raw-sender", action="store_true", help="leave out DCMTK's senders")
     parser.add_argument("--folder", type=Path, help="where the receivers keep their files: on the disk to be measured")

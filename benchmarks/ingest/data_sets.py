@@ -43,12 +43,12 @@ class Kind:
         """Length of the Pixel Data."""
         return 2 * self.rows * self.columns
 
-    def scaled(self, counts: float, sizes: float) -> "Kind":
-        """Return the kind with this share of instances (at least 8, one for each association) and of pixels."""
+    def scaled(self, counts: float, sizes: float, least: int) -> "Kind":
+        """Return the kind with this part of the instances, but at least `least` of them, and of the pixels."""
         edge = sizes**0.5
         return replace(
             self,
-            count=max(8, round(self.count * counts)),
+            count=max(least, round(self.count * counts)),
             rows=max(16, round(self.rows * edge)),
             columns=max(16, round(self.columns * edge)),
         )

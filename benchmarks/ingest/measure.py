@@ -42,8 +42,8 @@ class Load:
 class Measurement:
     """One run. CPU is the receiver's whole process tree, until all was registered where it is ours; MiB its peak.
 
-    `others_cpu_seconds` is what neither receiver nor sender used of the machine in `elapsed` seconds. `problem` is empty
-    when every instance was acknowledged, and kept as far as we can see.
+    `others_cpu_seconds` is what neither receiver nor sender used of the machine in `elapsed` seconds. `problem` is
+    empty when every instance was acknowledged, and kept as far as we can see.
     """
 
     receiver: str

@@ -15,9 +15,6 @@ from meddaemon.db.instances import path_of
 
 from .data_sets import Image
 
-REGISTER_SECONDS = 30.0
-"""How long a row may come after the acknowledgement, where a synced journal stands in for it until then."""
-
 
 class NotKept(Exception):
     """An acknowledged instance is not in the store, not registered, or not what was sent."""
@@ -25,10 +22,14 @@ class NotKept(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """Our database, and the folder of the received instances."""
+    """Our database, and the folder of the received instances.
+
+    A row may come so many seconds after the acknowledgement, where a synced journal stands in for it until then.
+    """
 
     database: Database
     instances: Path
+    patience_seconds: float = 30.0
 
     def await_registered(self, acknowledged: Collection[str]) -> dict[str, Path]:
         """Wait until every instance has a row and a file under the name that the row says; return the files by UID.
@@ -36,7 +37,7 @@ class Proof:
         Raises NotKept when that does not come.
         """
         pause = threading.Event()
-        deadline = time.monotonic() + REGISTER_SECONDS
+        deadline = time.monotonic() + self.patience_seconds
         while True:
             found = self._registered(acknowledged)
             lacking = [uid for uid in acknowledged if uid not in found or not found[uid].exists()]
