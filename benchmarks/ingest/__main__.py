@@ -4,6 +4,7 @@ import argparse
 import itertools
 import os
 import platform
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -28,20 +29,22 @@ def main() -> None:
     receivers = _installed(given.receivers)
     loads = _loads(given)
     measurements: list[Measurement] = []
+    scratch = Path(tempfile.mkdtemp(prefix="meddaemon-bench-", dir=given.folder))
+    machine = _machine(scratch)
+    print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
+    runs = itertools.count()
     try:
-        with (
-            tempfile.TemporaryDirectory(prefix="meddaemon-bench-", dir=given.folder) as scratch,
-            Senders(max(given.associations)) as senders,
-        ):
-            machine = _machine(Path(scratch))
-            print(", ".join(f"{key} {value}" for key, value in machine.items()), flush=True)
-            runs = itertools.count()
+        with Senders(max(given.associations)) as senders:
             for number in range(given.rounds):
-                folder = Path(scratch, f"round-{number}")
-                with Bench(senders, folder, number) as bench:
+                with Bench(senders, scratch / f"round-{number}", number) as bench:
                     measurements += _round(bench, loads, receivers, number, runs)
+                shutil.rmtree(scratch / f"round-{number}")
     except NotKept as broken:
-        sys.exit(f"OUR LISTENER DID NOT KEEP ITS WORD: {broken}")
+        sys.exit(f"OUR LISTENER DID NOT KEEP ITS WORD: {broken}\nThe evidence: {scratch}")
+    except BaseException:
+        shutil.rmtree(scratch)
+        raise
+    shutil.rmtree(scratch)
     print(f"\n{tables(measurements)}\n\n{notes(measurements)}")
     if given.json:
         write_json(given.json, machine, measurements)

@@ -141,7 +141,7 @@ class Bench:
                 maximum_pdu=running.maximum_pdu,
                 concurrent=receiver.concurrent,
             )
-            yield partial(self._senders.carry_out, order)
+            yield self._senders.prepare(order)
             return
         files = self._folder / f"files-{run}"
         data_sets.write_files(load.kind, run, files)

@@ -88,7 +88,7 @@ class _Program:
             yield Running(
                 port=port,
                 pids=(process.pid,),
-                maximum_pdu=_answers(process, port, dicom=self.speaks_dicom),
+                maximum_pdu=_answers(process, port, folder, dicom=self.speaks_dicom),
                 output=output if self.keeps_files else None,
             )
 
@@ -106,7 +106,7 @@ def _our_listener(folder: Path, url: str = "", database_pids: tuple[int, ...] = 
         database.upgrade()
         command = (sys.executable, "-m", "meddaemon", "listen", "--config", str(file))
         with _process(command, folder, {}) as process:
-            maximum_pdu = _answers(process, port)
+            maximum_pdu = _answers(process, port, folder)
             proof = Proof(database=database, instances=settings.store.instances)
             yield Running(port=port, pids=(process.pid, *database_pids), maximum_pdu=maximum_pdu, proof=proof)
     finally:
@@ -253,7 +253,7 @@ def _process(
         process.wait()
 
 
-def _answers(process: "subprocess.Popen[bytes]", port: int, *, dicom: bool = True) -> int | None:
+def _answers(process: "subprocess.Popen[bytes]", port: int, folder: Path, *, dicom: bool = True) -> int | None:
     """Wait until the receiver serves; return the longest PDU that it announces. Raises SystemExit when it does not."""
     pause = threading.Event()
     deadline = time.monotonic() + START_SECONDS
@@ -266,7 +266,8 @@ def _answers(process: "subprocess.Popen[bytes]", port: int, *, dicom: bool = Tru
             pause.wait(0.05)
         else:
             return None
-    raise SystemExit(f"{process.args!r} does not serve (exit code {process.poll()}); see the log in its folder")
+    said = (folder / "log").read_text(errors="replace")[-2000:]
+    raise SystemExit(f"{process.args!r} does not serve (exit code {process.poll()}):\n{said}")
 
 
 def _free_port() -> int:

@@ -1,16 +1,17 @@
 """Our sender: one process for each association, every request framed before the clock runs, one `sendall` for each.
 
-A process takes one `Order` after another from its pipe and comes to each gate of it ("framed", then "associated" where
-associations can stand side by side) before it goes on, so that all associations of a run begin together.
+A process takes one `Order` after another from its pipe and waits at each gate of it ("framed", then "associated" where
+associations can stand side by side) until all are there, so that all associations of a run begin together.
 """
 
 import multiprocessing
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Self
@@ -81,41 +82,31 @@ class Senders:
 
     def __exit__(self, *_: object) -> None:
         for pipe in self._pipes:
-            pipe.send(None)
+            pipe.close()
         for process in self._processes:
             process.join()
 
-    def carry_out(self, order: Order) -> Outcome:
-        """Send one run through `order.shares` associations; return what came of all together."""
+    def prepare(self, order: Order) -> Callable[[], Outcome]:
+        """Frame one run for `order.shares` associations; return what sends it and says what came of all together."""
         pipes = self._pipes[: order.shares]
         for share, pipe in enumerate(pipes):
             pipe.send(replace(order, share=share))
-        outcomes: dict[int, Outcome] = {}
-        for _ in range(2 if order.concurrent else 1):
-            self._wait_at_gate(pipes, outcomes)
-        for share, pipe in enumerate(pipes):
-            outcomes.setdefault(share, _received(pipe))
-        return _together(list(outcomes.values()))
+        for pipe in pipes:
+            pipe.recv()
+        return partial(self._send, pipes, concurrent=order.concurrent)
 
     @staticmethod
-    def _wait_at_gate(pipes: Sequence[Connection], outcomes: dict[int, Outcome]) -> None:
-        """Let all go on once all are there; who has failed on the way is there no more."""
-        waiting = []
-        for share, pipe in enumerate(pipes):
-            if share not in outcomes:
-                said = pipe.recv()
-                if isinstance(said, Outcome):
-                    outcomes[share] = said
-                else:
-                    waiting.append(pipe)
-        for pipe in waiting:
+    def _send(pipes: Sequence[Connection], *, concurrent: bool) -> Outcome:
+        for pipe in pipes:
             pipe.send(_GO)
-
-
-def _received(pipe: Connection) -> Outcome:
-    outcome = pipe.recv()
-    assert isinstance(outcome, Outcome)
-    return outcome
+        said = [pipe.recv() for pipe in pipes]
+        if concurrent:
+            # Who could not associate has told its outcome and waits for nothing.
+            waiting = [pipe for pipe, word in zip(pipes, said, strict=True) if word == _ASSOCIATED]
+            for pipe in waiting:
+                pipe.send(_GO)
+            said = [word for word in said if word != _ASSOCIATED] + [pipe.recv() for pipe in waiting]
+        return _together(said)
 
 
 def _together(outcomes: Sequence[Outcome]) -> Outcome:
@@ -130,8 +121,9 @@ def _together(outcomes: Sequence[Outcome]) -> Outcome:
 
 
 def _serve(pipe: Connection) -> None:
-    while (order := pipe.recv()) is not None:
-        pipe.send(_carry_out(order, pipe))
+    with suppress(EOFError, BrokenPipeError):  # the other end is closed: the benchmark is over
+        while True:
+            pipe.send(_carry_out(pipe.recv(), pipe))
 
 
 def _carry_out(order: Order, pipe: Connection) -> Outcome:
