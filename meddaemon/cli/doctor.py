@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from meddaemon.config.settings import Settings
 from meddaemon.daemon import SIGN_OF_LIFE_SECONDS, remote_of
 from meddaemon.db import commitments, deliveries, instances, jobs, processes, studies
-from meddaemon.db.engine import Database, DatabaseUnavailable
+from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import DeliveryState, JobState
 from meddaemon.results.dimse import echo
@@ -78,14 +78,15 @@ def _database(settings: Settings) -> Iterator[Check]:
 
 def _state(settings: Settings, database: Database) -> Iterator[Check]:
     with database.read() as connection:
-        running = processes.listing(connection)
-        counts = instances.counts(connection)
-        alarms = instances.alarms(connection)
-        in_conflict = studies.in_conflict(connection)
-        job_counts = jobs.state_counts(connection)
-        waiting = jobs.waiting_models(connection)
-        committed = commitments.state_counts(connection)
-        delivery_counts = deliveries.state_counts(connection)
+        yield from _processes(connection)
+        yield from _instances(connection)
+        yield from _jobs(connection, settings)
+        yield from _commitments(connection)
+        yield from _deliveries(connection, settings)
+
+
+def _processes(connection: Connection) -> Iterator[Check]:
+    running = processes.listing(connection)
     for process in running:
         silent = process.silent_for > 4 * SIGN_OF_LIFE_SECONDS
         address = f" on {process.address}" if process.address else ""
@@ -93,36 +94,48 @@ def _state(settings: Settings, database: Database) -> Iterator[Check]:
         yield Check(what=process.role, well=not silent, said=said)
     if not running:
         yield Check(what="processes", well=None, said="none is running")
+
+
+def _instances(connection: Connection) -> Iterator[Check]:
+    counts = instances.counts(connection)
     troubles = counts["conflicts"] + counts["missing"]
     said = ", ".join(f"{count} {what}" for what, count in counts.items())
     yield Check(what="instances", well=None if troubles else True, said=said)
-    if in_conflict:
+    if in_conflict := studies.in_conflict(connection):
         yield Check(what="conflicts", well=None, said=f"several objects under one UID in {_named(in_conflict)}")
-    if alarms:
+    if alarms := instances.alarms(connection):
         said = f"{alarms} refused, whose UID is that of another study's or patient's: see `meddaemon explain --refused`"
         yield Check(what="identity alarms", well=None, said=said)
-    said = ", ".join(f"{count} {state}" for state, count in sorted(job_counts.items())) or "none"
-    yield Check(what="jobs", well=None if job_counts.get(JobState.DISCARDED) else True, said=said)
-    for state, count in sorted(committed.items()):
-        if state is not DeliveryState.SENT:
-            said = f"{count} held for a person" if state is DeliveryState.HELD else f"{count} {state}"
-            yield Check(what="storage commitment", well=None, said=said)
+
+
+def _jobs(connection: Connection, settings: Settings) -> Iterator[Check]:
+    counts = jobs.state_counts(connection)
+    said = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none"
+    yield Check(what="jobs", well=None if counts.get(JobState.DISCARDED) else True, said=said)
     digests = {name: contract.digest for name, contract in settings.contracts.items()}
-    for (model, digest), count in sorted(waiting.items()):
+    for (model, digest), count in sorted(jobs.waiting_models(connection).items()):
         if digests.get(model) != digest:
-            said = (
-                f"{count} wait for a version that is not configured: restart `meddaemon deliver` to ask the rules again"
-            )
+            said = f"{count} wait for a version that is not configured; a restart of `deliver` asks the rules again"
             yield Check(what=f"jobs of model {model}", well=False, said=said)
-    for (destination, state), count in sorted(delivery_counts.items()):
-        if destination not in {each.name for each in settings.destinations} and state is not DeliveryState.SENT:
-            yield Check(
-                what=f"deliveries to {destination}", well=False, said=f"{count} {state}, but no such destination"
-            )
-        elif state is DeliveryState.HELD:
-            yield Check(what=f"deliveries to {destination}", well=None, said=f"{count} held for a person")
-        elif state is not DeliveryState.SENT:
-            yield Check(what=f"deliveries to {destination}", well=None, said=f"{count} {state}")
+
+
+def _commitments(connection: Connection) -> Iterator[Check]:
+    for state, count in sorted(commitments.state_counts(connection).items()):
+        if state is not DeliveryState.SENT:
+            yield Check(what="storage commitment", well=None, said=_waiting(state, count))
+
+
+def _deliveries(connection: Connection, settings: Settings) -> Iterator[Check]:
+    known = {each.name for each in settings.destinations}
+    for (destination, state), count in sorted(deliveries.state_counts(connection).items()):
+        if state is not DeliveryState.SENT:
+            there = destination in known
+            said = _waiting(state, count) + ("" if there else ", but no such destination")
+            yield Check(what=f"deliveries to {destination}", well=None if there else False, said=said)
+
+
+def _waiting(state: DeliveryState, count: int) -> str:
+    return f"{count} held for a person" if state is DeliveryState.HELD else f"{count} {state}"
 
 
 def _named(study_ids: Sequence[int]) -> str:
