@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from meddaemon.config.settings import Settings
-from meddaemon.db import commitments, instances, jobs, requests, results, studies
+from meddaemon.db import commitments, holds, instances, jobs, requests, results, studies
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.db.instances import path_of
 from meddaemon.db.jobs import Job, NewJob
 from meddaemon.db.results import StoredObject
 from meddaemon.domain.contract import ModelContract
-from meddaemon.domain.errors import InputRefused, LeaseLost, ModelFailed, NotFound
+from meddaemon.domain.errors import InputRefused, LeaseLost, ModelFailed, NotFound, StudyHeld
 from meddaemon.domain.result import EncodedObject, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.series import Study
@@ -27,6 +27,7 @@ from meddaemon.durable import Staging, write_new
 from meddaemon.inference.analysis import analyse
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.commitment import examine
+from meddaemon.ingest.contradictions import contradictions
 from meddaemon.ingest.describe import describe_study
 from meddaemon.ingest.matching import Decision, decide, decide_fallback, plan_by_force
 from meddaemon.ingest.part10 import with_keywords
@@ -80,7 +81,7 @@ def force(
 
     Only the choice is forced: an unsound volume is refused and an implausible result is marked all the same. A job
     that did this work before and was discarded or cancelled runs again.
-    Raises NotFound when study, series or model is not there.
+    Raises NotFound when study, series or model is not there, StudyHeld when the study contradicts itself.
     """
     if model not in settings.contracts:
         raise NotFound(f"no model {model!r}; there are: {', '.join(sorted(settings.contracts)) or 'none'}")
@@ -91,6 +92,11 @@ def force(
         requests.lock(connection, study_id)
         summary = studies.summaries(connection, study_id=study_id)[0]
         study = _load(connection, settings, summary.id, summary.study_instance_uid, summary.generation)
+        if kinds := _contradicted_in(connection, study):
+            raise StudyHeld(
+                f"study {study.id} contradicts itself ({', '.join(kinds)}): see `meddaemon explain {study.id}`, "
+                f"then `meddaemon studies release {study.id}`"
+            )
         candidates = [each for each in study.series if series in {None, each.series_instance_uid}]
         if not candidates:
             raise NotFound(f"study {study.id} has no series {series}; see `meddaemon explain {study.id}`")
@@ -121,6 +127,10 @@ def _admit_one(database: Database, settings: Settings, study_id: int) -> bool:
             return False
         requests.lock(connection, due.id)
         study = _load(connection, settings, due.id, due.study_instance_uid, due.generation)
+        if kinds := _contradicted_in(connection, study):
+            holds.hold(connection, study.id)
+            _log.warning("held a study that contradicts itself", study=study.id, contradictions=kinds)
+            return True
         decided = studies.decided_rules(connection, due.id, due.generation)
         waiting = [rule for rule in settings.rules if rule.name not in decided]
         # A fallback waits for every other rule: it is asked last, and only when all others have been.
@@ -160,6 +170,12 @@ def _load(connection: Connection, settings: Settings, study_id: int, study_insta
         generation=generation,
         instances=studies.load_instances(connection, study_id, settings.store.instances),
     )
+
+
+def _contradicted_in(connection: Connection, study: Study) -> list[str]:
+    """Return in what a study contradicts itself, apart from what an operator has released."""
+    found = contradictions(study, studies.shared_series(connection, study.id))
+    return list(dict.fromkeys(each.kind for each in holds.record(connection, study.id, found)))
 
 
 def _complete_headers(database: Database, settings: Settings, study_id: int) -> None:

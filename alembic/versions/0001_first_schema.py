@@ -169,6 +169,25 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_series")),
         sa.UniqueConstraint("study_id", "series_instance_uid", name=op.f("uq_series_study_id_series_instance_uid")),
     )
+    with op.batch_alter_table("series", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_series_series_instance_uid"), ["series_instance_uid"], unique=False)
+
+    op.create_table(
+        "contradiction",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("kind", sa.String(length=64), nullable=False),
+        sa.Column("subject", sa.String(length=64), nullable=False),
+        sa.Column("value", sa.String(length=64), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("at", sa.Double(), nullable=False),
+        sa.Column("released_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_contradiction_study_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_contradiction")),
+        sa.UniqueConstraint(
+            "study_id", "kind", "subject", "value", name=op.f("uq_contradiction_study_id_kind_subject_value")
+        ),
+    )
     op.create_table(
         "instance",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
@@ -401,6 +420,10 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_instance_series_id"))
 
     op.drop_table("instance")
+    op.drop_table("contradiction")
+    with op.batch_alter_table("series", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_series_series_instance_uid"))
+
     op.drop_table("series")
     with op.batch_alter_table("job", schema=None) as batch_op:
         batch_op.drop_index(

@@ -19,6 +19,7 @@ from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.cli.queue import deliveries_app, jobs_app
 from meddaemon.cli.schema import db_app
 from meddaemon.cli.store import store_app
+from meddaemon.cli.studies import studies_app
 from meddaemon.db import history, results, studies
 from meddaemon.db.engine import DatabaseUnavailable
 from meddaemon.domain.errors import InvalidConfiguration, MeddaemonError, RefusedInstance
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+app.add_typer(studies_app, name="studies")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(deliveries_app, name="deliveries")
 app.add_typer(commitments_app, name="commitments")
@@ -190,28 +192,6 @@ def run(
             database, settings, wanted=study, model=model, series=series, destinations=tuple(to or ())
         )
     typer.echo(f"job {job_id}")
-
-
-@app.command("studies")
-def studies_(output: Output = Format.TABLE, limit: Limit = 50, config: Config = None) -> None:
-    """List the studies that arrived last."""
-    with reading(config) as connection:
-        rows = studies.summaries(connection, limit=limit)
-    columns = {
-        "id": "id",
-        "state": "state",
-        "gen": "generation",
-        "accession": "accession_number",
-        "date": "study_date",
-        "description": "study_description",
-        "series": "series",
-        "instances": "instances",
-        "conflicts": "conflicts",
-        "jobs": "jobs",
-        "last received": "last_received_at",
-        "study instance uid": "study_instance_uid",
-    }
-    print_rows(rows, columns, output)
 
 
 @app.command()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from meddaemon.config.settings import Settings
 from meddaemon.daemon import SIGN_OF_LIFE_SECONDS, remote_of
-from meddaemon.db import commitments, deliveries, instances, jobs, processes, studies
+from meddaemon.db import commitments, deliveries, holds, instances, jobs, processes, studies
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import DeliveryState, JobState
@@ -101,6 +101,8 @@ def _instances(connection: Connection) -> Iterator[Check]:
     troubles = counts["conflicts"] + counts["missing"]
     said = ", ".join(f"{count} {what}" for what, count in counts.items())
     yield Check(what="instances", well=None if troubles else True, said=said)
+    if held := holds.held(connection):
+        yield Check(what="held for a person", well=None, said=f"contradictions in {_named(held)}")
     if in_conflict := studies.in_conflict(connection):
         yield Check(what="conflicts", well=None, said=f"several objects under one UID in {_named(in_conflict)}")
     if alarms := instances.alarms(connection):

@@ -5,9 +5,10 @@ from textwrap import shorten
 from typing import Any
 
 from meddaemon.cli.output import shown
-from meddaemon.db import deliveries, history, jobs, results, studies
+from meddaemon.db import deliveries, history, holds, jobs, results, studies
 from meddaemon.db.engine import Connection
 from meddaemon.domain.errors import NotFound
+from meddaemon.domain.states import StudyState
 
 
 def explain(connection: Connection, wanted: str) -> Iterator[str]:
@@ -29,12 +30,21 @@ def explain(connection: Connection, wanted: str) -> Iterator[str]:
         f"  {study.state.value}, generation {study.generation}: {study.series} series, {study.instances} instances, "
         f"received {shown(study.first_received_at)} to {shown(study.last_received_at)}"
     )
+    yield from _contradictions(holds.listing(connection, study_id))
     yield from _series(history.series(connection, study_id))
     of_study = history.refusals(connection, study.study_instance_uid)
     yield from _refusals([*refusals, *(each for each in of_study if each not in refusals)])
-    yield from _decisions(history.decisions(connection, study_id))
+    if study.state is StudyState.HELD:
+        yield f"  held: no rule is carried out before an operator says `meddaemon studies release {study.id}`"
+    yield from _decisions(history.decisions(connection, study_id), held=study.state is StudyState.HELD)
     yield from _jobs(connection, study_id)
     yield from _results(connection, study_id)
+
+
+def _contradictions(rows: list[holds.ContradictionRow]) -> Iterator[str]:
+    for row in rows:
+        state = f"released {shown(row.released_at)}" if row.released_at else "holds the study"
+        yield f"  contradiction found {shown(row.at)}, {state}: {shown(row.reason)}"
 
 
 def _series(rows: list[history.SeriesRow]) -> Iterator[str]:
@@ -63,8 +73,8 @@ def _refusals(rows: list[history.RefusalRow]) -> Iterator[str]:
         )
 
 
-def _decisions(rows: list[history.DecisionRow]) -> Iterator[str]:
-    if not rows:
+def _decisions(rows: list[history.DecisionRow], *, held: bool) -> Iterator[str]:
+    if not rows and not held:
         yield "  no rule has been asked yet (the quiet time has not passed), or there are no rules"
     for row in rows:
         verdict = "matched" if row.matched else "did not match"

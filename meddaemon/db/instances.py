@@ -11,7 +11,7 @@ from meddaemon.db.clock import after, now
 from meddaemon.db.insertion import insert_unless_there
 from meddaemon.domain.errors import IdentityTaken
 from meddaemon.domain.identity import same_patient
-from meddaemon.domain.states import StudyState
+from meddaemon.domain.states import StudyEvent, StudyState, study_moves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +227,8 @@ def _touch(connection: Connection, study_id: int, quiet_seconds: float) -> None:
         .where(study.c.id == study_id)
         .values(
             last_received_at=now(),
-            due_at=after(quiet_seconds),
+            # A study that is held stays held, whatever arrives.
+            due_at=case((study.c.state == StudyState.HELD, null()), else_=after(quiet_seconds)),
             # Rules of this generation may already have run (they can have different quiet times): then, too,
             # what arrives now belongs to the next generation.
             generation=study.c.generation
@@ -240,7 +241,7 @@ def _touch(connection: Connection, study_id: int, quiet_seconds: float) -> None:
                 ),
                 else_=case((study.c.state == StudyState.COMPLETE, 1), else_=0),
             ),
-            state=StudyState.RECEIVING,
+            state=case(*((study.c.state == before, then) for before, then in study_moves(StudyEvent.RECEIVE).items())),
         )
     )
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 from sqlalchemy import Connection, Double, Row, and_, delete, false, func, insert, select, type_coerce, union, update
 
-from meddaemon.db import tables
+from meddaemon.db import holds, tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.instances import path_of
 from meddaemon.domain.errors import NotFound
 from meddaemon.domain.series import Instance
-from meddaemon.domain.states import JobEvent, StudyState, sources
+from meddaemon.domain.states import JobEvent, StudyEvent, StudyState, sources, study_moves
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,8 @@ class StudySummary:
     instances: int
     conflicts: int
     jobs: int
+    held_for: str
+    """In what it contradicts itself, as long as nobody released it."""
 
 
 def lock_due(connection: Connection, study_id: int) -> DueStudy | None:
@@ -106,7 +108,7 @@ def reopen_for_changed_models(connection: Connection, digests: Mapping[str, str]
     if stale:
         connection.execute(
             update(study)
-            .where(study.c.id.in_(stale))
+            .where(study.c.id.in_(stale), study.c.state.in_(study_moves(StudyEvent.REOPEN)))
             .values(state=StudyState.RECEIVING, generation=study.c.generation + 1, due_at=now())
         )
     return stale
@@ -181,7 +183,8 @@ def wait_for(connection: Connection, study_id: int, quiet_seconds: float | None)
         if quiet_seconds is None
         else {"due_at": study.c.last_received_at + quiet_seconds}
     )
-    connection.execute(update(study).where(study.c.id == study_id).values(**values))
+    here = study.c.state.in_(study_moves(StudyEvent.COMPLETE))
+    connection.execute(update(study).where(study.c.id == study_id, here).values(**values))
 
 
 def find_study(connection: Connection, wanted: str) -> int:
@@ -227,7 +230,8 @@ def summaries(connection: Connection, *, limit: int = 50, study_id: int | None =
         .where(study.c.id == study_id if study_id is not None else and_(True))
         .order_by(study.c.id.desc())
         .limit(limit)
-    )
+    ).all()
+    held_for = holds.kinds(connection, [row.id for row in rows])
     return [
         StudySummary(
             id=row.id,
@@ -244,9 +248,26 @@ def summaries(connection: Connection, *, limit: int = 50, study_id: int | None =
             instances=row.instances,
             conflicts=row.conflicts,
             jobs=row.jobs,
+            held_for=", ".join(held_for.get(row.id, ())),
         )
         for row in rows
     ]
+
+
+def shared_series(connection: Connection, study_id: int) -> dict[str, list[str]]:
+    """Return the series of a study that other studies have, too, and the Study Instance UIDs of those."""
+    own, series, study = tables.series, tables.series.alias(), tables.study
+    rows = connection.execute(
+        select(own.c.series_instance_uid, study.c.study_instance_uid)
+        .join(series, and_(series.c.series_instance_uid == own.c.series_instance_uid, series.c.id != own.c.id))
+        .join(study, study.c.id == series.c.study_id)
+        .where(own.c.study_id == study_id)
+        .order_by(study.c.id)
+    )
+    shared: dict[str, list[str]] = {}
+    for series_instance_uid, study_instance_uid in rows:
+        shared.setdefault(series_instance_uid, []).append(study_instance_uid)
+    return shared
 
 
 def in_conflict(connection: Connection) -> list[int]:

@@ -89,10 +89,26 @@ series = Table(
     metadata,
     _id(),
     _references("study.id"),
-    Column("series_instance_uid", _Uid, nullable=False),
+    Column("series_instance_uid", _Uid, nullable=False, index=True),
     Column("modality", Plain(16), nullable=False),
     Column("series_description", Plain(64), nullable=False),
     UniqueConstraint("study_id", "series_instance_uid"),
+)
+
+contradiction = Table(
+    "contradiction",
+    metadata,
+    _id(),
+    _references("study.id"),
+    # The keyword of what differs, the series that it differs in (empty: the study), and a digest of the values.
+    Column("kind", String(64), nullable=False),
+    Column("subject", _Uid, nullable=False),
+    Column("value", String(64), nullable=False),
+    Column("reason", Plain(), nullable=False),
+    Column("at", Utc, nullable=False),
+    # When an operator let the study go on in spite of it.
+    Column("released_at", Utc),
+    UniqueConstraint("study_id", "kind", "subject", "value"),
 )
 
 instance = Table(

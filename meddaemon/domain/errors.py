@@ -11,6 +11,7 @@
     ├── ModelFailed             the model itself failed: the job is retried
     ├── ObjectRefusedByGate     an encoded result contradicts its source: never delivered
     ├── LeaseLost               somebody else holds the job now: write nothing
+    ├── StudyHeld               a study contradicts itself: nothing runs on it before an operator releases it
     └── NotFound                the operator named something that is not there
 
 Third-party errors are translated at the edge where they happen, so that nothing above needs to know them.
@@ -98,6 +99,10 @@ class ObjectRefusedByGate(MeddaemonError):
 
 class LeaseLost(MeddaemonError):
     """The lease of a job ended while it was worked on; its fencing token is no longer valid."""
+
+
+class StudyHeld(MeddaemonError):
+    """A study contradicts itself; an operator must look at it and release it before anything is run on it."""
 
 
 class NotFound(MeddaemonError):

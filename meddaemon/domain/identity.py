@@ -6,10 +6,23 @@ Case, spaces and padding are no difference either, because archives change them.
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 Header = Mapping[str, Sequence[str]]
-IDENTIFYING = ("IssuerOfPatientID", "PatientBirthDate", "PatientID", "PatientName", "PatientSex")
-"""The attributes that say who the patient is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contradiction:
+    """Something in which instances of one study differ and must not.
+
+    `kind` is the keyword of the attribute, `subject` the series it is about (empty: the study), `value` a digest of
+    the values that were seen, by which the same contradiction is known again. `reason` names UIDs, no patient.
+    """
+
+    kind: str
+    subject: str
+    value: str
+    reason: str
 
 
 def normal(components: Sequence[str]) -> str:

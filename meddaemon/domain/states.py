@@ -5,10 +5,50 @@ from enum import StrEnum
 
 
 class StudyState(StrEnum):
-    """`receiving` until the quiet time has passed since the last instance, then `complete`."""
+    """`receiving` until the quiet time has passed since the last instance, then `complete`.
+
+    `held` when it contradicts itself: no rule is carried out until an operator releases it.
+    """
 
     RECEIVING = "receiving"
     COMPLETE = "complete"
+    HELD = "held"
+
+
+class StudyEvent(StrEnum):
+    """What can happen to a study."""
+
+    RECEIVE = "receive"
+    """An instance arrived that was not there."""
+    COMPLETE = "complete"
+    """Every rule was asked."""
+    REOPEN = "reopen"
+    """The rules are to be asked again: a model changed."""
+    HOLD = "hold"
+    """Its instances contradict each other."""
+    RELEASE = "release"
+    """An operator looked at it and lets it go on."""
+
+
+STUDY_TRANSITIONS: Mapping[StudyState, Mapping[StudyEvent, StudyState]] = {
+    StudyState.RECEIVING: {
+        StudyEvent.RECEIVE: StudyState.RECEIVING,
+        StudyEvent.COMPLETE: StudyState.COMPLETE,
+        StudyEvent.REOPEN: StudyState.RECEIVING,
+        StudyEvent.HOLD: StudyState.HELD,
+    },
+    StudyState.COMPLETE: {
+        StudyEvent.RECEIVE: StudyState.RECEIVING,
+        StudyEvent.COMPLETE: StudyState.COMPLETE,
+        StudyEvent.REOPEN: StudyState.RECEIVING,
+    },
+    # Once released its rules are asked anyway.
+    StudyState.HELD: {
+        StudyEvent.RECEIVE: StudyState.HELD,
+        StudyEvent.HOLD: StudyState.HELD,
+        StudyEvent.RELEASE: StudyState.RECEIVING,
+    },
+}
 
 
 class JobState(StrEnum):
@@ -109,6 +149,11 @@ DELIVERY_TRANSITIONS: Mapping[DeliveryState, Mapping[DeliveryEvent, DeliveryStat
     DeliveryState.HELD: {DeliveryEvent.REQUEUE: DeliveryState.PENDING},
     DeliveryState.SENT: {},
 }
+
+
+def study_moves(event: StudyEvent) -> dict[StudyState, StudyState]:
+    """Return which study state leads to which when `event` happens."""
+    return {state: row[event] for state, row in STUDY_TRANSITIONS.items() if event in row}
 
 
 def sources(event: JobEvent) -> tuple[JobState, ...]:
