@@ -4,7 +4,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -72,35 +72,64 @@ def _sweep(folder: Path) -> int:
 
 
 def write_new(target: Path, content: bytes, staging: Staging) -> None:
-    """Make `target` hold `content`, durably, before returning.
+    """Make `target` hold `content`, durably, before returning: `place` it and sync its name.
 
-    Written and synced in `staging` (same file system), renamed to its final name, and the directories synced. A file
-    that holds this content already is only synced again: the one who wrote it may have died before doing so. A file
-    that holds anything else, damaged as it must be because names are made from content, is replaced.
+    Raises OSError; then `target` is as it was or whole, and nothing lies in `staging`.
+    """
+    place(target, content, staging)
+    for failure in sync_names([target], staging).values():
+        raise failure
+
+
+def place(target: Path, content: bytes, staging: Staging) -> None:
+    """Make `target` hold `content`, synced; its name is durable once `sync_names` was called too.
+
+    Written and synced in `staging` (same file system) and renamed to its final name. A file that holds this content
+    already is only synced again: the one who wrote it may have died before doing so. A file that holds anything else,
+    damaged as it must be because names are made from content, is replaced.
 
     Raises OSError; then `target` is as it was or whole, and nothing lies in `staging`.
     """
     target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if _holds(target, content):
         _sync(target)
-    else:
-        temporary = staging.folder / secrets.token_hex(16)
+        return
+    temporary = staging.folder / secrets.token_hex(16)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                view = memoryview(content)
-                while view:
-                    view = view[os.write(descriptor, view) :]
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            with staging.naming():
-                temporary.replace(target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    _sync(target.parent)
-    _sync_parents(target.parent, staging)
+            view = memoryview(content)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        with staging.naming():
+            temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync_names(targets: Iterable[Path], staging: Staging) -> dict[Path, OSError]:
+    """Sync the directories that name these files, each once; return what went wrong, by file.
+
+    A directory whose sync failed is not tried again: the system tells of an error once, and the next sync may answer
+    well although what was lost is lost (as PostgreSQL learned in 2018).
+    """
+    outcomes: dict[Path, OSError | None] = {}
+    failures: dict[Path, OSError] = {}
+    for target in targets:
+        for directory in _unsynced(target, staging):
+            if directory not in outcomes:
+                outcomes[directory] = _sync_directory(directory)
+            failure = outcomes[directory]
+            if failure is not None:
+                failures[target] = failure
+                break
+        else:
+            staging.durable_directories.update(_below(target, staging))
+    return failures
 
 
 def _holds(target: Path, content: bytes) -> bool:
@@ -110,15 +139,32 @@ def _holds(target: Path, content: bytes) -> bool:
         return False
 
 
-def _sync_parents(directory: Path, staging: Staging) -> None:
-    """Sync the directories that name `directory`, once in the life of this process.
+def _unsynced(target: Path, staging: Staging) -> Iterator[Path]:
+    """Yield the directory that names the file, and those that name it in turn, unless this process synced them.
 
     Whether they were there before says nothing: somebody may have made them a moment ago, and died or not synced yet.
     """
-    while directory != staging.root and directory not in staging.durable_directories:
-        _sync(directory.parent)
-        staging.durable_directories.add(directory)
+    yield target.parent
+    for directory in _below(target, staging):
+        if directory in staging.durable_directories:
+            return
+        yield directory.parent
+
+
+def _below(target: Path, staging: Staging) -> Iterator[Path]:
+    """Yield the directories from the file's own up to, and without, the root."""
+    directory = target.parent
+    while directory != staging.root:
+        yield directory
         directory = directory.parent
+
+
+def _sync_directory(directory: Path) -> OSError | None:
+    try:
+        _sync(directory)
+    except OSError as failure:
+        return failure
+    return None
 
 
 def _sync(path: Path) -> None:

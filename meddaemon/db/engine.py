@@ -19,12 +19,15 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from meddaemon.db.tables import metadata
 from meddaemon.domain.errors import MeddaemonError
 
-__all__ = ["Connection", "Database", "DatabaseUnavailable", "WrongSchema"]
+__all__ = ["Connection", "Database", "DatabaseAway", "DatabaseUnavailable", "WrongSchema"]
 
 BUSY_TIMEOUT_SECONDS = 10.0
 
 DatabaseUnavailable = DBAPIError
 """What every query raises when the database is away, locked for too long or out of space (SQLAlchemy's name)."""
+
+DatabaseAway = OperationalError
+"""The part of it that is nobody's fault: the next query would fail as well."""
 
 
 class WrongSchema(MeddaemonError):

@@ -1,18 +1,20 @@
 """Taking one object: proved whole, made durable, registered; or refused with a status and a reason.
 
 The same path serves the network and `meddaemon import`. When `take` returns, the object survives a power loss:
-bytes synced under their final name, directories synced, row committed (in this order).
+bytes synced under their final name, directories synced, row committed (in this order). Objects that arrive together
+share the last two.
 """
 
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from meddaemon.db import instances
-from meddaemon.db.engine import Database, DatabaseUnavailable
+from meddaemon.db.engine import Database, DatabaseAway, DatabaseUnavailable
 from meddaemon.domain.errors import IdentityTaken, RefusedInstance
 from meddaemon.ingest import scan
+from meddaemon.ingest.group_commit import GroupCommit
 from meddaemon.ingest.header import read_header
 from meddaemon.ingest.store import InstanceStore, StoreUnavailable
 from meddaemon.telemetry import log
@@ -57,6 +59,7 @@ class Receiver:
         self._quiet_seconds = quiet_seconds
         self._keywords = tuple(keywords)
         self._inflating = threading.Lock()
+        self._commit = GroupCommit(self._settle)
 
     def take(self, incoming: Incoming) -> instances.Registration:
         """Take one object. Raises RefusedInstance, which has been recorded where the database could be reached."""
@@ -105,12 +108,7 @@ class Receiver:
                 sop_instance_uid=_normal(incoming.sop_instance_uid),
                 transfer_syntax_uid=incoming.transfer_syntax_uid,
             )
-            with self._database.write() as connection:
-                registration = instances.register(
-                    connection,
-                    received(incoming, header, sha256=stored.sha256, size=stored.size),
-                    quiet_seconds=self._quiet_seconds,
-                )
+            registration = self._commit.do(received(incoming, header, sha256=stored.sha256, size=stored.size))
         except IdentityTaken as taken:
             # Alarm: one of the two is not who it says it is. Neither is shown to a model as the other.
             _log.error(
@@ -132,6 +130,35 @@ class Receiver:
                 study=registration.study_id,
             )
         return registration
+
+    def _settle(self, group: Sequence[instances.Received]) -> list[instances.Registration | Exception]:
+        """Make names durable, then register: the second only what the first was good for."""
+        failures = self._store.settle(each.sha256 for each in group)
+        outcomes: list[instances.Registration | Exception | None] = [failures.get(each.sha256) for each in group]
+        named = [index for index, outcome in enumerate(outcomes) if outcome is None]
+        # In one order everywhere: processes that register for the same studies then wait, and do not block each other.
+        named.sort(key=lambda index: (group[index].study_instance_uid, group[index].series_instance_uid))
+        if named:
+            for index, outcome in zip(named, self._register([group[index] for index in named]), strict=True):
+                outcomes[index] = outcome
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def _register(self, group: Sequence[instances.Received]) -> list[instances.Registration | Exception]:
+        """Register all in one transaction; where that fails, each in its own, so that only the one at fault fails."""
+        try:
+            with self._database.write() as connection:
+                return [instances.register(connection, each, quiet_seconds=self._quiet_seconds) for each in group]
+        except Exception as failure:  # noqa: BLE001  the outcome of this one is no business of the others
+            if len(group) == 1:
+                return [failure]
+        outcomes: list[instances.Registration | Exception] = []
+        for each in group:
+            if outcomes and isinstance(outcomes[-1], DatabaseAway):
+                # It was waited for already, and everybody behind us waits too.
+                outcomes.append(outcomes[-1])
+            else:
+                outcomes += self._register([each])
+        return outcomes
 
     def _record(self, incoming: Incoming, header: Mapping[str, tuple[str, ...]], refused: RefusedInstance) -> None:
         _log.warning("refused an object", status=f"{refused.status:04X}", reason=refused.reason)

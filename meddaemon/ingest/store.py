@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from pydicom.uid import UID
 
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
-from meddaemon.durable import Staging, write_new
+from meddaemon.durable import Staging, place, sync_names
 
 PREAMBLE = bytes(128) + b"DICM"
 VERSION_NAME = "MEDDAEMON"
@@ -42,7 +42,7 @@ class StoreUnavailable(MeddaemonError):
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """An object that lies in the store, synced under its final name."""
+    """An object that lies in the store under its final name, synced; its name is, once it was settled."""
 
     sha256: str
     size: int
@@ -62,7 +62,7 @@ class InstanceStore:
         self._staging = Staging(directory / "incoming")
 
     def put(self, data: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Stored:
-        """Store a data set as a Part 10 file and return once it would survive a power loss.
+        """Store a data set as a Part 10 file, synced; it would survive a power loss once it is settled.
 
         The same data set always makes the same file. Raises StoreUnavailable, or OSError when the disk fails.
         """
@@ -74,8 +74,13 @@ class InstanceStore:
             transfer_syntax_uid=transfer_syntax_uid,
         )
         sha256 = hashlib.sha256(content).hexdigest()
-        write_new(self.path(sha256), content, self._staging)
+        place(self.path(sha256), content, self._staging)
         return Stored(sha256=sha256, size=len(content))
+
+    def settle(self, sha256s: Iterable[str]) -> dict[str, OSError]:
+        """Make the names of these objects durable; return what went wrong, by digest."""
+        failures = sync_names(map(self.path, sha256s), self._staging)
+        return {path.stem: failure for path, failure in failures.items()}
 
     def path(self, sha256: str) -> Path:
         """Return where the object with this digest lies."""
