@@ -1,6 +1,8 @@
 """The DICOM listener: C-ECHO and C-STORE as a Service Class Provider (PS3.4 Annexes A and B)."""
 
 import socket
+import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,13 +25,14 @@ from pydicom.uid import (
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
 from pynetdicom.dimse_primitives import C_STORE, N_ACTION
 from pynetdicom.events import Event
-from pynetdicom.transport import ThreadedAssociationServer
 
 from meddaemon.domain.commitment import STORAGE_COMMITMENT_PUSH_MODEL
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from meddaemon.ingest.commitment import PROCESSING_FAILURE, CommitmentProvider
 from meddaemon.ingest.receive import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, Incoming
+from meddaemon.ingest.reception import Reception
+from meddaemon.ingest.upper_layer import Limits
 from meddaemon.telemetry import log
 
 SUCCESS = 0x0000
@@ -56,6 +59,8 @@ _log = log(__name__)
 
 # A UID that is none is for us to refuse, with a status; pynetdicom would abort the association and with it the study.
 _config.VALIDATORS["UI"] = lambda uid: (True, "")
+# Nobody reads what it says of each PDU and message, and saying it takes longer than the message.
+_config.LOG_HANDLER_LEVEL = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +98,7 @@ class Listener:
         entity = AE(ae_title=settings.ae_title)
         entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
-        entity.maximum_associations = settings.maximum_associations
+        entity.maximum_associations = sys.maxsize  # counted at the reception
         entity.maximum_pdu_size = settings.maximum_pdu_bytes
         entity.network_timeout = settings.idle_timeout_seconds
         entity.acse_timeout = settings.association_timeout_seconds
@@ -111,11 +116,18 @@ class Listener:
             (evt.EVT_REJECTED, _rejected),
             (evt.EVT_ABORTED, _aborted),
         ]
-        self._server = cast(
-            "ThreadedAssociationServer",
-            entity.start_server((settings.host, settings.port), block=False, evt_handlers=handlers),
-        )
         self._entity = entity
+        server = entity.make_server(
+            (settings.host, settings.port),
+            evt_handlers=handlers,
+            server_class=Reception,
+            limits=Limits(pdu_bytes=settings.maximum_pdu_bytes, pdu_seconds=settings.message_timeout_seconds),
+            maximum_associations=settings.maximum_associations,
+            association_seconds=settings.association_timeout_seconds,
+        )
+        self._server = cast("Reception", server)
+        cast("list[Reception]", entity._servers).append(self._server)
+        threading.Thread(target=self._server.serve_forever, name="reception", daemon=True).start()
 
     @property
     def address(self) -> tuple[str, int]:
@@ -126,7 +138,7 @@ class Listener:
     @property
     def associations(self) -> int:
         """Number of associations that are open now."""
-        return len(self._server.active_associations)
+        return len(self._server.associations)
 
     def stop_accepting(self) -> None:
         """Take no further association; open ones go on."""
@@ -134,7 +146,8 @@ class Listener:
 
     def close(self) -> None:
         """Stop serving and abort what is still open."""
-        for association in self._server.active_associations:
+        self.stop_accepting()
+        for association in self._server.associations:
             connection = association.dul.socket
             if connection is not None and connection.socket is not None:
                 # A thread that waits for the rest of a PDU hears of nothing else than the end of what it reads.

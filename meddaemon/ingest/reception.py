@@ -1,0 +1,300 @@
+"""Where peers arrive: a connection becomes an association once its A-ASSOCIATE-RQ is whole (PS3.8 9.3.2).
+
+Until then it costs a descriptor and the bytes it has sent: no thread, and no place among the associations. One thread
+accepts and listens to all of them, so nobody waits behind a peer that says nothing.
+"""
+
+import os
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, cast
+
+from pynetdicom import evt
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association
+from pynetdicom.presentation import PresentationContext
+from pynetdicom.transport import AddressInformation, AssociationServer, RequestHandler
+
+from meddaemon.ingest.upper_layer import (
+    ABORT,
+    ABORTED,
+    ASSOCIATE_RQ,
+    REQUEST_BYTES,
+    AcceptorAssociation,
+    Connection,
+    Limits,
+)
+from meddaemon.telemetry import log
+
+LOCAL_LIMIT_EXCEEDED = bytes((0x03, 0, 0, 0, 0, 4, 0, 2, 3, 2))
+"""A-ASSOCIATE-RJ: transient, by the presentation service, local limit exceeded (PS3.8 9.3.4)."""
+_HALF_OPEN = 500
+"""Connections that may be without a request at a time; then the one that was so for longest makes room."""
+_LEAVING = 100
+_LINGER_SECONDS = 1.0
+_HEADER_BYTES = 6
+_log = log(__name__)
+
+
+class _Peer:
+    """A connection that has not asked for an association yet, or that was turned away and has not closed yet."""
+
+    def __init__(self, connected: socket.socket, address: tuple[Any, ...], deadline: float) -> None:
+        self.connected = connected
+        self.address = address
+        self.deadline = deadline
+        self.received = bytearray()
+
+    @property
+    def length(self) -> int:
+        """Bytes of the whole PDU, of its header as long as it does not say."""
+        if len(self.received) < _HEADER_BYTES:
+            return _HEADER_BYTES
+        return _HEADER_BYTES + int.from_bytes(self.received[2:6], "big")
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it made room for another, maybe in the moment in which it said something."""
+        return self.connected.fileno() < 0
+
+    @property
+    def is_acceptable(self) -> bool:
+        """Whether this can still become a request of bearable length."""
+        return self.received[:1] == bytes([ASSOCIATE_RQ]) and self.length <= REQUEST_BYTES
+
+
+class Reception(AssociationServer):
+    """Accepts connections and makes associations of them, as many as may be open at a time."""
+
+    request_queue_size = 512
+
+    def __init__(
+        self,
+        entity: ApplicationEntity,
+        address: tuple[str, int],
+        ae_title: str,
+        contexts: list[PresentationContext],
+        ssl_context: None = None,
+        evt_handlers: list[evt.EventHandlerType] | None = None,
+        *,
+        limits: Limits,
+        maximum_associations: int,
+        association_seconds: float,
+    ) -> None:
+        """Bind and listen; `association_seconds` is how long a connection may be without a request. Raises OSError."""
+        self.limits = limits
+        self._maximum_associations = maximum_associations
+        self._association_seconds = association_seconds
+        self._lock = threading.Lock()
+        self._associations: set[AcceptorAssociation] = set()
+        # Both in the order of their deadlines.
+        self._half_open: dict[int, _Peer] = {}
+        self._leaving: dict[int, _Peer] = {}
+        self._selector = selectors.DefaultSelector()
+        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stop = False
+        self._stopped = threading.Event()
+        super().__init__(entity, address, ae_title, contexts, ssl_context, evt_handlers, _Handler)
+        cast("socket.socket", self.socket).setblocking(False)
+
+    @property
+    def associations(self) -> list[AcceptorAssociation]:
+        """The associations that are open now, those included whose threads are about to end."""
+        with self._lock:
+            return list(self._associations)
+
+    @property
+    def active_associations(self) -> list[Association]:
+        """The same, under the library's name."""
+        return [*self.associations]
+
+    def serve_forever(self, poll_interval: float = 0.5) -> None:
+        """Accept and listen until `shutdown`; sleeps when nothing happens."""
+        self._selector.register(cast("socket.socket", self.socket), selectors.EVENT_READ, self._accept)
+        self._selector.register(self._woken, selectors.EVENT_READ, lambda: None)
+        try:
+            while not self._stop:
+                for key, _ in self._selector.select(self._seconds_left()):
+                    cast("Callable[[], None]", key.data)()
+                self._expire()
+        finally:
+            for peer in (*self._half_open.values(), *self._leaving.values()):
+                peer.connected.close()
+            self._selector.close()
+            self._stopped.set()
+
+    def shutdown(self) -> None:
+        """Stop accepting and close every connection that is no association."""
+        if self._stop:
+            return
+        self._stop = True
+        os.eventfd_write(self._woken, 1)
+        self._stopped.wait()
+        self.server_close()
+        os.close(self._woken)
+        cast("list[AssociationServer]", self.ae._servers).remove(self)
+
+    def opened(self, association: AcceptorAssociation) -> None:
+        """Count an association that is about to start."""
+        with self._lock:
+            self._associations.add(association)
+
+    def ended(self, association: AcceptorAssociation) -> None:
+        """Make room for the next association."""
+        with self._lock:
+            self._associations.discard(association)
+
+    def _accept(self) -> None:
+        try:
+            connected, address = self.get_request()
+        except (BlockingIOError, ConnectionError):
+            return
+        except OSError as failure:
+            # Out of descriptors, most likely: the listening socket stays readable, so something must give.
+            _log.error("cannot accept a connection", reason=str(failure))
+            if not self._close_oldest():
+                self._stopped.wait(0.1)
+            return
+        connected.setblocking(False)
+        while len(self._half_open) >= _HALF_OPEN:
+            self._close_oldest()
+        peer = _Peer(connected, address, time.monotonic() + self._association_seconds)
+        self._half_open[connected.fileno()] = peer
+        self._selector.register(connected, selectors.EVENT_READ, lambda: self._listen(peer))
+
+    def _listen(self, peer: _Peer) -> None:
+        if peer.is_closed:
+            return
+        try:
+            more = peer.connected.recv(peer.length - len(peer.received))
+        except BlockingIOError:
+            return
+        except OSError:
+            more = b""
+        peer.received += more
+        if not more or peer.received[0] == ABORT:
+            # A health probe, or somebody who changed his mind: nothing to say, to him or in the log.
+            self._close(peer)
+        elif not peer.is_acceptable:
+            _log.warning("not an association request", peer=peer.address[0])
+            self._turn_away(peer, ABORTED)
+        elif len(peer.received) == peer.length:
+            self._associate(peer)
+
+    def _associate(self, peer: _Peer) -> None:
+        if not self._has_room:
+            _log.warning("rejected an association: as many as may be are open", peer=peer.address[0])
+            self._turn_away(peer, LOCAL_LIMIT_EXCEEDED)
+            return
+        try:
+            self.finish_request((bytes(peer.received), peer.connected), cast("Any", peer.address))
+        except (OSError, RuntimeError) as failure:  # no thread or no descriptor to be had
+            _log.error("cannot begin an association", reason=str(failure))
+            self._turn_away(peer, LOCAL_LIMIT_EXCEEDED)
+        else:
+            self._forget(peer)
+
+    @property
+    def _has_room(self) -> bool:
+        associations = self.associations
+        going_on = sum(1 for association in associations if not association.is_over)
+        return going_on < self._maximum_associations and len(associations) < 4 * self._maximum_associations
+
+    def _turn_away(self, peer: _Peer, answer: bytes) -> None:
+        """Answer, and leave it to the peer to close, for a moment: else what it still sends undoes our answer."""
+        with suppress(OSError):
+            peer.connected.send(answer)
+            peer.connected.shutdown(socket.SHUT_WR)
+        self._forget(peer)
+        if len(self._leaving) >= _LEAVING:
+            self._close(next(iter(self._leaving.values())))
+        peer.deadline = time.monotonic() + _LINGER_SECONDS
+        self._leaving[peer.connected.fileno()] = peer
+        self._selector.register(peer.connected, selectors.EVENT_READ, lambda: self._ignore(peer))
+
+    def _ignore(self, peer: _Peer) -> None:
+        if peer.is_closed:
+            return
+        with suppress(BlockingIOError):
+            try:
+                more = peer.connected.recv(2**16)
+            except ConnectionError:
+                more = b""
+            if not more:
+                self._close(peer)
+
+    def _forget(self, peer: _Peer) -> None:
+        self._selector.unregister(peer.connected)
+        self._half_open.pop(peer.connected.fileno(), None)
+        self._leaving.pop(peer.connected.fileno(), None)
+
+    def _close(self, peer: _Peer) -> None:
+        self._forget(peer)
+        peer.connected.close()
+
+    def _close_oldest(self) -> bool:
+        peer = next(iter(self._half_open.values()), None)
+        if peer is not None:
+            self._close(peer)
+        return peer is not None
+
+    def _seconds_left(self) -> float | None:
+        first = [next(iter(each.values())).deadline for each in (self._half_open, self._leaving) if each]
+        return max(min(first) - time.monotonic(), 0) if first else None
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for peers in (self._half_open, self._leaving):
+            while peers and (peer := next(iter(peers.values()))).deadline <= now:
+                if peers is self._half_open:
+                    _log.warning("no association request in time", peer=peer.address[0])
+                self._close(peer)
+
+
+class _Handler(RequestHandler):
+    """Makes an association of a connection and its request."""
+
+    server: Reception
+    request: tuple[bytes, socket.socket]
+
+    def _create_association(self) -> Association:
+        # The library's method with our classes. Its contexts are only read: it copies them for each association, which
+        # takes fifty times as long as all the rest.
+        early, connected = self.request
+        server, entity = self.server, self.ae
+        association = AcceptorAssociation(entity, server.limits, server.ended)
+        association._server = server
+        association.name = f"AcceptorThread@{datetime.now():%Y%m%d%H%M%S}"
+        association.set_socket(Connection(association, connected, early, server.limits))
+        acceptor = association.acceptor
+        acceptor.maximum_length = entity.maximum_pdu_size
+        acceptor.ae_title = server.ae_title
+        acceptor.address_info = self.local
+        acceptor.implementation_class_uid = entity.implementation_class_uid
+        acceptor.implementation_version_name = entity.implementation_version_name
+        acceptor.supported_contexts = server.contexts
+        association.requestor.address_info = AddressInformation.from_tuple(self.client_address)
+        for event, handlers in server._handlers.items():
+            if event.is_intervention:
+                association.bind(event, *cast("tuple[Any, ...]", handlers))
+            else:
+                for handler in cast("list[tuple[Any, Any]]", handlers):
+                    association.bind(event, *handler)
+        return association
+
+    def handle(self) -> None:
+        """Begin the association."""
+        association = cast("AcceptorAssociation", self._create_association())
+        evt.trigger(association, evt.EVT_CONN_OPEN, {"address": self.client_address})
+        self.server.opened(association)
+        try:
+            association.start()
+        except RuntimeError:
+            self.server.ended(association)
+            association.dul.close_bell()
+            raise

@@ -1,0 +1,448 @@
+"""An association on pynetdicom's state machine (PS3.8 9.2), with our own waiting, limits and deadlines.
+
+The library sleeps a millisecond between two looks at its queues and its socket; here both threads of an association
+sleep until there is something to do. It reads as many bytes as a peer announces, for as long as the peer likes; here
+a PDU has a size and a deadline. What is done then, state by state, is the library's. The subclasses override methods
+that begin with an underscore: pynetdicom is pinned exactly for that.
+"""
+
+import os
+import queue
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Event, Lock
+from typing import Any, cast
+
+from pynetdicom import evt
+from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.ae import ApplicationEntity
+from pynetdicom.association import Association
+from pynetdicom.dul import DULServiceProvider
+from pynetdicom.timer import Timer
+from pynetdicom.transport import AssociationSocket
+
+from meddaemon.telemetry import log
+
+REQUEST_BYTES = 2**19
+"""The longest A-ASSOCIATE-RQ that is read: 128 contexts with every transfer syntax there is take 180 kB."""
+ASSOCIATE_RQ, ABORT = 0x01, 0x07
+ABORTED = bytes((ABORT, 0, 0, 0, 0, 4, 0, 0, 0, 0))
+"""A-ABORT, source: service user, no reason given (PS3.8 9.3.8)."""
+
+_HEADER = struct.Struct(">BxL")
+_TYPES = range(0x01, 0x08)
+_DISCARDED_BYTES = 2**20
+_LINGER_SECONDS = 1.0
+_UNSERVED_MESSAGES = 2
+"""Messages that wait while one is served; then the peer is not read from until one is done."""
+_log = log(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a peer may take: bytes of a P-DATA-TF PDU as announced, seconds for each PDU and each answer."""
+
+    pdu_bytes: int
+    pdu_seconds: float
+
+
+class AcceptorAssociation(Association):
+    """An association that somebody asked us for; `ended` is called when it is over, whatever ended it."""
+
+    dul: "Provider"
+
+    def __init__(
+        self, entity: ApplicationEntity, limits: Limits, ended: Callable[["AcceptorAssociation"], None]
+    ) -> None:
+        super().__init__(entity, MODE_ACCEPTOR)
+        self.is_over = False
+        """Nothing is left but goodbyes: somebody else may have its place."""
+        self._bell = Event()
+        self._ended = ended
+        self.dul = Provider(self, limits, self._bell)
+        self.dimse.msg_queue = RingingQueue(self._bell.set)
+        # They were set on the provider that was made first.
+        self.acse_timeout, self.network_timeout = entity.acse_timeout, entity.network_timeout
+
+    def run_reactor(self) -> None:
+        """Serve from the request on until the association is over."""
+        try:
+            super().run_reactor()
+        finally:
+            self._kill = True
+            self.dul.kill_dul()
+            if self.dul.is_alive():
+                self.dul.join()
+            self.dul.finish()
+            self._ended(self)
+
+    def kill(self) -> None:
+        """End both threads."""
+        self._kill = True
+        self._bell.set()
+        super().kill()
+
+    def _run_reactor(self) -> None:
+        # The library's loop, with a bell instead of a look each millisecond. We never ask the peer for anything on
+        # an association of its own, so there is nothing to pause for.
+        while not self._kill:
+            self._bell.wait(max(self.dul.idle_seconds_left, 0))
+            self._bell.clear()
+            self._serve_waiting()
+            if self.is_established and self.acse.is_release_requested():
+                # Before the answer: who has it may ask for the next association at once.
+                self.is_over = True
+                self.acse.send_release(is_response=True)
+                self.is_released, self.is_established = True, False
+                evt.trigger(self, evt.EVT_RELEASED, {})
+                self.kill()
+            elif self.acse.is_aborted():
+                self.is_over = True
+                self.dul.receive_pdu(wait=False)
+                self.is_aborted, self.is_established = True, False
+                evt.trigger(self, evt.EVT_ABORTED, {})
+                self.kill()
+            elif self.dul.has_ended:
+                self.kill()
+            elif self.dul.idle_timer_expired():
+                _log.warning("nothing heard for too long", peer=self.requestor.address)
+                self.abort()
+
+    def _serve_waiting(self) -> None:
+        while not self._kill:
+            context_id, message = self.dimse.get_msg(block=False)
+            if message is None or context_id is None:
+                return
+            self._serve_request(message, context_id)
+            # The time that an answer took us is not the peer's.
+            self.dul.heard()
+
+
+class Provider(DULServiceProvider):
+    """The reactor of one association: waits for the peer, for our own primitives, and for its timers."""
+
+    _idle_timer: "MonotonicTimer"
+    artim_timer: "MonotonicTimer"
+
+    def __init__(self, association: Association, limits: Limits, bell: Event) -> None:
+        super().__init__(association)
+        self._limits = limits
+        self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._waking = Lock()
+        self.is_closed = False
+        self.to_provider_queue = RingingQueue(self._wake)
+        self.to_user_queue = RingingQueue(bell.set)
+        self._idle_timer = MonotonicTimer(60)
+        self.artim_timer = MonotonicTimer(30)
+        self.has_ended = False
+
+    @property
+    def idle_seconds_left(self) -> float:
+        """How long the peer may still be silent."""
+        return self._idle_timer.remaining
+
+    def heard(self) -> None:
+        """Begin the time anew that the peer may be silent."""
+        self._idle_timer.restart()
+
+    def kill_dul(self) -> None:
+        """End the reactor."""
+        super().kill_dul()
+        self._wake()
+
+    def run_reactor(self) -> None:
+        """Do what there is to do, event by event, until the state machine is back at its beginning."""
+        self.heard()
+        self.assoc._dul_ready.set()
+        try:
+            while not self._kill_thread:
+                self._step()
+        except Exception as unforeseen:  # noqa: BLE001  as in the library: whatever it is, the peer is told
+            _log.error("an association failed", kind=type(unforeseen).__name__, exc_info=unforeseen)
+            self._connection.send(ABORTED)
+            self.assoc.is_aborted, self.assoc.is_established = True, False
+            self.assoc._kill = self._kill_thread = True
+        finally:
+            # Whoever waits for the next primitive is told that none comes.
+            self.has_ended = True
+            self.to_user_queue.put(None)
+
+    def finish(self) -> None:
+        """Give back what the system lent us; the reactor has ended."""
+        self._connection.finish()
+        self.close_bell()
+
+    def close_bell(self) -> None:
+        """Give back what wakes the reactor."""
+        with self._waking:
+            if not self.is_closed:
+                os.close(self._woken)
+                self.is_closed = True
+
+    @property
+    def _connection(self) -> "Connection":
+        return cast("Connection", self.socket)
+
+    def _step(self) -> None:
+        if self.event_queue.empty():
+            if self.artim_timer.expired:
+                self.event_queue.put("Evt18")
+            elif not self._process_recv_primitive() and self._may_read and self._is_transport_event():
+                self.heard()
+        if self.event_queue.empty():
+            self._wait()
+        else:
+            self.state_machine.do_action(self.event_queue.get(block=False))
+
+    @property
+    def _may_read(self) -> bool:
+        return self._is_ending or self.assoc.dimse.msg_queue.qsize() < _UNSERVED_MESSAGES
+
+    @property
+    def _is_ending(self) -> bool:
+        return self.state_machine.current_state == "Sta13"
+
+    def _wait(self) -> None:
+        seconds = max(self.artim_timer.remaining, 0) if self.artim_timer.is_running else None
+        self._connection.wait(self._woken, seconds, reading=self._may_read)
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._woken)
+
+    def _wake(self) -> None:
+        # A number that was given back may be a file of somebody else by now.
+        with self._waking:
+            if not self.is_closed:
+                os.eventfd_write(self._woken, 1)
+
+    def _process_recv_primitive(self) -> bool:
+        if self._is_ending:
+            # An answer or an abort of ours that came too late; the state machine knows no event for it.
+            while not self.to_provider_queue.empty():
+                self.to_provider_queue.get(block=False)
+            return False
+        return super()._process_recv_primitive()
+
+    def _is_transport_event(self) -> bool:
+        connection = self._connection
+        if self._is_ending:
+            # What the peer still sends is of no interest, and would only be answered by one more A-ABORT.
+            connection.discard()
+            connection.close()
+            return False
+        if connection.ready:
+            self._read_pdu_data()
+            return True
+        return False
+
+    def _read_pdu_data(self) -> None:
+        # As in the library, but a PDU that is longer than agreed is not read, and one that is not whole in time ends
+        # the association however steadily it drips.
+        connection = self._connection
+        self.heard()
+        connection.deadline = time.monotonic() + self._limits.pdu_seconds
+        try:
+            header = connection.recv(_HEADER.size)
+            if len(header) < _HEADER.size:
+                self.event_queue.put("Evt17")
+                return
+            kind, length = _HEADER.unpack(header)
+            if kind not in _TYPES or length > self._longest(kind):
+                self._end("a PDU of another type or length than agreed", "Evt19", type=kind, length=length)
+                return
+            body = connection.recv(length)
+        except TimeoutError:
+            self._end("a PDU was not whole in time", "Evt19")
+            return
+        except OSError:
+            self._end("the connection was lost within a PDU", "Evt17")
+            return
+        if len(body) < length:
+            self._end("the connection was closed within a PDU", "Evt17")
+            return
+        try:
+            pdu, event = self._decode_pdu(header + body)
+        except Exception as malformed:  # noqa: BLE001  the library has no type of its own for this
+            self._end("a PDU cannot be read", "Evt19", type=kind, kind=type(malformed).__name__)
+            return
+        self._recv_pdu.put(pdu)
+        self.event_queue.put(event)
+
+    def _longest(self, kind: int) -> int:
+        # Some count the header in, some do not (PS3.8 D.1.1 means the length field).
+        return REQUEST_BYTES if kind == ASSOCIATE_RQ else self._limits.pdu_bytes + _HEADER.size
+
+    def _end(self, reason: str, event: str, **details: object) -> None:
+        _log.warning(reason, peer=self.assoc.requestor.address, **details)
+        self.event_queue.put(event)
+
+
+class Connection(AssociationSocket):
+    """A connection that never blocks for longer than it was told; `early` is what was read from it before."""
+
+    def __init__(self, association: Association, connected: socket.socket, early: bytes, limits: Limits) -> None:
+        connected.setblocking(False)
+        with suppress(OSError):
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        super().__init__(association, client_socket=connected)
+        self._early = early
+        self._limits = limits
+        self.deadline = 0.0
+        """When what is being read must be there, by the monotonic clock."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is something to read, the end of the connection included."""
+        if self.socket is None or not self._is_connected:
+            return False
+        return bool(self._early) or bool(_polled({self.socket.fileno(): select.POLLIN}, 0))
+
+    def wait(self, woken: int, seconds: float | None, *, reading: bool) -> None:
+        """Sleep until the peer says something (where `reading`), until `woken` is written to, or for so long."""
+        wanted = {woken: select.POLLIN}
+        if reading and self.socket is not None and self._is_connected:
+            self._acknowledge()
+            wanted[self.socket.fileno()] = select.POLLIN
+        _polled(wanted, seconds)
+
+    def recv(self, nr_bytes: int) -> bytearray:
+        """Return so many bytes, fewer where the connection ends; raises TimeoutError at the deadline, or OSError."""
+        received = bytearray(nr_bytes)
+        view = memoryview(received)
+        filled = 0
+        while filled < nr_bytes:
+            size = self.recv_into(view[filled:])
+            if not size:
+                break
+            filled += size
+        view.release()
+        del received[filled:]
+        return received
+
+    def recv_into(self, view: memoryview) -> int:
+        """Read at least a byte into `view` and return how many; 0 is the end. Raises as `recv` does."""
+        if self._early:
+            size = min(len(view), len(self._early))
+            view[:size], self._early = self._early[:size], self._early[size:]
+            return size
+        while True:
+            try:
+                return self._open.recv_into(view)
+            except BlockingIOError:
+                self._acknowledge()
+                self._await(select.POLLIN, self.deadline)
+
+    def send(self, bytestream: bytes) -> None:
+        """Send all of it, or tell the state machine that the connection is gone."""
+        deadline = time.monotonic() + self._limits.pdu_seconds
+        rest = memoryview(bytestream)
+        try:
+            while rest:
+                try:
+                    rest = rest[self._open.send(rest) :]
+                except BlockingIOError:
+                    self._await(select.POLLOUT, deadline)
+        except OSError:
+            self.event_queue.put("Evt17")
+
+    def discard(self) -> None:
+        """Say that nothing more comes from us, and read for a moment what the peer may still be saying.
+
+        A connection that is closed with something unread takes our last words back (RFC 1122 4.2.2.13).
+        """
+        if self.socket is not None and self._is_connected:
+            discard(self.socket)
+
+    def finish(self) -> None:
+        """Give the descriptor back."""
+        if self.socket is not None:
+            self.socket.close()
+
+    @property
+    def _open(self) -> socket.socket:
+        if self.socket is None:
+            raise ConnectionAbortedError("closed by ourselves")
+        return self.socket
+
+    def _acknowledge(self) -> None:
+        # A sender with Nagle's algorithm holds the end of a message back until we acknowledge what came before,
+        # which the system puts off for 40 ms. The option does not last: it is set again before each wait.
+        with suppress(OSError):
+            self._open.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    def _await(self, events: int, deadline: float) -> None:
+        seconds = deadline - time.monotonic()
+        if seconds <= 0 or not _polled({self._open.fileno(): events}, seconds):
+            raise TimeoutError("the peer took too long")
+
+    def _shutdown_socket(self) -> None:
+        # The library leaves a descriptor open where the peer was faster.
+        if self.socket is not None:
+            with suppress(OSError):
+                self.socket.shutdown(socket.SHUT_RDWR)
+            self.socket.close()
+
+
+class RingingQueue(queue.Queue[Any]):
+    """A queue that tells when something was put into it."""
+
+    def __init__(self, ring: Callable[[], None]) -> None:
+        super().__init__()
+        self._ring = ring
+
+    def put(self, item: object, block: bool = True, timeout: float | None = None) -> None:
+        """Put an item and tell."""
+        super().put(item, block, timeout)
+        self._ring()
+
+
+class MonotonicTimer(Timer):
+    """The library's timer on a clock that nobody sets."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it was started, not stopped, and can expire."""
+        return self.timeout is not None and self._start_time is not None and self._end_time is None
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until it expires; 1 where it never does, as in the library."""
+        if self.timeout is None:
+            return 1
+        if self._start_time is None:
+            return self.timeout
+        end = time.monotonic() if self._end_time is None else self._end_time
+        return self.timeout - (end - self._start_time)
+
+    def start(self) -> None:
+        """Reset and start."""
+        self._start_time, self._end_time = time.monotonic(), None
+
+    def stop(self) -> None:
+        """Stop."""
+        self._end_time = time.monotonic()
+
+
+def discard(connected: socket.socket) -> None:
+    """Shut our side down and read until the peer does the same, for a moment and not without end."""
+    deadline = time.monotonic() + _LINGER_SECONDS
+    read = 0
+    with suppress(OSError):
+        connected.shutdown(socket.SHUT_WR)
+        while read < _DISCARDED_BYTES and _polled({connected.fileno(): select.POLLIN}, deadline - time.monotonic()):
+            more = len(connected.recv(2**16))
+            if not more:
+                return
+            read += more
+
+
+def _polled(wanted: dict[int, int], seconds: float | None) -> list[tuple[int, int]]:
+    """Wait for one of these descriptors with poll(2), which has no limit of 1024 as select(2) has."""
+    poll = select.poll()
+    for descriptor, events in wanted.items():
+        poll.register(descriptor, events)
+    return poll.poll(None if seconds is None else max(seconds, 0) * 1000)
