@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event, Lock
@@ -22,7 +22,9 @@ from pynetdicom import evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
+from pynetdicom.dimse_messages import C_STORE_RQ
 from pynetdicom.dul import DULServiceProvider
+from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket
 
@@ -30,11 +32,13 @@ from meddaemon.telemetry import log
 
 REQUEST_BYTES = 2**19
 """The longest A-ASSOCIATE-RQ that is read: 128 contexts with every transfer syntax there is take 180 kB."""
-ASSOCIATE_RQ, ABORT = 0x01, 0x07
+ASSOCIATE_RQ, P_DATA_TF, ABORT = 0x01, 0x04, 0x07
 ABORTED = bytes((ABORT, 0, 0, 0, 0, 4, 0, 0, 0, 0))
 """A-ABORT, source: service user, no reason given (PS3.8 9.3.8)."""
 
 _HEADER = struct.Struct(">BxL")
+_PDV_HEADER = struct.Struct(">LBB")
+_COMMAND, _LAST = 0x01, 0x02
 _TYPES = range(0x01, 0x08)
 _DISCARDED_BYTES = 2**20
 _LINGER_SECONDS = 1.0
@@ -189,15 +193,16 @@ class Provider(DULServiceProvider):
         return cast("Connection", self.socket)
 
     def _step(self) -> None:
-        if self.event_queue.empty():
-            if self.artim_timer.expired:
-                self.event_queue.put("Evt18")
-            elif not self._process_recv_primitive() and self._may_read and self._is_transport_event():
-                self.heard()
-        if self.event_queue.empty():
-            self._wait()
-        else:
+        if not self.event_queue.empty():
             self.state_machine.do_action(self.event_queue.get(block=False))
+        elif self.artim_timer.expired:
+            self.event_queue.put("Evt18")
+        elif self._process_recv_primitive():
+            pass
+        elif self._may_read and self._is_transport_event():
+            self.heard()
+        elif self.event_queue.empty():
+            self._wait()
 
     @property
     def _may_read(self) -> bool:
@@ -209,8 +214,7 @@ class Provider(DULServiceProvider):
 
     def _wait(self) -> None:
         seconds = max(self.artim_timer.remaining, 0) if self.artim_timer.is_running else None
-        self._connection.wait(self._woken, seconds, reading=self._may_read)
-        with suppress(BlockingIOError):
+        if self._connection.wait(self._woken, seconds, reading=self._may_read):
             os.eventfd_read(self._woken)
 
     def _wake(self) -> None:
@@ -265,12 +269,34 @@ class Provider(DULServiceProvider):
             self._end("the connection was closed within a PDU", "Evt17")
             return
         try:
-            pdu, event = self._decode_pdu(header + body)
+            if kind == P_DATA_TF and self.state_machine.current_state == "Sta6":
+                self._take_fragments(body)
+            else:
+                pdu, event = self._decode_pdu(header + body)
+                self._recv_pdu.put(pdu)
+                self.event_queue.put(event)
         except Exception as malformed:  # noqa: BLE001  the library has no type of its own for this
-            self._end("a PDU cannot be read", "Evt19", type=kind, kind=type(malformed).__name__)
-            return
-        self._recv_pdu.put(pdu)
-        self.event_queue.put(event)
+            self._end("a PDU cannot be read", "Evt19", type=kind, problem=type(malformed).__name__)
+
+    def _take_fragments(self, body: bytearray) -> None:
+        """Do what DT-2 does (PS3.8 9.2.2): the fragments of a PDU go to the message that they belong to.
+
+        Those of a data set to be stored, which is what nearly all bytes are, are written to the message itself. All
+        else, the last of them without its content included, goes the library's way.
+        """
+        provider = self.assoc.dimse
+        for context_id, control, fragment in list(_presentation_data_values(body)):
+            message = provider.message
+            if isinstance(message, C_STORE_RQ) and message.data_set is not None and not control & _COMMAND:
+                message.data_set.write(fragment)
+                if not control & _LAST:
+                    continue
+                content = b""
+            else:
+                content = bytes(fragment)
+            primitive = P_DATA()
+            primitive.presentation_data_value_list = [[context_id, bytes([control]) + content]]  # type: ignore[list-item]
+            provider.receive_primitive(primitive)
 
     def _longest(self, kind: int) -> int:
         # Some count the header in, some do not (PS3.8 D.1.1 means the length field).
@@ -301,13 +327,16 @@ class Connection(AssociationSocket):
             return False
         return bool(self._early) or bool(_polled({self.socket.fileno(): select.POLLIN}, 0))
 
-    def wait(self, woken: int, seconds: float | None, *, reading: bool) -> None:
-        """Sleep until the peer says something (where `reading`), until `woken` is written to, or for so long."""
+    def wait(self, woken: int, seconds: float | None, *, reading: bool) -> bool:
+        """Sleep until the peer says something (where `reading`), until `woken` is written to, or for so long.
+
+        Return whether `woken` was written to.
+        """
         wanted = {woken: select.POLLIN}
         if reading and self.socket is not None and self._is_connected:
             self._acknowledge()
             wanted[self.socket.fileno()] = select.POLLIN
-        _polled(wanted, seconds)
+        return any(descriptor == woken for descriptor, _ in _polled(wanted, seconds))
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Return so many bytes, fewer where the connection ends; raises TimeoutError at the deadline, or OSError."""
@@ -438,6 +467,20 @@ def discard(connected: socket.socket) -> None:
             if not more:
                 return
             read += more
+
+
+def _presentation_data_values(body: bytearray) -> Iterator[tuple[int, int, memoryview]]:
+    """Yield context, message control header and fragment of each PDV in a P-DATA-TF PDU (PS3.8 9.3.5.1, E.2).
+
+    Raises ValueError or struct.error where they are not what the PDU's length says.
+    """
+    rest = memoryview(body)
+    while rest:
+        length, context_id, control = _PDV_HEADER.unpack_from(rest)
+        if length < 2 or len(rest) < 4 + length:
+            raise ValueError("a fragment of an impossible length")
+        yield context_id, control, rest[_PDV_HEADER.size : 4 + length]
+        rest = rest[4 + length :]
 
 
 def _polled(wanted: dict[int, int], seconds: float | None) -> list[tuple[int, int]]:
