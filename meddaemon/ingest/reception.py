@@ -193,8 +193,8 @@ class Reception(AssociationServer):
             return
         try:
             self.finish_request((bytes(peer.received), peer.connected), cast("Any", peer.address))
-        except (OSError, RuntimeError) as failure:  # no thread or no descriptor to be had
-            _log.error("cannot begin an association", reason=str(failure))
+        except Exception as failure:  # noqa: BLE001  whatever is wrong with one, all others must still be heard
+            _log.error("cannot begin an association", kind=type(failure).__name__, exc_info=failure)
             self._turn_away(peer, LOCAL_LIMIT_EXCEEDED)
         else:
             self._forget(peer)
@@ -294,7 +294,7 @@ class _Handler(RequestHandler):
         self.server.opened(association)
         try:
             association.start()
-        except RuntimeError:
+        except RuntimeError:  # no thread to be had
             self.server.ended(association)
             association.dul.close_bell()
             raise

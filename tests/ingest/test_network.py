@@ -1,5 +1,7 @@
 """Peers that are silent, slow, many, or not DICOM at all: they get their answer, and everybody else is served."""
 
+import os
+import resource
 import socket
 import struct
 import threading
@@ -232,6 +234,29 @@ def test_a_storm_leaves_nothing_behind() -> None:
         assert_served(port)
     wait_until(lambda: threading.active_count() <= threads, what="the threads to end")
     wait_until(lambda: descriptors() <= files, what="the descriptors to be given back")
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_without_descriptors_nobody_is_served_and_afterwards_everybody(left: int) -> None:
+    """With one left a connection can be accepted, but no association be made of it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with listening() as listener, socket.socket() as connection:
+        connection.settimeout(30)
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + left, hard))
+        try:
+            connection.connect(listener.address)
+            connection.sendall(associate_request())
+            if left:
+                assert connection.recv(10) == bytes([ASSOCIATE_RJ, 0, 0, 0, 0, 4, 0, 2, 3, 2])
+            else:
+                connection.settimeout(0.5)
+                with pytest.raises(TimeoutError):
+                    connection.recv(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert_served(port_of(listener))
 
 
 # --- within an association ----------------------------------------------------------------------------------------
