@@ -2,9 +2,25 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Table, case, false, func, insert, null, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    Table,
+    Update,
+    bindparam,
+    case,
+    false,
+    func,
+    insert,
+    null,
+    select,
+    update,
+)
 
 from meddaemon.db import tables
 from meddaemon.db.clock import after, now
@@ -76,7 +92,7 @@ def register(connection: Connection, received: Received, *, quiet_seconds: float
     )
     # Whoever decides about this study, or registers another instance of it, is done now or waits until we are:
     # otherwise an instance could slip into a generation that was decided without it.
-    connection.execute(select(tables.study.c.id).where(tables.study.c.id == study_id).with_for_update(key_share=True))
+    connection.execute(_LOCK, {"of": study_id})
     series_id = _get_or_insert(
         connection,
         tables.series,
@@ -86,7 +102,7 @@ def register(connection: Connection, received: Received, *, quiet_seconds: float
             "series_description": _joined(first("SeriesDescription"), 64),
         },
     )
-    own_result = _is_own_result(connection, received)
+    own_result = connection.execute(_OWN_RESULT, {"uid": received.sop_instance_uid}).first() is not None
     added = insert_unless_there(
         connection,
         tables.instance,
@@ -107,7 +123,7 @@ def register(connection: Connection, received: Received, *, quiet_seconds: float
     )
     new = added is not None
     if (new and not own_result) or (not new and _learn_of_sender(connection, received)):
-        _touch(connection, study_id, quiet_seconds)
+        connection.execute(_touched(quiet_seconds), {"of": study_id})
     return Registration(study_id=study_id, new=new, conflict=new and conflict)
 
 
@@ -220,11 +236,24 @@ def path_of(store: Path, sha256: str) -> Path:
     return store / sha256[:2] / sha256[2:4] / f"{sha256}.dcm"
 
 
-def _touch(connection: Connection, study_id: int, quiet_seconds: float) -> None:
+# What is asked for each object that arrives is built once: building a statement takes longer than running it.
+_LOCK = select(tables.study.c.id).where(tables.study.c.id == bindparam("of")).with_for_update(key_share=True)
+_LOCK_UID = select(func.pg_advisory_xact_lock(func.hashtextextended(bindparam("uid"), 0)))
+_NAMESAKES = (
+    select(tables.instance.c.sha256, tables.instance.c.header, tables.study.c.id, tables.study.c.study_instance_uid)
+    .join(tables.series, tables.series.c.id == tables.instance.c.series_id)
+    .join(tables.study, tables.study.c.id == tables.series.c.study_id)
+    .where(tables.instance.c.sop_instance_uid == bindparam("uid"))
+)
+_OWN_RESULT = select(tables.result_object.c.id).where(tables.result_object.c.sop_instance_uid == bindparam("uid"))
+
+
+@cache
+def _touched(quiet_seconds: float) -> Update:
     study = tables.study
-    connection.execute(
+    return (
         update(study)
-        .where(study.c.id == study_id)
+        .where(study.c.id == bindparam("of"))
         .values(
             last_received_at=now(),
             # A study that is held stays held, whatever arrives.
@@ -235,7 +264,7 @@ def _touch(connection: Connection, study_id: int, quiet_seconds: float) -> None:
             + case(
                 (
                     select(tables.decision.c.id)
-                    .where(tables.decision.c.study_id == study_id, tables.decision.c.generation == study.c.generation)
+                    .where(tables.decision.c.study_id == study.c.id, tables.decision.c.generation == study.c.generation)
                     .exists(),
                     1,
                 ),
@@ -251,16 +280,11 @@ def _in_conflict(connection: Connection, received: Received) -> bool:
 
     Raises IdentityTaken when one of another study or patient has it.
     """
+    same_uid = {"uid": received.sop_instance_uid}
     if connection.dialect.name == "postgresql":
         # Two studies have no row in common that could be locked. SQLite has one writer at a time anyway.
-        connection.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(received.sop_instance_uid, 0))))
-    instance, series, study = tables.instance, tables.series, tables.study
-    namesakes = connection.execute(
-        select(instance.c.sha256, instance.c.header, study.c.id, study.c.study_instance_uid)
-        .join(series, series.c.id == instance.c.series_id)
-        .join(study, study.c.id == series.c.study_id)
-        .where(instance.c.sop_instance_uid == received.sop_instance_uid)
-    ).all()
+        connection.execute(_LOCK_UID, same_uid)
+    namesakes = connection.execute(_NAMESAKES, same_uid).all()
     if any(each.sha256 == received.sha256 for each in namesakes):
         return False
     for each in namesakes:
@@ -271,21 +295,20 @@ def _in_conflict(connection: Connection, received: Received) -> bool:
     return bool(namesakes)
 
 
-def _is_own_result(connection: Connection, received: Received) -> bool:
-    made = tables.result_object.c
-    query = select(made.id).where(made.sop_instance_uid == received.sop_instance_uid)
-    return connection.execute(query).first() is not None
+@cache
+def _found(table: Table, columns: tuple[str, ...]) -> Select[Any]:
+    return select(table.c.id).where(*(table.c[column] == bindparam(column) for column in columns))
 
 
 def _get_or_insert(
     connection: Connection, table: Table, key: Mapping[str, object], values: Mapping[str, object]
 ) -> int:
-    find = select(table.c.id).where(*(table.c[column] == value for column, value in key.items()))
-    found = connection.execute(find).scalar()
+    find = _found(table, tuple(key))
+    found = connection.execute(find, dict(key)).scalar()
     if found is None:
         found = insert_unless_there(connection, table, {**key, **values})
     if found is None:
-        found = connection.execute(find).scalar_one()
+        found = connection.execute(find, dict(key)).scalar_one()
     return int(found)
 
 
