@@ -25,6 +25,16 @@ SERVED_SECONDS = 3.0
 """Within what a healthy peer is served beside all others: generous, this machine may be busy."""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def descriptors_enough() -> Iterator[None]:
+    """Let this process have the two ends of a thousand connections, where it is allowed to."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4096 if hard == resource.RLIM_INFINITY else min(4096, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 class Taken:
     """What the listener took; the test may hold it up."""
 
