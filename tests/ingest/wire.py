@@ -21,13 +21,22 @@ def item(kind: int, body: bytes) -> bytes:
     return struct.pack(">BxH", kind, len(body)) + body
 
 
-def associate_request(*, maximum: int = 0x20000, calling: str = "RAW", called: str = "MEDDAEMON") -> bytes:
-    """Return an A-ASSOCIATE-RQ that proposes C-ECHO and CT storage."""
+ECHO_AND_STORE = (
+    (ECHO_CONTEXT, VERIFICATION, IMPLICIT),
+    (STORE_CONTEXT, str(CTImageStorage), str(ExplicitVRLittleEndian)),
+)
+
+
+def associate_request(
+    proposed: Sequence[tuple[int, str, str]] = ECHO_AND_STORE,
+    *,
+    maximum: int = 0x20000,
+    calling: str = "RAW",
+    called: str = "MEDDAEMON",
+) -> bytes:
+    """Return an A-ASSOCIATE-RQ that proposes these contexts: id, abstract syntax, transfer syntax."""
     contexts = b""
-    for number, sop_class, syntax in (
-        (ECHO_CONTEXT, VERIFICATION, IMPLICIT),
-        (STORE_CONTEXT, CTImageStorage, ExplicitVRLittleEndian),
-    ):
+    for number, sop_class, syntax in proposed:
         contexts += item(0x20, bytes([number, 0, 0, 0]) + item(0x30, sop_class.encode()) + item(0x40, syntax.encode()))
     user = item(0x50, item(0x51, struct.pack(">L", maximum)) + item(0x52, b"1.2.3"))
     titles = called.ljust(16).encode() + calling.ljust(16).encode()
@@ -83,11 +92,17 @@ def fragments(context: int, data: bytes, size: int, *, is_command: bool) -> list
 
 
 def store_message(
-    sop_instance_uid: str, data: bytes, message_id: int = 1, *, maximum: int = 0x20000, context: int = STORE_CONTEXT
+    sop_instance_uid: str,
+    data: bytes,
+    message_id: int = 1,
+    *,
+    maximum: int = 0x20000,
+    context: int = STORE_CONTEXT,
+    request: bytes | None = None,
 ) -> bytes:
-    """Return a whole C-STORE-RQ as P-DATA-TF PDUs of one PDV each."""
+    """Return a C-STORE-RQ as P-DATA-TF PDUs of one PDV each; `request` is its command set, where not the right one."""
     parts: Iterable[bytes] = (
-        *fragments(context, store_command(sop_instance_uid, message_id), maximum - 6, is_command=True),
+        *fragments(context, request or store_command(sop_instance_uid, message_id), maximum - 6, is_command=True),
         *fragments(context, data, maximum - 6, is_command=False),
     )
     return b"".join(pdu(P_DATA_TF, part) for part in parts)
@@ -142,8 +157,13 @@ class Peer:
         """Return the status in the next answer."""
         kind, body = self.receive()
         assert kind == P_DATA_TF, f"PDU type {kind}"
-        at = body.index(struct.pack("<HHL", 0, 0x900, 2)) + 8
-        return int.from_bytes(body[at : at + 2], "little")
+        at = 6
+        while True:
+            # Element by element: what looks like a Status may lie across two others.
+            number, length = struct.unpack_from("<xxHL", body, at)
+            if number == 0x0900:
+                return int.from_bytes(body[at + 8 : at + 10], "little")
+            at += 8 + length
 
     def echo(self) -> int:
         self.send(echo_message())
