@@ -15,14 +15,10 @@ import hashlib
 import os
 import re
 import secrets
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-
-from pydicom.dataset import FileMetaDataset
-from pydicom.filebase import DicomBytesIO
-from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import UID
 
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
@@ -163,14 +159,27 @@ def is_intact(path: Path, sha256: str, pace: Callable[[int], object] = lambda si
 
 
 def as_part10(data: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
-    """Return the file that holds this data set: zero preamble, file meta of our own, the data set bit for bit."""
-    meta = FileMetaDataset()
-    meta.FileMetaInformationVersion = b"\x00\x01"
-    meta.MediaStorageSOPClassUID = UID(sop_class_uid)
-    meta.MediaStorageSOPInstanceUID = UID(sop_instance_uid)
-    meta.TransferSyntaxUID = UID(transfer_syntax_uid)
-    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
-    meta.ImplementationVersionName = VERSION_NAME
-    buffer = DicomBytesIO()
-    write_file_meta_info(buffer, meta, enforce_standard=True)
-    return PREAMBLE + bytes(buffer.getvalue()) + data
+    """Return the file that holds this data set: zero preamble, file meta of our own, the data set bit for bit.
+
+    The UIDs must be UIDs; nobody checks them here.
+    """
+    elements = b"".join(
+        (
+            # OB has two reserved bytes and a length of four (PS3.5 7.1.2).
+            struct.pack("<HH2sxxL", 0x0002, 0x0001, b"OB", 2) + b"\x00\x01",
+            _element(0x0002, b"UI", sop_class_uid, b"\0"),
+            _element(0x0003, b"UI", sop_instance_uid, b"\0"),
+            _element(0x0010, b"UI", transfer_syntax_uid, b"\0"),
+            _element(0x0012, b"UI", IMPLEMENTATION_CLASS_UID, b"\0"),
+            _element(0x0013, b"SH", VERSION_NAME, b" "),
+        )
+    )
+    group_length = struct.pack("<HH2sHL", 0x0002, 0x0000, b"UL", 4, len(elements))
+    return b"".join((PREAMBLE, group_length, elements, data))
+
+
+def _element(number: int, vr: bytes, value: str, padding: bytes) -> bytes:
+    """Return an element of group 0002, Explicit VR Little Endian (PS3.10 7.1)."""
+    encoded = value.encode("ascii")
+    encoded += padding * (len(encoded) % 2)
+    return struct.pack("<HH2sH", 0x0002, number, vr, len(encoded)) + encoded

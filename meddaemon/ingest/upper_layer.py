@@ -132,6 +132,8 @@ class Provider(DULServiceProvider):
 
     _idle_timer: "MonotonicTimer"
     artim_timer: "MonotonicTimer"
+    to_provider_queue: "RingingQueue"
+    to_user_queue: "RingingQueue"
 
     def __init__(self, association: Association, limits: Limits, bell: Event) -> None:
         super().__init__(association)

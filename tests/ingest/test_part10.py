@@ -5,13 +5,22 @@ import pytest
 from encoded import SYNTAXES, Encoded, deflated, encoded, written
 from hypothesis import given
 from hypothesis import strategies as st
-from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filebase import DicomBytesIO
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import (
+    UID,
+    CTImageStorage,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
 
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.domain.series import Instance
+from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
 from meddaemon.ingest.part10 import is_plain, read_part10, with_keywords
-from meddaemon.ingest.store import InstanceStore, as_part10
+from meddaemon.ingest.store import PREAMBLE, VERSION_NAME, InstanceStore, as_part10
 
 
 def ct(**attributes: object) -> Dataset:
@@ -26,6 +35,23 @@ def saved(path: Path, data: bytes, syntax: str = ExplicitVRLittleEndian, uid: st
     content = as_part10(data, sop_class_uid=CTImageStorage, sop_instance_uid=uid, transfer_syntax_uid=syntax)
     path.write_bytes(content)
     return path
+
+
+UIDS = st.from_regex(r"(0|[1-9][0-9]{0,20})(\.(0|[1-9][0-9]{0,10})){1,3}", fullmatch=True)
+
+
+@given(UIDS, UIDS, UIDS, st.binary(max_size=20))
+def test_the_file_meta_is_what_pydicom_writes(sop_class: str, instance: str, syntax: str, data: bytes) -> None:
+    meta = FileMetaDataset()
+    meta.FileMetaInformationVersion = b"\x00\x01"
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(sop_class), UID(instance)
+    meta.TransferSyntaxUID = UID(syntax)
+    meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
+    meta.ImplementationVersionName = VERSION_NAME
+    buffer = DicomBytesIO()
+    write_file_meta_info(buffer, meta, enforce_standard=True)
+    ours = as_part10(data, sop_class_uid=sop_class, sop_instance_uid=instance, transfer_syntax_uid=syntax)
+    assert ours == PREAMBLE + buffer.getvalue() + data
 
 
 @given(encoded(syntaxes=(*SYNTAXES, DeflatedExplicitVRLittleEndian)))
