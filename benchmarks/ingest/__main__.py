@@ -71,10 +71,14 @@ def _round(
 def _loads(given: argparse.Namespace) -> list[Load]:
     kinds = [KINDS[name].scaled(given.scale, given.size, max(given.associations)) for name in given.kinds]
     loads = [Load(kind=kind, associations=count) for kind in kinds for count in given.associations]
-    if not given.only_raw_sender:
-        few = replace(kinds[0], count=min(kinds[0].count, FILE_SENDER_COUNT))
-        loads += [Load(kind=few, associations=1, sender=sender) for sender in FILE_SENDERS if not sender.missing]
-    return loads
+    if given.only_raw_sender:
+        return loads
+    few = replace(kinds[0], count=min(kinds[0].count, FILE_SENDER_COUNT))
+    # First: after large images the memory of most receivers stays large.
+    return [
+        *(Load(kind=few, associations=1, sender=sender) for sender in FILE_SENDERS if not sender.missing),
+        *loads,
+    ]
 
 
 def _installed(names: Sequence[str]) -> list[Receiver]:
