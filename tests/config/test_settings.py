@@ -36,6 +36,13 @@ type = { value = "12738006", scheme = "SCT", meaning = "Brain" }
 colour = [1, 2, 3]
 """
 
+PEER = """
+[[peers]]
+ae_title = "CT1"
+host = "localhost"
+port = 104
+"""
+
 DESTINATION = """
 [[destinations]]
 name = "pacs"
@@ -312,6 +319,7 @@ def test_a_destination_that_is_this_daemon_itself_is_refused(folder: Path) -> No
         ),
         ('[[destinations]]\nname = "a"\nobjects = ["PDF"]', "3: destinations[0].objects[0]: should be 'SEG' or 'SR'"),
         (DESTINATION.lstrip() + DESTINATION, "8: destinations[1].name: 'pacs' is the name of destinations[0] already"),
+        (PEER.lstrip() + PEER, "7: peers[1].ae_title: 'CT1' is the ae_title of peers[0] already"),
         ('[store]\ndirectory = "a\\u0000b"', "2: store.directory: is not a path: "),
         ('[store]\ndirectory = "~no-such-user/x"', "2: store.directory: is not a path: "),
         ("a = = 1", "1: not valid TOML: Invalid value (at line 1, column 5)"),
@@ -358,11 +366,17 @@ def test_a_password_that_everybody_may_read_is_warned_about(folder: Path, mode: 
 # --- the file that we ship ---------------------------------------------------------------------------------------
 
 
+ARRAYS = {
+    "destinations": settings_module.DestinationSettings,
+    "peers": settings_module.PeerSettings,
+    "rules": settings_module.RuleSettings,
+}
+
+
 def _keys(model: type[BaseModel]) -> set[str]:
     found = set()
     for name, field in model.model_fields.items():
-        inner = settings_module.RuleSettings if name == "rules" else field.annotation
-        inner = settings_module.DestinationSettings if name == "destinations" else inner
+        inner = ARRAYS.get(name, field.annotation)
         assert isinstance(inner, type)
         assert issubclass(inner, BaseModel)
         found |= {f"{name}.{key}" for key in inner.model_fields}
