@@ -73,13 +73,23 @@ MAXIMUM_COMPONENTS = 32
 
 _SPECIFIC_CHARACTER_SET, _PIXEL_REPRESENTATION = 0x00080005, 0x00280103
 _NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "UV": "Q", "SV": "q", "FL": "f", "FD": "d"}
+_LITTLE = {vr: struct.Struct(f"<{form}") for vr, form in (*_NUMBERS.items(), ("AT", "HH"))}
+_BIG = {vr: struct.Struct(f">{form}") for vr, form in (*_NUMBERS.items(), ("AT", "HH"))}
+_BINARY = frozenset(_LITTLE)
 _PLAIN_TEXT = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI"})
 _ENCODED_TEXT = frozenset({"LO", "PN", "SH", "UC"})
 _SINGLE_TEXT = frozenset({"LT", "ST", "UT"})
+_WRITTEN: Mapping[bytes | None, str] = {
+    **{vr.encode(): vr for vr in (*_BINARY, *_PLAIN_TEXT, *_ENCODED_TEXT, *_SINGLE_TEXT, "UR", "UN")},
+    None: "UN",
+}
+"""VRs as they are written; the values of all others are not read."""
 _MAXIMUM_VALUE_BYTES = 8 * MAXIMUM_VALUE_CHARACTERS * MAXIMUM_COMPONENTS
 
 
-def read_header(data: bytes, transfer_syntax_uid: str, extra: Iterable[str] = ()) -> Mapping[str, tuple[str, ...]]:
+def read_header(
+    data: scan.Encoded, transfer_syntax_uid: str, extra: Iterable[str] = ()
+) -> Mapping[str, tuple[str, ...]]:
     """Return the describing attributes and those named in `extra`, as strings, keyword -> components.
 
     Every keyword that was looked for is in the answer; an attribute that is absent, or whose value cannot be read,
@@ -88,9 +98,9 @@ def read_header(data: bytes, transfer_syntax_uid: str, extra: Iterable[str] = ()
     Raises scan.Malformed unless `data` is one whole data set in this transfer syntax.
     """
     wanted = _tags(tuple(extra))
-    elements = scan.check(data, transfer_syntax_uid, {*wanted.values(), _SPECIFIC_CHARACTER_SET, _PIXEL_REPRESENTATION})
+    elements = scan.check(data, transfer_syntax_uid, _needed(tuple(extra)))
     values = _Values(data, elements, little=transfer_syntax_uid != ExplicitVRBigEndian)
-    return {keyword: values.of(tag) for keyword, tag in wanted.items()}
+    return {keyword: values.of(tag) if tag in elements else () for keyword, tag in wanted.items()}
 
 
 @lru_cache(maxsize=64)
@@ -99,10 +109,20 @@ def _tags(extra: tuple[str, ...]) -> Mapping[str, int]:
     return {keyword: tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None}
 
 
+@lru_cache(maxsize=64)
+def _needed(extra: tuple[str, ...]) -> frozenset[int]:
+    return frozenset({*_tags(extra).values(), _SPECIFIC_CHARACTER_SET, _PIXEL_REPRESENTATION})
+
+
+@lru_cache(maxsize=1024)
+def _dictionary_vr(tag: int) -> str:
+    return dictionary_VR(tag)
+
+
 class _Values:
     """Decodes the values of one data set."""
 
-    def __init__(self, data: bytes, elements: Mapping[int, scan.Element], *, little: bool) -> None:
+    def __init__(self, data: scan.Encoded, elements: Mapping[int, scan.Element], *, little: bool) -> None:
         self._data = data
         self._elements = elements
         self._little = little
@@ -112,19 +132,22 @@ class _Values:
     def of(self, tag: int) -> tuple[str, ...]:
         """Return the components of an element as strings; the empty tuple where there is nothing to be read."""
         element = self._elements.get(tag)
-        if element is None:
+        if element is None or not element.length:
             return ()
-        written = element.vr.decode("ascii") if element.vr else "UN"
+        vr = _WRITTEN.get(element.vr)
+        if vr is None:
+            return ()
         # A value of unknown VR is encoded in little endian (PS3.5 6.2.2).
-        little = self._little or written == "UN"
-        vr = self._usual_vr(tag) if written == "UN" else written
-        value = self._data[element.start : element.start + min(element.length, _MAXIMUM_VALUE_BYTES)]
-        components = _numbers(value, vr, little=little) if vr in {*_NUMBERS, "AT"} else self._texts(value, vr)
-        bounded = tuple(_bounded(component) for component in components[:MAXIMUM_COMPONENTS])
+        little = self._little or vr == "UN"
+        if vr == "UN":
+            vr = self._usual_vr(tag)
+        value = bytes(self._data[element.start : element.start + min(element.length, _MAXIMUM_VALUE_BYTES)])
+        components = _numbers(value, vr, little=little) if vr in _BINARY else self._texts(value, vr)
+        bounded = tuple([_bounded(component) for component in components[:MAXIMUM_COMPONENTS]])
         return bounded if any(bounded) else ()
 
     def _usual_vr(self, tag: int) -> str:
-        vr = dictionary_VR(tag)
+        vr = _dictionary_vr(tag)
         if vr == "US or SS":
             return "SS" if self.of(_PIXEL_REPRESENTATION) == ("1",) else "US"
         return vr
@@ -145,16 +168,12 @@ class _Values:
 
 
 def _numbers(value: bytes, vr: str, *, little: bool) -> list[str]:
-    order = "<" if little else ">"
+    form = (_LITTLE if little else _BIG)[vr]
+    if len(value) % form.size:
+        return []
     if vr == "AT":
-        return [f"({group:04X},{element:04X})" for group, element in struct.iter_unpack(f"{order}HH", _whole(value, 4))]
-    form = f"{order}{_NUMBERS[vr]}"
-    return [str(number) for (number,) in struct.iter_unpack(form, _whole(value, struct.calcsize(form)))]
-
-
-def _whole(value: bytes, size: int) -> bytes:
-    """Return the value, or nothing when it is not made of whole numbers."""
-    return value if len(value) % size == 0 else b""
+        return [f"({group:04X},{element:04X})" for group, element in form.iter_unpack(value)]
+    return [str(number) for (number,) in form.iter_unpack(value)]
 
 
 @lru_cache(maxsize=256)
@@ -170,4 +189,5 @@ def _encodings(specific_character_set: tuple[str, ...]) -> tuple[str, ...]:
 
 def _bounded(component: str) -> str:
     # A database may not be able to keep NUL in a text.
-    return component.strip(" \0")[:MAXIMUM_VALUE_CHARACTERS].replace("\0", "\N{REPLACEMENT CHARACTER}")
+    kept = component.strip(" \0")[:MAXIMUM_VALUE_CHARACTERS]
+    return kept.replace("\0", "\N{REPLACEMENT CHARACTER}") if "\0" in kept else kept

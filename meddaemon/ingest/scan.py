@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydicom.uid import (
     UID,
@@ -34,14 +35,20 @@ SHORT_LENGTH = frozenset(
     {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL"}
     | {b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
 )
+_LONG_LENGTH = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
+"""VRs with a length of four bytes whose values are no sequences."""
+_EXPLICIT, _IMPLICIT, _LONG = struct.Struct("<HH2sH"), struct.Struct("<HHI"), struct.Struct("<I")
+
+
+Encoded = bytes | bytearray | memoryview
+"""An encoded data set."""
 
 
 class Malformed(ValueError):
     """The data set is not well-formed; the message says what and at which byte."""
 
 
-@dataclass(frozen=True, slots=True)
-class Element:
+class Element(NamedTuple):
     """Where the value of an element lies, and its VR as it is written (None where the syntax leaves VRs out)."""
 
     vr: bytes | None
@@ -60,7 +67,7 @@ class _Level:
     encapsulated: bool = False
 
 
-def inflate(data: bytes, *, limit: int = MAXIMUM_INFLATED_BYTES) -> bytes:
+def inflate(data: Encoded, *, limit: int = MAXIMUM_INFLATED_BYTES) -> bytes:
     """Return the inflated data set of a deflated transfer syntax (PS3.5 A.5), at most `limit` bytes.
 
     Raises Malformed when the stream is corrupt, cut or larger than the limit.
@@ -74,7 +81,7 @@ def inflate(data: bytes, *, limit: int = MAXIMUM_INFLATED_BYTES) -> bytes:
     return inflated
 
 
-def _inflated_size(data: bytes, limit: int) -> tuple[int, bytes]:
+def _inflated_size(data: Encoded, limit: int) -> tuple[int, bytes]:
     machine = zlib.decompressobj(-zlib.MAX_WBITS)
     size = position = 0
     piece = b""
@@ -92,10 +99,10 @@ def _inflated_size(data: bytes, limit: int) -> tuple[int, bytes]:
                 raise Malformed("the deflate stream is cut")
     except zlib.error as error:
         raise Malformed(f"the deflate stream is corrupt: {error}") from error
-    return size, machine.unused_data + data[position : position + 9]
+    return size, machine.unused_data + bytes(data[position : position + 9])
 
 
-def check(data: bytes, transfer_syntax_uid: str, wanted: Collection[int] = ()) -> dict[int, Element]:
+def check(data: Encoded, transfer_syntax_uid: str, wanted: Collection[int] = ()) -> dict[int, Element]:
     """Raise Malformed unless `data` is one whole data set in this transfer syntax.
 
     `data` is the data set alone: no preamble, no file meta; already inflated where the syntax deflates. Returns those
@@ -122,7 +129,7 @@ class _Walk:
     """The walk itself: a position in the data and a stack of open sequences and items."""
 
     def __init__(
-        self, data: bytes, *, implicit: bool, little: bool, encapsulated: bool | None, wanted: frozenset[int]
+        self, data: Encoded, *, implicit: bool, little: bool, encapsulated: bool | None, wanted: frozenset[int]
     ) -> None:
         self.data = data
         self.size = len(data)
@@ -134,23 +141,62 @@ class _Walk:
         self.found: dict[int, Element] = {}
 
     def run(self) -> None:
-        if not self.data:
+        if not self.size:
             raise Malformed("the data set is empty")
         while True:
             self._close_finished_levels()
             if len(self.levels) == 1 and self.position >= self.size:
                 return
             level = self.levels[-1]
-            if level.is_item:
-                self._read_element(level)
-            else:
+            if not level.is_item:
                 self._read_item(level)
+                continue
+            before = self.position
+            if level.little:
+                self._skip_plain(level)
+            if self.position == before:
+                self._read_element(level)
 
     def _close_finished_levels(self) -> None:
         while len(self.levels) > 1 and self.levels[-1].end is not None and self.position >= self.levels[-1].end:
             if self.position > self.levels[-1].end:
                 raise Malformed(f"an element runs past its item or sequence at byte {self.position}")
             self.levels.pop()
+
+    def _skip_plain(self, level: _Level) -> None:
+        """Go past the elements that need no closer look, which is what nearly all of them are.
+
+        Stops before the first that is not whole, not in order, wanted in another place or no plain value: that one
+        is for `_read_element`, which says the same of all that is passed here, and takes ten times as long.
+        """
+        data, position, end = self.data, self.position, self._bound
+        explicit, at_top, previous = not level.implicit, len(self.levels) == 1, self.previous_tag
+        while position + 12 <= end:
+            if explicit:
+                group, number, vr, length = _EXPLICIT.unpack_from(data, position)
+                start = position + 8
+                if vr not in SHORT_LENGTH:
+                    if vr not in _LONG_LENGTH:
+                        break
+                    (length,) = _LONG.unpack_from(data, start)
+                    start += 4
+            else:
+                group, number, length = _IMPLICIT.unpack_from(data, position)
+                start, vr = position + 8, None
+            after = start + length
+            tag = group << 16 | number
+            if after > end or group == 0xFFFE or tag == _PIXEL_DATA:
+                break
+            if at_top:
+                if tag <= previous or group in {0x0000, 0x0002}:
+                    break
+                previous = tag
+                if tag in self.wanted:
+                    self.found[tag] = Element(vr, start, length)
+            position = after
+        self.position = position
+        if at_top:
+            self.previous_tag = previous
 
     def _tag(self, level: _Level) -> int:
         group, element = struct.unpack_from("<HH" if level.little else ">HH", self._need(4))
@@ -163,7 +209,7 @@ class _Walk:
         return int(value)
 
     def _need(self, count: int) -> bytes:
-        chunk = self.data[self.position : self.position + count]
+        chunk = bytes(self.data[self.position : self.position + count])
         if len(chunk) < count:
             raise Malformed(f"cut inside an element header at byte {self.position}")
         return chunk
@@ -249,10 +295,15 @@ class _Walk:
 
     def _end(self, length: int, start: int) -> int:
         end = self.position + length
-        bound = next((level.end for level in reversed(self.levels) if level.end is not None), self.size)
+        bound = self._bound
         if end > bound:
             raise Malformed(f"the element at byte {start} claims {length} bytes, {bound - self.position} are there")
         return end
+
+    @property
+    def _bound(self) -> int:
+        """Where the innermost sequence or item ends that says where it does."""
+        return next((level.end for level in reversed(self.levels) if level.end is not None), self.size)
 
     def _push(self, level: _Level) -> None:
         if len(self.levels) > 2 * MAXIMUM_DEPTH:
