@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection
 
-from meddaemon.db import instances, jobs, requests, results
+from meddaemon.db import jobs, registration, requests, results
 from meddaemon.db.engine import Database
 from meddaemon.db.instances import Received, Registration
 from meddaemon.db.jobs import Job, NewJob
@@ -44,7 +44,7 @@ def received(content: str, *, study: str = "1.2.3", series: str = "1.2.3.1", **v
 
 def register(database: Database, instance: Received, *, quiet_seconds: float = 0.0) -> Registration:
     with database.write() as connection:
-        return instances.register(connection, instance, quiet_seconds=quiet_seconds)
+        return registration.register(connection, instance, quiet_seconds=quiet_seconds)
 
 
 def new_job(study_id: int, **values: Any) -> NewJob:

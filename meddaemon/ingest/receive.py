@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from meddaemon.db import instances
+from meddaemon.db import instances, registration
 from meddaemon.db.engine import Database, DatabaseAway, DatabaseUnavailable
 from meddaemon.domain.errors import IdentityTaken, RefusedInstance
 from meddaemon.ingest import scan
@@ -147,7 +147,7 @@ class Receiver:
         """Register all in one transaction; where that fails, each in its own, so that only the one at fault fails."""
         try:
             with self._database.write() as connection:
-                return [instances.register(connection, each, quiet_seconds=self._quiet_seconds) for each in group]
+                return [*registration.register_all(connection, group, quiet_seconds=self._quiet_seconds)]
         except Exception as failure:  # noqa: BLE001  the outcome of this one is no business of the others
             if len(group) == 1:
                 return [failure]

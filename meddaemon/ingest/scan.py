@@ -87,7 +87,7 @@ def _inflated_size(data: Encoded, limit: int) -> tuple[int, bytes]:
     piece = b""
     try:
         while not machine.eof:
-            given = machine.unconsumed_tail
+            given: Encoded = machine.unconsumed_tail
             if not given:
                 given = data[position : position + _PIECE]
                 position += len(given)

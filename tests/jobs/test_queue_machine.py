@@ -17,7 +17,7 @@ from queue_samples import KINDS, OVER, new_job, received
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL
 
-from meddaemon.db import instances, jobs, requests
+from meddaemon.db import jobs, registration, requests
 from meddaemon.db.engine import Database
 from meddaemon.db.jobs import Job
 from meddaemon.domain.errors import LeaseLost, NotFound
@@ -63,7 +63,7 @@ class Queue(RuleBasedStateMachine):
         shutil.copyfile(self.pattern, self.folder / "queue.sqlite")
         self.database = Database(f"sqlite:///{self.folder}/queue.sqlite")
         with self.database.write() as connection:
-            self.study = instances.register(connection, received("a"), quiet_seconds=0).study_id
+            self.study = registration.register(connection, received("a"), quiet_seconds=0).study_id
         self.expected: dict[int, Expected] = {}
         self.asked_for: dict[str, int] = {}
         """The job that the one rule there is asks for, by model."""
