@@ -4,9 +4,14 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
+from typing import cast
+
+_COMPARED_BYTES = 2**20
 
 
 class Staging:
@@ -76,39 +81,125 @@ def write_new(target: Path, content: bytes, staging: Staging) -> None:
 
     Raises OSError; then `target` is as it was or whole, and nothing lies in `staging`.
     """
-    place(target, content, staging)
+    place(target, [content], staging)
     for failure in sync_names([target], staging).values():
         raise failure
 
 
-def place(target: Path, content: bytes, staging: Staging) -> None:
-    """Make `target` hold `content`, synced; its name is durable once `sync_names` was called too.
+@dataclass(frozen=True, kw_only=True)
+class NewFile:
+    """A file to be placed: where, and what it is to hold, piece by piece.
 
-    Written and synced in `staging` (same file system) and renamed to its final name. A file that holds this content
-    already is only synced again: the one who wrote it may have died before doing so. A file that holds anything else,
-    damaged as it must be because names are made from content, is replaced.
+    `padded` is the same content in page-aligned memory, up to the end of its last page, where there is such memory.
+    """
+
+    target: Path
+    pieces: Sequence[bytes | memoryview]
+    padded: memoryview | None = None
+
+    @property
+    def size(self) -> int:
+        """Length of the file."""
+        return sum(map(len, self.pieces))
+
+
+def place(target: Path, pieces: Sequence[bytes | memoryview], staging: Staging) -> None:
+    """Make `target` hold these pieces, synced; its name is durable once `sync_names` was called too.
 
     Raises OSError; then `target` is as it was or whole, and nothing lies in `staging`.
     """
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if _holds(target, content):
-        _sync(target)
-        return
-    temporary = staging.folder / secrets.token_hex(16)
+    for failure in place_all([NewFile(target=target, pieces=pieces)], staging).values():
+        raise failure
+
+
+def place_all(files: Sequence[NewFile], staging: Staging) -> dict[Path, OSError]:
+    """Make each target hold its content, synced; the names are durable once `sync_names` was called too.
+
+    Written and synced in `staging` (same file system) and renamed to the final name. A file that holds this content
+    already is only synced again: the one who wrote it may have died before doing so. A file that holds anything else,
+    damaged as it must be because names are made from content, is replaced.
+
+    All are written before the first is synced: file systems with a journal then write it once for all of them.
+    Returns what went wrong, by target; that one is then as it was or whole, and nothing of it lies in `staging`.
+    """
+    failures: dict[Path, OSError] = {}
+    written: list[tuple[Path, Path, int]] = []
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            view = memoryview(content)
-            while view:
-                view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
-        finally:
+        for file in files:
+            try:
+                file.target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                if _holds(file):
+                    sync(file.target)
+                    continue
+                temporary = staging.folder / secrets.token_hex(16)
+                written.append((file.target, temporary, _write(temporary, file)))
+            except OSError as failure:
+                failures[file.target] = failure
+        for target, _, descriptor in written:
+            try:
+                os.fsync(descriptor)
+            except OSError as failure:
+                failures[target] = failure
+    finally:
+        for _, _, descriptor in written:
             os.close(descriptor)
-        with staging.naming():
-            temporary.replace(target)
+    _name([(target, temporary) for target, temporary, _ in written], failures, staging)
+    return failures
+
+
+def move(staged: Path, target: Path, staging: Staging) -> None:
+    """Give a staged file, synced already, its final name, as `place` does. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with staging.naming():
+        staged.replace(target)
+
+
+def _write(temporary: Path, file: NewFile) -> int:
+    """Write a file and return its open descriptor; where that fails, nothing is left of it. Raises OSError."""
+    descriptor = -1
+    try:
+        if file.padded is not None:
+            with suppress(OSError):  # a file system without direct writes, such as tmpfs
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_DIRECT, 0o600)
+        if descriptor >= 0:
+            # Nobody reads it soon, so it need not go through the page cache, where it would be copied.
+            _write_whole(descriptor, cast("memoryview", file.padded))
+            os.ftruncate(descriptor, file.size)
+        else:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            for piece in file.pieces:
+                _write_whole(descriptor, memoryview(piece))
     except BaseException:
+        if descriptor >= 0:
+            os.close(descriptor)
         temporary.unlink(missing_ok=True)
         raise
+    return descriptor
+
+
+def _write_whole(descriptor: int, rest: memoryview) -> None:
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _name(files: Sequence[tuple[Path, Path]], failures: dict[Path, OSError], staging: Staging) -> None:
+    """Give staged files their final names, but those that failed, of which nothing is left."""
+    if not files:
+        return
+    try:
+        with staging.naming():
+            for target, temporary in files:
+                if target not in failures:
+                    try:
+                        temporary.replace(target)
+                    except OSError as failure:
+                        failures[target] = failure
+    except OSError as failure:
+        failures.update((target, failure) for target, _ in files if target not in failures)
+    for target, temporary in files:
+        if target in failures:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def sync_names(targets: Iterable[Path], staging: Staging) -> dict[Path, OSError]:
@@ -132,11 +223,24 @@ def sync_names(targets: Iterable[Path], staging: Staging) -> dict[Path, OSError]
     return failures
 
 
-def _holds(target: Path, content: bytes) -> bool:
+def _holds(file: NewFile) -> bool:
     try:
-        return target.stat().st_size == len(content) and target.read_bytes() == content
+        with file.target.open("rb", buffering=0) as there:
+            if os.fstat(there.fileno()).st_size != file.size:
+                return False
+            return all(_continues(there, memoryview(piece)) for piece in file.pieces)
     except FileNotFoundError:
         return False
+
+
+def _continues(there: FileIO, rest: memoryview) -> bool:
+    """Return whether the file goes on with these bytes; read a little at a time."""
+    while rest:
+        part = there.read(min(len(rest), _COMPARED_BYTES))
+        if not part or rest[: len(part)] != part:
+            return False
+        rest = rest[len(part) :]
+    return True
 
 
 def _unsynced(target: Path, staging: Staging) -> Iterator[Path]:
@@ -161,13 +265,14 @@ def _below(target: Path, staging: Staging) -> Iterator[Path]:
 
 def _sync_directory(directory: Path) -> OSError | None:
     try:
-        _sync(directory)
+        sync(directory)
     except OSError as failure:
         return failure
     return None
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when the disk has this file or directory. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

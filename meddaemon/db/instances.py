@@ -132,8 +132,8 @@ def note_missing(connection: Connection, sha256s: Collection[str], *, missing: b
 
 
 def path_of(store: Path, sha256: str) -> Path:
-    """Return where an object lies in a content-addressed folder: `ab/cd/abcd….dcm`."""
-    return store / sha256[:2] / sha256[2:4] / f"{sha256}.dcm"
+    """Return where an object lies in a content-addressed folder: `ab/abcd….dcm`."""
+    return store / sha256[:2] / f"{sha256}.dcm"
 
 
 def alarms(connection: Connection) -> int:

@@ -20,9 +20,10 @@ Header = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Namesake:
-    """An object with the SOP Instance UID of another: registered already, or about to be."""
+    """An object with the SOP Instance UID of another: registered already, or about to be (then without study)."""
 
     sha256: str
+    study_id: int | None = None
     study_instance_uid: str
     header: Header
 
@@ -80,7 +81,7 @@ def register_all(
 
 def namesakes(connection: Connection, sop_instance_uid: str) -> list[Namesake]:
     """Return every object that is registered under a SOP Instance UID."""
-    return [each for each, _ in _registered(connection, [sop_instance_uid], lock=False).get(sop_instance_uid, ())]
+    return _registered(connection, [sop_instance_uid], lock=False).get(sop_instance_uid, [])
 
 
 def taken_by(received: Received, others: Iterable[Namesake]) -> str | None:
@@ -109,8 +110,8 @@ class _Accepted:
     conflict: bool
 
 
-_Registered = Mapping[str, list[tuple[Namesake, int]]]
-"""The objects of each SOP Instance UID, with the ids of their studies."""
+_Registered = Mapping[str, list[Namesake]]
+"""The objects of each SOP Instance UID, in order of arrival."""
 
 
 def _registered(connection: Connection, uids: Sequence[str], *, lock: bool) -> _Registered:
@@ -118,16 +119,16 @@ def _registered(connection: Connection, uids: Sequence[str], *, lock: bool) -> _
     if lock and connection.dialect.name == "postgresql":
         # Two studies have no row in common that could be locked. SQLite has one writer at a time anyway.
         connection.execute(_LOCK_UIDS, {"uids": sorted(set(uids))})
-    found: dict[str, list[tuple[Namesake, int]]] = {}
+    found: dict[str, list[Namesake]] = {}
     for uid, sha256, header, study_id, study_instance_uid in connection.execute(_NAMESAKES, {"uids": uids}):
-        one = Namesake(sha256=sha256, study_instance_uid=study_instance_uid, header=header)
-        found.setdefault(uid, []).append((one, study_id))
+        one = Namesake(sha256=sha256, study_id=study_id, study_instance_uid=study_instance_uid, header=header)
+        found.setdefault(uid, []).append(one)
     return found
 
 
 def _judge(group: Sequence[Received], known: _Registered) -> list[_Accepted | str]:
     """Return how each object is registered, or in what its UID is taken."""
-    there = {uid: [each for each, _ in of_uid] for uid, of_uid in known.items()}
+    there = {uid: list(of_uid) for uid, of_uid in known.items()}
     verdicts: list[_Accepted | str] = []
     for each in group:
         others = there.setdefault(each.sop_instance_uid, [])
@@ -142,10 +143,12 @@ def _judge(group: Sequence[Received], known: _Registered) -> list[_Accepted | st
     return verdicts
 
 
-def _study_of_first(uid: str, known: _Registered, accepted: Sequence[Received], studies: Mapping[str, int]) -> int:
+def _study_of_first(
+    uid: str, known: _Registered, accepted: Sequence[Received], studies: Mapping[str, int]
+) -> int | None:
     """Return the study of the first object that had this UID: registered before, or with the same group."""
     if uid in known:
-        return known[uid][0][1]
+        return known[uid][0].study_id
     return studies[next(each.study_instance_uid for each in accepted if each.sop_instance_uid == uid)]
 
 

@@ -3,6 +3,7 @@
     MeddaemonError
     ├── InvalidConfiguration    settings, rules or a model contract are wrong: exit code 2
     ├── RefusedInstance         a received object is not taken: carries the DIMSE status
+    ├── StoreUnavailable        the store cannot take an object now: full, gone or another volume
     ├── IdentityTaken           its SOP Instance UID names an object of another study or patient
     ├── InputRefused            a job's input cannot give a right answer: the job is discarded, never retried
     │   ├── UnsoundVolume       the series is not a sound volume
@@ -42,14 +43,19 @@ class RefusedInstance(MeddaemonError):
         self.reason = reason
 
 
+class StoreUnavailable(MeddaemonError):
+    """The store cannot take an object now: full, gone or not the volume it was at start."""
+
+
 class IdentityTaken(MeddaemonError):
     """A SOP Instance UID is that of an object of another study or patient, and names one object (PS3.5 chapter 9)."""
 
     ALARM = "the SOP Instance UID is that of an object of another"
     """How each of these reasons begins."""
 
-    def __init__(self, other: str, study_id: int) -> None:
-        super().__init__(f"{self.ALARM} {other} (study {study_id} here)")
+    def __init__(self, other: str, study_id: int | None) -> None:
+        """`other` is what differs; `study_id` where the first object is, None as long as it is being stored."""
+        super().__init__(f"{self.ALARM} {other} ({'being stored' if study_id is None else f'study {study_id} here'})")
 
 
 class InputRefused(MeddaemonError):

@@ -10,8 +10,10 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.domain.series import Instance
 from meddaemon.ingest import scan
+from meddaemon.ingest.deflate import inflated
 from meddaemon.ingest.header import read_header
-from meddaemon.ingest.receive import CANNOT_UNDERSTAND, Incoming
+from meddaemon.ingest.receive import Incoming
+from meddaemon.ingest.statuses import CANNOT_UNDERSTAND
 
 _PREFIX_AT = 128
 _META_AT = 132
@@ -66,8 +68,8 @@ def is_plain(path: Path, incoming: Incoming) -> bool:
 
 def _header(data: bytes, transfer_syntax_uid: str) -> Mapping[str, tuple[str, ...]]:
     try:
-        inflated = scan.inflate(data) if scan.is_deflated(transfer_syntax_uid) else data
-        return read_header(inflated, transfer_syntax_uid)
+        with inflated(data, transfer_syntax_uid) as whole:
+            return read_header(whole, transfer_syntax_uid)
     except scan.Malformed:
         return {}  # the receiver refuses it, and says why
 
@@ -131,9 +133,8 @@ def with_keywords(instance: Instance, keywords: Collection[str]) -> Instance:
         return instance
     try:
         incoming = read_part10(instance.path)
-        deflated = scan.is_deflated(incoming.transfer_syntax_uid)
-        data = scan.inflate(incoming.data) if deflated else incoming.data
-        read = read_header(data, incoming.transfer_syntax_uid, unknown)
+        with inflated(incoming.data, incoming.transfer_syntax_uid) as whole:
+            read = read_header(whole, incoming.transfer_syntax_uid, unknown)
     except (OSError, RefusedInstance, scan.Malformed):
         return instance
     return replace(instance, header={**instance.header, **{keyword: read[keyword] for keyword in unknown}})

@@ -6,45 +6,57 @@ share the last two.
 """
 
 import re
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from meddaemon.db import instances, registration
 from meddaemon.db.engine import Database, DatabaseAway, DatabaseUnavailable
-from meddaemon.domain.errors import IdentityTaken, RefusedInstance
+from meddaemon.domain.errors import IdentityTaken, RefusedInstance, StoreUnavailable
 from meddaemon.ingest import scan
+from meddaemon.ingest.content import Content
+from meddaemon.ingest.deflate import inflated
 from meddaemon.ingest.group_commit import GroupCommit
 from meddaemon.ingest.header import read_header
-from meddaemon.ingest.store import InstanceStore, StoreUnavailable
+from meddaemon.ingest.statuses import (
+    CANNOT_UNDERSTAND,
+    DOES_NOT_MATCH_SOP_CLASS,
+    INVALID_SOP_INSTANCE,
+    OUT_OF_RESOURCES,
+)
+from meddaemon.ingest.store import InstanceStore, Stored
 from meddaemon.telemetry import log
-
-OUT_OF_RESOURCES = 0xA700
-"""PS3.4 B.2.3: Refused: Out of Resources."""
-DOES_NOT_MATCH_SOP_CLASS = 0xA900
-"""PS3.4 B.2.3: Error: Data Set does not match SOP Class."""
-CANNOT_UNDERSTAND = 0xC000
-"""PS3.4 B.2.3: Error: Cannot Understand."""
-INVALID_SOP_INSTANCE = 0x0117
-"""PS3.7 C.5.9: Invalid SOP Instance."""
 
 _UID = re.compile(r"[0-9]+(\.[0-9]+)*")
 _log = log(__name__)
 
+Header = Mapping[str, tuple[str, ...]]
+"""Attributes by keyword, as strings."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Incoming:
-    """One object as it came: the encoded data set and what the sender said about it.
+    """One object as it came: the encoded data set, as bytes or collected, and what the sender said about it.
 
     `sop_class_uid` and `sop_instance_uid` are those of the C-STORE command, or of the file meta group.
     """
 
-    data: bytes
+    data: scan.Encoded = b""
+    content: Content | None = None
     transfer_syntax_uid: str
     sop_class_uid: str
     sop_instance_uid: str
     calling_ae_title: str = ""
     called_ae_title: str = ""
+
+    @contextmanager
+    def data_set(self) -> Iterator[scan.Encoded]:
+        """Give the encoded data set."""
+        if self.content is None:
+            yield self.data
+        else:
+            with self.content.data_set() as data_set:
+                yield data_set
 
 
 class Receiver:
@@ -58,20 +70,20 @@ class Receiver:
         self._store = store
         self._quiet_seconds = quiet_seconds
         self._keywords = tuple(keywords)
-        self._inflating = threading.Lock()
         self._commit = GroupCommit(self._settle)
 
     def take(self, incoming: Incoming) -> instances.Registration:
         """Take one object. Raises RefusedInstance, which has been recorded where the database could be reached."""
-        header: Mapping[str, tuple[str, ...]] = {}
+        header: Header = {}
         try:
-            header = self._examine(incoming)
-            return self._keep(incoming, header)
+            header = self.examine(incoming)
+            return self.keep(incoming, header)
         except RefusedInstance as refused:
-            self._record(incoming, header, refused)
+            self.record(incoming, header, refused)
             raise
 
-    def _examine(self, incoming: Incoming) -> Mapping[str, tuple[str, ...]]:
+    def examine(self, incoming: Incoming) -> Header:
+        """Return the header of an object that is whole and is what its sender says. Raises RefusedInstance."""
         _require_uid("SOP Instance UID", incoming.sop_instance_uid)
         _require_uid("SOP Class UID", incoming.sop_class_uid)
         if not is_uid(incoming.transfer_syntax_uid):
@@ -85,7 +97,7 @@ class Receiver:
             ("SOPClassUID", incoming.sop_class_uid),
         ):
             # Anonymisers empty them; then the sender's word is all there is. Contradiction is another matter.
-            if header[keyword] and _normal(_only(header, keyword)) != _normal(commanded):
+            if header[keyword] and normal(_only(header, keyword)) != normal(commanded):
                 raise RefusedInstance(
                     DOES_NOT_MATCH_SOP_CLASS, f"{keyword} of the data set is not the one that the sender named"
                 )
@@ -93,43 +105,70 @@ class Receiver:
         _require_uid("Series Instance UID", _only(header, "SeriesInstanceUID"))
         return header
 
-    def _read(self, incoming: Incoming) -> Mapping[str, tuple[str, ...]]:
-        if not scan.is_deflated(incoming.transfer_syntax_uid):
-            return read_header(incoming.data, incoming.transfer_syntax_uid, self._keywords)
-        # One at a time: what many peers send deflated at once must not fill the memory.
-        with self._inflating:
-            return read_header(scan.inflate(incoming.data), incoming.transfer_syntax_uid, self._keywords)
-
-    def _keep(self, incoming: Incoming, header: Mapping[str, tuple[str, ...]]) -> instances.Registration:
+    def keep(self, incoming: Incoming, header: Header) -> instances.Registration:
+        """Store and register an object that was examined. Raises RefusedInstance."""
         try:
-            stored = self._store.put(
-                incoming.data,
-                sop_class_uid=_normal(incoming.sop_class_uid),
-                sop_instance_uid=_normal(incoming.sop_instance_uid),
-                transfer_syntax_uid=incoming.transfer_syntax_uid,
-            )
+            stored = self._put(incoming)
             registration = self._commit.do(received(incoming, header, sha256=stored.sha256, size=stored.size))
         except IdentityTaken as taken:
-            # Alarm: one of the two is not who it says it is. Neither is shown to a model as the other.
-            _log.error(
-                "alarm: a SOP Instance UID was sent for a second study or patient; the object is set aside",
-                sop_instance_uid=_normal(incoming.sop_instance_uid),
-                sha256=stored.sha256,
-                reason=str(taken),
-            )
             self._store.set_aside(self._store.path(stored.sha256))
-            raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, str(taken)) from taken
+            raise identity_refused(taken, incoming.sop_instance_uid, stored.sha256) from taken
         except (StoreUnavailable, OSError, DatabaseUnavailable) as failure:
-            # The cause may quote parameters (DatabaseUnavailable does): its kind is enough to look further.
-            reason = str(failure) if isinstance(failure, StoreUnavailable | OSError) else type(failure).__name__
-            _log.error("cannot store", reason=reason)
-            raise RefusedInstance(OUT_OF_RESOURCES, f"cannot store now: {reason}") from failure
-        if registration.conflict:
-            _log.warning(
-                "conflict: another object with the same SOP Instance UID was here first; both are kept",
-                study=registration.study_id,
-            )
+            raise cannot_store(failure) from failure
+        tell_of_conflict(registration)
         return registration
+
+    def record(self, incoming: Incoming, header: Header, refused: RefusedInstance) -> None:
+        """Keep a record of an object that is not taken, where the database can be reached."""
+        self._refuse(
+            refused,
+            incoming.sop_instance_uid,
+            _only(header, "StudyInstanceUID"),
+            incoming.calling_ae_title,
+            incoming.called_ae_title,
+        )
+
+    def record_late(self, late: instances.Received, refused: RefusedInstance) -> None:
+        """Keep a record of an object that was acknowledged and could not be registered afterwards."""
+        uids = (late.sop_instance_uid, late.study_instance_uid)
+        self._refuse(refused, *uids, late.calling_ae_title, late.called_ae_title)
+
+    def _refuse(
+        self, refused: RefusedInstance, sop_instance_uid: str, study_instance_uid: str, calling: str, called: str
+    ) -> None:
+        _log.warning("refused an object", status=f"{refused.status:04X}", reason=refused.reason)
+        try:
+            with self._database.write() as connection:
+                instances.refuse(
+                    connection,
+                    status=refused.status,
+                    reason=refused.reason,
+                    sop_instance_uid=_printable(sop_instance_uid),
+                    study_instance_uid=_printable(study_instance_uid),
+                    calling_ae_title=calling,
+                    called_ae_title=called,
+                )
+        except DatabaseUnavailable as failure:
+            # The refusal itself stands: the sender gets its status either way.
+            _log.error("cannot record a refusal", reason=type(failure).__name__)
+
+    def _read(self, incoming: Incoming) -> Header:
+        syntax = incoming.transfer_syntax_uid
+        try:
+            with incoming.data_set() as data, inflated(data, syntax, folder=self._store.scratch) as whole:
+                return read_header(whole, syntax, self._keywords)
+        except OSError as failure:
+            raise cannot_store(failure) from failure
+
+    def _put(self, incoming: Incoming) -> Stored:
+        if incoming.content is not None:
+            return self._store.put_content(incoming.content)
+        return self._store.put(
+            incoming.data,
+            sop_class_uid=normal(incoming.sop_class_uid),
+            sop_instance_uid=normal(incoming.sop_instance_uid),
+            transfer_syntax_uid=incoming.transfer_syntax_uid,
+        )
 
     def _settle(self, group: Sequence[instances.Received]) -> list[instances.Registration | Exception]:
         """Make names durable, then register: the second only what the first was good for."""
@@ -139,11 +178,11 @@ class Receiver:
         # In one order everywhere: processes that register for the same studies then wait, and do not block each other.
         named.sort(key=lambda index: (group[index].study_instance_uid, group[index].series_instance_uid))
         if named:
-            for index, outcome in zip(named, self._register([group[index] for index in named]), strict=True):
+            for index, outcome in zip(named, self.register([group[index] for index in named]), strict=True):
                 outcomes[index] = outcome
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def _register(self, group: Sequence[instances.Received]) -> list[instances.Registration | Exception]:
+    def register(self, group: Sequence[instances.Received]) -> list[instances.Registration | Exception]:
         """Register all in one transaction; where that fails, each in its own, so that only the one at fault fails."""
         try:
             with self._database.write() as connection:
@@ -157,36 +196,17 @@ class Receiver:
                 # It was waited for already, and everybody behind us waits too.
                 outcomes.append(outcomes[-1])
             else:
-                outcomes += self._register([each])
+                outcomes += self.register([each])
         return outcomes
 
-    def _record(self, incoming: Incoming, header: Mapping[str, tuple[str, ...]], refused: RefusedInstance) -> None:
-        _log.warning("refused an object", status=f"{refused.status:04X}", reason=refused.reason)
-        try:
-            with self._database.write() as connection:
-                instances.refuse(
-                    connection,
-                    status=refused.status,
-                    reason=refused.reason,
-                    sop_instance_uid=_printable(incoming.sop_instance_uid),
-                    study_instance_uid=_printable(_only(header, "StudyInstanceUID")),
-                    calling_ae_title=incoming.calling_ae_title,
-                    called_ae_title=incoming.called_ae_title,
-                )
-        except DatabaseUnavailable as failure:
-            # The refusal itself stands: the sender gets its status either way.
-            _log.error("cannot record a refusal", reason=type(failure).__name__)
 
-
-def received(
-    incoming: Incoming, header: Mapping[str, tuple[str, ...]], *, sha256: str, size: int
-) -> instances.Received:
+def received(incoming: Incoming, header: Header, *, sha256: str, size: int) -> instances.Received:
     """Return what the database is to know of an object; UIDs are normalised for matching."""
     return instances.Received(
-        study_instance_uid=_normal(_only(header, "StudyInstanceUID")),
-        series_instance_uid=_normal(_only(header, "SeriesInstanceUID")),
-        sop_instance_uid=_normal(incoming.sop_instance_uid),
-        sop_class_uid=_normal(incoming.sop_class_uid),
+        study_instance_uid=normal(_only(header, "StudyInstanceUID")),
+        series_instance_uid=normal(_only(header, "SeriesInstanceUID")),
+        sop_instance_uid=normal(incoming.sop_instance_uid),
+        sop_class_uid=normal(incoming.sop_class_uid),
         transfer_syntax_uid=incoming.transfer_syntax_uid,
         sha256=sha256,
         size=size,
@@ -196,11 +216,42 @@ def received(
     )
 
 
+def identity_refused(taken: IdentityTaken, sop_instance_uid: str, sha256: str) -> RefusedInstance:
+    """Raise the alarm, and return the refusal: one of two objects is not who it says it is.
+
+    Neither is shown to a model as the other; the second is set aside.
+    """
+    _log.error(
+        "alarm: a SOP Instance UID was sent for a second study or patient; the object is set aside",
+        sop_instance_uid=normal(sop_instance_uid),
+        sha256=sha256,
+        reason=str(taken),
+    )
+    return RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, str(taken))
+
+
+def cannot_store(failure: Exception) -> RefusedInstance:
+    """Return the refusal that store or database are the reason of."""
+    # The cause may quote parameters (DatabaseUnavailable does): its kind is enough to look further.
+    reason = str(failure) if isinstance(failure, StoreUnavailable | OSError) else type(failure).__name__
+    _log.error("cannot store", reason=reason)
+    return RefusedInstance(OUT_OF_RESOURCES, f"cannot store now: {reason}")
+
+
+def tell_of_conflict(registration: instances.Registration) -> None:
+    """Tell the operator of an object that is another version of one that was here first."""
+    if registration.conflict:
+        _log.warning(
+            "conflict: another object with the same SOP Instance UID was here first; both are kept",
+            study=registration.study_id,
+        )
+
+
 def _require_uid(name: str, uid: str) -> None:
     """UIDs are digits and dots, at most 64 (PS3.5 9.1); leading zeros occur in real data and harm nobody."""
     if not uid:
         raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, f"the data set has no {name}")
-    if not is_uid(_normal(uid)):
+    if not is_uid(normal(uid)):
         raise RefusedInstance(INVALID_SOP_INSTANCE, f"the {name} is not a UID")
 
 
@@ -209,11 +260,12 @@ def is_uid(text: str) -> bool:
     return len(text) <= 64 and _UID.fullmatch(text) is not None
 
 
-def _only(header: Mapping[str, tuple[str, ...]], keyword: str) -> str:
+def _only(header: Header, keyword: str) -> str:
     return "\\".join(header.get(keyword, ()))
 
 
-def _normal(uid: str) -> str:
+def normal(uid: str) -> str:
+    """Return a UID as it is compared and stored: without the padding that some write on either side."""
     return uid.strip(" \0")
 
 

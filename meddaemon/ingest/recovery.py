@@ -18,7 +18,8 @@ from meddaemon.db import instances
 from meddaemon.db.engine import Database
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.ingest.part10 import read_part10
-from meddaemon.ingest.receive import OUT_OF_RESOURCES, Receiver
+from meddaemon.ingest.receive import Receiver
+from meddaemon.ingest.statuses import OUT_OF_RESOURCES
 from meddaemon.ingest.store import InstanceStore
 from meddaemon.telemetry import log
 

@@ -6,31 +6,17 @@ for.
 """
 
 import struct
-import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from pydicom.uid import (
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ImplicitVRLittleEndian,
-    JPIPHTJ2KReferencedDeflate,
-)
+from pydicom.uid import UID, ExplicitVRBigEndian, ImplicitVRLittleEndian
 
 MAXIMUM_DEPTH = 64
-MAXIMUM_INFLATED_BYTES = 2**29
-"""Deflate shrinks up to 1032 times: a megabyte that a peer sends could otherwise cost a gigabyte of memory."""
-
-_PIECE = 2**16
 _UNDEFINED = 0xFFFFFFFF
 _ITEM, _ITEM_END, _SEQUENCE_END = 0xFFFEE000, 0xFFFEE00D, 0xFFFEE0DD
 _PIXEL_DATA = 0x7FE00010
 _TRAILING_PADDING = 0xFFFCFFFC
-_JPIP_REFERENCED_DEFLATE = "1.2.840.10008.1.2.4.95"
-_DEFLATED = frozenset({DeflatedExplicitVRLittleEndian, _JPIP_REFERENCED_DEFLATE, JPIPHTJ2KReferencedDeflate})
-"""Syntaxes that deflate the data set as a whole (PS3.5 A.5, A.7, A.13)."""
 SHORT_LENGTH = frozenset(
     {b"AE", b"AS", b"AT", b"CS", b"DA", b"DS", b"DT", b"FD", b"FL", b"IS", b"LO", b"LT", b"PN", b"SH", b"SL"}
     | {b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
@@ -40,7 +26,7 @@ _LONG_LENGTH = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SV", b"UC"
 _EXPLICIT, _IMPLICIT, _LONG = struct.Struct("<HH2sH"), struct.Struct("<HHI"), struct.Struct("<I")
 
 
-Encoded = bytes | bytearray | memoryview
+Encoded = bytes | memoryview
 """An encoded data set."""
 
 
@@ -67,41 +53,6 @@ class _Level:
     encapsulated: bool = False
 
 
-def inflate(data: Encoded, *, limit: int = MAXIMUM_INFLATED_BYTES) -> bytes:
-    """Return the inflated data set of a deflated transfer syntax (PS3.5 A.5), at most `limit` bytes.
-
-    Raises Malformed when the stream is corrupt, cut or larger than the limit.
-    """
-    # Inflated twice, first only to count: a bomb costs no memory, and the rest no more than its size.
-    size, after = _inflated_size(data, limit)
-    inflated = zlib.decompress(data, -zlib.MAX_WBITS, bufsize=max(size, 1))
-    # Padding, or what gzip writes at its end: some software takes its stream with it.
-    if after not in {b"", b"\0"} and after[:8] != struct.pack("<II", zlib.crc32(inflated), size & 0xFFFFFFFF):
-        raise Malformed("other bytes follow after the end of the deflate stream")
-    return inflated
-
-
-def _inflated_size(data: Encoded, limit: int) -> tuple[int, bytes]:
-    machine = zlib.decompressobj(-zlib.MAX_WBITS)
-    size = position = 0
-    piece = b""
-    try:
-        while not machine.eof:
-            given: Encoded = machine.unconsumed_tail
-            if not given:
-                given = data[position : position + _PIECE]
-                position += len(given)
-            piece = machine.decompress(given, _PIECE)
-            size += len(piece)
-            if size > limit:
-                raise Malformed(f"the deflated data set is larger than {limit} bytes")
-            if not given and not piece and not machine.eof:
-                raise Malformed("the deflate stream is cut")
-    except zlib.error as error:
-        raise Malformed(f"the deflate stream is corrupt: {error}") from error
-    return size, machine.unused_data + bytes(data[position : position + 9])
-
-
 def check(data: Encoded, transfer_syntax_uid: str, wanted: Collection[int] = ()) -> dict[int, Element]:
     """Raise Malformed unless `data` is one whole data set in this transfer syntax.
 
@@ -118,11 +69,6 @@ def check(data: Encoded, transfer_syntax_uid: str, wanted: Collection[int] = ())
     )
     walk.run()
     return walk.found
-
-
-def is_deflated(transfer_syntax_uid: str) -> bool:
-    """Return whether data sets in this syntax travel deflated as a whole."""
-    return transfer_syntax_uid in _DEFLATED
 
 
 class _Walk:

@@ -30,12 +30,12 @@ from meddaemon.domain.commitment import STORAGE_COMMITMENT_PUSH_MODEL
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from meddaemon.ingest.commitment import PROCESSING_FAILURE, CommitmentProvider
-from meddaemon.ingest.receive import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, Incoming
+from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.reception import Reception
+from meddaemon.ingest.statuses import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCCESS
 from meddaemon.ingest.upper_layer import Limits
 from meddaemon.telemetry import log
 
-SUCCESS = 0x0000
 NO_SUCH_SOP_CLASS = 0x0118
 """PS3.7 C.5.17: No Such SOP Class."""
 VERIFICATION = "1.2.840.10008.1.1"

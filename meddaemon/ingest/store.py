@@ -4,7 +4,8 @@ Layout, readable by an administrator with `ls`:
 
     store/
       incoming/       being received; swept at start
-      instances/ab/cd/abcd….dcm   one Part 10 file for each content, named by the SHA-256 of the file
+      journal/        received, durable, and about to become files; see `journal`
+      instances/ab/abcd….dcm   one Part 10 file for each content, named by the SHA-256 of the file
       quarantine/     files found under instances/ at recovery that are no objects of ours, or damaged
 
 Names come from content, never from the wire. The data set is kept bit for bit as it was sent, behind a file meta
@@ -16,13 +17,15 @@ import os
 import re
 import secrets
 import struct
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from meddaemon.domain.errors import MeddaemonError
+from meddaemon.domain.errors import StoreUnavailable
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
-from meddaemon.durable import Staging, place, sync_names
+from meddaemon.durable import NewFile, Staging, move, place, place_all, sync_names
+from meddaemon.ingest.content import Buffers, Content
+from meddaemon.ingest.scan import Encoded
 
 PREAMBLE = bytes(128) + b"DICM"
 VERSION_NAME = "MEDDAEMON"
@@ -30,10 +33,6 @@ VERSION_NAME = "MEDDAEMON"
 
 _PIECE = 2**20
 _DIGEST = re.compile(r"[0-9a-f]{64}")
-
-
-class StoreUnavailable(MeddaemonError):
-    """The store cannot take an object now: full, gone or not the volume it was at start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,23 +54,47 @@ class InstanceStore:
         for folder in (self.instances, self.quarantine):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._device = self.instances.stat().st_dev
+        self.journals = directory / "journal"
         self._staging = Staging(directory / "incoming")
+        self._buffers = Buffers()
 
-    def put(self, data: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Stored:
+    def put(self, data: Encoded, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Stored:
         """Store a data set as a Part 10 file, synced; it would survive a power loss once it is settled.
 
         The same data set always makes the same file. Raises StoreUnavailable, or OSError when the disk fails.
         """
-        self._require_room(len(data))
-        content = as_part10(
-            data,
-            sop_class_uid=sop_class_uid,
-            sop_instance_uid=sop_instance_uid,
-            transfer_syntax_uid=transfer_syntax_uid,
+        self.require_room(len(data))
+        meta = meta_of(
+            sop_class_uid=sop_class_uid, sop_instance_uid=sop_instance_uid, transfer_syntax_uid=transfer_syntax_uid
         )
-        sha256 = hashlib.sha256(content).hexdigest()
-        place(self.path(sha256), content, self._staging)
-        return Stored(sha256=sha256, size=len(content))
+        digest = hashlib.sha256(meta)
+        digest.update(data)
+        place(self.path(digest.hexdigest()), [meta, data], self._staging)
+        return Stored(sha256=digest.hexdigest(), size=len(meta) + len(data))
+
+    def put_content(self, content: Content) -> Stored:
+        """Store what was received, as `put` does. Raises StoreUnavailable, or OSError when the disk fails."""
+        self.require_room(content.size)
+        if content.staged is None:
+            place(self.path(content.sha256), [content.part10], self._staging)
+        else:
+            move(content.staged, self.path(content.sha256), self._staging)
+        return Stored(sha256=content.sha256, size=content.size)
+
+    def put_all(self, files: Sequence[NewFile]) -> dict[str, OSError]:
+        """Store Part 10 files, names and all; return what went wrong, by digest."""
+        failures = place_all(files, self._staging)
+        failures |= sync_names((file.target for file in files if file.target not in failures), self._staging)
+        return {path.stem: failure for path, failure in failures.items()}
+
+    def new_content(self, meta: bytes, *, maximum_bytes: int) -> Content:
+        """Return what an object with this file meta group (see `meta_of`) is collected in."""
+        return Content(meta, buffers=self._buffers, folder=self._staging.folder, maximum_bytes=maximum_bytes)
+
+    @property
+    def scratch(self) -> Path:
+        """A folder on the store's volume for what this process needs for a moment."""
+        return self._staging.folder
 
     def settle(self, sha256s: Iterable[str]) -> dict[str, OSError]:
         """Make the names of these objects durable; return what went wrong, by digest."""
@@ -80,11 +103,16 @@ class InstanceStore:
 
     def path(self, sha256: str) -> Path:
         """Return where the object with this digest lies."""
-        return self.instances / sha256[:2] / sha256[2:4] / f"{sha256}.dcm"
+        return self.instances / sha256[:2] / f"{sha256}.dcm"
 
     def digests(self, prefix: str) -> set[str]:
         """Return the digests that the files under a two-character prefix are named by."""
-        return {path.stem for path in (self.instances / prefix).glob("??/*.dcm") if path == self.path(path.stem)}
+        try:
+            names = [path.name for path in (self.instances / prefix).iterdir()]
+        except FileNotFoundError:
+            return set()
+        stems = (name.removesuffix(".dcm") for name in names if name.endswith(".dcm"))
+        return {stem for stem in stems if stem.startswith(prefix) and _DIGEST.fullmatch(stem)}
 
     def strays(self) -> Iterator[Path]:
         """Yield the files that lie where no object of ours can lie."""
@@ -132,7 +160,8 @@ class InstanceStore:
         if self.instances.stat().st_dev != self._device:
             raise StoreUnavailable("the store's volume is not the one that was there at start: is it mounted?")
 
-    def _require_room(self, size: int) -> None:
+    def require_room(self, size: int) -> None:
+        """Raise StoreUnavailable unless the volume is there and has room for so many bytes more."""
         self.require_volume()
         filesystem = os.statvfs(self.instances)
         free = filesystem.f_bavail * filesystem.f_frsize
@@ -158,8 +187,16 @@ def is_intact(path: Path, sha256: str, pace: Callable[[int], object] = lambda si
     return digest.hexdigest() == sha256
 
 
-def as_part10(data: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
-    """Return the file that holds this data set: zero preamble, file meta of our own, the data set bit for bit.
+def as_part10(data: Encoded, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+    """Return the file that holds this data set: what `meta_of` returns, and the data set bit for bit."""
+    meta = meta_of(
+        sop_class_uid=sop_class_uid, sop_instance_uid=sop_instance_uid, transfer_syntax_uid=transfer_syntax_uid
+    )
+    return b"".join((meta, data))
+
+
+def meta_of(*, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> bytes:
+    """Return how a file begins: zero preamble, and a file meta group of our own (PS3.10 7.1).
 
     The UIDs must be UIDs; nobody checks them here.
     """
@@ -175,7 +212,7 @@ def as_part10(data: bytes, *, sop_class_uid: str, sop_instance_uid: str, transfe
         )
     )
     group_length = struct.pack("<HH2sHL", 0x0002, 0x0000, b"UL", 4, len(elements))
-    return b"".join((PREAMBLE, group_length, elements, data))
+    return b"".join((PREAMBLE, group_length, elements))
 
 
 def _element(number: int, vr: bytes, value: str, padding: bytes) -> bytes:

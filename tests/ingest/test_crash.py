@@ -154,11 +154,11 @@ def test_a_listener_that_cannot_take_anything_starts_all_the_same(tmp_path: Path
 
 
 JUNK = {
-    "a name that is no digest": "ab/cd/readme.dcm",
-    "another ending": f"ab/cd/{'abcd' + '0' * 60}.txt",
+    "a name that is no digest": "ab/readme.dcm",
+    "another ending": f"ab/{'abcd' + '0' * 60}.txt",
     "a folder that is not the one of the digest": f"ab/ce/{'abcd' + '0' * 60}.dcm",
     "beside the folders": "notes",
-    "a digest that its content does not have": f"ab/cd/{'abcd' + '0' * 60}.dcm",
+    "a digest that its content does not have": f"ab/{'abcd' + '0' * 60}.dcm",
 }
 
 
@@ -180,7 +180,7 @@ def test_a_file_with_its_own_digest_that_is_no_object_is_set_aside_and_explained
     home = Home.make(tmp_path)
     content = b"not DICOM at all"
     name = hashlib.sha256(content).hexdigest()
-    path = home.store / "instances" / name[:2] / name[2:4] / f"{name}.dcm"
+    path = home.store / "instances" / name[:2] / f"{name}.dcm"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
     log = restarted(home)
@@ -330,7 +330,7 @@ def test_the_answer_goes_out_after_every_sync(tmp_path: Path) -> None:
     steps = {
         r"fsync\(\d+<.*/incoming/[^>]*>": "sync file",
         rf"rename.*/incoming/.*{name}\.dcm": "rename",
-        rf"fsync\(\d+<.*/instances/{name[:2]}/{name[2:4]}>": "sync folder",
+        rf"fsync\(\d+<.*/instances/{name[:2]}>": "sync folder",
         rf"fsync\(\d+<.*/instances/{name[:2]}>": "sync parent",
         r"fsync\(\d+<.*/instances>": "sync grandparent",
         r"f(data)?sync\(\d+<.*sqlite-wal>": "sync database",

@@ -221,7 +221,7 @@ def test_a_directory_that_cannot_be_synced_fails_only_its_own(tmp_path: Path) ->
     staging = Staging(tmp_path / "store" / "incoming")
     good, bad = (tmp_path / "store" / "instances" / folder / "file" for folder in ("good", "bad"))
     for target in (good, bad):
-        place(target, b"content", staging)
+        place(target, [b"content"], staging)
     bad.unlink()
     bad.parent.rmdir()
     failures = sync_names([bad, good], staging)

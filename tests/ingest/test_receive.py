@@ -28,7 +28,7 @@ from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts
 from running import Home, Role, data_set_of, run_cli
 from scanner import scanner
 
-from meddaemon.ingest import scan
+from meddaemon.ingest.deflate import MAXIMUM_INFLATED_BYTES
 
 SUCCESS, OUT_OF_RESOURCES, MISMATCH, CANNOT_UNDERSTAND, INVALID_INSTANCE = 0x0000, 0xA700, 0xA900, 0xC000, 0x0117
 DEFLATED = (DeflatedExplicitVRLittleEndian, "1.2.840.10008.1.2.4.95", JPIPHTJ2KReferencedDeflate)
@@ -385,7 +385,7 @@ def test_deep_nesting_is_refused_and_the_listener_lives(port: int) -> None:
 def test_a_deflate_bomb_is_refused_within_its_memory(home: Home, listener: Role, port: int) -> None:
     machine = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
     zeros = bytes(2**20)
-    bomb = b"".join(machine.compress(zeros) for _ in range(scan.MAXIMUM_INFLATED_BYTES // 2**20 + 1)) + machine.flush()
+    bomb = b"".join(machine.compress(zeros) for _ in range(MAXIMUM_INFLATED_BYTES // 2**20 + 1)) + machine.flush()
     assert len(bomb) < 5_000_000
     before = peak_memory(listener)
     with scanner(port, [(CTImageStorage, DeflatedExplicitVRLittleEndian)]) as sender:

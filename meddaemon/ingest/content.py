@@ -1,0 +1,192 @@
+"""The bytes of one object while they arrive: in page-aligned memory, and beyond a limit in a staged file.
+
+What is collected is the Part 10 file as it will be stored, so that nothing is copied on its way from the socket to
+the disk: file meta group first, then the data set as its fragments come, hashed as they come.
+"""
+
+import hashlib
+import mmap
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+from meddaemon.domain.errors import RefusedInstance
+from meddaemon.ingest.statuses import OUT_OF_RESOURCES
+
+PAGE = 4096
+"""Direct writes want their memory, place and length in multiples of this (open(2), O_DIRECT)."""
+MEMORY_BYTES = 2**22
+"""What an object may take of memory; longer ones go through a staged file."""
+_FIRST_BYTES = 2**20
+_IDLE_BYTES = 2**24
+
+
+class Buffers:
+    """Page-aligned memory that is used again: fresh memory costs a page fault every 4 KiB."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._idle: dict[int, list[mmap.mmap]] = {}
+        self._idle_bytes = 0
+
+    def lend(self, size: int) -> mmap.mmap:
+        """Return memory of this many bytes, in which anything may stand."""
+        with self._lock:
+            if self._idle.get(size):
+                self._idle_bytes -= size
+                return self._idle[size].pop()
+        return mmap.mmap(-1, size)
+
+    def take_back(self, memory: mmap.mmap) -> None:
+        """Take back what was lent; nobody may use it any more."""
+        size = len(memory)
+        with self._lock:
+            if self._idle_bytes + size <= _IDLE_BYTES:
+                self._idle.setdefault(size, []).append(memory)
+                self._idle_bytes += size
+
+
+class Content:
+    """The file that an object will be: its first page is left free, the file begins at the second.
+
+    Bytes are read straight into `room`; `advance` says how many. What cannot be kept is swallowed, and `require_whole`
+    says why.
+    """
+
+    def __init__(self, meta: bytes, *, buffers: Buffers, folder: Path, maximum_bytes: int) -> None:
+        """Begin with the file meta group `meta`; longer objects are staged in `folder`, and end at a maximum."""
+        self._buffers = buffers
+        self._folder = folder
+        self._maximum_bytes = maximum_bytes
+        self._meta_bytes = len(meta)
+        self.memory: mmap.mmap | None = buffers.lend(_FIRST_BYTES)
+        self._view = memoryview(self.memory)
+        self._end = PAGE + len(meta)
+        self._view[PAGE : self._end] = meta
+        self._hash = hashlib.sha256(meta)
+        self._written = 0
+        self._file: int | None = None
+        self._staged: Path | None = None
+        self._problem: RefusedInstance | None = None
+
+    @property
+    def size(self) -> int:
+        """Length of the file so far."""
+        return self._written + self._end - PAGE
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the file."""
+        return self._hash.hexdigest()
+
+    @property
+    def staged(self) -> Path | None:
+        """The file that holds all of it, synced, once `finish` was called; None where it is in memory."""
+        return self._staged
+
+    @property
+    def part10(self) -> memoryview:
+        """The file, where it is in memory."""
+        return self._view[PAGE : self._end]
+
+    def with_first_page(self, header: bytes, length: int) -> memoryview:
+        """Return the first `length` bytes of the memory, of which the page before the file begins with `header`."""
+        self._view[: len(header)] = header
+        return self._view[:length]
+
+    def room(self, wanted: int) -> memoryview:
+        """Return where the next bytes go, at most `wanted` and at least one."""
+        if self._end == len(self._view):
+            self._grow()
+        return self._view[self._end : self._end + wanted]
+
+    def advance(self, count: int) -> None:
+        """Take so many bytes that were written to `room`."""
+        self._hash.update(self._view[self._end : self._end + count])
+        self._end += count
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Take these bytes."""
+        rest = memoryview(data)
+        while rest:
+            room = self.room(len(rest))
+            room[:] = rest[: len(room)]
+            self.advance(len(room))
+            rest = rest[len(room) :]
+
+    def finish(self) -> None:
+        """Make the staged file whole and synced, where there is one. Raises RefusedInstance when all was not kept."""
+        if self._file is not None and self._problem is None:
+            self._spill()
+            try:
+                os.fsync(self._file)
+            except OSError as failure:
+                self._fail(f"cannot store now: {failure.strerror}")
+        if self._problem is not None:
+            raise self._problem
+
+    @contextmanager
+    def data_set(self) -> Iterator[memoryview]:
+        """Give the encoded data set, without copying it to memory where it is long."""
+        if self._staged is None:
+            yield self._view[PAGE + self._meta_bytes : self._end]
+            return
+        with self._staged.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            # It is read here and there: what lies around need not come to memory, too.
+            mapped.madvise(mmap.MADV_RANDOM)
+            with memoryview(mapped) as whole, whole[self._meta_bytes :] as data_set:
+                yield data_set
+
+    def close(self) -> None:
+        """Give memory and file back; what was stored or handed on stays."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        if self._staged is not None:
+            self._staged.unlink(missing_ok=True)
+            self._staged = None
+        memory = self.hand_over()
+        if memory is not None:
+            self._buffers.take_back(memory)
+
+    def hand_over(self) -> mmap.mmap | None:
+        """Return the memory, which is the caller's from now on."""
+        memory, self.memory = self.memory, None
+        self._view.release()
+        return memory
+
+    def _grow(self) -> None:
+        if len(self._view) >= MEMORY_BYTES:
+            self._spill()
+            return
+        assert self.memory is not None  # noqa: S101  it is not closed yet
+        larger = self._buffers.lend(2 * len(self._view))
+        view = memoryview(larger)
+        view[: self._end] = self._view[: self._end]
+        self._view.release()
+        self._buffers.take_back(self.memory)
+        self.memory, self._view = larger, view
+
+    def _spill(self) -> None:
+        """Move what is in memory to the staged file, or nowhere when that is not possible."""
+        rest = self._view[PAGE : self._end]
+        if self._problem is None and self._written + len(rest) > self._maximum_bytes:
+            self._fail(f"the object is longer than the {self._maximum_bytes} bytes that one may have here")
+        if self._problem is None:
+            try:
+                if self._file is None:
+                    self._staged = self._folder / secrets.token_hex(16)
+                    self._file = os.open(self._staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                while rest:
+                    rest = rest[os.write(self._file, rest) :]
+            except OSError as failure:
+                self._fail(f"cannot store now: {failure.strerror}")
+        self._written += self._end - PAGE
+        self._end = PAGE
+
+    def _fail(self, reason: str) -> None:
+        """Keep nothing from now on; the sender gets his answer when he has sent it all."""
+        self._problem = RefusedInstance(OUT_OF_RESOURCES, reason)

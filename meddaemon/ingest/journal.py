@@ -1,0 +1,397 @@
+"""The ingest journal: objects are durable once they stand in it, and become files and rows a moment later.
+
+A new file needs the file system's own journal to be written before it survives a power loss, and a row needs the
+database's. A record here needs neither: it is written over blocks that are there already, with one direct write that
+returns when the disk has it. Afterwards, off the sender's time, the record becomes a Part 10 file and a row (see
+`filing`), and its place is used again.
+
+    store/journal/0/        one folder for each listener process, locked as long as the process lives
+      lock
+      000.segment …         first page: key and what has been filed; then records, each of whole pages
+
+A record is one page of header and then the file that the object will be. The header carries the digest of the file
+and a MAC under the segment's key: what a peer sends cannot be taken for a record, and a record whose write was cut
+by a power loss is no record.
+"""
+
+import errno
+import fcntl
+import hashlib
+import hmac
+import mmap
+import os
+import secrets
+import struct
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BufferedWriter
+from itertools import count
+from pathlib import Path
+from threading import Condition, Thread
+
+from meddaemon.domain.errors import StoreUnavailable
+from meddaemon.ingest.content import PAGE, Content
+from meddaemon.telemetry import log
+
+SEGMENT_BYTES = 2**25
+WAIT_SECONDS = 20.0
+"""How long an object waits for room in a full journal; its sender waits with it."""
+_MAGIC = b"MEDJRNL1"
+_FIRST = struct.Struct("<8s32sQ")
+_RECORD = struct.Struct("<8sQQQ32s64s64s")
+_MAC_BYTES = 16
+_TRY_AGAIN_SECONDS = 30.0
+_log = log(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Entry:
+    """One object that is to be written: its content, and between which AEs it travelled."""
+
+    content: Content
+    calling_ae_title: str
+    called_ae_title: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Record:
+    """One object that stands in the journal: `size` bytes of a file, from `offset` in a segment."""
+
+    segment: "_Segment" = field(repr=False)
+    offset: int
+    size: int
+    sha256: str
+    calling_ae_title: str
+    called_ae_title: str
+
+    @property
+    def length(self) -> int:
+        """Bytes of the record, its first page included."""
+        return _pages(PAGE + self.size)
+
+    def read_into(self, memory: mmap.mmap) -> None:
+        """Read the record again, as it was written. Raises OSError."""
+        with memoryview(memory) as view, view[: self.length] as wanted:
+            self.segment.read_into(wanted, self.offset)
+
+    def read(self) -> bytes:
+        """Return the file. Raises OSError."""
+        with mmap.mmap(-1, self.length) as memory:
+            self.read_into(memory)
+            return memory[PAGE : PAGE + self.size]
+
+
+class _Segment:
+    """One file of the journal, written from its second page on; filled, filed, and then filled again."""
+
+    def __init__(self, path: Path) -> None:
+        """Open a segment. Raises OSError, or ValueError when it is none."""
+        self.path = path
+        self._file = _open_direct(path)
+        with path.open("rb") as file:
+            self.size = os.fstat(file.fileno()).st_size
+            first = file.read(_FIRST.size)
+        if len(first) < _FIRST.size or not first.startswith(_MAGIC):
+            self.close()
+            raise ValueError(f"{path} is no segment of a journal")
+        _, self._key, self.filed = _FIRST.unpack(first)
+        self.generation = self.filed
+        self.used = PAGE
+        self.unfiled = 0
+
+    @classmethod
+    def made(cls, path: Path, size: int) -> "_Segment":
+        """Make a segment, all its blocks written once. Raises OSError."""
+        temporary = path.with_suffix(".new")
+        with temporary.open("wb", buffering=0) as file:
+            piece = bytes(2**20)
+            for _ in range(size // len(piece)):
+                file.write(piece)
+            os.pwrite(file.fileno(), _FIRST.pack(_MAGIC, secrets.token_bytes(32), 0), 0)
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+        return cls(path)
+
+    def header(self, entry: Entry, offset: int) -> bytes:
+        """Return the header of a record that begins at `offset`."""
+        plain = _RECORD.pack(
+            _MAGIC,
+            self.generation,
+            offset,
+            entry.content.size,
+            bytes.fromhex(entry.content.sha256),
+            entry.calling_ae_title.encode(errors="replace")[:64],
+            entry.called_ae_title.encode(errors="replace")[:64],
+        )
+        return plain + self._mac(plain)
+
+    def write(self, pieces: Sequence[memoryview], offset: int) -> None:
+        """Write whole pages, and return when the disk has them. Raises OSError."""
+        wanted = sum(map(len, pieces))
+        if os.pwritev(self._file, pieces, offset) != wanted:
+            raise OSError("a write to the ingest journal was cut short")
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Read whole pages. Raises OSError."""
+        if os.preadv(self._file, [view], offset) != len(view):
+            raise OSError("the ingest journal is cut")
+
+    def note_filed(self) -> None:
+        """Note that all that stands here has been filed. Not synced: filing it again would change nothing."""
+        self.filed = self.generation
+        with self.path.open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), _FIRST.pack(_MAGIC, self._key, self.filed), 0)
+
+    def records(self) -> Iterator[Record]:
+        """Yield what was written and not noted as filed, in order; what is no whole record is passed over."""
+        with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            found = list(self._headers(mapped))
+            latest = max((generation for generation, _ in found), default=0)
+            self.generation = max(self.generation, latest)
+            for generation, record in found:
+                if generation == latest > self.filed and self._is_whole(mapped, record):
+                    yield record
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+    def _headers(self, mapped: mmap.mmap) -> Iterator[tuple[int, Record]]:
+        offset = PAGE
+        while offset + PAGE <= len(mapped):
+            plain = mapped[offset : offset + _RECORD.size]
+            mac = mapped[offset + _RECORD.size : offset + _RECORD.size + _MAC_BYTES]
+            if plain.startswith(_MAGIC) and hmac.compare_digest(mac, self._mac(plain)):
+                _, generation, place, size, sha256, calling, called = _RECORD.unpack(plain)
+                if place == offset and offset + PAGE + size <= len(mapped):
+                    yield (
+                        generation,
+                        Record(
+                            segment=self,
+                            offset=offset,
+                            size=size,
+                            sha256=sha256.hex(),
+                            calling_ae_title=calling.rstrip(b"\0").decode(errors="replace"),
+                            called_ae_title=called.rstrip(b"\0").decode(errors="replace"),
+                        ),
+                    )
+            # Page by page, not record by record: behind one that was cut, others may be whole.
+            offset += PAGE
+
+    @staticmethod
+    def _is_whole(mapped: mmap.mmap, record: Record) -> bool:
+        begin = record.offset + PAGE
+        with memoryview(mapped) as view, view[begin : begin + record.size] as content:
+            return hashlib.sha256(content).hexdigest() == record.sha256
+
+    def _mac(self, plain: bytes) -> bytes:
+        return hashlib.blake2s(plain, key=self._key, digest_size=_MAC_BYTES).digest()
+
+
+class Journal:
+    """The journal of one process; threads may append at the same time."""
+
+    def __init__(self, folder: Path, lock: BufferedWriter, *, size: int, require_room: Callable[[int], object]) -> None:
+        """Open what lies in a folder that `lock` keeps from others; see `own` and `abandoned`. Raises OSError."""
+        self._folder = folder
+        self._lock = lock
+        self._wanted = size // SEGMENT_BYTES
+        self._require_room = require_room
+        self._segments = [_Segment(path) for path in sorted(folder.glob("*.segment"))]
+        self._changed = Condition()
+        self._free: deque[_Segment] = deque()
+        self._current: _Segment | None = None
+        self._generation = 0
+        self._closing = False
+        self._maker: Thread | None = None
+        self._make_after = 0.0
+
+    @classmethod
+    def own(cls, parent: Path, *, size: int, require_room: Callable[[int], object]) -> "Journal":
+        """Return the first journal under `parent` that no process has, a new one where all are taken.
+
+        It will grow to `size` bytes when it is used, as long as `require_room` does not raise. Raises OSError.
+        """
+        parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for number in count():
+            folder = parent / str(number)
+            folder.mkdir(exist_ok=True, mode=0o700)
+            lock = _locked(folder)
+            if lock is not None:
+                return cls(folder, lock, size=size, require_room=require_room)
+        raise AssertionError("unreachable")
+
+    @classmethod
+    def abandoned(cls, parent: Path) -> "Iterator[Journal]":
+        """Yield the journals under `parent` that no process has; to be closed, or discarded once they are filed."""
+        for folder in sorted(parent.glob("*/")):
+            lock = _locked(folder)
+            if lock is not None:
+                yield cls(folder, lock, size=0, require_room=lambda size: None)
+
+    def left_behind(self) -> list[Record]:
+        """Return what stands here and was never noted as filed; asked before anything is written."""
+        records = [record for segment in self._segments for record in segment.records()]
+        self._generation = max((segment.generation for segment in self._segments), default=0)
+        return records
+
+    def begin(self) -> None:
+        """Take all that was left behind for filed, and be ready to write."""
+        for segment in self._segments:
+            segment.note_filed()
+        with self._changed:
+            self._free.extend(self._segments)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether there is a segment to write to; the first to ask has one made, which takes a moment."""
+        with self._changed:
+            if not self._segments:
+                self._make_more()
+            return bool(self._segments)
+
+    def append(self, entries: Sequence[Entry]) -> list[Record]:
+        """Write objects that are in memory; on return they survive a power loss.
+
+        Raises StoreUnavailable when there is no room for too long, OSError when the disk fails.
+        """
+        lengths = [_pages(PAGE + entry.content.size) for entry in entries]
+        segment, offset = self._reserve(sum(lengths), len(entries))
+        pieces: list[memoryview] = []
+        records: list[Record] = []
+        for entry, length in zip(entries, lengths, strict=True):
+            view = entry.content.with_first_page(segment.header(entry, offset), length)
+            pieces.append(view)
+            records.append(
+                Record(
+                    segment=segment,
+                    offset=offset,
+                    size=entry.content.size,
+                    sha256=entry.content.sha256,
+                    calling_ae_title=entry.calling_ae_title,
+                    called_ae_title=entry.called_ae_title,
+                )
+            )
+            offset += length
+        try:
+            segment.write(pieces, records[0].offset)
+        except OSError:
+            # Nobody was told that it is here. Should the disk have it after all, it is filed after a restart.
+            self.filed(records)
+            raise
+        return records
+
+    def filed(self, records: Sequence[Record]) -> None:
+        """Give back the places of records that have become files and rows, or that nobody was told of."""
+        with self._changed:
+            for record in records:
+                record.segment.unfiled -= 1
+            for segment in {record.segment for record in records}:
+                if not segment.unfiled and segment is not self._current:
+                    self._give_back(segment)
+
+    def close(self) -> None:
+        """Let another process have the journal."""
+        with self._changed:
+            self._closing = True
+            maker = self._maker
+        if maker is not None:
+            maker.join()
+        if self._current is not None and not self._current.unfiled:
+            self._current.note_filed()
+        for segment in self._segments:
+            segment.close()
+        self._lock.close()
+
+    def discard(self) -> None:
+        """Close the journal and remove what is in it: all has been filed."""
+        for segment in self._segments:
+            segment.path.unlink()
+        self.close()
+
+    def _reserve(self, length: int, records: int) -> tuple[_Segment, int]:
+        """Return where so many bytes may be written, as so many records that will be filed."""
+        deadline = time.monotonic() + WAIT_SECONDS
+        with self._changed:
+            while self._current is None or self._current.used + length > self._current.size:
+                full, self._current = self._current, None
+                if full is not None and not full.unfiled:
+                    self._give_back(full)
+                if not self._free:
+                    self._make_more()
+                    if not self._changed.wait(deadline - time.monotonic()):
+                        raise StoreUnavailable("the ingest journal is full: is the store or the database too slow?")
+                if self._current is None and self._free:
+                    self._current = self._free.popleft()
+                    self._generation += 1
+                    self._current.generation, self._current.used = self._generation, PAGE
+            segment, offset = self._current, self._current.used
+            segment.used += length
+            segment.unfiled += records
+            return segment, offset
+
+    def _give_back(self, segment: _Segment) -> None:
+        segment.note_filed()
+        self._free.append(segment)
+        self._changed.notify_all()
+
+    def _make_more(self) -> None:
+        """Have more segments made, unless there are all, somebody is at it, or it failed a moment ago."""
+        if (
+            len(self._segments) < self._wanted
+            and self._maker is None
+            and not self._closing
+            and time.monotonic() >= self._make_after
+        ):
+            self._maker = Thread(target=self._make, name="journal", daemon=True)
+            self._maker.start()
+
+    def _make(self) -> None:
+        number = len(self._segments)
+        try:
+            self._require_room(SEGMENT_BYTES)
+            made = _Segment.made(self._folder / f"{number:03}.segment", SEGMENT_BYTES)
+        except (OSError, StoreUnavailable) as failure:
+            _log.error("cannot make room in the ingest journal", reason=str(failure))
+            made = None
+        with self._changed:
+            self._maker = None
+            if made is None:
+                self._make_after = time.monotonic() + _TRY_AGAIN_SECONDS
+                return
+            self._segments.append(made)
+            self._free.append(made)
+            self._changed.notify_all()
+
+
+def _locked(folder: Path) -> BufferedWriter | None:
+    """Return the open lock of a folder, None when a process that is alive has it."""
+    lock = (folder / "lock").open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
+def _open_direct(path: Path) -> int:
+    """Open for writes that go past the page cache and return when the disk has them."""
+    try:
+        return os.open(path, os.O_RDWR | os.O_DSYNC | os.O_DIRECT)
+    except OSError as failure:
+        if failure.errno != errno.EINVAL:
+            raise
+        # A file system without direct writes, such as tmpfs.
+        return os.open(path, os.O_RDWR | os.O_DSYNC)
+
+
+def _pages(size: int) -> int:
+    return -(-size // PAGE) * PAGE
