@@ -10,6 +10,7 @@ import os
 import queue
 import select
 import socket
+import ssl
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ _COMMAND, _LAST = 0x01, 0x02
 _TYPES = range(0x01, 0x08)
 _DISCARDED_BYTES = 2**20
 _LINGER_SECONDS = 1.0
+_TLS_RECORD_BYTES = 2**14
+"""The most that one record holds (RFC 8446 5.1): who reads so much leaves nothing behind in the library."""
 _UNSERVED_MESSAGES = 2
 """Messages that wait while one is served; then the peer is not read from until one is done."""
 _log = log(__name__)
@@ -178,6 +181,11 @@ class Provider(DULServiceProvider):
             self.has_ended = True
             self.to_user_queue.put(None)
 
+    def interrupt(self) -> None:
+        """Let whoever waits for the rest of a PDU read the end of the connection; from any thread."""
+        if self.socket is not None:
+            self._connection.interrupt()
+
     def finish(self) -> None:
         """Give back what the system lent us; the reactor has ended."""
         self._connection.finish()
@@ -310,7 +318,10 @@ class Provider(DULServiceProvider):
 
 
 class Connection(AssociationSocket):
-    """A connection that never blocks for longer than it was told; `early` is what was read from it before."""
+    """A connection that never blocks for longer than it was told; `early` is what was read from it before.
+
+    With TLS, what lies decrypted in the library is not seen by poll(2), and what poll(2) sees may hold no data.
+    """
 
     def __init__(self, association: Association, connected: socket.socket, early: bytes, limits: Limits) -> None:
         connected.setblocking(False)
@@ -327,7 +338,17 @@ class Connection(AssociationSocket):
         """Whether there is something to read, the end of the connection included."""
         if self.socket is None or not self._is_connected:
             return False
-        return bool(self._early) or bool(_polled({self.socket.fileno(): select.POLLIN}, 0))
+        if self._early:
+            return True
+        if not isinstance(self.socket, ssl.SSLSocket):
+            return bool(_polled({self.socket.fileno(): select.POLLIN}, 0))
+        try:
+            self._early = self.socket.recv(_TLS_RECORD_BYTES)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return False
+        except OSError:
+            pass  # so will reading be
+        return True
 
     def wait(self, woken: int, seconds: float | None, *, reading: bool) -> bool:
         """Sleep until the peer says something (where `reading`), until `woken` is written to, or for so long.
@@ -363,9 +384,11 @@ class Connection(AssociationSocket):
         while True:
             try:
                 return self._open.recv_into(view)
-            except BlockingIOError:
+            except (BlockingIOError, ssl.SSLWantReadError):
                 self._acknowledge()
                 self._await(select.POLLIN, self.deadline)
+            except ssl.SSLWantWriteError:
+                self._await(select.POLLOUT, self.deadline)
 
     def send(self, bytestream: bytes) -> None:
         """Send all of it, or tell the state machine that the connection is gone."""
@@ -375,8 +398,10 @@ class Connection(AssociationSocket):
             while rest:
                 try:
                     rest = rest[self._open.send(rest) :]
-                except BlockingIOError:
+                except (BlockingIOError, ssl.SSLWantWriteError):
                     self._await(select.POLLOUT, deadline)
+                except ssl.SSLWantReadError:
+                    self._await(select.POLLIN, deadline)
         except OSError:
             self.event_queue.put("Evt17")
 
@@ -387,6 +412,13 @@ class Connection(AssociationSocket):
         """
         if self.socket is not None and self._is_connected:
             discard(self.socket)
+
+    def interrupt(self) -> None:
+        """Be read to the end, wherever the peer is; from any thread."""
+        connected = self.socket
+        if connected is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(connected, socket.SHUT_RD)  # below TLS, which its own thread may be using
 
     def finish(self) -> None:
         """Give the descriptor back."""
@@ -458,12 +490,22 @@ class MonotonicTimer(Timer):
         self._end_time = time.monotonic()
 
 
+def shut_down(connected: socket.socket) -> None:
+    """Say that nothing more comes from us; what is read from here on is of no interest, and not decrypted."""
+    if isinstance(connected, ssl.SSLSocket):
+        # Sends our closure alert (RFC 8446 6.1), and would wait for the peer's.
+        with suppress(OSError, ValueError):
+            connected.unwrap()
+    with suppress(OSError):
+        connected.shutdown(socket.SHUT_WR)
+
+
 def discard(connected: socket.socket) -> None:
     """Shut our side down and read until the peer does the same, for a moment and not without end."""
     deadline = time.monotonic() + _LINGER_SECONDS
     read = 0
+    shut_down(connected)
     with suppress(OSError):
-        connected.shutdown(socket.SHUT_WR)
         while read < _DISCARDED_BYTES and _polled({connected.fileno(): select.POLLIN}, deadline - time.monotonic()):
             more = len(connected.recv(2**16))
             if not more:
