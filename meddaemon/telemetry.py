@@ -11,9 +11,11 @@ import logging
 import math
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Literal, TextIO, TypeAlias
@@ -32,6 +34,7 @@ MAXIMUM_LENGTH = 500
 _MAXIMUM_ITEMS = 20
 _MAXIMUM_DEPTH = 3
 _MAXIMUM_FRAMES = 12
+_MAXIMUM_PEERS = 1000
 _QUIET_LIBRARIES = ("pydicom", "pynetdicom", "highdicom", "alembic", "apscheduler", "sqlalchemy")
 _HARMLESS_LIBRARIES = ("alembic", "apscheduler")
 """Libraries that never see a data set: the text of their messages is kept."""
@@ -58,6 +61,62 @@ def configure(level: Level, format: Format) -> None:  # noqa: A002
     warnings.showwarning = _show_warning
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
+
+
+@dataclass
+class _Told:
+    """What was said of one peer: how often it went unsaid since, until when, and the latest details."""
+
+    until: float
+    details: Mapping[str, object]
+    unsaid: int = 0
+
+
+class Sparing:
+    """Warnings about peers: each event once a minute for each peer, then how often it went unsaid.
+
+    Peers beyond the first thousand within a minute are one peer, "(others)": nobody fills a disk by calling.
+    """
+
+    def __init__(self, name: str, *, seconds: float = 60.0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._log = log(name)
+        self._seconds = seconds
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._told: dict[tuple[str, str], _Told] = {}
+
+    def warning(self, event: str, peer: str, **details: object) -> None:
+        """Write a warning, unless the same was written about this peer within a minute."""
+        self.flush()
+        with self._lock:
+            key = (event, peer)
+            if key not in self._told and len(self._told) >= _MAXIMUM_PEERS:
+                key = (event, "(others)")
+            if told := self._told.get(key):
+                told.unsaid += 1
+                told.details = details
+                return
+            self._told[key] = _Told(self._clock() + self._seconds, details)
+        self._log.warning(event, peer=key[1], **details)
+
+    def flush(self) -> None:
+        """Write what went unsaid in minutes that are over."""
+        now = self._clock()
+        with self._lock:
+            # In the order of their ends.
+            while self._told and next(iter(self._told.values())).until <= now:
+                (event, peer), told = next(iter(self._told.items()))
+                del self._told[event, peer]
+                if told.unsaid:
+                    self._told[event, peer] = _Told(now + self._seconds, told.details)
+                    self._log.warning(event, peer=peer, **told.details, unsaid=told.unsaid)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until `flush` has something to write; None while nothing went unsaid."""
+        with self._lock:
+            ends = [told.until for told in self._told.values() if told.unsaid]
+        return max(min(ends) - self._clock(), 0) if ends else None
 
 
 def escaped(text: str, limit: int = MAXIMUM_LENGTH) -> str:
