@@ -32,7 +32,9 @@ from meddaemon.domain.conditions import (
     Present,
 )
 
-COMPUTED_ATTRIBUTES = frozenset({"instances", "orientation", "kind", "called_ae_title", "calling_ae_title"})
+COMPUTED_ATTRIBUTES = frozenset(
+    {"instances", "orientation", "kind", "called_ae_title", "called_label", "calling_ae_title"}
+)
 """Attributes that are computed from a series or its association instead of read from a header."""
 
 _STRUCTURES = ("all", "any", "not", "attribute")

@@ -9,7 +9,7 @@ for a series when it holds for every distinct value, so one deviating instance i
 
 Besides DICOM keywords there are computed attributes, written in snake_case so that they cannot be confused:
 `instances` (count), `orientation` (axial, coronal, sagittal, oblique, mixed, none), `kind` (see `series.py`),
-`called_ae_title`, `calling_ae_title`.
+`called_ae_title`, `calling_ae_title`, `called_label` (what the settings call that called AE title).
 """
 
 import math

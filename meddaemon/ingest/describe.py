@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from pydicom.uid import (
     EnhancedXRayRadiationDoseSRStorage,
@@ -29,30 +30,38 @@ _LOCALIZER_WORDS = re.compile(
     r"(?<![a-z])(localizer|localiser|scout|topogram|surview|scanogram|scano|pilot|survey)(?![a-z])", re.IGNORECASE
 )
 _DOSE_WORDS = re.compile(r"dose (report|info|record|summary)|(patient|exam) protocol", re.IGNORECASE)
+_NONE: Mapping[str, str] = MappingProxyType({})
 _AXES = ("sagittal", "coronal", "axial")
 _MAINLY = 0.8
 """Cosine between the slice normal and a body axis from which on a series counts as lying in that plane."""
 
 
 def describe_study(
-    *, study_id: int, study_instance_uid: str, generation: int, instances: Mapping[str, tuple[Instance, ...]]
+    *,
+    study_id: int,
+    study_instance_uid: str,
+    generation: int,
+    instances: Mapping[str, tuple[Instance, ...]],
+    labels: Mapping[str, str] = _NONE,
 ) -> Study:
-    """Return the study as the rules see it."""
-    series = tuple(describe_series(uid, members) for uid, members in instances.items())
+    """Return the study as the rules see it; `labels` are those of our AE titles."""
+    series = tuple(describe_series(uid, members, labels) for uid, members in instances.items())
     everything = [instance for members in instances.values() for instance in members]
     return Study(
         id=study_id,
         study_instance_uid=study_instance_uid,
         generation=generation,
-        attributes=_attributes(everything, orientation="none"),
+        attributes=_attributes(everything, labels, orientation="none"),
         series=series,
     )
 
 
-def describe_series(series_instance_uid: str, instances: tuple[Instance, ...]) -> Series:
+def describe_series(
+    series_instance_uid: str, instances: tuple[Instance, ...], labels: Mapping[str, str] = _NONE
+) -> Series:
     """Return the series as the rules see it: its kind, and the distinct values of each attribute."""
     kind = _kind_of_series(kind_of(instance) for instance in instances)
-    attributes = dict(_attributes(instances, orientation=orientation_of(instances)))
+    attributes = dict(_attributes(instances, labels, orientation=orientation_of(instances)))
     attributes["kind"] = ((kind.value,),)
     return Series(series_instance_uid=series_instance_uid, kind=kind, attributes=attributes, instances=instances)
 
@@ -103,7 +112,7 @@ def _kind_of_series(kinds: Iterable[SeriesKind]) -> SeriesKind:
     return SeriesKind.IMAGE
 
 
-def _attributes(instances: Iterable[Instance], *, orientation: str) -> Attributes:
+def _attributes(instances: Iterable[Instance], labels: Mapping[str, str], *, orientation: str) -> Attributes:
     distinct: dict[str, dict[Value, None]] = {}
     count = 0
     for instance in instances:
@@ -111,6 +120,8 @@ def _attributes(instances: Iterable[Instance], *, orientation: str) -> Attribute
         for keyword, value in instance.header.items():
             distinct.setdefault(keyword, {})[value] = None
         distinct.setdefault("called_ae_title", {})[(instance.called_ae_title,)] = None
+        label = labels.get(instance.called_ae_title)
+        distinct.setdefault("called_label", {})[() if label is None else (label,)] = None
         distinct.setdefault("calling_ae_title", {})[(instance.calling_ae_title,)] = None
     attributes = {keyword: tuple(values) for keyword, values in distinct.items()}
     return {**attributes, "instances": ((str(count),),), "orientation": ((orientation,),)}
