@@ -27,7 +27,7 @@ ENV HOME=/tmp \
     MEDDAEMON_CONFIG=/etc/meddaemon/meddaemon.toml \
     MEDDAEMON_STORE__DIRECTORY=/var/lib/meddaemon \
     MEDDAEMON_LISTENER__HOST=0.0.0.0
-EXPOSE 11112
+EXPOSE 11112 2762
 
 HEALTHCHECK --interval=60s --timeout=30s --start-period=60s CMD ["meddaemon", "doctor", "--no-network"]
 STOPSIGNAL SIGTERM

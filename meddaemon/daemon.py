@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -30,16 +31,18 @@ from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.durable import Staging
 from meddaemon.inference.warm import WarmModels
+from meddaemon.ingest.callers import Caller
 from meddaemon.ingest.commitment import CommitmentProvider
 from meddaemon.ingest.receive import Receiver
 from meddaemon.ingest.recovery import recover
-from meddaemon.ingest.scp import Listener, ListenerSettings
+from meddaemon.ingest.scp import Listener, ListenerSettings, TlsSettings
 from meddaemon.ingest.store import InstanceStore
 from meddaemon.jobs.worker import Worker, WorkerSettings
 from meddaemon.results.delivery import Retry
 from meddaemon.results.delivery import deliver as deliver_to
-from meddaemon.results.dimse import RemoteEntity
+from meddaemon.results.dimse import ClientTls, RemoteEntity
 from meddaemon.telemetry import log
+from meddaemon.tls import Identity, TlsUnusable
 
 DRAIN_SECONDS = 8.0
 """How long work in hand may go on after SIGTERM; what is not done then is given back or taken up later."""
@@ -47,6 +50,9 @@ KILL_SECONDS = 13.0
 """When the supervisor ends a role that does not: well before the 15 seconds in which `serve` promises to be gone."""
 SIGN_OF_LIFE_SECONDS = 5.0
 TICK_SECONDS = 0.5
+EXPIRY_WARNING_DAYS = 30
+"""How long before its end a certificate is spoken of."""
+_DAY_SECONDS = 86400.0
 _SUPERVISOR = "MEDDAEMON_SUPERVISOR_PID"
 _PR_SET_PDEATHSIG = 1
 _log = log(__name__)
@@ -56,18 +62,31 @@ class AlreadyRunning(MeddaemonError):
     """Another `meddaemon serve` works on this store."""
 
 
-def listen(settings: Settings, stop: threading.Event) -> None:
-    """Receive until `stop` is set, then let open associations finish for a moment. Raises OSError when bind fails."""
+class Signals(threading.Event):
+    """Set by SIGTERM and SIGINT; SIGHUP has `hung_up` called, in a thread of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hung_up: Callable[[], None] = lambda: None
+
+
+def listen(settings: Settings, stop: Signals) -> None:
+    """Receive until `stop` is set, then let open associations finish for a moment.
+
+    When it hangs up, certificates are read anew. Raises OSError when bind fails, TlsUnusable.
+    """
     with _database(settings) as database:
         store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
         receiver = receiver_of(settings, database, store)
         recover(database, store, receiver)
-        commitment = CommitmentProvider(database, [peer.ae_title for peer in settings.peers])
+        commitment = CommitmentProvider(database, [peer.ae_title for peer in settings.listening_peers])
         with Listener(_listener_settings(settings), receiver.take, commitment) as listener:
-            host, port = listener.address
-            with _announced(database, "listen", f"{host}:{port}", stop):
-                _log.info("listening", address=f"{host}:{port}", ae_title=settings.listener.ae_title)
-                stop.wait()
+            address = _address_of(listener)
+            stop.hung_up = partial(_reload, listener)
+            with _announced(database, "listen", address, stop):
+                _log.info("listening", address=address, ae_titles=settings.listener.ae_titles)
+                while not stop.wait(_until_warned(listener)):
+                    pass
                 listener.stop_accepting()
                 _wait_until(lambda: listener.associations == 0, DRAIN_SECONDS)
         store.close()
@@ -123,7 +142,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 partial(_drain, database, settings, destination, stop),
                 "delivery",
             )
-        if settings.peers:
+        if settings.listening_peers:
             every(settings.delivery.poll_seconds, "commit", partial(_commit, database, settings, stop), "delivery")
         # A tick that is skipped because the one before still runs is nothing to tell.
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
@@ -142,12 +161,12 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 os._exit(0)
 
 
-ROLES: dict[str, Callable[[Settings, threading.Event], None]] = {"listen": listen, "work": work, "deliver": deliver}
+ROLES: dict[str, Callable[[Settings, Signals], None]] = {"listen": listen, "work": work, "deliver": deliver}
 
 
 def run_role(role: str, settings: Settings) -> None:
     """Run one role in this process until SIGTERM or SIGINT."""
-    stop = _stop_on_signals()
+    stop = _heed_signals()
     if (supervisor := os.environ.get(_SUPERVISOR)) is not None:
         # A supervisor that was killed takes its children with it; nobody else would.
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -159,14 +178,15 @@ def run_role(role: str, settings: Settings) -> None:
 def serve(settings: Settings) -> None:
     """Run every role as a supervised child process until SIGTERM or SIGINT; return once all have ended.
 
-    Raises AlreadyRunning when another `serve` works on the same store.
+    SIGHUP is passed on to the listener. Raises AlreadyRunning when another `serve` works on the same store.
     """
-    stop = _stop_on_signals()
+    stop = _heed_signals()
     with _only_one(settings.store.directory):
         database = Database(settings.database.url)
         database.upgrade()
         children = [_Child(role) for role in ("listen", "deliver", *["work"] * settings.worker.concurrency)]
         ready = False
+        stop.hung_up = children[0].hang_up
         try:
             while not stop.wait(0.2):
                 for child in children:
@@ -200,7 +220,7 @@ def _commit(database: Database, settings: Settings, stop: threading.Event) -> No
     # The peer asked our listener for commitment, so it hears of it from that AE title.
     peers = {
         peer.ae_title: replace(remote_of(settings, peer), calling_ae_title=settings.listener.ae_title)
-        for peer in settings.peers
+        for peer in settings.listening_peers
     }
     while not stop.is_set() and pipeline.commit(database, settings.store.instances, peers, _retry(settings)):
         pass
@@ -224,7 +244,22 @@ def remote_of(settings: Settings, destination: DestinationSettings | PeerSetting
         connection_timeout_seconds=settings.delivery.connection_timeout_seconds,
         association_timeout_seconds=settings.delivery.association_timeout_seconds,
         response_timeout_seconds=settings.delivery.dimse_timeout_seconds,
+        tls=_tls_to(settings, destination),
     )
+
+
+def _tls_to(settings: Settings, destination: DestinationSettings | PeerSettings) -> ClientTls | None:
+    if not destination.tls:
+        return None
+    # A file of its own says who this peer is; one CA for all says only that it is somebody, so that names count.
+    return ClientTls(
+        identity=_identity(settings), trusted=Path(destination.ca or settings.tls.ca), check_name=not destination.ca
+    )
+
+
+def _identity(settings: Settings) -> Identity | None:
+    tls = settings.tls
+    return Identity(certificate=Path(tls.certificate), key=Path(tls.key)) if tls.certificate else None
 
 
 @dataclass
@@ -236,6 +271,12 @@ class _Child:
     failures: int = 0
     started_at: float = 0.0
     start_after: float = field(default=0.0)
+
+    def hang_up(self) -> None:
+        """Pass SIGHUP on."""
+        process = self.process
+        if process is not None:
+            process.send_signal(signal.SIGHUP)
 
     def keep_running(self, config: Path | None) -> None:
         now = time.monotonic()
@@ -381,26 +422,77 @@ def _listener_settings(settings: Settings) -> ListenerSettings:
         idle_timeout_seconds=listener.idle_timeout_seconds,
         association_timeout_seconds=listener.association_timeout_seconds,
         message_timeout_seconds=listener.idle_timeout_seconds,
-        require_called_ae_title=listener.require_called_ae_title,
-        calling_ae_titles=listener.accept_calling_ae_titles,
+        everyone=listener.accept == "everyone",
+        callers=tuple(
+            Caller(ae_title=peer.ae_title, addresses=peer.addresses, called_ae_titles=peer.called_ae_titles)
+            for peer in settings.peers
+        ),
+        called_ae_titles=listener.ae_titles,
+        plain="plain" in listener.transports,
+        tls=_listener_tls(settings),
     )
 
 
-def _stop_on_signals() -> threading.Event:
-    """Return an event that SIGTERM and SIGINT set.
+def _listener_tls(settings: Settings) -> TlsSettings | None:
+    identity = _identity(settings)
+    if "tls" not in settings.listener.transports or identity is None:
+        return None
+    return TlsSettings(
+        port=settings.listener.tls_port,
+        identity=identity,
+        trusted=Path(settings.tls.ca) if settings.tls.ca else None,
+        own={peer.ae_title: Path(peer.ca) for peer in settings.peers if peer.ca},
+        required=settings.tls.client_certificates == "required",
+    )
+
+
+def _address_of(listener: Listener) -> str:
+    """Return where it listens: `host:port`, `TLS host:port`, or both, the plain one last."""
+    plain = "{}:{}".format(*listener.address)
+    tls = "TLS {}:{}".format(*listener.tls_address) if listener.tls_address else ""
+    if listener.tls_address == listener.address:
+        return tls
+    return f"{tls}, {plain}" if tls else plain
+
+
+def _reload(listener: Listener) -> None:
+    try:
+        listener.reload()
+    except TlsUnusable as failure:
+        _log.error("certificates not read anew: those in use stay", reason=str(failure))
+    else:
+        _log.info("certificates read anew", expires_at=listener.tls_expires_at)
+
+
+def _until_warned(listener: Listener) -> float | None:
+    """Say how long our certificate lasts, in its last days; return the seconds until that is to be said again."""
+    expires_at = listener.tls_expires_at
+    if expires_at is None:
+        return None
+    left = (expires_at - datetime.now(UTC)).total_seconds()
+    if left <= 0:
+        _log.error("our certificate has expired: nobody should accept it any more", expires_at=expires_at)
+    elif left <= EXPIRY_WARNING_DAYS * _DAY_SECONDS:
+        _log.warning("our certificate expires soon", days=int(left // _DAY_SECONDS), expires_at=expires_at)
+    return _DAY_SECONDS
+
+
+def _heed_signals() -> Signals:
+    """Return what SIGTERM, SIGINT and SIGHUP speak to.
 
     Not set by the handler itself: that runs in the middle of whatever the main thread does, which may be holding
     the event's own lock. The signal's number goes through a pipe to a thread that may wait for it.
     """
-    stop = threading.Event()
+    stop = Signals()
     told, teller = os.pipe()
     os.set_blocking(teller, False)
     signal.set_wakeup_fd(teller)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
 
     def wait() -> None:
-        os.read(told, 1)
+        while os.read(told, 1) == bytes([signal.SIGHUP]):
+            stop.hung_up()
         stop.set()
 
     threading.Thread(target=wait, name="signals", daemon=True).start()

@@ -169,6 +169,7 @@ def _load(connection: Connection, settings: Settings, study_id: int, study_insta
         study_instance_uid=study_instance_uid,
         generation=generation,
         instances=studies.load_instances(connection, study_id, settings.store.instances),
+        labels=settings.listener.labels,
     )
 
 

@@ -4,14 +4,17 @@ import importlib.util
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 from meddaemon.config.settings import Settings
-from meddaemon.daemon import SIGN_OF_LIFE_SECONDS, remote_of
+from meddaemon.daemon import EXPIRY_WARNING_DAYS, SIGN_OF_LIFE_SECONDS, remote_of
 from meddaemon.db import commitments, deliveries, holds, instances, jobs, processes, studies
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import DeliveryState, JobState
 from meddaemon.results.dimse import echo
+from meddaemon.tls import TlsUnusable, expires_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,7 @@ def examine(settings: Settings, *, with_network: bool) -> Iterator[Check]:
         yield Check(what="models", well=None, said="none configured: instances are received, nothing is run")
     for warning in settings.warnings:
         yield Check(what="settings", well=None, said=warning)
+    yield from _certificates(settings)
     yield from _database(settings)
     if with_network:
         for destination in settings.destinations:
@@ -53,6 +57,28 @@ def _store(settings: Settings) -> Check:
     return Check(
         what="store", well=free > least, said=f"{folder}: {free / 1e9:.1f} GB free, {least / 1e9:.1f} GB must stay free"
     )
+
+
+def _certificates(settings: Settings) -> Iterator[Check]:
+    """Yield how long our certificate lasts, and those of others."""
+    peers = [*(each.ca for each in settings.destinations), *(each.ca for each in settings.peers)]
+    if settings.tls.certificate:
+        yield _certificate("certificate", Path(settings.tls.certificate))
+    for file in dict.fromkeys([settings.tls.ca, *peers]):
+        if file:
+            yield _certificate("certificates of others", Path(file))
+
+
+def _certificate(what: str, file: Path) -> Check:
+    try:
+        end = expires_at(file)
+    except TlsUnusable as failure:
+        return Check(what=what, well=False, said=str(failure))
+    left = end - datetime.now(UTC)
+    if left.total_seconds() <= 0:
+        return Check(what=what, well=False, said=f"{file}: expired on {end:%Y-%m-%d}")
+    said = f"{file}: ends on {end:%Y-%m-%d}, in {left.days} days"
+    return Check(what=what, well=None if left.days < EXPIRY_WARNING_DAYS else True, said=said)
 
 
 def _inference() -> Check:

@@ -7,10 +7,11 @@ import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from meddaemon.config import environment, toml_file
 from meddaemon.config.conditions import COMPUTED_ATTRIBUTES, parse_condition
@@ -35,6 +36,12 @@ def _ae_title(text: str) -> str:
     return text
 
 
+def _network(text: object) -> object:
+    if not isinstance(text, str):
+        raise ValueError('must be an address or a network in quotes, such as "10.1.0.0/16"')
+    return ip_network(text)
+
+
 def _database_url(text: str) -> str:
     scheme, separator, rest = text.partition("://")
     if text and (not separator or scheme not in ("sqlite", "postgresql", "postgresql+psycopg")):
@@ -52,6 +59,9 @@ Count = Annotated[int, Field(ge=1)]
 Host = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[^\s/]+$")]
 Name = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
 Folder = Annotated[Path, Field(strict=False)]
+Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
+File = str
+"""Absolute once it is loaded; "" is none."""
 
 
 class _Section(BaseModel):
@@ -85,14 +95,30 @@ class ListenerSettings(_Section):
     """The SCP that receives studies."""
 
     ae_title: AeTitle = "MEDDAEMON"
+    labels: dict[AeTitle, Name] = {}
+    accept: Literal["everyone", "listed"] = "everyone"
+    transports: Annotated[tuple[Literal["plain", "tls"], ...], Field(min_length=1)] = ("plain",)
     host: Host = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 11112
+    tls_port: Annotated[int, Field(ge=0, le=65535)] = 2762
     maximum_associations: Count = 20
     maximum_pdu: Annotated[int, Field(ge=4096, le=2**32 - 1)] = 131_072
     association_timeout_seconds: Seconds = 30.0
     idle_timeout_seconds: Seconds = 60.0
-    require_called_ae_title: bool = False
-    accept_calling_ae_titles: tuple[AeTitle, ...] = ()
+
+    @property
+    def ae_titles(self) -> tuple[str, ...]:
+        """Every AE title that we have."""
+        return tuple(dict.fromkeys((self.ae_title, *self.labels)))
+
+
+class TlsSettings(_Section):
+    """Who we are by TLS, and who vouches for others: PEM files, absolute once they are loaded."""
+
+    certificate: File = ""
+    key: File = ""
+    ca: File = ""
+    client_certificates: Literal["required", "optional"] = "required"
 
 
 class CompletenessSettings(_Section):
@@ -148,15 +174,21 @@ class DestinationSettings(_Section):
     ae_title: AeTitle
     host: Host
     port: Port
+    tls: bool = False
+    ca: File = ""
     objects: Annotated[tuple[Literal["SEG", "SR"], ...], Field(min_length=1)] = ("SEG", "SR")
 
 
 class PeerSettings(_Section):
-    """One AE whose address we know, so that it can be told what we have committed to."""
+    """One AE that we know: how it may call us, and where it listens, if it does (else "" and 0)."""
 
     ae_title: AeTitle
-    host: Host
-    port: Port
+    addresses: tuple[Network, ...] = ()
+    called_ae_titles: tuple[AeTitle, ...] = ()
+    ca: File = ""
+    host: Annotated[str, Field(max_length=253, pattern=r"^[^\s/]*$")] = ""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    tls: bool = False
 
 
 class RuleSettings(_Section):
@@ -180,6 +212,7 @@ class Document(_Section):
     store: StoreSettings = StoreSettings()
     database: DatabaseSettings = DatabaseSettings()
     listener: ListenerSettings = ListenerSettings()
+    tls: TlsSettings = TlsSettings()
     completeness: CompletenessSettings = CompletenessSettings()
     worker: WorkerSettings = WorkerSettings()
     delivery: DeliverySettings = DeliverySettings()
@@ -201,6 +234,7 @@ class Settings:
     store: StoreSettings
     database: DatabaseSettings
     listener: ListenerSettings
+    tls: TlsSettings
     completeness: CompletenessSettings
     worker: WorkerSettings
     delivery: DeliverySettings
@@ -223,6 +257,11 @@ class Settings:
             for wanted in contract.inputs:
                 asked |= wanted.series.keywords().union(*(each.keywords() for each in wanted.prefer))
         return frozenset(asked - COMPUTED_ATTRIBUTES)
+
+    @property
+    def listening_peers(self) -> tuple[PeerSettings, ...]:
+        """The peers that can be told something: those whose host and port we know."""
+        return tuple(peer for peer in self.peers if peer.host)
 
     @property
     def shortest_quiet_seconds(self) -> float:
@@ -267,22 +306,37 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     except ValidationError as error:
         problems.add_invalid(error, Document)
         raise problems.error from error
+    _check_callers(document, problems)
+    _check_tls(document, problems)
     problems.raise_if_any()
+    tls = document.tls.model_copy(
+        update={key: places.file(getattr(document.tls, key), ("tls", key)) for key in ("certificate", "key", "ca")}
+    )
     return Settings(
         store=document.store.model_copy(update={"directory": places.store}),
         database=document.database.model_copy(update={"url": places.url(document.database.url)}),
         listener=document.listener,
+        tls=tls,
         completeness=document.completeness,
         worker=document.worker,
         delivery=document.delivery,
         logging=document.logging,
         models=document.models.model_copy(update={"directories": tuple(places.directories)}),
-        destinations=document.destinations,
-        peers=document.peers,
+        destinations=tuple(
+            each.model_copy(update={"ca": places.file(each.ca, ("destinations", index, "ca"))})
+            for index, each in enumerate(document.destinations)
+        ),
+        peers=tuple(
+            each.model_copy(update={"ca": places.file(each.ca, ("peers", index, "ca"))})
+            for index, each in enumerate(document.peers)
+        ),
         rules=tuple(_rule(rule, *conditions[index]) for index, rule in enumerate(document.rules) if rule.enabled),
         contracts=contracts,
         file=file.resolve() if file else None,
-        warnings=tuple(_warnings(document.database.url, problems)),
+        warnings=(
+            *_open_doors(document, problems),
+            *_readable_by_all(document.database.url, tls.key, problems),
+        ),
     )
 
 
@@ -310,6 +364,10 @@ class _Places:
             file, question_mark, options = url.removeprefix("sqlite:///").partition("?")
             return f"sqlite:///{self._resolved(file, ('database', 'url'))}{question_mark}{options}"
         return url
+
+    def file(self, text: str, keys: Keys) -> str:
+        """Return the absolute path of a file, "" where none is named."""
+        return str(self._resolved(text, keys)) if text else ""
 
     def _resolved(self, path: str | Path, keys: Keys) -> Path:
         in_file = self._problems.file is not None and not self._problems.variable_of(keys)
@@ -397,6 +455,43 @@ def _check_names(data: Mapping[str, Any], problems: Problems) -> None:
             problems.add(("destinations", index, "port"), message)
 
 
+def _check_callers(document: Document, problems: Problems) -> None:
+    """Check what peers say against what the listener says."""
+    listener = document.listener
+    for index, peer in enumerate(document.peers):
+        keys: Keys = ("peers", index)
+        if bool(peer.host) is not bool(peer.port):
+            problems.add(keys, "needs host and port, or neither")
+        for place, ae_title in enumerate(peer.called_ae_titles):
+            if ae_title not in listener.ae_titles:
+                hint = did_you_mean(ae_title, listener.ae_titles)
+                message = f"{ae_title!r} is neither the listener's ae_title nor among its labels{hint}"
+                problems.add((*keys, "called_ae_titles", place), message)
+        if peer.ca and "tls" not in listener.transports:
+            problems.add((*keys, "ca"), 'asks for a certificate, and listener.transports has no "tls"')
+
+
+def _check_tls(document: Document, problems: Problems) -> None:
+    """Check that TLS, where it is asked for, has the files that it needs."""
+    tls = document.tls
+    if "tls" in document.listener.transports:
+        for key in ("certificate", "key"):
+            if not getattr(tls, key):
+                problems.add(("listener", "transports"), f"TLS needs tls.{key}")
+        if tls.client_certificates == "required" and not tls.ca and not any(peer.ca for peer in document.peers):
+            problems.add(("listener", "transports"), "TLS needs tls.ca: nobody vouches for those who call")
+    if bool(tls.certificate) is not bool(tls.key):
+        problems.add(("tls",), "needs certificate and key, or neither")
+    callees: dict[str, tuple[DestinationSettings | PeerSettings, ...]] = {
+        "destinations": document.destinations,
+        "peers": document.peers,
+    }
+    for array, elements in callees.items():
+        for index, each in enumerate(elements):
+            if each.tls and not (each.ca or tls.ca):
+                problems.add((array, index, "tls"), "needs tls.ca or a ca of its own: nobody vouches for this peer")
+
+
 def _named_models(data: Mapping[str, Any]) -> dict[Keys, str]:
     """Return where each model is named -> its name; rules that are not enabled ask for nothing."""
     named: dict[Keys, str] = {
@@ -429,7 +524,27 @@ def _contracts(named: Mapping[Keys, str], directories: Sequence[Path], problems:
     return contracts
 
 
-def _warnings(url: str, problems: Problems) -> Iterable[str]:
+def _open_doors(document: Document, problems: Problems) -> Iterable[str]:
+    listener = document.listener
+    proven = listener.transports == ("tls",) and document.tls.client_certificates == "required"
+    if listener.accept == "everyone" and not proven and not _is_loopback(listener.host):
+        keys: Keys = ("listener", "host" if problems.variable_of(("listener", "host")) else "accept")
+        yield (
+            f"{problems.where(keys)}: everyone who reaches {listener.host} may send studies; "
+            'list who may in [[peers]] and set accept = "listed"'
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _readable_by_all(url: str, key: str, problems: Problems) -> Iterable[str]:
+    if key and Path(key).is_file() and Path(key).stat().st_mode & stat.S_IROTH:
+        yield f"{problems.where(('tls', 'key'))}: every user of this machine may read {key}; chmod o-r it"
     keys: Keys = ("database", "url")
     source = problems.file
     if source is None or keys in problems.variables or not re.search(r"://[^/@]*:[^/@]+@", url):

@@ -1,17 +1,21 @@
 """Where peers arrive: a connection becomes an association once its A-ASSOCIATE-RQ is whole (PS3.8 9.3.2).
 
 Until then it costs a descriptor and the bytes it has sent: no thread, and no place among the associations. One thread
-accepts and listens to all of them, so nobody waits behind a peer that says nothing.
+accepts and listens to all of them, TLS handshakes included, so nobody waits behind a peer that says nothing. Who may
+not call is told so here.
 """
 
 import os
 import selectors
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Any, cast
 
 from pynetdicom import evt
@@ -20,6 +24,7 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationServer, RequestHandler
 
+from meddaemon.ingest.callers import Call, Callers
 from meddaemon.ingest.upper_layer import (
     ABORT,
     ABORTED,
@@ -28,8 +33,10 @@ from meddaemon.ingest.upper_layer import (
     AcceptorAssociation,
     Connection,
     Limits,
+    shut_down,
 )
-from meddaemon.telemetry import log
+from meddaemon.telemetry import Sparing, log
+from meddaemon.tls import ServerTls, reason_of
 
 LOCAL_LIMIT_EXCEEDED = bytes((0x03, 0, 0, 0, 0, 4, 0, 2, 3, 2))
 """A-ASSOCIATE-RJ: transient, by the presentation service, local limit exceeded (PS3.8 9.3.4)."""
@@ -41,6 +48,14 @@ _HEADER_BYTES = 6
 _log = log(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Entrance:
+    """Who is let in, and what becomes of connections to the port for TLS; replaced as a whole."""
+
+    callers: Callers
+    tls: ServerTls | None = None
+
+
 class _Peer:
     """A connection that has not asked for an association yet, or that was turned away and has not closed yet."""
 
@@ -49,6 +64,7 @@ class _Peer:
         self.address = address
         self.deadline = deadline
         self.received = bytearray()
+        self.chain: frozenset[bytes] | None = None
 
     @property
     def length(self) -> int:
@@ -61,6 +77,11 @@ class _Peer:
     def is_closed(self) -> bool:
         """Whether it made room for another, maybe in the moment in which it said something."""
         return self.connected.fileno() < 0
+
+    @property
+    def call(self) -> Call:
+        """Who calls whom, by the request that is here."""
+        return Call.of(bytes(self.received), str(self.address[0]), self.chain)
 
     @property
     def is_acceptable(self) -> bool:
@@ -85,9 +106,18 @@ class Reception(AssociationServer):
         limits: Limits,
         maximum_associations: int,
         association_seconds: float,
+        entrance: Entrance,
+        plain: bool,
+        tls_port: int | None,
     ) -> None:
-        """Bind and listen; `association_seconds` is how long a connection may be without a request. Raises OSError."""
+        """Bind and listen; `association_seconds` is how long a connection may be without a request. Raises OSError.
+
+        TLS is spoken on the port `tls_port`, without it on that of `address`, if `plain`: else they are the same.
+        """
         self.limits = limits
+        self.entrance = entrance
+        """May be replaced at any time, from any thread."""
+        self.sparing = Sparing(__name__)
         self._maximum_associations = maximum_associations
         self._association_seconds = association_seconds
         self._lock = threading.Lock()
@@ -100,7 +130,16 @@ class Reception(AssociationServer):
         self._stop = False
         self._stopped = threading.Event()
         super().__init__(entity, address, ae_title, contexts, ssl_context, evt_handlers, _Handler)
-        cast("socket.socket", self.socket).setblocking(False)
+        first = cast("socket.socket", self.socket)
+        self._plain = first if plain else None
+        self._tls = None if tls_port is None else self._beside(first, tls_port) if plain else first
+        for listening in self._listening:
+            listening.setblocking(False)
+
+    @property
+    def tls_address(self) -> tuple[str, int] | None:
+        """Host and port that were bound for TLS."""
+        return cast("tuple[str, int]", self._tls.getsockname()[:2]) if self._tls else None
 
     @property
     def associations(self) -> list[AcceptorAssociation]:
@@ -115,7 +154,8 @@ class Reception(AssociationServer):
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Accept and listen until `shutdown`; sleeps when nothing happens."""
-        self._selector.register(cast("socket.socket", self.socket), selectors.EVENT_READ, self._accept)
+        for listening in self._listening:
+            self._selector.register(listening, selectors.EVENT_READ, partial(self._accept, listening))
         self._selector.register(self._woken, selectors.EVENT_READ, lambda: None)
         try:
             while not self._stop:
@@ -136,6 +176,8 @@ class Reception(AssociationServer):
         os.eventfd_write(self._woken, 1)
         self._stopped.wait()
         self.server_close()
+        for listening in self._listening:
+            listening.close()
         os.close(self._woken)
         cast("list[AssociationServer]", self.ae._servers).remove(self)
 
@@ -149,9 +191,27 @@ class Reception(AssociationServer):
         with self._lock:
             self._associations.discard(association)
 
-    def _accept(self) -> None:
+    @property
+    def _listening(self) -> list[socket.socket]:
+        return [each for each in (self._plain, self._tls) if each is not None]
+
+    def _beside(self, first: socket.socket, port: int) -> socket.socket:
+        """Listen as the first does, on another port."""
+        second = socket.socket(first.family, socket.SOCK_STREAM)
         try:
-            connected, address = self.get_request()
+            second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            host, _, *scope = first.getsockname()
+            second.bind((host, port, *scope))
+            second.listen(self.request_queue_size)
+        except OSError:
+            first.close()
+            second.close()
+            raise
+        return second
+
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            connected, address = listening.accept()
         except (BlockingIOError, ConnectionError):
             return
         except OSError as failure:
@@ -161,34 +221,76 @@ class Reception(AssociationServer):
                 self._stopped.wait(0.1)
             return
         connected.setblocking(False)
+        tls = self.entrance.tls if listening is self._tls else None
+        if tls is not None:
+            try:
+                connected = tls.wrap(connected)
+            except OSError:  # gone already
+                connected.close()
+                return
         while len(self._half_open) >= _HALF_OPEN:
             self._close_oldest()
         peer = _Peer(connected, address, time.monotonic() + self._association_seconds)
         self._half_open[connected.fileno()] = peer
-        self._selector.register(connected, selectors.EVENT_READ, lambda: self._listen(peer))
+        welcome = partial(self._listen, peer) if tls is None else partial(self._shake_hands, peer, tls)
+        self._selector.register(connected, selectors.EVENT_READ, welcome)
 
-    def _listen(self, peer: _Peer) -> None:
+    def _shake_hands(self, peer: _Peer, tls: ServerTls) -> None:
+        """Go on with a TLS handshake as far as the peer lets us."""
         if peer.is_closed:
             return
+        connected = cast("ssl.SSLSocket", peer.connected)
+        again = partial(self._shake_hands, peer, tls)
         try:
-            more = peer.connected.recv(peer.length - len(peer.received))
-        except BlockingIOError:
-            return
-        except OSError:
-            more = b""
-        peer.received += more
-        if not more or peer.received[0] == ABORT:
-            # A health probe, or somebody who changed his mind: nothing to say, to him or in the log.
+            connected.do_handshake()
+        except ssl.SSLWantReadError:
+            self._selector.modify(connected, selectors.EVENT_READ, again)
+        except ssl.SSLWantWriteError:
+            self._selector.modify(connected, selectors.EVENT_WRITE, again)
+        except (ssl.SSLEOFError, ConnectionError):
             self._close(peer)
-        elif not peer.is_acceptable:
-            _log.warning("not an association request", peer=peer.address[0])
-            self._turn_away(peer, ABORTED)
-        elif len(peer.received) == peer.length:
-            self._associate(peer)
+        except OSError as failure:
+            self._warn("TLS handshake failed", peer, reason=reason_of(failure))
+            self._turn_away(peer, b"")
+        else:
+            peer.chain = tls.chain(connected)
+            self._selector.modify(connected, selectors.EVENT_READ, partial(self._listen, peer))
+            self._listen(peer)
+
+    def _listen(self, peer: _Peer) -> None:
+        # Until nothing comes: what TLS has decrypted already wakes nobody.
+        while not peer.is_closed:
+            try:
+                more = peer.connected.recv(peer.length - len(peer.received))
+            except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+                return
+            except OSError:
+                more = b""
+            peer.received += more
+            if not more or peer.received[0] == ABORT:
+                # A health probe, or somebody who changed his mind: nothing to say, to him or in the log.
+                self._close(peer)
+            elif not peer.is_acceptable:
+                self._warn("not an association request", peer)
+                self._turn_away(peer, ABORTED)
+                return
+            elif len(peer.received) == peer.length:
+                self._associate(peer)
+                return
 
     def _associate(self, peer: _Peer) -> None:
+        call = peer.call
+        if refusal := self.entrance.callers.refusal(call):
+            self._warn(
+                f"rejected an association: {refusal.value}",
+                peer,
+                calling_ae_title=call.calling_ae_title,
+                called_ae_title=call.called_ae_title,
+            )
+            self._turn_away(peer, refusal.answer)
+            return
         if not self._has_room:
-            _log.warning("rejected an association: as many as may be are open", peer=peer.address[0])
+            self._warn("rejected an association: as many as may be are open", peer)
             self._turn_away(peer, LOCAL_LIMIT_EXCEEDED)
             return
         try:
@@ -208,8 +310,9 @@ class Reception(AssociationServer):
     def _turn_away(self, peer: _Peer, answer: bytes) -> None:
         """Answer, and leave it to the peer to close, for a moment: else what it still sends undoes our answer."""
         with suppress(OSError):
-            peer.connected.send(answer)
-            peer.connected.shutdown(socket.SHUT_WR)
+            if answer:
+                peer.connected.send(answer)
+        shut_down(peer.connected)
         self._forget(peer)
         if len(self._leaving) >= _LEAVING:
             self._close(next(iter(self._leaving.values())))
@@ -245,15 +348,21 @@ class Reception(AssociationServer):
 
     def _seconds_left(self) -> float | None:
         first = [next(iter(each.values())).deadline for each in (self._half_open, self._leaving) if each]
-        return max(min(first) - time.monotonic(), 0) if first else None
+        left = [max(min(first) - time.monotonic(), 0)] if first else []
+        unsaid = self.sparing.seconds_left
+        return min(left if unsaid is None else [*left, unsaid], default=None)
 
     def _expire(self) -> None:
         now = time.monotonic()
         for peers in (self._half_open, self._leaving):
             while peers and (peer := next(iter(peers.values()))).deadline <= now:
                 if peers is self._half_open:
-                    _log.warning("no association request in time", peer=peer.address[0])
+                    self._warn("no association request in time", peer)
                 self._close(peer)
+        self.sparing.flush()
+
+    def _warn(self, event: str, peer: _Peer, **details: object) -> None:
+        self.sparing.warning(event, str(peer.address[0]), **details)
 
 
 class _Handler(RequestHandler):

@@ -1,11 +1,11 @@
 """The DICOM listener: C-ECHO and C-STORE as a Service Class Provider (PS3.4 Annexes A and B)."""
 
-import socket
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
@@ -29,12 +29,14 @@ from pynetdicom.events import Event
 from meddaemon.domain.commitment import STORAGE_COMMITMENT_PUSH_MODEL
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from meddaemon.ingest.callers import Caller, Callers
 from meddaemon.ingest.commitment import PROCESSING_FAILURE, CommitmentProvider
 from meddaemon.ingest.receive import Incoming
-from meddaemon.ingest.reception import Reception
+from meddaemon.ingest.reception import Entrance, Reception
 from meddaemon.ingest.statuses import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCCESS
 from meddaemon.ingest.upper_layer import Limits
 from meddaemon.telemetry import log
+from meddaemon.tls import Identity, ServerTls, TlsUnusable, certificates
 
 NO_SUCH_SOP_CLASS = 0x0118
 """PS3.7 C.5.17: No Such SOP Class."""
@@ -64,8 +66,26 @@ _config.LOG_HANDLER_LEVEL = "none"
 
 
 @dataclass(frozen=True, kw_only=True)
+class TlsSettings:
+    """How TLS is spoken: on which port, who we are, and who vouches for those who call, as PEM files.
+
+    `own` names the files for those AE titles that have one of their own, which then alone counts for them.
+    """
+
+    port: int
+    identity: Identity
+    trusted: Path | None = None
+    own: Mapping[str, Path] = field(default_factory=dict)
+    required: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
 class ListenerSettings:
-    """How the listener presents itself; empty tuples mean that everybody is accepted. Times in seconds."""
+    """How the listener presents itself, and who may call; times in seconds.
+
+    `plain` is whether there is a port for connections without TLS. With `everyone`, also callers that are not listed
+    are served, under whatever name they call; `called_ae_titles` are the names that we have besides `ae_title`.
+    """
 
     ae_title: str
     host: str
@@ -75,8 +95,11 @@ class ListenerSettings:
     idle_timeout_seconds: float
     association_timeout_seconds: float
     message_timeout_seconds: float
-    require_called_ae_title: bool = False
-    calling_ae_titles: tuple[str, ...] = ()
+    everyone: bool = True
+    callers: tuple[Caller, ...] = ()
+    called_ae_titles: tuple[str, ...] = ()
+    plain: bool = True
+    tls: TlsSettings | None = None
 
 
 class Listener:
@@ -91,8 +114,9 @@ class Listener:
         """Bind and listen; every object goes to `take`, which may raise RefusedInstance.
 
         Storage commitment is offered where somebody provides it. Raises OSError when the address is taken or not
-        ours.
+        ours, TlsUnusable.
         """
+        self._settings = settings
         self._take = take
         self._commitment = commitment
         entity = AE(ae_title=settings.ae_title)
@@ -103,8 +127,6 @@ class Listener:
         entity.network_timeout = settings.idle_timeout_seconds
         entity.acse_timeout = settings.association_timeout_seconds
         entity.dimse_timeout = settings.message_timeout_seconds
-        entity.require_called_aet = settings.require_called_ae_title
-        entity.require_calling_aet = list(settings.calling_ae_titles)
         entity.add_supported_context(VERIFICATION)
         for context in AllStoragePresentationContexts:
             entity.add_supported_context(str(context.abstract_syntax), _SYNTAXES)
@@ -113,17 +135,20 @@ class Listener:
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_N_ACTION, self._act),
             (evt.EVT_C_STORE, self._store),
-            (evt.EVT_REJECTED, _rejected),
-            (evt.EVT_ABORTED, _aborted),
+            (evt.EVT_REJECTED, self._rejected),
+            (evt.EVT_ABORTED, self._aborted),
         ]
         self._entity = entity
         server = entity.make_server(
-            (settings.host, settings.port),
+            (settings.host, settings.tls.port if settings.tls and not settings.plain else settings.port),
             evt_handlers=handlers,
             server_class=Reception,
             limits=Limits(pdu_bytes=settings.maximum_pdu_bytes, pdu_seconds=settings.message_timeout_seconds),
             maximum_associations=settings.maximum_associations,
             association_seconds=settings.association_timeout_seconds,
+            entrance=_entrance(settings),
+            plain=settings.plain,
+            tls_port=settings.tls.port if settings.tls else None,
         )
         self._server = cast("Reception", server)
         cast("list[Reception]", entity._servers).append(self._server)
@@ -131,14 +156,38 @@ class Listener:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port that were bound; the port is the system's choice where 0 was asked for."""
+        """Host and port that were bound; the port is the system's choice where 0 was asked for.
+
+        Where there are two, the one without TLS.
+        """
         host, port = self._server.server_address[:2]
         return str(host), int(port)
+
+    @property
+    def tls_address(self) -> tuple[str, int] | None:
+        """Host and port that were bound for TLS, if any."""
+        return self._server.tls_address
+
+    @property
+    def tls_expires_at(self) -> datetime | None:
+        """When the certificate ends that we show, if any."""
+        tls = self._server.entrance.tls
+        return tls.expires_at if tls else None
 
     @property
     def associations(self) -> int:
         """Number of associations that are open now."""
         return len(self._server.associations)
+
+    def reload(self) -> None:
+        """Read certificates and keys anew, for connections from now on; files that are no good leave all as it is.
+
+        Raises TlsUnusable, also where ours has expired and the one in use has not.
+        """
+        entrance, before = _entrance(self._settings), self.tls_expires_at
+        if entrance.tls and before and entrance.tls.expires_at <= datetime.now(UTC) < before:
+            raise TlsUnusable("the certificate has expired already")
+        self._server.entrance = entrance
 
     def stop_accepting(self) -> None:
         """Take no further association; open ones go on."""
@@ -148,11 +197,8 @@ class Listener:
         """Stop serving and abort what is still open."""
         self.stop_accepting()
         for association in self._server.associations:
-            connection = association.dul.socket
-            if connection is not None and connection.socket is not None:
-                # A thread that waits for the rest of a PDU hears of nothing else than the end of what it reads.
-                with suppress(OSError):
-                    connection.socket.shutdown(socket.SHUT_RD)
+            # A thread that waits for the rest of a PDU hears of nothing else than the end of what it reads.
+            association.dul.interrupt()
         self._entity.shutdown()
 
     def __enter__(self) -> Self:
@@ -204,10 +250,30 @@ class Listener:
             return PROCESSING_FAILURE, None
         return status, None
 
+    def _rejected(self, event: Event) -> None:
+        self._server.sparing.warning("rejected an association", str(event.assoc.requestor.address))
 
-def _rejected(event: Event) -> None:
-    _log.warning("rejected an association", peer=event.assoc.requestor.address)
+    def _aborted(self, event: Event) -> None:
+        self._server.sparing.warning("association aborted", str(event.assoc.requestor.address))
 
 
-def _aborted(event: Event) -> None:
-    _log.warning("association aborted", peer=event.assoc.requestor.address)
+def _entrance(settings: ListenerSettings) -> Entrance:
+    """Return who is let in, certificates read. Raises TlsUnusable."""
+    tls = settings.tls
+    callers = {caller.ae_title: caller for caller in settings.callers}
+    if tls is not None:
+        for ae_title, file in tls.own.items():
+            known = callers.get(ae_title, Caller(ae_title=ae_title))
+            callers[ae_title] = replace(known, certificates=certificates(file))
+    trusted = tls.trusted if tls else None
+    return Entrance(
+        callers=Callers(
+            everyone=settings.everyone,
+            ae_titles=frozenset({settings.ae_title, *settings.called_ae_titles}),
+            known=callers,
+            certificates=certificates(trusted) if trusted else frozenset(),
+        ),
+        tls=ServerTls(tls.identity, [*([trusted] if trusted else ()), *tls.own.values()], required=tls.required)
+        if tls
+        else None,
+    )

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from ssl import SSLContext
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
@@ -14,6 +15,7 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from meddaemon.tls import Identity, TlsUnusable, client_context
 
 VERIFICATION = "1.2.840.10008.1.1"
 """Verification SOP Class (PS3.4 Annex A)."""
@@ -22,6 +24,15 @@ MAXIMUM_CONTEXTS = 128
 
 # Files go out byte for byte, in pieces, instead of being decoded and encoded again.
 _config.STORE_SEND_CHUNKED_DATASET = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientTls:
+    """Who we are and who vouches for the remote AE; `check_name`: it must prove its host name (PEM files)."""
+
+    identity: Identity | None
+    trusted: Path
+    check_name: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +46,7 @@ class RemoteEntity:
     connection_timeout_seconds: float = 10.0
     association_timeout_seconds: float = 30.0
     response_timeout_seconds: float = 60.0
+    tls: ClientTls | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,10 +212,12 @@ def associate(
             ae_title=remote.ae_title,
             max_pdu=0x20000,
             ext_neg=list(roles),
+            tls_args=_tls_args(remote),
         )
-    except (OSError, ValueError) as failure:
-        # A host name that cannot be resolved, or cannot be a host name.
-        return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {type(failure).__name__}")
+    except (OSError, ValueError, TlsUnusable) as failure:
+        # A host name that cannot be resolved, or cannot be a host name; certificates that cannot be used.
+        reason = str(failure) if isinstance(failure, TlsUnusable) else type(failure).__name__
+        return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {reason}")
     if association.is_established:
         return association, Problem(verdict=Verdict.TRY_AGAIN, reason="")
     if association.is_rejected:
@@ -221,6 +235,12 @@ def associate(
     if association.is_aborted:
         return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} aborted, or nobody listens there")
     return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} does not answer")
+
+
+def _tls_args(remote: RemoteEntity) -> tuple[SSLContext, str] | None:
+    """Return what pynetdicom wants for TLS; files are read each time, so that those that were exchanged count."""
+    tls = remote.tls
+    return tls if tls is None else (client_context(tls.identity, tls.trusted, check_name=tls.check_name), remote.host)
 
 
 def _printable(text: str) -> str:

@@ -162,13 +162,10 @@ def test_the_variable_names_the_file_and_the_argument_goes_over_it(folder: Path)
     [
         ("LISTENER__PORT", "0", lambda it: it.listener.port, 0),
         ("LISTENER__AE_TITLE", "12", lambda it: it.listener.ae_title, "12"),
-        ("LISTENER__REQUIRE_CALLED_AE_TITLE", "true", lambda it: it.listener.require_called_ae_title, True),
-        (
-            "LISTENER__ACCEPT_CALLING_AE_TITLES",
-            '["A", "B"]',
-            lambda it: it.listener.accept_calling_ae_titles,
-            ("A", "B"),
-        ),
+        ("LISTENER__ACCEPT", "listed", lambda it: it.listener.accept, "listed"),
+        ("LISTENER__LABELS", '{R = "research"}', lambda it: it.listener.labels, {"R": "research"}),
+        ("LISTENER__TRANSPORTS", '["plain"]', lambda it: it.listener.transports, ("plain",)),
+        ("TLS__CLIENT_CERTIFICATES", "optional", lambda it: it.tls.client_certificates, "optional"),
         ("COMPLETENESS__QUIET_SECONDS", "1.5", lambda it: it.completeness.quiet_seconds, 1.5),
         ("LOGGING__LEVEL", "debug", lambda it: it.logging.level, "debug"),
         ("LOGGING__LEVEL", "", lambda it: it.logging.level, "warning"),

@@ -446,7 +446,7 @@ def test_only_those_who_may_call_are_accepted(tmp_path: Path) -> None:
     home = Home.make(tmp_path)
     home.config.write_text(
         home.config.read_text().replace(
-            "port = 0", 'port = 0\nrequire_called_ae_title = true\naccept_calling_ae_titles = ["CT1"]'
+            "port = 0", 'port = 0\naccept = "listed"\n[[peers]]\nae_title = "CT1"'
         )
     )
     with home.running("listen") as role:
