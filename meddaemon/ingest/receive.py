@@ -23,6 +23,7 @@ from meddaemon.ingest.statuses import (
     DOES_NOT_MATCH_SOP_CLASS,
     INVALID_SOP_INSTANCE,
     OUT_OF_RESOURCES,
+    SOP_CLASS_NOT_SUPPORTED,
 )
 from meddaemon.ingest.store import InstanceStore, Stored
 from meddaemon.telemetry import log
@@ -38,7 +39,8 @@ Header = Mapping[str, tuple[str, ...]]
 class Incoming:
     """One object as it came: the encoded data set, as bytes or collected, and what the sender said about it.
 
-    `sop_class_uid` and `sop_instance_uid` are those of the C-STORE command, or of the file meta group.
+    `sop_class_uid` and `sop_instance_uid` are those of the C-STORE command, or of the file meta group;
+    `abstract_syntax_uid` is the SOP class that was agreed on, empty where nothing was.
     """
 
     data: scan.Encoded = b""
@@ -46,6 +48,7 @@ class Incoming:
     transfer_syntax_uid: str
     sop_class_uid: str
     sop_instance_uid: str
+    abstract_syntax_uid: str = ""
     calling_ae_title: str = ""
     called_ae_title: str = ""
 
@@ -84,8 +87,10 @@ class Receiver:
 
     def examine(self, incoming: Incoming) -> Header:
         """Return the header of an object that is whole and is what its sender says. Raises RefusedInstance."""
-        _require_uid("SOP Instance UID", incoming.sop_instance_uid)
+        _require_uid("SOP Instance UID", incoming.sop_instance_uid, absent=INVALID_SOP_INSTANCE)
         _require_uid("SOP Class UID", incoming.sop_class_uid)
+        if incoming.abstract_syntax_uid not in {"", normal(incoming.sop_class_uid)}:
+            raise RefusedInstance(SOP_CLASS_NOT_SUPPORTED, "the SOP class is not the presentation context's")
         if not is_uid(incoming.transfer_syntax_uid):
             raise RefusedInstance(CANNOT_UNDERSTAND, "the transfer syntax is not a UID")
         try:
@@ -247,10 +252,10 @@ def tell_of_conflict(registration: instances.Registration) -> None:
         )
 
 
-def _require_uid(name: str, uid: str) -> None:
+def _require_uid(name: str, uid: str, *, absent: int = DOES_NOT_MATCH_SOP_CLASS) -> None:
     """UIDs are digits and dots, at most 64 (PS3.5 9.1); leading zeros occur in real data and harm nobody."""
     if not uid:
-        raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, f"the data set has no {name}")
+        raise RefusedInstance(absent, f"there is no {name}")
     if not is_uid(normal(uid)):
         raise RefusedInstance(INVALID_SOP_INSTANCE, f"the {name} is not a UID")
 

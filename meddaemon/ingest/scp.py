@@ -213,15 +213,16 @@ class Listener:
         """Answer one C-STORE request (PS3.4 B.2); Success says that the object would survive a power loss."""
         request = cast("C_STORE", event.request)
         requested = event.assoc.requestor.primitive
-        if request.DataSet is None or request.AffectedSOPInstanceUID is None or requested is None:
+        if request.DataSet is None or requested is None:
             return CANNOT_UNDERSTAND
         try:
             self._take(
                 Incoming(
                     data=request.DataSet.getvalue(),
                     transfer_syntax_uid=str(event.context.transfer_syntax),
-                    sop_class_uid=str(request.AffectedSOPClassUID),
-                    sop_instance_uid=str(request.AffectedSOPInstanceUID),
+                    sop_class_uid=str(request.AffectedSOPClassUID or ""),
+                    sop_instance_uid=str(request.AffectedSOPInstanceUID or ""),
+                    abstract_syntax_uid=str(event.context.abstract_syntax),
                     calling_ae_title=str(event.assoc.requestor.ae_title).strip(),
                     called_ae_title=str(requested.called_ae_title).strip(),
                 )

@@ -23,12 +23,13 @@ from pynetdicom import evt
 from pynetdicom._globals import MODE_ACCEPTOR
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
-from pynetdicom.dimse_messages import C_STORE_RQ
+from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dul import DULServiceProvider
 from pynetdicom.pdu_primitives import P_DATA
 from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket
 
+from meddaemon.ingest import dispatch
 from meddaemon.telemetry import log
 
 REQUEST_BYTES = 2**19
@@ -42,6 +43,10 @@ _PDV_HEADER = struct.Struct(">LBB")
 _COMMAND, _LAST = 0x01, 0x02
 _TYPES = range(0x01, 0x08)
 _DISCARDED_BYTES = 2**20
+_COMMAND_BYTES = 2**16
+"""The longest command set that is read: the longest that is right takes less than a thousand bytes."""
+_QUESTION_BYTES = 2**24
+"""The longest data set of a request that stores nothing: a request to commit to 60 000 instances takes 8 MB."""
 _LINGER_SECONDS = 1.0
 _TLS_RECORD_BYTES = 2**14
 """The most that one record holds (RFC 8446 5.1): who reads so much leaves nothing behind in the library."""
@@ -119,6 +124,9 @@ class AcceptorAssociation(Association):
             elif self.dul.idle_timer_expired():
                 _log.warning("nothing heard for too long", peer=self.requestor.address)
                 self.abort()
+
+    def _serve_request(self, msg: Any, context_id: int) -> None:
+        dispatch.serve(self, msg, context_id)
 
     def _serve_waiting(self) -> None:
         while not self._kill:
@@ -297,6 +305,7 @@ class Provider(DULServiceProvider):
         provider = self.assoc.dimse
         for context_id, control, fragment in list(_presentation_data_values(body)):
             message = provider.message
+            _refuse_disorder(message, context_id, control, len(fragment))
             if isinstance(message, C_STORE_RQ) and message.data_set is not None and not control & _COMMAND:
                 message.data_set.write(fragment)
                 if not control & _LAST:
@@ -511,6 +520,22 @@ def discard(connected: socket.socket) -> None:
             if not more:
                 return
             read += more
+
+
+def _refuse_disorder(message: DIMSEMessage | None, context_id: int, control: int, size: int) -> None:
+    """Raise ValueError where a fragment is not the next of its message, or makes it longer than there is reason for."""
+    if message is None or type(message) is DIMSEMessage:
+        if not control & _COMMAND:
+            raise ValueError("a data set without its command set")
+        if (message.encoded_command_set.tell() if message else 0) + size > _COMMAND_BYTES:
+            raise ValueError("a command set without end")
+        return
+    if control & _COMMAND or context_id != message.context_id:
+        raise ValueError("a fragment of another message before the end of this one")
+    # Objects may be as long as they like. What else has a data set is decoded at once, in memory.
+    held = 0 if isinstance(message, C_STORE_RQ) or message.data_set is None else message.data_set.tell() + size
+    if held > _QUESTION_BYTES:
+        raise ValueError("a data set of a question without end")
 
 
 def _presentation_data_values(body: bytearray) -> Iterator[tuple[int, int, memoryview]]:
