@@ -250,6 +250,7 @@ def test_text_that_a_hostile_header_carries_is_kept(database: Database) -> None:
 # --- due ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(82)
 def test_a_study_is_due_once_it_has_been_quiet(database: Database) -> None:
     waiting = register(database, received("a"), quiet_seconds=3600).study_id
     assert _due(database) is None
@@ -323,6 +324,7 @@ def test_what_was_decided_and_its_job_are_there_together_or_not(
     assert pipeline.admit(database, configured) == 0
 
 
+@pytest.mark.fault(79)
 def test_a_late_instance_replaces_the_work_on_what_was_there(
     database: Database, settings: Callable[[str], Settings]
 ) -> None:

@@ -22,7 +22,9 @@ class Fault:
 
 FAULTS: dict[int, Fault] = {
     # Network and association.
-    1: Fault("connections that only probe the port", "cost neither thread nor place; the next caller is served at once"),
+    1: Fault(
+        "connections that only probe the port", "cost neither thread nor place; the next caller is served at once"
+    ),
     2: Fault("a peer that connects and is silent", "ended at the deadline of the request"),
     3: Fault("a peer that stops within the first header", "ended at the deadline of the request"),
     4: Fault("a peer that stops within its request", "ended at the deadline of the request"),
@@ -32,7 +34,9 @@ FAULTS: dict[int, Fault] = {
     8: Fault("half-open peers that never hang up", "their places come back by themselves"),
     9: Fault("many more associations than may be", "the surplus is rejected within a second (2, 3, 2)"),
     10: Fault("an association that says nothing", "aborted at the idle timer, by the monotonic clock"),
-    11: Fault("hundreds of associations one after the other", "threads, descriptors and memory back to where they were"),
+    11: Fault(
+        "hundreds of associations one after the other", "threads, descriptors and memory back to where they were"
+    ),
     12: Fault("another protocol on our port", "A-ABORT and an end within a second"),
     13: Fault("a request of 4 GiB", "refused by its length field"),
     14: Fault("a P-DATA PDU of 2 GiB", "refused: longer than negotiated"),
@@ -82,7 +86,9 @@ FAULTS: dict[int, Fault] = {
     56: Fault("another encoding than negotiated", "C000"),
     57: Fault("command or file meta elements in a data set", "C000"),
     58: Fault("a character set that nobody knows, bytes that are no text", "kept bit for bit, shown with replacements"),
-    59: Fault("control characters, markup and SQL in texts", "kept bit for bit; one line in the log, escaped when shown"),
+    59: Fault(
+        "control characters, markup and SQL in texts", "kept bit for bit; one line in the log, escaped when shown"
+    ),
     60: Fault("a name of 60 kB", "kept bit for bit; the index keeps as much as it may"),
     61: Fault("numbers and dates that are none", "kept bit for bit; the worker refuses them with a reason"),
     62: Fault("a patient that is not named", "kept; held or let through, as the settings say"),
@@ -108,12 +114,16 @@ FAULTS: dict[int, Fault] = {
     81: Fault("other demographics within a study", "the study is held until somebody has looked"),
     82: Fault("a study of which the rest never comes", "closed after its quiet time; rules see how much there is"),
     # Geometry and meaning of a series.
-    83: Fault("a gap, a repeated or shifted plane, planes in any order", "refused with the reason; order does not matter"),
+    83: Fault(
+        "a gap, a repeated or shifted plane, planes in any order", "refused with the reason; order does not matter"
+    ),
     84: Fault("several orientations or a localizer in a series", "never one volume; localizers reach no model"),
     85: Fault("gantry tilt, pixels that are not square", "the true affine, or refused"),
     86: Fault("no or zero spacing", "refused with the reason, never assumed"),
     87: Fault("rescale that differs by plane, inverse grey", "applied plane by plane; inverse grey is refused"),
-    88: Fault("signed and unsigned, stray bits, padding", "decoded by the header of each plane; contradictions refused"),
+    88: Fault(
+        "signed and unsigned, stray bits, padding", "decoded by the header of each plane; contradictions refused"
+    ),
     89: Fault("enhanced and classic forms of one volume", "the same voxels"),
     90: Fault("left and right, another frame of reference", "results lie where the images say; mixtures refused"),
     91: Fault("another body part or modality, too few planes", "not sent to the model, and why is told"),
@@ -147,7 +157,7 @@ FAULTS: dict[int, Fault] = {
 }
 
 
-def tests_by_fault() -> dict[int, list[str]]:
+def by_fault() -> dict[int, list[str]]:
     """Return the tests that say which fault they show, by its number."""
     found: dict[int, list[str]] = {}
     for path in sorted(TESTS.rglob("test_*.py")):
@@ -169,7 +179,7 @@ def _marked(module: ast.Module) -> Iterator[tuple[str, list[int]]]:
 
 def main() -> None:
     """Print every fault with what we do, and its tests."""
-    tests = tests_by_fault()
+    tests = by_fault()
     for number, fault in FAULTS.items():
         print(f"{number:3} {fault.title}: {fault.answer}")
         for test in tests.get(number, ["(no test yet)"]):

@@ -67,6 +67,7 @@ def boxes(draw: st.DrawFn) -> list[Plane]:
     )
 
 
+@pytest.mark.fault(83)
 @given(box=boxes(), data=st.data())
 def test_any_order_of_arrival_gives_the_same_grid(box: list[Plane], data: st.DataObject) -> None:
     shuffled = data.draw(st.permutations(box))
@@ -77,6 +78,7 @@ def test_any_order_of_arrival_gives_the_same_grid(box: list[Plane], data: st.Dat
     assert [shuffled[i].sop_instance_uid for i in order] == [box[i].sop_instance_uid for i in straight]
 
 
+@pytest.mark.fault(85, 90)
 @given(box=boxes())
 def test_the_grid_puts_every_voxel_where_dicom_puts_it(box: list[Plane]) -> None:
     geometry, order = arrange(box)
@@ -98,6 +100,7 @@ def test_the_grid_puts_every_voxel_where_dicom_puts_it(box: list[Plane]) -> None
     assert np.linalg.det(geometry.affine_lps[:3, :3]) < 0
 
 
+@pytest.mark.fault(83)
 @given(box=boxes(), step=st.integers(1, 38))
 def test_a_missing_plane_is_a_gap(box: list[Plane], step: int) -> None:
     if len(box) < 4 or step > len(box) - 2:
@@ -109,6 +112,7 @@ def test_a_missing_plane_is_a_gap(box: list[Plane], step: int) -> None:
     assert refusal.value.sop_instance_uid == f"1.2.{step + 2}"
 
 
+@pytest.mark.fault(83)
 @given(box=boxes(), which=st.integers(0, 39))
 def test_a_plane_sent_twice_is_a_duplicate(box: list[Plane], which: int) -> None:
     source = box[which % len(box)]
@@ -119,6 +123,7 @@ def test_a_plane_sent_twice_is_a_duplicate(box: list[Plane], which: int) -> None
     assert {refusal.value.sop_instance_uid, refusal.value.numbers["twin"]} == {"1.2.999", source.sop_instance_uid}
 
 
+@pytest.mark.fault(85)
 @given(box=boxes(), degrees=st.floats(1.0, 40.0), rotation=rotations())
 def test_a_tilted_gantry_is_seen_at_any_angle(box: list[Plane], degrees: float, rotation: np.ndarray) -> None:
     sideways = np.array(box[0].orientation[3:])
@@ -149,6 +154,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.fault(83, 84, 86, 90, 91, 92)
 @pytest.mark.parametrize("reason", REFUSED)
 def test_refusals_name_their_reason_and_instance(reason: str) -> None:
     with pytest.raises(UnsoundVolume) as refusal:

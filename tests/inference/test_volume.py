@@ -118,6 +118,7 @@ def test_order_of_files_does_not_matter(tmp_path: Path) -> None:
     assert found.geometry.sop_instance_uids == expected.geometry.sop_instance_uids
 
 
+@pytest.mark.fault(87)
 def test_rescale_is_applied_plane_by_plane(tmp_path: Path) -> None:
     datasets = slices()
     for index, dataset in enumerate(datasets):
@@ -126,6 +127,7 @@ def test_rescale_is_applied_plane_by_plane(tmp_path: Path) -> None:
     assert volume.voxels[:, 0, 1].tolist() == [-1023, -822, -421, 180]
 
 
+@pytest.mark.fault(89)
 def test_enhanced_multi_frame_equals_its_classic_twin(tmp_path: Path) -> None:
     datasets = slices()
     for index, dataset in enumerate(datasets):
@@ -138,6 +140,7 @@ def test_enhanced_multi_frame_equals_its_classic_twin(tmp_path: Path) -> None:
     assert multi.geometry.frame_numbers == (4, 3, 2, 1)
 
 
+@pytest.mark.fault(88)
 def test_signed_values_and_stray_high_bits(tmp_path: Path) -> None:
     datasets = slices()
     for dataset in datasets:
@@ -177,6 +180,7 @@ def sources(volume: Volume, paths: list[Path]) -> list[Path]:
     return [by_uid[uid] for uid in volume.geometry.sop_instance_uids]
 
 
+@pytest.mark.fault(85, 90)
 @pytest.mark.shared
 @pytest.mark.parametrize(
     "series", ["series/mr_brain_sag_anon", "series/ct_chest_P001", "derived/japanese_name", "nonimage/ct-3slice"]
@@ -239,6 +243,7 @@ SHARED_REFUSALS = {
 }
 
 
+@pytest.mark.fault(83, 85, 92)
 @pytest.mark.shared
 @pytest.mark.parametrize("name", SHARED_REFUSALS)
 def test_real_files_are_refused_by_name(shared_dicom: Path, name: str) -> None:
@@ -306,6 +311,7 @@ EDITS: dict[str, tuple[Edit, type[InputRefused], str]] = {
 }
 
 
+@pytest.mark.fault(84, 86, 87, 88)
 @pytest.mark.parametrize("name", EDITS)
 def test_one_bad_instance_refuses_the_series(tmp_path: Path, name: str) -> None:
     edit, kind, reason = EDITS[name]

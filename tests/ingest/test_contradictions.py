@@ -38,6 +38,7 @@ def _kinds(*headers: Header, shared: Mapping[str, list[str]] | None = None, apar
     return [each.kind for each in found]
 
 
+@pytest.mark.fault(81)
 @pytest.mark.parametrize(
     ("keyword", "one", "other"),
     [

@@ -158,6 +158,7 @@ MALFORMED = {
 }
 
 
+@pytest.mark.fault(32, 34, 35, 37)
 @pytest.mark.parametrize("name", MALFORMED)
 def test_malformed_fragments_end_the_association_and_nothing_is_taken(
     both: tuple[Receiver, Receiver], name: str
@@ -171,6 +172,7 @@ def test_malformed_fragments_end_the_association_and_nothing_is_taken(
     assert our.taken == []
 
 
+@pytest.mark.fault(33)
 def test_an_unknown_context_is_aborted(both: tuple[Receiver, Receiver]) -> None:
     our, _ = both
     our.taken.clear()
@@ -181,6 +183,7 @@ def test_an_unknown_context_is_aborted(both: tuple[Receiver, Receiver]) -> None:
     assert our.taken == []
 
 
+@pytest.mark.fault(40)
 def test_an_abort_in_the_middle_of_a_data_set_leaves_nothing(both: tuple[Receiver, Receiver]) -> None:
     our, _ = both
     our.taken.clear()

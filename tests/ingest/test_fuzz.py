@@ -147,6 +147,7 @@ def assert_kept(home: Home, acknowledged: dict[str, bytes]) -> None:
         assert hashlib.sha256(data).digest() in kept, f"{uid} was acknowledged and is not kept as it was sent"
 
 
+@pytest.mark.fault(66)
 def test_hostile_data_sets(home: Home, listener: Role) -> None:
     chance = random.Random(SEED)
     port = listener.port()
@@ -188,6 +189,7 @@ def _any_pdus(chance: random.Random) -> bytes:
     return chance.choice(kinds)()
 
 
+@pytest.mark.fault(25)
 def test_hostile_conversations(home: Home, listener: Role) -> None:
     chance = random.Random(SEED + 1)
     port = listener.port()
@@ -203,6 +205,7 @@ def test_hostile_conversations(home: Home, listener: Role) -> None:
     assert_alive(listener, port)
 
 
+@pytest.mark.fault(47)
 def test_hostile_messages(home: Home, listener: Role) -> None:
     """P-DATA in an association that stands: fragments, command sets and headers with things wrong."""
     chance = random.Random(SEED + 2)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from encoded import written
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
@@ -34,6 +35,7 @@ def _state(home: Home) -> StudyState:
     return StudyState(study.state)
 
 
+@pytest.mark.fault(81)
 def test_a_study_of_two_patients_is_held_until_it_is_released(tmp_path: Path) -> None:
     """Fault 81."""
     home = Home.make(tmp_path, quiet_seconds=0.5)

@@ -6,23 +6,27 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import wire
+from listening import (
+    PDU_BYTES,
+    SERVED_SECONDS,
+    Taken,
+    assert_ended,
+    assert_served,
+    associated,
+    descriptors,
+    drip,
+    listening,
+    port_of,
+)
 from running import wait_until
 from scanner import scanner
-from wire import ABORT, ASSOCIATE_AC, ASSOCIATE_RJ, RELEASE_RP, Peer, associate_request
-
-from meddaemon.domain.errors import RefusedInstance
-from meddaemon.ingest.receive import Incoming
-from meddaemon.ingest.scp import Listener, ListenerSettings
-
-PDU_BYTES = 16_384
-SERVED_SECONDS = 3.0
-"""Within what a healthy peer is served beside all others: generous, this machine may be busy."""
+from wire import ABORT, ASSOCIATE_AC, ASSOCIATE_RJ, Peer, associate_request
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -33,78 +37,6 @@ def descriptors_enough() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-class Taken:
-    """What the listener took; the test may hold it up."""
-
-    def __init__(self) -> None:
-        self.objects: list[Incoming] = []
-        self.go = threading.Event()
-        self.go.set()
-
-    def __call__(self, incoming: Incoming) -> None:
-        assert self.go.wait(60)
-        if incoming.sop_instance_uid == "2.25.666":
-            raise RefusedInstance(0xA700, "not this one")
-        self.objects.append(incoming)
-
-
-@contextmanager
-def listening(
-    take: Callable[[Incoming], object] | None = None,
-    *,
-    maximum_associations: int = 5,
-    association_seconds: float = 30.0,
-    idle_seconds: float = 30.0,
-) -> Iterator[Listener]:
-    settings = ListenerSettings(
-        ae_title="MEDDAEMON",
-        host="127.0.0.1",
-        port=0,
-        maximum_associations=maximum_associations,
-        maximum_pdu_bytes=PDU_BYTES,
-        idle_timeout_seconds=idle_seconds,
-        association_timeout_seconds=association_seconds,
-        message_timeout_seconds=idle_seconds,
-    )
-    with Listener(settings, take or Taken()) as listener:
-        yield listener
-
-
-def port_of(listener: Listener) -> int:
-    return listener.address[1]
-
-
-def descriptors() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def assert_served(port: int) -> None:
-    """Assert that a C-ECHO is answered as if nobody else were there."""
-    begun = time.monotonic()
-    with Peer(port) as peer:
-        assert peer.associate() == ASSOCIATE_AC
-        assert peer.echo() == 0
-        assert peer.release() == RELEASE_RP
-    assert time.monotonic() - begun < SERVED_SECONDS
-
-
-def assert_ended(peer: Peer, within: float) -> list[int]:
-    """Assert that the listener ends the connection in time; return the types of the PDUs it sent before."""
-    peer.socket.settimeout(within)
-    begun = time.monotonic()
-    said = []
-    while kind := peer.receive()[0]:
-        said.append(kind)
-    assert time.monotonic() - begun < within
-    return said
-
-
-def drip(peer: Peer, data: bytes) -> None:
-    for byte in data:
-        peer.send(bytes([byte]))
-        threading.Event().wait(0.02)
 
 
 # --- those who do not get as far as an association ----------------------------------------------------------------
@@ -118,6 +50,7 @@ HALF = {
 }
 
 
+@pytest.mark.fault(2, 3, 4, 6)
 @pytest.mark.parametrize("said", HALF.values(), ids=HALF)
 def test_a_half_open_peer_is_ended_at_its_deadline(said: bytes) -> None:
     with listening(association_seconds=0.5) as listener, Peer(port_of(listener)) as peer:
@@ -126,6 +59,7 @@ def test_a_half_open_peer_is_ended_at_its_deadline(said: bytes) -> None:
         assert assert_ended(peer, 10) == []
 
 
+@pytest.mark.fault(5)
 def test_a_request_that_drips_is_ended_at_the_same_deadline() -> None:
     with listening(association_seconds=0.5) as listener, Peer(port_of(listener)) as peer:
         begun = time.monotonic()
@@ -134,6 +68,7 @@ def test_a_request_that_drips_is_ended_at_the_same_deadline() -> None:
         assert time.monotonic() - begun < 5
 
 
+@pytest.mark.fault(7)
 def test_hundreds_of_half_open_peers_take_nobody_s_place() -> None:
     threads, files = threading.active_count(), descriptors()
     with listening(maximum_associations=2) as listener, ExitStack() as peers:
@@ -157,6 +92,7 @@ def test_more_half_open_peers_than_may_be_make_room_for_the_next() -> None:
         assert held[-1].receive()[0] == ASSOCIATE_AC
 
 
+@pytest.mark.fault(1)
 def test_health_probes_cost_nothing_and_nobody_hears_of_them(capfd: pytest.CaptureFixture[str]) -> None:
     threads, files = threading.active_count(), descriptors()
     with listening(maximum_associations=1) as listener:
@@ -181,6 +117,7 @@ JUNK = {
 }
 
 
+@pytest.mark.fault(12, 13, 22)
 @pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
 def test_what_is_not_a_request_is_aborted_at_once(junk: bytes) -> None:
     with listening() as listener, Peer(port_of(listener)) as peer:
@@ -190,6 +127,7 @@ def test_what_is_not_a_request_is_aborted_at_once(junk: bytes) -> None:
         assert_served(port_of(listener))
 
 
+@pytest.mark.fault(25)
 @pytest.mark.parametrize("at", range(6, 220, 7))
 def test_a_damaged_request_is_answered_and_leaves_nothing(at: int) -> None:
     request = bytearray(associate_request())
@@ -206,6 +144,7 @@ def test_a_damaged_request_is_answered_and_leaves_nothing(at: int) -> None:
 # --- as many as may be --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(9)
 def test_surplus_associations_are_rejected_at_once_and_places_come_back() -> None:
     with listening(maximum_associations=3) as listener:
         with ExitStack() as peers:
@@ -272,13 +211,7 @@ def test_without_descriptors_nobody_is_served_and_afterwards_everybody(left: int
 # --- within an association ----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def associated(listener: Listener) -> Iterator[Peer]:
-    with Peer(port_of(listener)) as peer:
-        assert peer.associate() == ASSOCIATE_AC
-        yield peer
-
-
+@pytest.mark.fault(14, 42)
 @pytest.mark.parametrize("length", [PDU_BYTES + 7, 2**31, 2**32 - 1])
 def test_a_pdu_over_the_announced_maximum_is_aborted_unread(length: int) -> None:
     with listening() as listener, associated(listener) as peer:
@@ -287,6 +220,7 @@ def test_a_pdu_over_the_announced_maximum_is_aborted_unread(length: int) -> None
         wait_until(lambda: listener.associations == 0, what="the association to end")
 
 
+@pytest.mark.fault(42)
 @pytest.mark.parametrize("extra", [0, 6])
 def test_a_pdu_of_the_announced_maximum_is_taken_however_it_was_counted(extra: int) -> None:
     taken = Taken()
@@ -297,6 +231,7 @@ def test_a_pdu_of_the_announced_maximum_is_taken_however_it_was_counted(extra: i
     assert [each.data for each in taken.objects] == [data]
 
 
+@pytest.mark.fault(24)
 def test_a_pdu_that_drips_is_ended_and_nobody_waits_for_it() -> None:
     with listening(idle_seconds=0.5) as listener, associated(listener) as peer:
         peer.send(struct.pack(">BxL", wire.P_DATA_TF, 10_000))
@@ -308,6 +243,7 @@ def test_a_pdu_that_drips_is_ended_and_nobody_waits_for_it() -> None:
         assert_served(port_of(listener))
 
 
+@pytest.mark.fault(10)
 def test_a_peer_that_falls_silent_is_aborted_at_its_deadline() -> None:
     with listening(idle_seconds=0.5) as listener, associated(listener) as idle, associated(listener) as halfway:
         halfway.send(wire.store_message("2.25.1", bytes(50_000), maximum=PDU_BYTES)[:30_000])
@@ -336,6 +272,7 @@ def test_idle_associations_cost_next_to_nothing() -> None:
         assert time.process_time() - spent < 0.05 * (time.monotonic() - begun)
 
 
+@pytest.mark.fault(43)
 def test_a_peer_that_does_not_wait_for_answers_is_slowed_and_served() -> None:
     taken = Taken()
     taken.go.clear()
@@ -358,6 +295,7 @@ def test_a_peer_that_does_not_wait_for_answers_is_slowed_and_served() -> None:
     assert [each.sop_instance_uid for each in taken.objects] == [f"2.25.{number}" for number in range(1, 61)]
 
 
+@pytest.mark.fault(23)
 def test_a_peer_that_does_not_read_holds_up_only_itself() -> None:
     with listening(idle_seconds=1.0) as listener:
         # The least that the system gives, so that answers soon find no room.
@@ -370,6 +308,7 @@ def test_a_peer_that_does_not_read_holds_up_only_itself() -> None:
             wait_until(lambda: listener.associations == 0, 30, what="the association to end")
 
 
+@pytest.mark.fault(22)
 @pytest.mark.parametrize("kind", [0x00, 0x01, 0x02, 0x03, 0x06, 0x08, 0xFF])
 def test_a_pdu_that_does_not_belong_there_is_aborted(kind: int) -> None:
     with listening() as listener, associated(listener) as peer:

@@ -166,6 +166,7 @@ def test_where_the_sender_leaves_the_choice_no_vr_and_no_pixel_is_lost(
     assert context.transfer_syntax == [chosen]
 
 
+@pytest.mark.fault(75)
 def test_an_identical_object_is_taken_again_and_stored_once(home: Home, port: int) -> None:
     uid = new_uid()
     data = written(ct(uid), ExplicitVRLittleEndian)
@@ -177,6 +178,7 @@ def test_an_identical_object_is_taken_again_and_stored_once(home: Home, port: in
     assert len(home.files()) == before + 1
 
 
+@pytest.mark.fault(73)
 def test_padding_of_the_named_uid_does_not_make_another_object(home: Home, port: int) -> None:
     uid = new_uid()
     data = written(ct(uid), ExplicitVRLittleEndian)
@@ -185,6 +187,7 @@ def test_padding_of_the_named_uid_does_not_make_another_object(home: Home, port:
     assert stored(home, uid) == [data]
 
 
+@pytest.mark.fault(76)
 def test_other_content_under_the_same_uid_is_kept_beside_the_first_and_told(home: Home, port: int) -> None:
     uid = new_uid()
     first, second = (written(ct(uid, SeriesDescription=each), ExplicitVRLittleEndian) for each in ("one", "two"))
@@ -200,6 +203,7 @@ def test_other_content_under_the_same_uid_is_kept_beside_the_first_and_told(home
     assert "  conflicts  " in home.cli("studies").stdout
 
 
+@pytest.mark.fault(77)
 def test_parallel_senders_of_one_object_leave_one_whole_copy(home: Home, port: int) -> None:
     uid = new_uid()
     data = written(ct(uid, size=3_000_000), ExplicitVRLittleEndian)
@@ -270,6 +274,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.fault(69, 70, 71)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_sop_instance_uid_is_refused(home: Home, port: int, name: str) -> None:
     uid = HOSTILE[name]
@@ -283,6 +288,7 @@ def test_a_hostile_sop_instance_uid_is_refused(home: Home, port: int, name: str)
     assert len(home.refusals()) == refusals + 1
 
 
+@pytest.mark.fault(72)
 @pytest.mark.parametrize("name", HOSTILE)
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID"])
 def test_a_hostile_study_or_series_uid_is_refused(home: Home, port: int, keyword: str, name: str) -> None:
@@ -301,6 +307,7 @@ def test_a_hostile_study_or_series_uid_is_refused(home: Home, port: int, keyword
     assert home.refusals()[-1].sop_instance_uid == uid
 
 
+@pytest.mark.fault(63)
 @pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID"])
 @pytest.mark.parametrize("value", [None, ""])
 def test_an_object_that_belongs_to_nothing_is_refused(home: Home, port: int, keyword: str, value: str | None) -> None:
@@ -313,6 +320,7 @@ def test_an_object_that_belongs_to_nothing_is_refused(home: Home, port: int, key
     assert f"instance {uid}  status A900H" in told.stdout
 
 
+@pytest.mark.fault(78)
 @pytest.mark.parametrize("changed", [{"StudyInstanceUID": "2.25.99"}, {"PatientID": "SECRET-ID-8"}])
 def test_the_uid_of_another_study_or_patient_is_refused_with_an_alarm(
     tmp_path: Path, changed: dict[str, object]
@@ -336,6 +344,7 @@ def test_the_uid_of_another_study_or_patient_is_refused_with_an_alarm(
     assert not [word for word in ("SECRET", "Secret") if word in log + told.stdout]
 
 
+@pytest.mark.fault(74)
 @pytest.mark.parametrize("wrong", ["SOPInstanceUID", "SOPClassUID"])
 def test_a_data_set_that_is_not_what_the_command_says_is_refused(home: Home, port: int, wrong: str) -> None:
     uid = new_uid()
@@ -347,6 +356,7 @@ def test_a_data_set_that_is_not_what_the_command_says_is_refused(home: Home, por
     assert f"{wrong} of the data set" in home.refusals()[-1].reason
 
 
+@pytest.mark.fault(38)
 def test_a_class_named_other_than_negotiated_is_refused(home: Home, port: int) -> None:
     uid = new_uid()
     with scanner(port) as sender:
@@ -365,6 +375,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.fault(48, 49)
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_is_not_a_whole_data_set_is_refused(home: Home, port: int, name: str) -> None:
     uid = new_uid()
@@ -377,6 +388,7 @@ def test_what_is_not_a_whole_data_set_is_refused(home: Home, port: int, name: st
     assert home.refusals()[-1].sop_instance_uid == uid
 
 
+@pytest.mark.fault(56)
 def test_another_byte_order_than_negotiated_is_refused(port: int) -> None:
     uid = new_uid()
     with scanner(port) as sender:
@@ -384,6 +396,7 @@ def test_another_byte_order_than_negotiated_is_refused(port: int) -> None:
         assert sender.store(written(ct(uid), ImplicitVRLittleEndian), uid) == CANNOT_UNDERSTAND
 
 
+@pytest.mark.fault(52)
 def test_deep_nesting_is_refused_and_the_listener_lives(port: int) -> None:
     begin = b"\x08\x00\x40\x11SQ\0\0\xff\xff\xff\xff\xfe\xff\x00\xe0\xff\xff\xff\xff"
     data = begin * 10_000 + (b"\xfe\xff\x0d\xe0\0\0\0\0" + b"\xfe\xff\xdd\xe0\0\0\0\0") * 10_000
@@ -392,6 +405,7 @@ def test_deep_nesting_is_refused_and_the_listener_lives(port: int) -> None:
         assert sender.echo() == SUCCESS
 
 
+@pytest.mark.fault(65)
 def test_a_deflate_bomb_is_refused_within_its_memory(home: Home, listener: Role, port: int) -> None:
     machine = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
     zeros = bytes(2**20)
@@ -405,6 +419,7 @@ def test_a_deflate_bomb_is_refused_within_its_memory(home: Home, listener: Role,
     assert peak_memory(listener) - before < 20_000_000
 
 
+@pytest.mark.fault(58)
 def test_a_value_that_cannot_be_read_is_no_reason_to_refuse(home: Home, port: int) -> None:
     uid = new_uid()
     data = written(ct(uid, SpecificCharacterSet="ISO_IR 100", Rows=7), ExplicitVRLittleEndian)
@@ -433,6 +448,7 @@ def test_a_full_store_is_out_of_resources_and_the_association_goes_on(tmp_path: 
     assert "must stay free" in home.refusals()[0].reason
 
 
+@pytest.mark.fault(72)
 def test_nothing_from_the_wire_is_in_a_path(home: Home, port: int) -> None:
     uid = new_uid()
     with scanner(port) as sender:
@@ -476,6 +492,7 @@ def test_a_listener_without_a_schema_says_what_to_do(tmp_path: Path) -> None:
     assert "run `meddaemon db upgrade` first" in ended.stderr
 
 
+@pytest.mark.fault(31)
 def test_a_port_that_is_taken_ends_the_listener_with_a_line(tmp_path: Path, port: int) -> None:
     home = Home.make(tmp_path)
     home.config.write_text(home.config.read_text().replace("port = 0", f"port = {port}"))

@@ -52,6 +52,7 @@ def test_what_pydicom_writes_is_whole(drawn: Encoded) -> None:
     scan.check(drawn.data, drawn.transfer_syntax_uid)
 
 
+@pytest.mark.fault(48)
 @given(encoded())
 def test_every_cut_that_is_not_between_two_elements_is_refused(drawn: Encoded) -> None:
     for cut in range(len(drawn.data)):
@@ -62,6 +63,7 @@ def test_every_cut_that_is_not_between_two_elements_is_refused(drawn: Encoded) -
                 scan.check(drawn.data[:cut], drawn.transfer_syntax_uid)
 
 
+@pytest.mark.fault(65)
 @given(encoded())
 def test_every_cut_of_a_deflated_data_set_is_refused(drawn: Encoded) -> None:
     stream = deflated(drawn.data)
@@ -156,6 +158,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.fault(48, 50, 55, 57)
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_not_well_formed_is_refused_with_its_reason(name: str) -> None:
     data, reason = REFUSED[name]
@@ -199,6 +202,7 @@ def test_what_is_unusual_but_whole_is_taken(name: str) -> None:
 # --- what would hurt ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(52)
 @pytest.mark.parametrize("depth", [10_000, 100_000])
 def test_hostile_nesting_is_refused_at_once(depth: int) -> None:
     implicit_level = b"\x08\x00\x40\x11" + UNDEFINED + b"\xfe\xff\x00\xe0" + UNDEFINED
@@ -215,6 +219,7 @@ def test_hostile_nesting_is_refused_at_once(depth: int) -> None:
         assert time.perf_counter() - started < 0.5
 
 
+@pytest.mark.fault(51)
 def test_nesting_up_to_the_limit_is_taken_and_can_be_read() -> None:
     level = BEGIN + b"\xfe\xff\x00\xe0" + UNDEFINED
     data = level * scan.MAXIMUM_DEPTH + ROWS + (ITEM_END + SEQUENCE_END) * scan.MAXIMUM_DEPTH
@@ -225,6 +230,7 @@ def test_nesting_up_to_the_limit_is_taken_and_can_be_read() -> None:
         scan.check(one_more, ExplicitVRLittleEndian)
 
 
+@pytest.mark.fault(53)
 def test_a_million_elements_are_walked_in_linear_time() -> None:
     content = item(explicit(0x0008, 0x0060, b"CS", b"MR") + explicit(0x0028, 0x0010, b"US", b"\1\0"))
 
@@ -257,6 +263,7 @@ def test_a_data_set_of_exactly_the_limit_is_inflated() -> None:
         inflate(deflated(data), limit=len(data) - 1)
 
 
+@pytest.mark.fault(64, 65)
 def test_what_follows_the_deflated_data_set_is_refused_unless_it_is_padding() -> None:
     stream = deflated(ROWS)
     assert inflate(stream + b"\0") == ROWS  # PS3.5 A.5: padded to even length

@@ -66,6 +66,7 @@ def expected(request: EncodingRequest) -> dict[int, set[tuple[float, ...]]]:
     }
 
 
+@pytest.mark.fault(90)
 @pytest.mark.parametrize("modality", ["CT", "MR"])
 @pytest.mark.parametrize("orientation", sorted(ORIENTATIONS))
 def test_the_mask_comes_back_voxel_by_voxel(tmp_path: Path, orientation: str, modality: str) -> None:

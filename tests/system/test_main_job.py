@@ -83,6 +83,7 @@ def test_a_study_comes_back_as_seg_and_sr_and_can_be_queried(tmp_path: Path, pac
     assert "ller" not in log
 
 
+@pytest.mark.fault(79)
 def test_a_late_image_reopens_the_study_and_its_result_supersedes_the_first(tmp_path: Path, pacs: Pacs) -> None:
     files = head(tmp_path / "scanner")
     with pacs.listening() as port:
@@ -191,6 +192,7 @@ def test_sigterm_ends_within_15_seconds_and_the_job_is_given_back(tmp_path: Path
     assert home.rows(tables.process) == []
 
 
+@pytest.mark.fault(83)
 def test_an_unsound_series_is_refused_by_name_and_never_retried(tmp_path: Path, pacs: Pacs) -> None:
     files = head(tmp_path / "scanner")
     with pacs.listening() as port:
