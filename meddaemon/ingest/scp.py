@@ -40,6 +40,10 @@ from meddaemon.tls import Identity, ServerTls, TlsUnusable, certificates
 
 NO_SUCH_SOP_CLASS = 0x0118
 """PS3.7 C.5.17: No Such SOP Class."""
+APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"
+"""DICOM Application Context Name (PS3.7 A.2.1)."""
+APPLICATION_CONTEXT_NOT_SUPPORTED = (1, 1, 2)
+"""A-ASSOCIATE-RJ: permanent, by the service user, application context name not supported (PS3.8 9.3.4)."""
 VERIFICATION = "1.2.840.10008.1.1"
 """Verification SOP Class (PS3.4 Annex A)."""
 _PREFERRED = (
@@ -133,6 +137,7 @@ class Listener:
         if commitment is not None:
             entity.add_supported_context(STORAGE_COMMITMENT_PUSH_MODEL)
         handlers: list[evt.EventHandlerType] = [
+            (evt.EVT_REQUESTED, _requested),
             (evt.EVT_N_ACTION, self._act),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_REJECTED, self._rejected),
@@ -256,6 +261,24 @@ class Listener:
 
     def _aborted(self, event: Event) -> None:
         self._server.sparing.warning("association aborted", str(event.assoc.requestor.address))
+
+
+def _requested(event: Event) -> None:
+    """Reject another application context, and abort what proposes nothing: the library looks at neither."""
+    association = event.assoc
+    requested = association.requestor.primitive
+    if requested is None:
+        return
+    proposed = requested.presentation_context_definition_list
+    if requested.application_context_name != APPLICATION_CONTEXT_NAME:
+        association.acse.send_reject(*APPLICATION_CONTEXT_NOT_SUPPORTED)
+        evt.trigger(association, evt.EVT_REJECTED, {})
+    elif not all(context.abstract_syntax and context.transfer_syntax for context in proposed):
+        _log.warning("a presentation context without its syntaxes", peer=association.requestor.address)
+        association.abort()
+    else:
+        return
+    association.kill()  # returns once the answer is out
 
 
 def _entrance(settings: ListenerSettings) -> Entrance:

@@ -85,6 +85,9 @@ class AcceptorAssociation(Association):
         """Serve from the request on until the association is over."""
         try:
             super().run_reactor()
+        except Exception as unforeseen:  # noqa: BLE001  the library does not check all that it is asked for
+            _log.error("an association failed", kind=type(unforeseen).__name__, exc_info=unforeseen)
+            self.abort()
         finally:
             self._kill = True
             self.dul.kill_dul()
