@@ -8,6 +8,7 @@ import ctypes
 import fcntl
 import logging
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -49,6 +50,8 @@ DRAIN_SECONDS = 8.0
 KILL_SECONDS = 13.0
 """When the supervisor ends a role that does not: well before the 15 seconds in which `serve` promises to be gone."""
 SIGN_OF_LIFE_SECONDS = 5.0
+DESCRIPTORS = 8192
+"""For the connections of the listener, where the system allows so many."""
 TICK_SECONDS = 0.5
 EXPIRY_WARNING_DAYS = 30
 """How long before its end a certificate is spoken of."""
@@ -75,6 +78,7 @@ def listen(settings: Settings, stop: Signals) -> None:
 
     When it hangs up, certificates are read anew. Raises OSError when bind fails, TlsUnusable.
     """
+    _allow_descriptors()
     with _database(settings) as database:
         store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
         receiver = receiver_of(settings, database, store)
@@ -431,6 +435,14 @@ def _listener_settings(settings: Settings) -> ListenerSettings:
         plain="plain" in listener.transports,
         tls=_listener_tls(settings),
     )
+
+
+def _allow_descriptors() -> None:
+    """Let the reception hold as many half-open connections as it may: shells and services begin with 1024 files."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _listener_tls(settings: Settings) -> TlsSettings | None:

@@ -40,7 +40,7 @@ from meddaemon.tls import ServerTls, reason_of
 
 LOCAL_LIMIT_EXCEEDED = bytes((0x03, 0, 0, 0, 0, 4, 0, 2, 3, 2))
 """A-ASSOCIATE-RJ: transient, by the presentation service, local limit exceeded (PS3.8 9.3.4)."""
-_HALF_OPEN = 500
+HALF_OPEN = 1100
 """Connections that may be without a request at a time; then the one that was so for longest makes room."""
 _LEAVING = 100
 _LINGER_SECONDS = 1.0
@@ -228,7 +228,7 @@ class Reception(AssociationServer):
             except OSError:  # gone already
                 connected.close()
                 return
-        while len(self._half_open) >= _HALF_OPEN:
+        while len(self._half_open) >= HALF_OPEN:
             self._close_oldest()
         peer = _Peer(connected, address, time.monotonic() + self._association_seconds)
         self._half_open[connected.fileno()] = peer
@@ -275,6 +275,7 @@ class Reception(AssociationServer):
                 self._turn_away(peer, ABORTED)
                 return
             elif len(peer.received) == peer.length:
+                _forget_later_versions(peer.received)
                 self._associate(peer)
                 return
 
@@ -363,6 +364,15 @@ class Reception(AssociationServer):
 
     def _warn(self, event: str, peer: _Peer, **details: object) -> None:
         self.sparing.warning(event, str(peer.address[0]), **details)
+
+
+def _forget_later_versions(request: bytearray) -> None:
+    """Leave of the versions of the protocol that a request names the first, the only one to be looked at (PS3.8 9.3.2).
+
+    The library compares them all.
+    """
+    if len(request) >= _HEADER_BYTES + 2:
+        request[_HEADER_BYTES], request[_HEADER_BYTES + 1] = 0, request[_HEADER_BYTES + 1] & 1
 
 
 class _Handler(RequestHandler):

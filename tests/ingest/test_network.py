@@ -28,6 +28,8 @@ from running import wait_until
 from scanner import scanner
 from wire import ABORT, ASSOCIATE_AC, ASSOCIATE_RJ, Peer, associate_request
 
+from meddaemon.ingest.reception import HALF_OPEN
+
 
 @pytest.fixture(autouse=True, scope="module")
 def descriptors_enough() -> Iterator[None]:
@@ -85,7 +87,7 @@ def test_hundreds_of_half_open_peers_take_nobody_s_place() -> None:
 
 def test_more_half_open_peers_than_may_be_make_room_for_the_next() -> None:
     with listening() as listener, ExitStack() as peers:
-        held = [peers.enter_context(Peer(port_of(listener))) for _ in range(510)]
+        held = [peers.enter_context(Peer(port_of(listener))) for _ in range(HALF_OPEN + 10)]
         assert_served(port_of(listener))
         assert assert_ended(held[0], 10) == []
         held[-1].send(associate_request())
