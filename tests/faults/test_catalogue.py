@@ -8,6 +8,8 @@ NOT_YET = {
     28,
     29,
     30,
+    # Until objects go to the disk as they come; its test is there and is expected to fail.
+    46,
     # Storage and database.
     *range(101, 125),
 }
