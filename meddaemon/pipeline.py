@@ -27,7 +27,7 @@ from meddaemon.durable import Staging, write_new
 from meddaemon.inference.analysis import analyse
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.commitment import examine
-from meddaemon.ingest.contradictions import contradictions
+from meddaemon.ingest.contradictions import contradictions, unidentified
 from meddaemon.ingest.describe import describe_study
 from meddaemon.ingest.matching import Decision, decide, decide_fallback, plan_by_force
 from meddaemon.ingest.part10 import with_keywords
@@ -127,9 +127,9 @@ def _admit_one(database: Database, settings: Settings, study_id: int) -> bool:
             return False
         requests.lock(connection, due.id)
         study = _load(connection, settings, due.id, due.study_instance_uid, due.generation)
-        if kinds := _contradicted_in(connection, study):
+        if kinds := _contradicted_in(connection, study, unnamed=settings.completeness.hold_unidentified):
             holds.hold(connection, study.id)
-            _log.warning("held a study that contradicts itself", study=study.id, contradictions=kinds)
+            _log.warning("held a study", study=study.id, contradictions=kinds)
             return True
         decided = studies.decided_rules(connection, due.id, due.generation)
         waiting = [rule for rule in settings.rules if rule.name not in decided]
@@ -173,9 +173,11 @@ def _load(connection: Connection, settings: Settings, study_id: int, study_insta
     )
 
 
-def _contradicted_in(connection: Connection, study: Study) -> list[str]:
-    """Return in what a study contradicts itself, apart from what an operator has released."""
+def _contradicted_in(connection: Connection, study: Study, *, unnamed: bool = False) -> list[str]:
+    """Return in what a study contradicts itself, or that it names nobody, apart from what an operator has released."""
     found = contradictions(study, studies.shared_series(connection, study.id))
+    if unnamed:
+        found += unidentified(study)
     return list(dict.fromkeys(each.kind for each in holds.record(connection, study.id, found)))
 
 

@@ -39,6 +39,7 @@ port = 0
 
 [completeness]
 quiet_seconds = {quiet_seconds}
+hold_unidentified = {hold_unidentified}
 """
 
 
@@ -63,14 +64,23 @@ class Home:
 
     @classmethod
     def make(
-        cls, folder: Path, extra: str = "", *, quiet_seconds: float = 3600.0, minimum_free_bytes: int = 1_000_000
+        cls,
+        folder: Path,
+        extra: str = "",
+        *,
+        quiet_seconds: float = 3600.0,
+        minimum_free_bytes: int = 1_000_000,
+        hold_unidentified: bool = True,
     ) -> "Home":
         """Write the settings and make the schema; `extra` is TOML that follows the settings we set."""
         folder.mkdir(parents=True, exist_ok=True)
         home = cls(folder)
-        home.config.write_text(
-            SETTINGS.format(quiet_seconds=quiet_seconds, minimum_free_bytes=minimum_free_bytes) + extra
+        said = SETTINGS.format(
+            quiet_seconds=quiet_seconds,
+            minimum_free_bytes=minimum_free_bytes,
+            hold_unidentified=str(hold_unidentified).lower(),
         )
+        home.config.write_text(said + extra)
         with home.database() as database:
             database.upgrade()
         return home

@@ -122,9 +122,10 @@ class TlsSettings(_Section):
 
 
 class CompletenessSettings(_Section):
-    """When a study counts as complete."""
+    """When a study counts as complete, and is sound enough to be worked on."""
 
     quiet_seconds: Annotated[float, Field(ge=0)] = 30.0
+    hold_unidentified: bool = True
 
 
 class WorkerSettings(_Section):

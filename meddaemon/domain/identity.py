@@ -13,10 +13,11 @@ Header = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Contradiction:
-    """Something in which instances of one study differ and must not.
+    """Something in which instances of one study differ and must not, or that none of them says.
 
-    `kind` is the keyword of the attribute, `subject` the series it is about (empty: the study), `value` a digest of
-    the values that were seen, by which the same contradiction is known again. `reason` names UIDs, no patient.
+    `kind` is the keyword of the attribute, or `unidentified`; `subject` the series it is about (empty: the study),
+    `value` a digest of the values that were seen, by which the same contradiction is known again. `reason` names UIDs,
+    no patient.
     """
 
     kind: str

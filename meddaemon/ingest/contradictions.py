@@ -27,6 +27,15 @@ def contradictions(study: Study, shared: Mapping[str, Sequence[str]]) -> list[Co
     return found
 
 
+def unidentified(study: Study) -> list[Contradiction]:
+    """Return, as something to be held for, that a study names nobody: Patient ID and Patient's Name are type 2."""
+    everything = [instance for series in study.series for instance in series.instances]
+    if any(normal(each.header.get(keyword, ())) for each in everything for keyword in ("PatientID", "PatientName")):
+        return []
+    reason = f"no Patient ID and no Patient's Name in any of its {len(everything)} instances"
+    return [Contradiction(kind="unidentified", subject="", value="", reason=reason)]
+
+
 def _patient(instances: Sequence[Instance]) -> Iterator[Contradiction]:
     for keyword in ("PatientID", "IssuerOfPatientID", "PatientSex"):
         yield from _differing(keyword, "", instances, normal)

@@ -1,6 +1,7 @@
 """A study that contradicts itself is held, whatever happens to it, until an operator releases it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,45 @@ def test_the_order_of_arrival_does_not_matter_to_what_was_released(database: Dat
         pipeline.admit(database, settings)
     with database.read() as connection:
         assert len(holds.listing(connection, study)) == 1
+
+
+NOBODY = {"Modality": ("CT",), "Rows": ("64",), "Columns": ("64",), "PatientID": (" ",)}
+
+
+@pytest.mark.fault(62)
+def test_a_study_of_nobody_is_held_until_it_is_released(database: Database, settings: Settings) -> None:
+    study = register(database, received("a", header=NOBODY)).study_id
+    assert pipeline.admit(database, settings) == 1
+    assert (_state(database, study), _summary(database, study).held_for) == (StudyState.HELD, "unidentified")
+    assert _asked(database, study) == []
+    with database.read() as connection:
+        told = "\n".join(explain(connection, str(study)))
+    assert "no Patient ID and no Patient's Name in any of its 1 instances" in told
+    _release(database, study)
+    assert pipeline.admit(database, settings) == 1
+    assert _state(database, study) is StudyState.COMPLETE
+    assert claim(database).study_id == study
+    # Released is released: another image of nobody does not hold it again.
+    register(database, received("b", header=NOBODY))
+    assert pipeline.admit(database, settings) == 1
+    assert _state(database, study) is StudyState.COMPLETE
+
+
+@pytest.mark.fault(62)
+@pytest.mark.parametrize("named", [{"PatientID": ("4711",)}, {"PatientName": ("Anonymous",)}])
+def test_one_name_is_enough(database: Database, settings: Settings, named: dict[str, tuple[str, ...]]) -> None:
+    study = register(database, received("a", header=NOBODY)).study_id
+    register(database, received("b", header={**NOBODY, **named}))
+    assert pipeline.admit(database, settings) == 1
+    assert _state(database, study) is StudyState.COMPLETE
+
+
+@pytest.mark.fault(62)
+def test_research_may_let_studies_of_nobody_through(database: Database, settings: Settings) -> None:
+    lenient = replace(settings, completeness=settings.completeness.model_copy(update={"hold_unidentified": False}))
+    study = register(database, received("a", header=NOBODY)).study_id
+    assert pipeline.admit(database, lenient) == 1
+    assert _state(database, study) is StudyState.COMPLETE
 
 
 def test_the_table_of_states_is_closed_and_only_a_release_leads_out_of_held() -> None:

@@ -366,7 +366,8 @@ def _asked_for(series: str) -> str:
 
 
 def _described(series: str) -> Received:
-    header = {"Modality": ("CT",), "Rows": ("64",), "Columns": ("64",), "SeriesDescription": (series,)}
+    header = {"Modality": ("CT",), "PatientID": ("4711",), "Rows": ("64",), "Columns": ("64",)}
+    header["SeriesDescription"] = (series,)
     return received(series, series=series, header=header)
 
 

@@ -56,7 +56,7 @@ def sent(request: pytest.FixtureRequest, shared_dicom: Path, tmp_path_factory: p
         pytest.skip("the weights of the brain model are not installed")
     if request.param == "dcmsend" and shutil.which("dcmsend") is None:
         pytest.skip("dcmsend is not installed")
-    home = Home.make(tmp_path_factory.mktemp(request.param), BRAIN, quiet_seconds=3)
+    home = Home.make(tmp_path_factory.mktemp(request.param), BRAIN, quiet_seconds=3, hold_unidentified=False)
     with home.running("listen") as listener, home.running("deliver") as deliver:
         port = listener.port()
         if request.param == "send":
