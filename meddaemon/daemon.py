@@ -34,9 +34,12 @@ from meddaemon.durable import Staging
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.callers import Caller
 from meddaemon.ingest.commitment import CommitmentProvider
+from meddaemon.ingest.filing import file_abandoned
+from meddaemon.ingest.intake import intake_of
 from meddaemon.ingest.receive import Receiver
 from meddaemon.ingest.recovery import recover
 from meddaemon.ingest.scp import Listener, ListenerSettings, TlsSettings
+from meddaemon.ingest.storage import StorageProvider
 from meddaemon.ingest.store import InstanceStore
 from meddaemon.jobs.worker import Worker, WorkerSettings
 from meddaemon.results.delivery import Retry
@@ -82,9 +85,19 @@ def listen(settings: Settings, stop: Signals) -> None:
     with _database(settings) as database:
         store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
         receiver = receiver_of(settings, database, store)
-        recover(database, store, receiver)
         commitment = CommitmentProvider(database, [peer.ae_title for peer in settings.listening_peers])
-        with Listener(_listener_settings(settings), receiver.take, commitment) as listener:
+        file_abandoned(store, receiver)
+        recover(database, store, receiver)
+        with (
+            intake_of(
+                database,
+                store,
+                receiver,
+                journal_bytes=settings.store.journal_bytes,
+                maximum_bytes=settings.listener.maximum_object_bytes,
+            ) as intake,
+            Listener(_listener_settings(settings), receiver.take, commitment, StorageProvider(intake)) as listener,
+        ):
             address = _address_of(listener)
             stop.hung_up = partial(_reload, listener)
             with _announced(database, "listen", address, stop):

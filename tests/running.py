@@ -33,6 +33,7 @@ SETTINGS = """
 [store]
 directory = "store"
 minimum_free_bytes = {minimum_free_bytes}
+journal_bytes = 67_108_864
 
 [listener]
 port = 0

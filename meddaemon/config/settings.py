@@ -73,6 +73,7 @@ class StoreSettings(_Section):
 
     directory: Folder = Path("meddaemon-data")
     minimum_free_bytes: Annotated[int, Field(ge=0)] = 2_000_000_000
+    journal_bytes: Annotated[int, Field(ge=0)] = 268_435_456
 
     @property
     def instances(self) -> Path:
@@ -103,6 +104,7 @@ class ListenerSettings(_Section):
     tls_port: Annotated[int, Field(ge=0, le=65535)] = 2762
     maximum_associations: Count = 20
     maximum_pdu: Annotated[int, Field(ge=4096, le=2**32 - 1)] = 131_072
+    maximum_object_bytes: Annotated[int, Field(ge=2**20)] = 8_589_934_592
     association_timeout_seconds: Seconds = 30.0
     idle_timeout_seconds: Seconds = 60.0
 

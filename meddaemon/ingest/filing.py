@@ -4,7 +4,6 @@ What stands in the journal has been acknowledged. It is filed however long that 
 take it, it stays in the journal, nothing further is acknowledged, and a restart begins with it.
 """
 
-import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +15,9 @@ from meddaemon.db.instances import Received, Registration
 from meddaemon.db.registration import Namesake, namesake_of
 from meddaemon.domain.errors import IdentityTaken, RefusedInstance, StoreUnavailable
 from meddaemon.durable import NewFile
-from meddaemon.ingest.content import PAGE, Buffers
+from meddaemon.ingest.content import PAGE
 from meddaemon.ingest.journal import Journal, Record
+from meddaemon.ingest.part10 import parse_part10
 from meddaemon.ingest.receive import Receiver, identity_refused, tell_of_conflict
 from meddaemon.ingest.statuses import OUT_OF_RESOURCES
 from meddaemon.ingest.store import InstanceStore
@@ -45,11 +45,11 @@ class Filed:
 class Filing:
     """Files what is handed in, in its order, until it is closed."""
 
-    def __init__(self, store: InstanceStore, journal: Journal, receiver: Receiver, buffers: Buffers) -> None:
+    def __init__(self, store: InstanceStore, journal: Journal, receiver: Receiver) -> None:
         self._store = store
         self._journal = journal
         self._receiver = receiver
-        self._buffers = buffers
+        self._buffers = store.buffers
         self._changed = Condition()
         self._waiting: deque[Filed] = deque()
         self._waiting_bytes = 0
@@ -207,9 +207,31 @@ def _lent(size: int) -> int:
     return max(2**20, 1 << (size - 1).bit_length())
 
 
-def wait_until_filed(filing: Filing, seconds: float) -> bool:
-    """Wait until nothing waits to be filed; return whether that is so."""
-    deadline = time.monotonic() + seconds
-    while filing.waiting_bytes and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return not filing.waiting_bytes
+def file_abandoned(store: InstanceStore, receiver: Receiver) -> None:
+    """File what processes that are no longer alive left in their journals, before anything else is done.
+
+    All of it was acknowledged, or was about to be. What cannot be filed now stays where it is for the next start, and
+    nobody writes to its journal until then. Filing something again changes nothing.
+    """
+    for journal in Journal.abandoned(store.journals):
+        filed = [_filed_again(record, receiver) for record in journal.left_behind()]
+        if all(filed):
+            journal.note_filed()
+        else:
+            left = filed.count(False)
+            _log.error("what was acknowledged before cannot be filed now: it stays in its journal", objects=left)
+        journal.close()
+
+
+def _filed_again(record: Record, receiver: Receiver) -> bool:
+    """File a record; return whether there is nothing left to be done about it."""
+    aets = {"calling_ae_title": record.calling_ae_title, "called_ae_title": record.called_ae_title}
+    try:
+        receiver.take(parse_part10(record.read(), **aets))
+    except OSError as failure:
+        _log.error("cannot read the ingest journal", reason=str(failure))
+        return False
+    except RefusedInstance as refused:
+        # Anything else than a lack of room has been recorded, and will not change.
+        return refused.status != OUT_OF_RESOURCES
+    return True

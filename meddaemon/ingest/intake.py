@@ -4,8 +4,8 @@ Objects that are too long for the journal, and all as long as it is not ready, g
 database (see `receive`): the promise is the same, and keeping it takes longer.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 
 from meddaemon.db import registration
 from meddaemon.db.engine import Database, DatabaseUnavailable
@@ -17,6 +17,8 @@ from meddaemon.ingest.journal import Entry, Journal
 from meddaemon.ingest.receive import Header, Incoming, Receiver, cannot_store, identity_refused, received
 from meddaemon.ingest.store import InstanceStore
 
+SECONDS_TO_FILE = 5.0
+"""How long the end waits for what stands in the journal to be filed; the rest is filed at the next start."""
 Outcome = RefusedInstance | None
 """What became of one object: None says that it would survive a power loss."""
 
@@ -31,13 +33,20 @@ class Intake:
         receiver: Receiver,
         journal: Journal | None = None,
         filing: Filing | None = None,
+        *,
+        maximum_bytes: int,
     ) -> None:
-        """Without a journal everything goes straight to store and database."""
+        """Take objects of `maximum_bytes` at most; without a journal all go straight to store and database."""
         self._database = database
         self._store = store
         self._receiver = receiver
         self._journal = journal
         self._filing = filing
+        self._maximum_bytes = maximum_bytes
+
+    def new_content(self, meta: bytes) -> Content:
+        """Return what an object with this file meta group is collected in."""
+        return self._store.new_content(meta, maximum_bytes=self._maximum_bytes)
 
     def take_all(self, group: Sequence[Incoming]) -> list[Outcome]:
         """Take the objects that one association sent; their content is closed, or handed on."""
@@ -126,3 +135,23 @@ class Intake:
 def _content(incoming: Incoming) -> Content:
     assert incoming.content is not None  # noqa: S101  only collected content goes to the journal
     return incoming.content
+
+
+@contextmanager
+def intake_of(
+    database: Database, store: InstanceStore, receiver: Receiver, *, journal_bytes: int, maximum_bytes: int
+) -> Iterator[Intake]:
+    """Give an intake with a journal that may grow to `journal_bytes`; with 0 there is none. Raises OSError.
+
+    Journals that were left behind have been filed before (see `filing.file_abandoned`).
+    """
+    if not journal_bytes:
+        yield Intake(database, store, receiver, maximum_bytes=maximum_bytes)
+        return
+    journal = Journal.own(store.journals, size=journal_bytes, require_room=store.require_room)
+    filing = Filing(store, journal, receiver)
+    try:
+        yield Intake(database, store, receiver, journal, filing, maximum_bytes=maximum_bytes)
+    finally:
+        filing.close(SECONDS_TO_FILE)
+        journal.close()

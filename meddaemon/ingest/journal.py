@@ -206,7 +206,7 @@ class Journal:
         self._require_room = require_room
         self._segments = [_Segment(path) for path in sorted(folder.glob("*.segment"))]
         self._changed = Condition()
-        self._free: deque[_Segment] = deque()
+        self._free = deque(self._segments)
         self._current: _Segment | None = None
         self._generation = 0
         self._closing = False
@@ -215,7 +215,7 @@ class Journal:
 
     @classmethod
     def own(cls, parent: Path, *, size: int, require_room: Callable[[int], object]) -> "Journal":
-        """Return the first journal under `parent` that no process has, a new one where all are taken.
+        """Return the first journal under `parent` that no process has and all of which has been filed, maybe a new one.
 
         It will grow to `size` bytes when it is used, as long as `require_room` does not raise. Raises OSError.
         """
@@ -224,14 +224,18 @@ class Journal:
             folder = parent / str(number)
             folder.mkdir(exist_ok=True, mode=0o700)
             lock = _locked(folder)
-            if lock is not None:
-                return cls(folder, lock, size=size, require_room=require_room)
+            if lock is None:
+                continue
+            journal = cls(folder, lock, size=size, require_room=require_room)
+            if not journal.left_behind():
+                return journal
+            journal.close()  # what stands there waits for the next start, see `filing.file_abandoned`
         raise AssertionError("unreachable")
 
     @classmethod
     def abandoned(cls, parent: Path) -> "Iterator[Journal]":
-        """Yield the journals under `parent` that no process has; to be closed, or discarded once they are filed."""
-        for folder in sorted(parent.glob("*/")):
+        """Yield the journals under `parent` that no process has, each to be closed by the caller."""
+        for folder in sorted(parent.glob("*/")) if parent.is_dir() else ():
             lock = _locked(folder)
             if lock is not None:
                 yield cls(folder, lock, size=0, require_room=lambda size: None)
@@ -242,12 +246,10 @@ class Journal:
         self._generation = max((segment.generation for segment in self._segments), default=0)
         return records
 
-    def begin(self) -> None:
-        """Take all that was left behind for filed, and be ready to write."""
+    def note_filed(self) -> None:
+        """Note that all that was left behind has been filed."""
         for segment in self._segments:
             segment.note_filed()
-        with self._changed:
-            self._free.extend(self._segments)
 
     @property
     def is_ready(self) -> bool:
@@ -309,12 +311,6 @@ class Journal:
         for segment in self._segments:
             segment.close()
         self._lock.close()
-
-    def discard(self) -> None:
-        """Close the journal and remove what is in it: all has been filed."""
-        for segment in self._segments:
-            segment.path.unlink()
-        self.close()
 
     def _reserve(self, length: int, records: int) -> tuple[_Segment, int]:
         """Return where so many bytes may be written, as so many records that will be filed."""

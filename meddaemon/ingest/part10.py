@@ -23,15 +23,19 @@ _LONGEST_META = 2**16
 
 
 def read_part10(path: Path, *, calling_ae_title: str = "") -> Incoming:
-    """Return the object that a DICOM file holds, its data set bit for bit; the preamble is not kept.
+    """Return the object that a DICOM file holds, see `parse_part10`. Raises OSError when it cannot be read."""
+    return parse_part10(path.read_bytes(), calling_ae_title=calling_ae_title)
+
+
+def parse_part10(content: bytes, *, calling_ae_title: str = "", called_ae_title: str = "") -> Incoming:
+    """Return the object that the bytes of a file hold, its data set bit for bit; the preamble is not kept.
 
     It is named by its data set: the file meta group, which editing tools forget to change, names it only where the
     data set cannot be read. A bare data set without preamble and file meta, as old software writes it, is taken when
     it is well-formed in one of the two little endian syntaxes.
 
-    Raises RefusedInstance when the file is nothing of this kind, OSError when it cannot be read.
+    Raises RefusedInstance when they are nothing of this kind.
     """
-    content = path.read_bytes()
     if content[_PREFIX_AT:_META_AT] != b"DICM":
         return _bare(content, calling_ae_title)
     meta, data = _parts(content)
@@ -48,6 +52,7 @@ def read_part10(path: Path, *, calling_ae_title: str = "") -> Incoming:
         sop_class_uid=sop_class_uid,
         sop_instance_uid=sop_instance_uid,
         calling_ae_title=calling_ae_title,
+        called_ae_title=called_ae_title,
     )
 
 

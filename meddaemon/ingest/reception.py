@@ -33,6 +33,7 @@ from meddaemon.ingest.upper_layer import (
     AcceptorAssociation,
     Connection,
     Limits,
+    Storage,
     shut_down,
 )
 from meddaemon.telemetry import Sparing, log
@@ -109,12 +110,14 @@ class Reception(AssociationServer):
         entrance: Entrance,
         plain: bool,
         tls_port: int | None,
+        storage: Storage | None = None,
     ) -> None:
         """Bind and listen; `association_seconds` is how long a connection may be without a request. Raises OSError.
 
         TLS is spoken on the port `tls_port`, without it on that of `address`, if `plain`: else they are the same.
         """
         self.limits = limits
+        self.storage = storage
         self.entrance = entrance
         """May be replaced at any time, from any thread."""
         self.sparing = Sparing(__name__)
@@ -386,7 +389,7 @@ class _Handler(RequestHandler):
         # takes fifty times as long as all the rest.
         early, connected = self.request
         server, entity = self.server, self.ae
-        association = AcceptorAssociation(entity, server.limits, server.ended)
+        association = AcceptorAssociation(entity, server.limits, server.ended, server.storage)
         association._server = server
         association.name = f"AcceptorThread@{datetime.now():%Y%m%d%H%M%S}"
         association.set_socket(Connection(association, connected, early, server.limits))

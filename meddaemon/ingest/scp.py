@@ -34,10 +34,13 @@ from meddaemon.ingest.commitment import PROCESSING_FAILURE, CommitmentProvider
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.reception import Entrance, Reception
 from meddaemon.ingest.statuses import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCCESS
-from meddaemon.ingest.upper_layer import Limits
+from meddaemon.ingest.storage import StorageProvider
+from meddaemon.ingest.upper_layer import AcceptorAssociation, Limits
 from meddaemon.telemetry import log
 from meddaemon.tls import Identity, ServerTls, TlsUnusable, certificates
 
+MAXIMUM_WINDOW = 64
+"""Requests that a peer may send without waiting for answers, where it asks for so many."""
 NO_SUCH_SOP_CLASS = 0x0118
 """PS3.7 C.5.17: No Such SOP Class."""
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"
@@ -114,11 +117,13 @@ class Listener:
         settings: ListenerSettings,
         take: Callable[[Incoming], object],
         commitment: CommitmentProvider | None = None,
+        storage: StorageProvider | None = None,
     ) -> None:
-        """Bind and listen; every object goes to `take`, which may raise RefusedInstance.
+        """Bind and listen; every object goes to `storage`.
 
-        Storage commitment is offered where somebody provides it. Raises OSError when the address is taken or not
-        ours, TlsUnusable.
+        Where there is none, and where a request is not quite as it should be, it goes to `take`, which may raise
+        RefusedInstance. Storage commitment is offered where somebody provides it. Raises OSError when the address is
+        taken or not ours, TlsUnusable.
         """
         self._settings = settings
         self._take = take
@@ -138,6 +143,7 @@ class Listener:
             entity.add_supported_context(STORAGE_COMMITMENT_PUSH_MODEL)
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_REQUESTED, _requested),
+            (evt.EVT_ASYNC_OPS, _window),
             (evt.EVT_N_ACTION, self._act),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_REJECTED, self._rejected),
@@ -151,6 +157,7 @@ class Listener:
             limits=Limits(pdu_bytes=settings.maximum_pdu_bytes, pdu_seconds=settings.message_timeout_seconds),
             maximum_associations=settings.maximum_associations,
             association_seconds=settings.association_timeout_seconds,
+            storage=storage,
             entrance=_entrance(settings),
             plain=settings.plain,
             tls_port=settings.tls.port if settings.tls else None,
@@ -261,6 +268,14 @@ class Listener:
 
     def _aborted(self, event: Event) -> None:
         self._server.sparing.warning("association aborted", str(event.assoc.requestor.address))
+
+
+def _window(event: Event) -> tuple[int, int]:
+    """Return how many requests the peer may send before an answer, and we: one (PS3.7 D.3.3.3)."""
+    asked, _ = event.assoc.requestor.asynchronous_operations
+    window = min(asked or MAXIMUM_WINDOW, MAXIMUM_WINDOW)  # 0 is without limit
+    cast("AcceptorAssociation", event.assoc).window = window
+    return window, 1
 
 
 def _requested(event: Event) -> None:

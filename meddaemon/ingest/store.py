@@ -56,7 +56,7 @@ class InstanceStore:
         self._device = self.instances.stat().st_dev
         self.journals = directory / "journal"
         self._staging = Staging(directory / "incoming")
-        self._buffers = Buffers()
+        self.buffers = Buffers()
 
     def put(self, data: Encoded, *, sop_class_uid: str, sop_instance_uid: str, transfer_syntax_uid: str) -> Stored:
         """Store a data set as a Part 10 file, synced; it would survive a power loss once it is settled.
@@ -89,7 +89,7 @@ class InstanceStore:
 
     def new_content(self, meta: bytes, *, maximum_bytes: int) -> Content:
         """Return what an object with this file meta group (see `meta_of`) is collected in."""
-        return Content(meta, buffers=self._buffers, folder=self._staging.folder, maximum_bytes=maximum_bytes)
+        return Content(meta, buffers=self.buffers, folder=self._staging.folder, maximum_bytes=maximum_bytes)
 
     @property
     def scratch(self) -> Path:

@@ -13,11 +13,11 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event, Lock
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from pynetdicom import evt
 from pynetdicom._globals import MODE_ACCEPTOR
@@ -30,6 +30,9 @@ from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket
 
 from meddaemon.ingest import dispatch
+from meddaemon.ingest.c_store import StoreRequest, read_request, response
+from meddaemon.ingest.content import Content
+from meddaemon.ingest.receive import Incoming
 from meddaemon.telemetry import log
 
 REQUEST_BYTES = 2**19
@@ -50,6 +53,9 @@ _QUESTION_BYTES = 2**24
 _LINGER_SECONDS = 1.0
 _TLS_RECORD_BYTES = 2**14
 """The most that one record holds (RFC 8446 5.1): who reads so much leaves nothing behind in the library."""
+_AHEAD_BYTES = 2**16
+"""What is read beyond what was asked for: senders with short PDUs would else cost a system call for each."""
+_UNANSWERED_BYTES = 2**22
 _UNSERVED_MESSAGES = 2
 """Messages that wait while one is served; then the peer is not read from until one is done."""
 _log = log(__name__)
@@ -63,20 +69,37 @@ class Limits:
     pdu_seconds: float
 
 
+class Storage(Protocol):
+    """Takes what is sent to be stored."""
+
+    def begin(self, association: "AcceptorAssociation", request: StoreRequest) -> Incoming | None:
+        """Return what an object is collected in; None where its presentation context stores nothing."""
+
+    def take(self, group: Sequence[Incoming]) -> Sequence[tuple[int, str]]:
+        """Take objects, whose contents are closed then; return status and comment of each."""
+
+
 class AcceptorAssociation(Association):
     """An association that somebody asked us for; `ended` is called when it is over, whatever ended it."""
 
     dul: "Provider"
 
     def __init__(
-        self, entity: ApplicationEntity, limits: Limits, ended: Callable[["AcceptorAssociation"], None]
+        self,
+        entity: ApplicationEntity,
+        limits: Limits,
+        ended: Callable[["AcceptorAssociation"], None],
+        storage: "Storage | None" = None,
     ) -> None:
+        """Have `storage` take what is sent to be stored; without it, the handler of EVT_C_STORE does."""
         super().__init__(entity, MODE_ACCEPTOR)
+        self.window = 1
+        """How many requests the peer may send without waiting for answers (PS3.7 D.3.3.3)."""
         self.is_over = False
         """Nothing is left but goodbyes: somebody else may have its place."""
         self._bell = Event()
         self._ended = ended
-        self.dul = Provider(self, limits, self._bell)
+        self.dul = Provider(self, limits, self._bell, storage)
         self.dimse.msg_queue = RingingQueue(self._bell.set)
         # They were set on the provider that was made first.
         self.acse_timeout, self.network_timeout = entity.acse_timeout, entity.network_timeout
@@ -149,9 +172,14 @@ class Provider(DULServiceProvider):
     to_provider_queue: "RingingQueue"
     to_user_queue: "RingingQueue"
 
-    def __init__(self, association: Association, limits: Limits, bell: Event) -> None:
+    def __init__(self, association: AcceptorAssociation, limits: Limits, bell: Event, storage: Storage | None) -> None:
         super().__init__(association)
+        self._association = association
         self._limits = limits
+        self._storage = storage
+        self._command = bytearray()
+        self._storing: tuple[StoreRequest, Incoming] | None = None
+        self._unanswered: list[tuple[StoreRequest, Incoming]] = []
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._waking = Lock()
         self.is_closed = False
@@ -199,6 +227,8 @@ class Provider(DULServiceProvider):
 
     def finish(self) -> None:
         """Give back what the system lent us; the reactor has ended."""
+        for _, incoming in (*self._unanswered, *([self._storing] if self._storing else ())):
+            cast("Content", incoming.content).close()
         self._connection.finish()
         self.close_bell()
 
@@ -223,6 +253,7 @@ class Provider(DULServiceProvider):
         elif self._may_read and self._is_transport_event():
             self.heard()
         elif self.event_queue.empty():
+            self._answer()
             self._wait()
 
     @property
@@ -279,46 +310,98 @@ class Provider(DULServiceProvider):
             if kind not in _TYPES or length > self._longest(kind):
                 self._end("a PDU of another type or length than agreed", "Evt19", type=kind, length=length)
                 return
-            body = connection.recv(length)
-        except TimeoutError:
-            self._end("a PDU was not whole in time", "Evt19")
-            return
-        except OSError:
-            self._end("the connection was lost within a PDU", "Evt17")
-            return
-        if len(body) < length:
-            self._end("the connection was closed within a PDU", "Evt17")
-            return
-        try:
             if kind == P_DATA_TF and self.state_machine.current_state == "Sta6":
-                self._take_fragments(body)
+                self._read_fragments(length)
             else:
-                pdu, event = self._decode_pdu(header + body)
+                pdu, event = self._decode_pdu(header + connection.recv_all(length))
                 self._recv_pdu.put(pdu)
                 self.event_queue.put(event)
+        except TimeoutError:
+            self._end("a PDU was not whole in time", "Evt19")
+        except OSError:
+            self._end("the connection was lost within a PDU", "Evt17")
         except Exception as malformed:  # noqa: BLE001  the library has no type of its own for this
             self._end("a PDU cannot be read", "Evt19", type=kind, problem=type(malformed).__name__)
 
-    def _take_fragments(self, body: bytearray) -> None:
-        """Do what DT-2 does (PS3.8 9.2.2): the fragments of a PDU go to the message that they belong to.
+    def _read_fragments(self, rest: int) -> None:
+        """Read the fragments of a P-DATA-TF PDU of `rest` bytes (PS3.8 9.3.5.1, E.2), each to where it belongs.
 
-        Those of a data set to be stored, which is what nearly all bytes are, are written to the message itself. All
-        else, the last of them without its content included, goes the library's way.
+        Those of an object are read from the socket to where they will be stored from. Raises ValueError where they
+        are not what the PDU's length says, OSError.
         """
+        connection = self._connection
+        while rest:
+            if rest < _PDV_HEADER.size:
+                raise ValueError("a fragment of an impossible length")
+            length, context_id, control = _PDV_HEADER.unpack(connection.recv_all(_PDV_HEADER.size))
+            rest -= 4 + length
+            if length < 2 or rest < 0:
+                raise ValueError("a fragment of an impossible length")
+            if self._storing is None:
+                self._take_fragment(context_id, control, connection.recv_all(length - 2))
+                continue
+            request, incoming = self._storing
+            if control & _COMMAND or context_id != request.context_id:
+                raise ValueError("a fragment of another message before the end of this one")
+            connection.read_content(cast("Content", incoming.content), length - 2)
+            if control & _LAST:
+                self._unanswered.append(self._storing)
+                self._storing = None
+                if not self._may_wait_for_more:
+                    self._answer()
+
+    def _take_fragment(self, context_id: int, control: int, fragment: bytearray) -> None:
+        """Do what DT-2 does (PS3.8 9.2.2) with a fragment that is no part of an object."""
         provider = self.assoc.dimse
-        for context_id, control, fragment in list(_presentation_data_values(body)):
-            message = provider.message
-            _refuse_disorder(message, context_id, control, len(fragment))
-            if isinstance(message, C_STORE_RQ) and message.data_set is not None and not control & _COMMAND:
-                message.data_set.write(fragment)
-                if not control & _LAST:
-                    continue
-                content = b""
-            else:
-                content = bytes(fragment)
-            primitive = P_DATA()
-            primitive.presentation_data_value_list = [[context_id, bytes([control]) + content]]  # type: ignore[list-item]
-            provider.receive_primitive(primitive)
+        message = provider.message
+        content = bytes(fragment)
+        if message is None and control & _COMMAND:
+            if len(self._command) + len(fragment) > _COMMAND_BYTES:
+                raise ValueError("a command set without end")
+            self._command += fragment
+            if not control & _LAST:
+                return
+            content = bytes(self._command)
+            self._command.clear()
+            if self._begins_storing(context_id, content):
+                return
+            # Answers go out in the order of the requests.
+            self._answer()
+        _refuse_disorder(message, context_id, control, len(fragment))
+        primitive = P_DATA()
+        primitive.presentation_data_value_list = [[context_id, bytes([control]) + content]]  # type: ignore[list-item]
+        provider.receive_primitive(primitive)
+
+    def _begins_storing(self, context_id: int, command: bytes) -> bool:
+        request = read_request(context_id, command) if self._storage else None
+        incoming = self._storage.begin(self._association, request) if request and self._storage else None
+        if request and incoming:
+            self._storing = request, incoming
+        return incoming is not None
+
+    @property
+    def _may_wait_for_more(self) -> bool:
+        """Whether the next object may come before the answer to this one, and does: they then share their cost."""
+        if len(self._unanswered) >= self._association.window:
+            return False
+        held = sum(cast("Content", incoming.content).size for _, incoming in self._unanswered)
+        return held < _UNANSWERED_BYTES and self._connection.ready
+
+    def _answer(self) -> None:
+        """Take the objects that have come, and answer for each."""
+        if not self._unanswered or self._storage is None:
+            return
+        group, self._unanswered = self._unanswered, []
+        # The time that this takes us is not the peer's.
+        self._idle_timer.stop()
+        outcomes = self._storage.take([incoming for _, incoming in group])
+        longest = self.assoc.requestor.maximum_length or 0
+        answers = (
+            response(request, status, comment, longest)
+            for (request, _), (status, comment) in zip(group, outcomes, strict=True)
+        )
+        self._connection.send(b"".join(answers))
+        self.heard()
 
     def _longest(self, kind: int) -> int:
         # Some count the header in, some do not (PS3.8 D.1.1 means the length field).
@@ -340,7 +423,8 @@ class Connection(AssociationSocket):
         with suppress(OSError):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().__init__(association, client_socket=connected)
-        self._early = early
+        self._early = memoryview(early)
+        self._ahead = memoryview(bytearray(_AHEAD_BYTES))
         self._limits = limits
         self.deadline = 0.0
         """When what is being read must be there, by the monotonic clock."""
@@ -355,7 +439,7 @@ class Connection(AssociationSocket):
         if not isinstance(self.socket, ssl.SSLSocket):
             return bool(_polled({self.socket.fileno(): select.POLLIN}, 0))
         try:
-            self._early = self.socket.recv(_TLS_RECORD_BYTES)
+            self._early = memoryview(self.socket.recv(_TLS_RECORD_BYTES))
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return False
         except OSError:
@@ -395,12 +479,38 @@ class Connection(AssociationSocket):
             return size
         while True:
             try:
-                return self._open.recv_into(view)
+                return self._recv_some(view)
             except (BlockingIOError, ssl.SSLWantReadError):
                 self._acknowledge()
                 self._await(select.POLLIN, self.deadline)
             except ssl.SSLWantWriteError:
                 self._await(select.POLLOUT, self.deadline)
+
+    def recv_all(self, nr_bytes: int) -> bytearray:
+        """Return so many bytes, or raise as `recv` does; ConnectionError where the connection ends before."""
+        received = self.recv(nr_bytes)
+        if len(received) < nr_bytes:
+            raise ConnectionResetError("the connection was closed within a PDU")
+        return received
+
+    def read_content(self, content: Content, size: int) -> None:
+        """Read so many bytes of an object. Raises as `recv_all` does."""
+        while size:
+            with content.room(size) as room:
+                count = self.recv_into(room)
+            if not count:
+                raise ConnectionResetError("the connection was closed within a PDU")
+            content.advance(count)
+            size -= count
+
+    def _recv_some(self, view: memoryview) -> int:
+        connected = self._open
+        if isinstance(connected, ssl.SSLSocket):
+            return connected.recv_into(view)
+        # What comes behind, often the next header, is had with the same call.
+        count = connected.recvmsg_into([view, self._ahead])[0]
+        self._early = self._ahead[: max(0, count - len(view))]
+        return min(count, len(view))
 
     def send(self, bytestream: bytes) -> None:
         """Send all of it, or tell the state machine that the connection is gone."""
@@ -539,20 +649,6 @@ def _refuse_disorder(message: DIMSEMessage | None, context_id: int, control: int
     held = 0 if isinstance(message, C_STORE_RQ) or message.data_set is None else message.data_set.tell() + size
     if held > _QUESTION_BYTES:
         raise ValueError("a data set of a question without end")
-
-
-def _presentation_data_values(body: bytearray) -> Iterator[tuple[int, int, memoryview]]:
-    """Yield context, message control header and fragment of each PDV in a P-DATA-TF PDU (PS3.8 9.3.5.1, E.2).
-
-    Raises ValueError or struct.error where they are not what the PDU's length says.
-    """
-    rest = memoryview(body)
-    while rest:
-        length, context_id, control = _PDV_HEADER.unpack_from(rest)
-        if length < 2 or len(rest) < 4 + length:
-            raise ValueError("a fragment of an impossible length")
-        yield context_id, control, rest[_PDV_HEADER.size : 4 + length]
-        rest = rest[4 + length :]
 
 
 def _polled(wanted: dict[int, int], seconds: float | None) -> list[tuple[int, int]]:
