@@ -6,6 +6,7 @@ leases, deliveries). `serve` runs them all on one machine; on several, each role
 
 import ctypes
 import fcntl
+import gc
 import logging
 import os
 import resource
@@ -98,6 +99,9 @@ def listen(settings: Settings, stop: Signals) -> None:
             ) as intake,
             Listener(_listener_settings(settings), receiver.take, commitment, StorageProvider(intake)) as listener,
         ):
+            # What is there now stays: looking through it for garbage again and again takes a tenth of all time.
+            gc.collect()
+            gc.freeze()
             address = _address_of(listener)
             stop.hung_up = partial(_reload, listener)
             with _announced(database, "listen", address, stop):

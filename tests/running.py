@@ -33,7 +33,7 @@ SETTINGS = """
 [store]
 directory = "store"
 minimum_free_bytes = {minimum_free_bytes}
-journal_bytes = 67_108_864
+journal_bytes = 33_554_432
 
 [listener]
 port = 0

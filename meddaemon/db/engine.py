@@ -44,6 +44,8 @@ class Database:
         self._writers: contextlib.AbstractContextManager[Any] = (
             threading.Lock() if self._sqlite else contextlib.nullcontext()
         )
+        self._looking = threading.Lock()
+        self._looker: Connection | None = None
         if self._sqlite and self._url.database:
             Path(self._url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # No limit on connections here: threads are bounded where they are made, and none should wait for another.
@@ -75,8 +77,29 @@ class Database:
             with connection.begin():
                 yield connection
 
+    @contextlib.contextmanager
+    def look(self) -> Iterator[Connection]:
+        """Give a connection for single questions, each of which sees what is committed by then.
+
+        It is kept, and one thread has it at a time: beginning and ending a transaction takes longer than one answer.
+        """
+        with self._looking:
+            looker = self._looker or self._engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+            self._looker = looker
+            try:
+                yield looker
+            except DBAPIError:
+                self._looker = None
+                with contextlib.suppress(DBAPIError):
+                    looker.close()
+                raise
+
     def close(self) -> None:
         """Close every pooled connection."""
+        with self._looking:
+            if self._looker is not None:
+                self._looker.close()
+                self._looker = None
         self._engine.dispose()
 
     def upgrade(self) -> None:
@@ -174,7 +197,10 @@ def _prepare_postgresql(connection: Any, _: ConnectionPoolEntry) -> None:
 
 def _begin_sqlite(connection: Connection) -> None:
     # A deferred transaction that turns into a writer halfway fails at once when another one wrote meanwhile.
-    writes = connection.get_execution_options().get("writes", False)
+    options = connection.get_execution_options()
+    if options.get("isolation_level") == "AUTOCOMMIT":
+        return
+    writes = options.get("writes", False)
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 

@@ -9,7 +9,7 @@ import mmap
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
@@ -20,33 +20,38 @@ PAGE = 4096
 """Direct writes want their memory, place and length in multiples of this (open(2), O_DIRECT)."""
 MEMORY_BYTES = 2**22
 """What an object may take of memory; longer ones go through a staged file."""
-_FIRST_BYTES = 2**20
-_IDLE_BYTES = 2**24
+FIRST_BYTES = 2**20
+"""What an object is given of memory at first, and most never exceed."""
+_SLOTS = 32
 
 
 class Buffers:
     """Page-aligned memory that is used again: fresh memory costs a page fault every 4 KiB."""
 
     def __init__(self) -> None:
+        arena = mmap.mmap(-1, _SLOTS * FIRST_BYTES)
+        with suppress(OSError):  # a kernel without huge pages
+            arena.madvise(mmap.MADV_HUGEPAGE)
+        view = memoryview(arena)
+        slots = [view[start : start + FIRST_BYTES] for start in range(0, len(view), FIRST_BYTES)]
         self._lock = Lock()
-        self._idle: dict[int, list[mmap.mmap]] = {}
-        self._idle_bytes = 0
+        self._ours = {id(slot) for slot in slots}
+        # The one that was given back last is taken first: it is warm, and those that are not needed are never touched.
+        self._idle = slots
 
-    def lend(self, size: int) -> mmap.mmap:
-        """Return memory of this many bytes, in which anything may stand."""
-        with self._lock:
-            if self._idle.get(size):
-                self._idle_bytes -= size
-                return self._idle[size].pop()
-        return mmap.mmap(-1, size)
+    def lend(self, size: int) -> memoryview:
+        """Return memory of at least so many bytes, in which anything may stand."""
+        if size <= FIRST_BYTES:
+            with self._lock:
+                if self._idle:
+                    return self._idle.pop()
+        return memoryview(mmap.mmap(-1, max(size, FIRST_BYTES)))
 
-    def take_back(self, memory: mmap.mmap) -> None:
+    def take_back(self, memory: memoryview) -> None:
         """Take back what was lent; nobody may use it any more."""
-        size = len(memory)
-        with self._lock:
-            if self._idle_bytes + size <= _IDLE_BYTES:
-                self._idle.setdefault(size, []).append(memory)
-                self._idle_bytes += size
+        if id(memory) in self._ours:
+            with self._lock:
+                self._idle.append(memory)
 
 
 class Content:
@@ -62,8 +67,8 @@ class Content:
         self._folder = folder
         self._maximum_bytes = maximum_bytes
         self._meta_bytes = len(meta)
-        self.memory: mmap.mmap | None = buffers.lend(_FIRST_BYTES)
-        self._view = memoryview(self.memory)
+        self._view = buffers.lend(FIRST_BYTES)
+        self._is_ours = True
         self._end = PAGE + len(meta)
         self._view[PAGE : self._end] = meta
         self._hash = hashlib.sha256(meta)
@@ -148,27 +153,22 @@ class Content:
         if self._staged is not None:
             self._staged.unlink(missing_ok=True)
             self._staged = None
-        memory = self.hand_over()
-        if memory is not None:
-            self._buffers.take_back(memory)
+        if self._is_ours:
+            self._buffers.take_back(self.hand_over())
 
-    def hand_over(self) -> mmap.mmap | None:
+    def hand_over(self) -> memoryview:
         """Return the memory, which is the caller's from now on."""
-        memory, self.memory = self.memory, None
-        self._view.release()
-        return memory
+        self._is_ours = False
+        return self._view
 
     def _grow(self) -> None:
         if len(self._view) >= MEMORY_BYTES:
             self._spill()
             return
-        assert self.memory is not None  # noqa: S101  it is not closed yet
         larger = self._buffers.lend(2 * len(self._view))
-        view = memoryview(larger)
-        view[: self._end] = self._view[: self._end]
-        self._view.release()
-        self._buffers.take_back(self.memory)
-        self.memory, self._view = larger, view
+        larger[: self._end] = self._view[: self._end]
+        self._buffers.take_back(self._view)
+        self._view = larger
 
     def _spill(self) -> None:
         """Move what is in memory to the staged file, or nowhere when that is not possible."""

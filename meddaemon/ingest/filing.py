@@ -7,7 +7,6 @@ take it, it stays in the journal, nothing further is acknowledged, and a restart
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from mmap import mmap
 from threading import Condition, Thread
 
 from meddaemon.db.engine import DatabaseAway
@@ -39,7 +38,7 @@ class Filed:
 
     record: Record
     received: Received
-    memory: mmap | None
+    memory: memoryview | None
 
 
 class Filing:
@@ -183,16 +182,14 @@ class Filing:
     def _file_of(self, each: Filed) -> NewFile:
         record = each.record
         if each.memory is None:
-            each.memory = self._buffers.lend(_lent(PAGE + record.size))
+            each.memory = self._buffers.lend(record.length)
             with self._changed:
                 self._in_memory += len(each.memory)
             record.read_into(each.memory)
-        view = memoryview(each.memory)
-        end = PAGE + record.size
         return NewFile(
             target=self._store.path(record.sha256),
-            pieces=[view[PAGE:end]],
-            padded=view[PAGE : -(-end // PAGE) * PAGE],
+            pieces=[each.memory[PAGE : PAGE + record.size]],
+            padded=each.memory[PAGE : record.length],
         )
 
     def _release(self, each: Filed) -> None:
@@ -200,11 +197,6 @@ class Filing:
             self._in_memory -= len(each.memory)
             self._buffers.take_back(each.memory)
             each.memory = None
-
-
-def _lent(size: int) -> int:
-    """Return what `Buffers` are asked for, so that few sizes are in use: the next power of two."""
-    return max(2**20, 1 << (size - 1).bit_length())
 
 
 def file_abandoned(store: InstanceStore, receiver: Receiver) -> None:

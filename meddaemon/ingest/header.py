@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from pydicom.charset import convert_encodings, decode_bytes, default_encoding, python_encoding
+from pydicom.charset import convert_encodings, decode_bytes, python_encoding
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.uid import ExplicitVRBigEndian
 from pydicom.valuerep import TEXT_VR_DELIMS
@@ -76,6 +76,8 @@ _NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "UV": "Q", "SV": "q", "F
 _LITTLE = {vr: struct.Struct(f"<{form}") for vr, form in (*_NUMBERS.items(), ("AT", "HH"))}
 _BIG = {vr: struct.Struct(f">{form}") for vr, form in (*_NUMBERS.items(), ("AT", "HH"))}
 _BINARY = frozenset(_LITTLE)
+_DEFAULT_ENCODING = "latin-1"
+"""As pydicom's, by the name under which Python finds it without looking."""
 _PLAIN_TEXT = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI"})
 _ENCODED_TEXT = frozenset({"LO", "PN", "SH", "UC"})
 _SINGLE_TEXT = frozenset({"LT", "ST", "UT"})
@@ -126,7 +128,7 @@ class _Values:
         self._data = data
         self._elements = elements
         self._little = little
-        self._encodings: tuple[str, ...] = (default_encoding,)
+        self._encodings: tuple[str, ...] = (_DEFAULT_ENCODING,)
         self._encodings = _encodings(self.of(_SPECIFIC_CHARACTER_SET))
 
     def of(self, tag: int) -> tuple[str, ...]:
@@ -154,12 +156,12 @@ class _Values:
 
     def _texts(self, value: bytes, vr: str) -> list[str]:
         if vr in _PLAIN_TEXT:
-            return value.decode("iso8859").split("\\")
+            return value.decode("latin-1").split("\\")
         if vr in _ENCODED_TEXT:
             return self._decoded(value).split("\\")
         if vr in _SINGLE_TEXT:
             return [self._decoded(value)]
-        return [value.decode("iso8859")] if vr == "UR" else []
+        return [value.decode("latin-1")] if vr == "UR" else []
 
     def _decoded(self, value: bytes) -> str:
         if b"\x1b" in value:
@@ -182,9 +184,11 @@ def _encodings(specific_character_set: tuple[str, ...]) -> tuple[str, ...]:
     try:
         encodings = tuple(convert_encodings(list(specific_character_set)))
     except (LookupError, TypeError, ValueError):
-        return (default_encoding,)
+        return (_DEFAULT_ENCODING,)
     # pydicom also takes names of Python codecs, some of which are no character sets (`unicode_escape`, `idna`).
-    return encodings if set(encodings) <= set(python_encoding.values()) else (default_encoding,)
+    if not set(encodings) <= set(python_encoding.values()):
+        return (_DEFAULT_ENCODING,)
+    return tuple(_DEFAULT_ENCODING if each == "iso8859" else each for each in encodings)
 
 
 def _bounded(component: str) -> str:

@@ -91,7 +91,7 @@ class Intake:
             self._filing.require_well()
             size = sum(len(content.part10) for incoming, _ in group if (content := incoming.content) is not None)
             self._store.require_room(size + self._filing.waiting_bytes)
-            with self._database.read() as connection:
+            with self._database.look() as connection:
                 for incoming, header in group:
                     content = _content(incoming)
                     what = received(incoming, header, sha256=content.sha256, size=content.size)

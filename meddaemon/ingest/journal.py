@@ -71,16 +71,15 @@ class Record:
         """Bytes of the record, its first page included."""
         return _pages(PAGE + self.size)
 
-    def read_into(self, memory: mmap.mmap) -> None:
-        """Read the record again, as it was written. Raises OSError."""
-        with memoryview(memory) as view, view[: self.length] as wanted:
-            self.segment.read_into(wanted, self.offset)
+    def read_into(self, memory: memoryview) -> None:
+        """Read the record again, as it was written, into page-aligned memory. Raises OSError."""
+        self.segment.read_into(memory[: self.length], self.offset)
 
     def read(self) -> bytes:
         """Return the file. Raises OSError."""
-        with mmap.mmap(-1, self.length) as memory:
-            self.read_into(memory)
-            return memory[PAGE : PAGE + self.size]
+        memory = memoryview(mmap.mmap(-1, self.length))
+        self.read_into(memory)
+        return bytes(memory[PAGE : PAGE + self.size])
 
 
 class _Segment:
@@ -217,7 +216,7 @@ class Journal:
     def own(cls, parent: Path, *, size: int, require_room: Callable[[int], object]) -> "Journal":
         """Return the first journal under `parent` that no process has and all of which has been filed, maybe a new one.
 
-        It will grow to `size` bytes when it is used, as long as `require_room` does not raise. Raises OSError.
+        It grows to `size` bytes in a thread of its own, as long as `require_room` does not raise. Raises OSError.
         """
         parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         for number in count():
@@ -228,6 +227,7 @@ class Journal:
                 continue
             journal = cls(folder, lock, size=size, require_room=require_room)
             if not journal.left_behind():
+                journal.grow()
                 return journal
             journal.close()  # what stands there waits for the next start, see `filing.file_abandoned`
         raise AssertionError("unreachable")
@@ -253,11 +253,13 @@ class Journal:
 
     @property
     def is_ready(self) -> bool:
-        """Whether there is a segment to write to; the first to ask has one made, which takes a moment."""
+        """Whether there is a segment to write to; at first, making one takes a moment."""
+        return bool(self._segments)
+
+    def grow(self) -> None:
+        """Begin to make what segments there should be and are not."""
         with self._changed:
-            if not self._segments:
-                self._make_more()
-            return bool(self._segments)
+            self._make_more()
 
     def append(self, entries: Sequence[Entry]) -> list[Record]:
         """Write objects that are in memory; on return they survive a power loss.
@@ -365,6 +367,7 @@ class Journal:
             self._segments.append(made)
             self._free.append(made)
             self._changed.notify_all()
+            self._make_more()
 
 
 def _locked(folder: Path) -> BufferedWriter | None:

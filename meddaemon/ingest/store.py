@@ -23,7 +23,7 @@ from pathlib import Path
 
 from meddaemon.domain.errors import StoreUnavailable
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
-from meddaemon.durable import NewFile, Staging, move, place, place_all, sync_names
+from meddaemon.durable import NewFile, Staging, move, place, store_all, sync_names
 from meddaemon.ingest.content import Buffers, Content
 from meddaemon.ingest.scan import Encoded
 
@@ -82,10 +82,8 @@ class InstanceStore:
         return Stored(sha256=content.sha256, size=content.size)
 
     def put_all(self, files: Sequence[NewFile]) -> dict[str, OSError]:
-        """Store Part 10 files, names and all; return what went wrong, by digest."""
-        failures = place_all(files, self._staging)
-        failures |= sync_names((file.target for file in files if file.target not in failures), self._staging)
-        return {path.stem: failure for path, failure in failures.items()}
+        """Store Part 10 files that stand in the journal until then; return what went wrong, by digest."""
+        return {path.stem: failure for path, failure in store_all(files, self._staging).items()}
 
     def new_content(self, meta: bytes, *, maximum_bytes: int) -> Content:
         """Return what an object with this file meta group (see `meta_of`) is collected in."""

@@ -496,8 +496,7 @@ class Connection(AssociationSocket):
     def read_content(self, content: Content, size: int) -> None:
         """Read so many bytes of an object. Raises as `recv_all` does."""
         while size:
-            with content.room(size) as room:
-                count = self.recv_into(room)
+            count = self.recv_into(content.room(size))
             if not count:
                 raise ConnectionResetError("the connection was closed within a PDU")
             content.advance(count)
