@@ -21,6 +21,16 @@ _COMMAND, _LAST = 0x01, 0x02
 
 
 @dataclass(frozen=True, kw_only=True)
+class Agreed:
+    """What holds for every object of a presentation context."""
+
+    abstract_syntax_uid: str
+    transfer_syntax_uid: str
+    calling_ae_title: str
+    called_ae_title: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class StoreRequest:
     """A C-STORE-RQ with a data set behind it; the UIDs as they came, padding and all."""
 

@@ -95,7 +95,9 @@ class Filing:
                         self._release(each)
                 self._waiting.append(each)
                 self._waiting_bytes += each.record.size
-            self._changed.notify_all()
+            # Whoever waits for company is not to be woken by every guest.
+            if len(self._waiting) == len(records) or self._is_a_group:
+                self._changed.notify_all()
 
     def close(self, seconds: float) -> bool:
         """File what there is, for so long at most; return whether all was filed. The rest stays in the journal."""

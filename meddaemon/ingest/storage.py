@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pynetdicom import AllStoragePresentationContexts
 
-from meddaemon.ingest.c_store import StoreRequest
+from meddaemon.ingest.c_store import Agreed, StoreRequest
 from meddaemon.ingest.intake import Intake
 from meddaemon.ingest.receive import Incoming, is_uid, normal
 from meddaemon.ingest.statuses import OUT_OF_RESOURCES, SUCCESS
@@ -27,27 +27,25 @@ class StorageProvider:
 
     def begin(self, association: "AcceptorAssociation", request: StoreRequest) -> Incoming | None:
         """Return what an object is collected in; None where its presentation context stores nothing."""
-        context = association._accepted_cx.get(request.context_id)
-        requested = association.requestor.primitive
-        if context is None or requested is None or str(context.abstract_syntax) not in STORAGE_SOP_CLASSES:
+        agreed = association.agreed.get(request.context_id) or _agreed(association, request.context_id)
+        if agreed is None:
             return None
         sop_class_uid, sop_instance_uid = normal(request.sop_class_uid), normal(request.sop_instance_uid)
-        transfer_syntax_uid = str(context.transfer_syntax[0])
         meta = b""
         if is_uid(sop_class_uid) and is_uid(sop_instance_uid):  # otherwise it will be refused
             meta = meta_of(
                 sop_class_uid=sop_class_uid,
                 sop_instance_uid=sop_instance_uid,
-                transfer_syntax_uid=transfer_syntax_uid,
+                transfer_syntax_uid=agreed.transfer_syntax_uid,
             )
         return Incoming(
             content=self._intake.new_content(meta),
-            transfer_syntax_uid=transfer_syntax_uid,
+            transfer_syntax_uid=agreed.transfer_syntax_uid,
             sop_class_uid=request.sop_class_uid,
             sop_instance_uid=request.sop_instance_uid,
-            abstract_syntax_uid=str(context.abstract_syntax),
-            calling_ae_title=str(association.requestor.ae_title).strip(),
-            called_ae_title=str(requested.called_ae_title).strip(),
+            abstract_syntax_uid=agreed.abstract_syntax_uid,
+            calling_ae_title=agreed.calling_ae_title,
+            called_ae_title=agreed.called_ae_title,
         )
 
     def take(self, group: Sequence[Incoming]) -> Sequence[tuple[int, str]]:
@@ -58,3 +56,19 @@ class StorageProvider:
             _log.error("cannot take an object", kind=type(unforeseen).__name__, exc_info=unforeseen)
             return [(OUT_OF_RESOURCES, "cannot store now")] * len(group)
         return [(SUCCESS, "") if refused is None else (refused.status, refused.reason) for refused in outcomes]
+
+
+def _agreed(association: "AcceptorAssociation", context_id: int) -> Agreed | None:
+    """Return what was agreed on in a presentation context that stores objects, looked up once for all of them."""
+    context = association._accepted_cx.get(context_id)
+    requested = association.requestor.primitive
+    if context is None or requested is None or str(context.abstract_syntax) not in STORAGE_SOP_CLASSES:
+        return None
+    agreed = Agreed(
+        abstract_syntax_uid=str(context.abstract_syntax),
+        transfer_syntax_uid=str(context.transfer_syntax[0]),
+        calling_ae_title=str(association.requestor.ae_title).strip(),
+        called_ae_title=str(requested.called_ae_title).strip(),
+    )
+    association.agreed[context_id] = agreed
+    return agreed

@@ -30,7 +30,7 @@ from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket
 
 from meddaemon.ingest import dispatch
-from meddaemon.ingest.c_store import StoreRequest, read_request, response
+from meddaemon.ingest.c_store import Agreed, StoreRequest, read_request, response
 from meddaemon.ingest.content import Content
 from meddaemon.ingest.receive import Incoming
 from meddaemon.telemetry import log
@@ -55,6 +55,7 @@ _TLS_RECORD_BYTES = 2**14
 """The most that one record holds (RFC 8446 5.1): who reads so much leaves nothing behind in the library."""
 _AHEAD_BYTES = 2**16
 """What is read beyond what was asked for: senders with short PDUs would else cost a system call for each."""
+_WORTH_WAITING_FOR_BYTES, _MOST_AT_ONCE_BYTES = 2**14, 2**18
 _UNANSWERED_BYTES = 2**22
 _UNSERVED_MESSAGES = 2
 """Messages that wait while one is served; then the peer is not read from until one is done."""
@@ -95,6 +96,8 @@ class AcceptorAssociation(Association):
         super().__init__(entity, MODE_ACCEPTOR)
         self.window = 1
         """How many requests the peer may send without waiting for answers (PS3.7 D.3.3.3)."""
+        self.agreed: dict[int, Agreed] = {}
+        """What was agreed on in the presentation contexts that objects have come through."""
         self.is_over = False
         """Nothing is left but goodbyes: somebody else may have its place."""
         self._bell = Event()
@@ -178,6 +181,7 @@ class Provider(DULServiceProvider):
         self._limits = limits
         self._storage = storage
         self._command = bytearray()
+        self._longest_answer: int | None = None
         self._storing: tuple[StoreRequest, Incoming] | None = None
         self._unanswered: list[tuple[StoreRequest, Incoming]] = []
         self._woken = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -299,23 +303,28 @@ class Provider(DULServiceProvider):
         # As in the library, but a PDU that is longer than agreed is not read, and one that is not whole in time ends
         # the association however steadily it drips.
         connection = self._connection
-        self.heard()
-        connection.deadline = time.monotonic() + self._limits.pdu_seconds
+        kind = 0
         try:
-            header = connection.recv(_HEADER.size)
-            if len(header) < _HEADER.size:
-                self.event_queue.put("Evt17")
-                return
-            kind, length = _HEADER.unpack(header)
-            if kind not in _TYPES or length > self._longest(kind):
-                self._end("a PDU of another type or length than agreed", "Evt19", type=kind, length=length)
-                return
-            if kind == P_DATA_TF and self.state_machine.current_state == "Sta6":
+            while True:
+                self.heard()
+                connection.deadline = time.monotonic() + self._limits.pdu_seconds
+                header = connection.recv(_HEADER.size)
+                if len(header) < _HEADER.size:
+                    self.event_queue.put("Evt17")
+                    return
+                kind, length = _HEADER.unpack(header)
+                if kind not in _TYPES or length > self._longest(kind):
+                    self._end("a PDU of another type or length than agreed", "Evt19", type=kind, length=length)
+                    return
+                if kind != P_DATA_TF or self.state_machine.current_state != "Sta6":
+                    pdu, event = self._decode_pdu(header + connection.recv_all(length))
+                    self._recv_pdu.put(pdu)
+                    self.event_queue.put(event)
+                    return
                 self._read_fragments(length)
-            else:
-                pdu, event = self._decode_pdu(header + connection.recv_all(length))
-                self._recv_pdu.put(pdu)
-                self.event_queue.put(event)
+                # In the middle of an object there is nothing else to be done than to read on.
+                if self._storing is None or self._kill_thread or not self.to_provider_queue.empty():
+                    return
         except TimeoutError:
             self._end("a PDU was not whole in time", "Evt19")
         except OSError:
@@ -395,9 +404,10 @@ class Provider(DULServiceProvider):
         # The time that this takes us is not the peer's.
         self._idle_timer.stop()
         outcomes = self._storage.take([incoming for _, incoming in group])
-        longest = self.assoc.requestor.maximum_length or 0
+        if self._longest_answer is None:
+            self._longest_answer = self.assoc.requestor.maximum_length or 0
         answers = (
-            response(request, status, comment, longest)
+            response(request, status, comment, self._longest_answer)
             for (request, _), (status, comment) in zip(group, outcomes, strict=True)
         )
         self._connection.send(b"".join(answers))
@@ -459,6 +469,9 @@ class Connection(AssociationSocket):
 
     def recv(self, nr_bytes: int) -> bytearray:
         """Return so many bytes, fewer where the connection ends; raises TimeoutError at the deadline, or OSError."""
+        if len(self._early) >= nr_bytes:
+            early, self._early = self._early[:nr_bytes], self._early[nr_bytes:]
+            return bytearray(early)
         received = bytearray(nr_bytes)
         view = memoryview(received)
         filled = 0
@@ -480,7 +493,10 @@ class Connection(AssociationSocket):
         while True:
             try:
                 return self._recv_some(view)
-            except (BlockingIOError, ssl.SSLWantReadError):
+            except BlockingIOError:
+                self._acknowledge()
+                self._await_most_of(len(view))
+            except ssl.SSLWantReadError:
                 self._acknowledge()
                 self._await(select.POLLIN, self.deadline)
             except ssl.SSLWantWriteError:
@@ -562,6 +578,22 @@ class Connection(AssociationSocket):
         seconds = deadline - time.monotonic()
         if seconds <= 0 or not _polled({self._open.fileno(): events}, seconds):
             raise TimeoutError("the peer took too long")
+
+    def _await_most_of(self, wanted: int) -> None:
+        """Sleep until most of these bytes have come, not to be woken by each segment; the last ones come one by one.
+
+        That many will come: the peer announced them. The system acknowledges what comes meanwhile at once.
+        """
+        if wanted < _WORTH_WAITING_FOR_BYTES:
+            self._await(select.POLLIN, self.deadline)
+            return
+        enough = min(wanted, _MOST_AT_ONCE_BYTES) * 3 // 4
+        self._open.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, enough)
+        try:
+            self._await(select.POLLIN, self.deadline)
+        finally:
+            with suppress(OSError):
+                self._open.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def _shutdown_socket(self) -> None:
         # The library leaves a descriptor open where the peer was faster.
