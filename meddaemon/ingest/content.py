@@ -1,7 +1,7 @@
 """The bytes of one object while they arrive: in page-aligned memory, and beyond a limit in a staged file.
 
 What is collected is the Part 10 file as it will be stored, so that nothing is copied on its way from the socket to
-the disk: file meta group first, then the data set as its fragments come, hashed as they come.
+the disk: file meta group first, then the data set as its fragments come.
 """
 
 import hashlib
@@ -71,7 +71,8 @@ class Content:
         self._is_ours = True
         self._end = PAGE + len(meta)
         self._view[PAGE : self._end] = meta
-        self._hash = hashlib.sha256(meta)
+        self._hash = hashlib.sha256()
+        self._hashed = PAGE
         self._written = 0
         self._file: int | None = None
         self._staged: Path | None = None
@@ -84,7 +85,8 @@ class Content:
 
     @property
     def sha256(self) -> str:
-        """Digest of the file."""
+        """Digest of the file, of which nothing more may come."""
+        self._hash_rest()
         return self._hash.hexdigest()
 
     @property
@@ -110,7 +112,6 @@ class Content:
 
     def advance(self, count: int) -> None:
         """Take so many bytes that were written to `room`."""
-        self._hash.update(self._view[self._end : self._end + count])
         self._end += count
 
     def write(self, data: bytes | memoryview) -> None:
@@ -172,6 +173,7 @@ class Content:
 
     def _spill(self) -> None:
         """Move what is in memory to the staged file, or nowhere when that is not possible."""
+        self._hash_rest()
         rest = self._view[PAGE : self._end]
         if self._problem is None and self._written + len(rest) > self._maximum_bytes:
             self._fail(f"the object is longer than the {self._maximum_bytes} bytes that one may have here")
@@ -185,7 +187,13 @@ class Content:
             except OSError as failure:
                 self._fail(f"cannot store now: {failure.strerror}")
         self._written += self._end - PAGE
-        self._end = PAGE
+        self._end = self._hashed = PAGE
+
+    def _hash_rest(self) -> None:
+        """Bring the digest up to what has come; in large pieces, because each costs a change of threads."""
+        if self._hashed < self._end:
+            self._hash.update(self._view[self._hashed : self._end])
+            self._hashed = self._end
 
     def _fail(self, reason: str) -> None:
         """Keep nothing from now on; the sender gets his answer when he has sent it all."""
