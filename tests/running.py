@@ -22,6 +22,7 @@ from sqlalchemy import Row, Table, select
 from meddaemon.config.settings import Settings, load
 from meddaemon.db import processes, tables
 from meddaemon.db.engine import Database
+from meddaemon.ingest.journal import waiting
 from meddaemon.ingest.store import PREAMBLE
 
 Value = TypeVar("Value")
@@ -112,13 +113,20 @@ class Home:
             return connection.execute(select(table).order_by(table.c.id)).all()
 
     def instances(self) -> Sequence[Row[tuple[object, ...]]]:
+        self.await_filed()
         return self.rows(tables.instance)
+
+    def await_filed(self) -> None:
+        """Wait until all that was acknowledged has become files and rows."""
+        journals = self.store / "journal"
+        wait_until(lambda: not waiting(journals), what="the journal to be filed", every=0.02)
 
     def refusals(self) -> Sequence[Row[tuple[object, ...]]]:
         return self.rows(tables.refusal)
 
     def files(self) -> dict[str, Path]:
         """Return every file below the store's instances, by its name without the ending."""
+        self.await_filed()
         return {path.stem: path for path in (self.store / "instances").rglob("*") if path.is_file()}
 
     def half_received(self) -> list[Path]:

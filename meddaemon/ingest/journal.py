@@ -39,7 +39,7 @@ SEGMENT_BYTES = 2**25
 WAIT_SECONDS = 20.0
 """How long an object waits for room in a full journal; its sender waits with it."""
 _MAGIC = b"MEDJRNL1"
-_FIRST = struct.Struct("<8s32sQ")
+_FIRST = struct.Struct("<8s32sQQ")
 _RECORD = struct.Struct("<8sQQQ32s64s64s")
 _MAC_BYTES = 16
 _TRY_AGAIN_SECONDS = 30.0
@@ -60,6 +60,7 @@ class Record:
     """One object that stands in the journal: `size` bytes of a file, from `offset` in a segment."""
 
     segment: "_Segment" = field(repr=False)
+    generation: int
     offset: int
     size: int
     sha256: str
@@ -95,10 +96,11 @@ class _Segment:
         if len(first) < _FIRST.size or not first.startswith(_MAGIC):
             self.close()
             raise ValueError(f"{path} is no segment of a journal")
-        _, self._key, self.filed = _FIRST.unpack(first)
-        self.generation = self.filed
+        _, self._key, self.generation, _ = _FIRST.unpack(first)
+        self._noting = path.open("r+b", buffering=0)
         self.used = PAGE
-        self.unfiled = 0
+        self.unfiled: set[int] = set()
+        """Where the records of this generation begin that have been promised and not filed."""
 
     @classmethod
     def made(cls, path: Path, size: int) -> "_Segment":
@@ -108,7 +110,7 @@ class _Segment:
             piece = bytes(2**20)
             for _ in range(size // len(piece)):
                 file.write(piece)
-            os.pwrite(file.fileno(), _FIRST.pack(_MAGIC, secrets.token_bytes(32), 0), 0)
+            os.pwrite(file.fileno(), _FIRST.pack(_MAGIC, secrets.token_bytes(32), 0, PAGE), 0)
             os.fsync(file.fileno())
         temporary.replace(path)
         folder = os.open(path.parent, os.O_RDONLY)
@@ -142,53 +144,60 @@ class _Segment:
         if os.preadv(self._file, [view], offset) != len(view):
             raise OSError("the ingest journal is cut")
 
-    def note_filed(self) -> None:
-        """Note that all that stands here has been filed. Not synced: filing it again would change nothing."""
-        self.filed = self.generation
-        with self.path.open("r+b", buffering=0) as file:
-            os.pwrite(file.fileno(), _FIRST.pack(_MAGIC, self._key, self.filed), 0)
+    def begin(self, generation: int) -> None:
+        """Be written anew, from the beginning."""
+        self.generation, self.used = generation, PAGE
 
-    def records(self) -> Iterator[Record]:
-        """Yield what was written and not noted as filed, in order; what is no whole record is passed over."""
+    def note_filed(self) -> None:
+        """Note how far all has been filed. Not synced: filing something again would change nothing."""
+        self._note(min(self.unfiled, default=self.used))
+
+    def note_all_filed(self) -> None:
+        """Note that whatever stands here has been filed."""
+        self._note(self.size)
+
+    def _note(self, filed_to: int) -> None:
+        self._noting.seek(0)
+        self._noting.write(_FIRST.pack(_MAGIC, self._key, self.generation, filed_to))
+
+    def headers(self) -> list[Record]:
+        """Return the records that were written and not noted as filed, in order, whole or not."""
         with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+            _, _, noted, filed_to = _FIRST.unpack_from(mapped)
             found = list(self._headers(mapped))
-            latest = max((generation for generation, _ in found), default=0)
-            self.generation = max(self.generation, latest)
-            for generation, record in found:
-                if generation == latest > self.filed and self._is_whole(mapped, record):
-                    yield record
+        latest = max((each.generation for each in found), default=0)
+        first = filed_to if latest == noted else PAGE
+        return [each for each in found if each.generation == latest >= noted and each.offset >= first]
+
+    def records(self) -> list[Record]:
+        """Return the records that were written and not noted as filed, in order; what is not whole is passed over."""
+        left = self.headers()
+        self.generation = max([self.generation, *(each.generation for each in left)])
+        return [each for each in left if hashlib.sha256(each.read()).hexdigest() == each.sha256]
 
     def close(self) -> None:
         """Close the file."""
         os.close(self._file)
+        self._noting.close()
 
-    def _headers(self, mapped: mmap.mmap) -> Iterator[tuple[int, Record]]:
-        offset = PAGE
-        while offset + PAGE <= len(mapped):
+    def _headers(self, mapped: mmap.mmap) -> Iterator[Record]:
+        # Page by page, not record by record: behind one that was cut, others may be whole.
+        for offset in range(PAGE, len(mapped) - PAGE + 1, PAGE):
+            if mapped[offset : offset + len(_MAGIC)] != _MAGIC:
+                continue
             plain = mapped[offset : offset + _RECORD.size]
             mac = mapped[offset + _RECORD.size : offset + _RECORD.size + _MAC_BYTES]
-            if plain.startswith(_MAGIC) and hmac.compare_digest(mac, self._mac(plain)):
-                _, generation, place, size, sha256, calling, called = _RECORD.unpack(plain)
-                if place == offset and offset + PAGE + size <= len(mapped):
-                    yield (
-                        generation,
-                        Record(
-                            segment=self,
-                            offset=offset,
-                            size=size,
-                            sha256=sha256.hex(),
-                            calling_ae_title=calling.rstrip(b"\0").decode(errors="replace"),
-                            called_ae_title=called.rstrip(b"\0").decode(errors="replace"),
-                        ),
-                    )
-            # Page by page, not record by record: behind one that was cut, others may be whole.
-            offset += PAGE
-
-    @staticmethod
-    def _is_whole(mapped: mmap.mmap, record: Record) -> bool:
-        begin = record.offset + PAGE
-        with memoryview(mapped) as view, view[begin : begin + record.size] as content:
-            return hashlib.sha256(content).hexdigest() == record.sha256
+            _, generation, place, size, sha256, calling, called = _RECORD.unpack(plain)
+            if hmac.compare_digest(mac, self._mac(plain)) and place == offset and offset + PAGE + size <= len(mapped):
+                yield Record(
+                    generation=generation,
+                    segment=self,
+                    offset=offset,
+                    size=size,
+                    sha256=sha256.hex(),
+                    calling_ae_title=calling.rstrip(b"\0").decode(errors="replace"),
+                    called_ae_title=called.rstrip(b"\0").decode(errors="replace"),
+                )
 
     def _mac(self, plain: bytes) -> bytes:
         return hashlib.blake2s(plain, key=self._key, digest_size=_MAC_BYTES).digest()
@@ -249,7 +258,7 @@ class Journal:
     def note_filed(self) -> None:
         """Note that all that was left behind has been filed."""
         for segment in self._segments:
-            segment.note_filed()
+            segment.note_all_filed()
 
     @property
     def is_ready(self) -> bool:
@@ -267,7 +276,7 @@ class Journal:
         Raises StoreUnavailable when there is no room for too long, OSError when the disk fails.
         """
         lengths = [_pages(PAGE + entry.content.size) for entry in entries]
-        segment, offset = self._reserve(sum(lengths), len(entries))
+        segment, offset = self._reserve(lengths)
         pieces: list[memoryview] = []
         records: list[Record] = []
         for entry, length in zip(entries, lengths, strict=True):
@@ -276,6 +285,7 @@ class Journal:
             records.append(
                 Record(
                     segment=segment,
+                    generation=segment.generation,
                     offset=offset,
                     size=entry.content.size,
                     sha256=entry.content.sha256,
@@ -296,8 +306,9 @@ class Journal:
         """Give back the places of records that have become files and rows, or that nobody was told of."""
         with self._changed:
             for record in records:
-                record.segment.unfiled -= 1
+                record.segment.unfiled.remove(record.offset)
             for segment in {record.segment for record in records}:
+                segment.note_filed()
                 if not segment.unfiled and segment is not self._current:
                     self._give_back(segment)
 
@@ -308,14 +319,13 @@ class Journal:
             maker = self._maker
         if maker is not None:
             maker.join()
-        if self._current is not None and not self._current.unfiled:
-            self._current.note_filed()
         for segment in self._segments:
             segment.close()
         self._lock.close()
 
-    def _reserve(self, length: int, records: int) -> tuple[_Segment, int]:
-        """Return where so many bytes may be written, as so many records that will be filed."""
+    def _reserve(self, lengths: Sequence[int]) -> tuple[_Segment, int]:
+        """Return where records of these lengths may be written, one behind the other; they are to be filed."""
+        length = sum(lengths)
         deadline = time.monotonic() + WAIT_SECONDS
         with self._changed:
             while self._current is None or self._current.used + length > self._current.size:
@@ -329,14 +339,14 @@ class Journal:
                 if self._current is None and self._free:
                     self._current = self._free.popleft()
                     self._generation += 1
-                    self._current.generation, self._current.used = self._generation, PAGE
+                    self._current.begin(self._generation)
             segment, offset = self._current, self._current.used
-            segment.used += length
-            segment.unfiled += records
+            for each in lengths:
+                segment.unfiled.add(segment.used)
+                segment.used += each
             return segment, offset
 
     def _give_back(self, segment: _Segment) -> None:
-        segment.note_filed()
         self._free.append(segment)
         self._changed.notify_all()
 
@@ -368,6 +378,16 @@ class Journal:
             self._free.append(made)
             self._changed.notify_all()
             self._make_more()
+
+
+def waiting(parent: Path) -> int:
+    """Return how many records stand in the journals under `parent` that have not been filed, also while some are."""
+    count = 0
+    for path in parent.glob("*/*.segment"):
+        segment = _Segment(path)
+        count += len(segment.headers())
+        segment.close()
+    return count
 
 
 def _locked(folder: Path) -> BufferedWriter | None:
