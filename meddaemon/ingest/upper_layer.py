@@ -433,6 +433,7 @@ class Connection(AssociationSocket):
         with suppress(OSError):
             connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         super().__init__(association, client_socket=connected)
+        self._connected = connected
         self._early = memoryview(early)
         self._ahead = memoryview(bytearray(_AHEAD_BYTES))
         self._limits = limits
@@ -552,15 +553,12 @@ class Connection(AssociationSocket):
 
     def interrupt(self) -> None:
         """Be read to the end, wherever the peer is; from any thread."""
-        connected = self.socket
-        if connected is not None:
-            with suppress(OSError):
-                socket.socket.shutdown(connected, socket.SHUT_RD)  # below TLS, which its own thread may be using
+        with suppress(OSError):
+            socket.socket.shutdown(self._connected, socket.SHUT_RD)  # below TLS, which its own thread may be using
 
     def finish(self) -> None:
-        """Give the descriptor back."""
-        if self.socket is not None:
-            self.socket.close()
+        """Give the descriptor back; nobody uses it any more."""
+        self._connected.close()
 
     @property
     def _open(self) -> socket.socket:
@@ -596,11 +594,10 @@ class Connection(AssociationSocket):
                 self._open.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
 
     def _shutdown_socket(self) -> None:
-        # The library leaves a descriptor open where the peer was faster.
-        if self.socket is not None:
-            with suppress(OSError):
-                self.socket.shutdown(socket.SHUT_RDWR)
-            self.socket.close()
+        # The library also closes, from any thread, what another one waits for or has been given the number of since;
+        # and leaves open what the peer was faster to end. Here `finish` closes, once and for all.
+        with suppress(OSError):
+            socket.socket.shutdown(self._connected, socket.SHUT_RDWR)
 
 
 class RingingQueue(queue.Queue[Any]):
