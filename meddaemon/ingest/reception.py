@@ -136,13 +136,10 @@ class Reception(AssociationServer):
         first = cast("socket.socket", self.socket)
         self._plain = first if plain else None
         self._tls = None if tls_port is None else self._beside(first, tls_port) if plain else first
+        self.tls_address: tuple[str, int] | None = self._tls.getsockname()[:2] if self._tls else None
+        """Host and port that were bound for TLS."""
         for listening in self._listening:
             listening.setblocking(False)
-
-    @property
-    def tls_address(self) -> tuple[str, int] | None:
-        """Host and port that were bound for TLS."""
-        return cast("tuple[str, int]", self._tls.getsockname()[:2]) if self._tls else None
 
     @property
     def associations(self) -> list[AcceptorAssociation]:
