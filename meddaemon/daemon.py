@@ -103,7 +103,8 @@ def listen(settings: Settings, stop: Signals) -> None:
             gc.collect()
             gc.freeze()
             address = _address_of(listener)
-            stop.hung_up = partial(_reload, listener)
+            if listener.tls_address:
+                stop.hung_up = partial(_reload, listener)
             with _announced(database, "listen", address, stop):
                 _log.info("listening", address=address, ae_titles=settings.listener.ae_titles)
                 while not stop.wait(_until_warned(listener)):

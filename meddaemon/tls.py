@@ -96,7 +96,10 @@ def client_context(identity: Identity | None, trusted: Path, *, check_name: bool
 def certificates(file: Path) -> frozenset[bytes]:
     """Return the certificates (DER) in a PEM file. Raises TlsUnusable where there is none."""
     try:
-        found = frozenset(map(ssl.PEM_cert_to_DER_cert, _PEM.findall(_text(file))))
+        text = file.read_text("utf-8", errors="replace")
+        found = frozenset(map(ssl.PEM_cert_to_DER_cert, _PEM.findall(text)))
+    except OSError as failure:
+        raise TlsUnusable(f"{file}: cannot be read: {failure.strerror}") from failure
     except ValueError as malformed:
         raise TlsUnusable(f"{file}: holds something that is no certificate") from malformed
     if not found:
@@ -128,8 +131,8 @@ def _context(protocol: int, identity: Identity | None) -> ssl.SSLContext:
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_NO_TICKET
     if identity is not None:
         certificates(identity.certificate)
-        _text(identity.key)
         try:
+            identity.key.open("rb").close()
             # An empty password: a key that wants one must not make a daemon ask the terminal.
             context.load_cert_chain(identity.certificate, identity.key, password="")
         except OSError as failure:
@@ -146,13 +149,6 @@ def _trust(context: ssl.SSLContext, file: Path) -> None:
         raise TlsUnusable(f"{file}: {reason_of(failure)}") from failure
     # Not only roots: also the certificate of one peer, or of the CA of one department.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8", errors="replace")
-    except OSError as failure:
-        raise TlsUnusable(f"{file}: cannot be read: {failure.strerror}") from failure
 
 
 def _verified_chain(connection: ssl.SSLSocket) -> Iterator[bytes]:

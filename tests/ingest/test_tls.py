@@ -22,6 +22,7 @@ from running import Home, Role, wait_until
 from scanner import scanner
 from wire import ABORT, ASSOCIATE_AC, ASSOCIATE_RJ, RELEASE_RP, Peer, associate_request
 
+from meddaemon.daemon import remote_of
 from meddaemon.ingest.callers import Caller
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.scp import Listener, ListenerSettings, TlsSettings
@@ -542,7 +543,11 @@ def test_files_that_are_no_good_are_named(ca: Authority, server: Identity, clien
     protected = ca.issue("protected", password="secret")
     for identity, trusted, problem in (
         (Identity(certificate=absent, key=server.key), ca.file, "absent.pem: cannot be read: No such file"),
-        (Identity(certificate=server.certificate, key=absent), ca.file, "absent.pem: cannot be read"),
+        (
+            Identity(certificate=server.certificate, key=absent),
+            ca.file,
+            "absent.pem: is no usable key for .*No such file",
+        ),
         (Identity(certificate=empty, key=server.key), ca.file, "empty.pem: holds no certificate"),
         (Identity(certificate=broken, key=server.key), ca.file, "broken.pem"),
         (Identity(certificate=server.certificate, key=client.key), ca.file, "client.key: is no usable key for"),
@@ -651,7 +656,8 @@ def test_a_listener_whose_files_are_no_good_says_so_and_ends(tmp_path: Path) -> 
     (tmp_path / "server.key").unlink()
     ended = home.cli("listen")
     assert ended.returncode == 1
-    assert "server.key: cannot be read: No such file or directory" in ended.stderr
+    assert "server.key: is no usable key for" in ended.stderr
+    assert "No such file or directory" in ended.stderr
     assert "Traceback" not in ended.stderr
 
 
@@ -704,6 +710,27 @@ def test_we_call_others_by_tls(ca: Authority, server: Identity, client: Identity
         assert called(client, stranger.file) != ""
         assert called(None, ca.file) != ""
         assert "absent.pem: cannot be read" in called(client, tmp_path / "absent.pem")
+
+
+def test_a_destination_is_called_by_tls_as_the_settings_say(
+    ca: Authority, server: Identity, client: Identity, tmp_path: Path
+) -> None:
+    stranger = Authority.make(tmp_path, "stranger")
+    with listening(server, ca.file) as listener:
+
+        def said(more: str) -> str:
+            home = Home(tmp_path)
+            home.config.write_text(
+                f'[tls]\ncertificate = "{client.certificate}"\nkey = "{client.key}"\nca = "{ca.file}"\n'
+                '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "127.0.0.1"\n'
+                f"port = {port_of(listener)}\n{more}\n"
+            )
+            return echo(remote_of(home.settings, home.settings.destinations[0]))
+
+        assert said("tls = true") == ""
+        assert said(f'tls = true\nca = "{ca.file}"') == ""
+        assert said(f'tls = true\nca = "{stranger.file.name}"') != ""
+        assert said("") != ""
 
 
 def test_pynetdicom_and_our_scanner_are_served_beside_it(ca: Authority, server: Identity) -> None:
