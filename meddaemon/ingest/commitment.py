@@ -52,7 +52,7 @@ class CommitmentProvider:
         if action_type != REQUEST_STORAGE_COMMITMENT:
             return NO_SUCH_ACTION_TYPE
         if calling_ae_title not in self._peers:
-            _log.warning("storage commitment asked for by an AE whose host [[peers]] does not name: no answer would reach it")
+            _log.warning("storage commitment asked for by an AE that has no host in [[peers]]: it cannot be answered")
             return NOT_AUTHORIZED
         try:
             request = request_of(information, calling_ae_title)

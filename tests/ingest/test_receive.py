@@ -471,9 +471,7 @@ def test_logs_name_no_patient_and_every_line_is_one_event(listener: Role, port: 
 def test_only_those_who_may_call_are_accepted(tmp_path: Path) -> None:
     home = Home.make(tmp_path)
     home.config.write_text(
-        home.config.read_text().replace(
-            "port = 0", 'port = 0\naccept = "listed"\n[[peers]]\nae_title = "CT1"'
-        )
+        home.config.read_text().replace("port = 0", 'port = 0\naccept = "listed"\n[[peers]]\nae_title = "CT1"')
     )
     with home.running("listen") as role:
         port = role.port()
