@@ -522,7 +522,8 @@ def _heed_signals() -> Signals:
 
     def wait() -> None:
         while os.read(told, 1) == bytes([signal.SIGHUP]):
-            stop.hung_up()
+            # Whatever becomes of that, the next signal is heard.
+            threading.Thread(target=stop.hung_up, name="hangup", daemon=True).start()
         stop.set()
 
     threading.Thread(target=wait, name="signals", daemon=True).start()

@@ -115,8 +115,8 @@ class Sparing:
     def seconds_left(self) -> float | None:
         """Seconds until `flush` has something to write; None while nothing went unsaid."""
         with self._lock:
-            ends = [told.until for told in self._told.values() if told.unsaid]
-        return max(min(ends) - self._clock(), 0) if ends else None
+            end = next((told.until for told in self._told.values() if told.unsaid), None)
+        return None if end is None else max(end - self._clock(), 0)
 
 
 def escaped(text: str, limit: int = MAXIMUM_LENGTH) -> str:

@@ -17,6 +17,8 @@ import pytest
 import wire
 from certificates import Authority
 from dicom_factory import make_series
+from hypothesis import given
+from hypothesis import strategies as st
 from pydicom import dcmread
 from running import Home, Role, wait_until
 from scanner import scanner
@@ -534,6 +536,16 @@ def test_a_listener_that_is_closed_leaves_no_peer_waiting(ca: Authority, server:
 def test_the_end_of_a_certificate_is_read(ca: Authority, days: int) -> None:
     expected = datetime.now(UTC) + timedelta(days=days)
     assert abs(expires_at(ca.issue("read", days=days).certificate) - expected) < timedelta(minutes=1)
+
+
+@given(at=st.integers(0), byte=st.integers(0, 255), cut=st.integers(0, 400))
+def test_a_certificate_however_damaged_is_read_or_named(server: Identity, at: int, byte: int, cut: int) -> None:
+    damaged = bytearray(ssl.PEM_cert_to_DER_cert(server.certificate.read_text()))
+    damaged[at % len(damaged)] = byte
+    file = server.certificate.with_name("damaged.pem")
+    file.write_text(ssl.DER_cert_to_PEM_cert(bytes(damaged[: len(damaged) - cut])))
+    with suppress(TlsUnusable):
+        assert expires_at(file).tzinfo is UTC
 
 
 def test_files_that_are_no_good_are_named(ca: Authority, server: Identity, client: Identity, tmp_path: Path) -> None:
