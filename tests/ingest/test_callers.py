@@ -1,5 +1,6 @@
 """Who may call, from where, under which of our names: decided by one list, told by PS3.8 9.3.4, never flooding."""
 
+import errno
 import json
 import re
 import threading
@@ -101,10 +102,10 @@ def test_an_address_is_in_each_network_of_its_own_however_it_is_told(address: ob
 
 
 @contextmanager
-def listening(**settings: object) -> Iterator[int]:
+def listening(host: str = "127.0.0.1", **settings: object) -> Iterator[int]:
     values = ListenerSettings(
         ae_title="MEDDAEMON",
-        host="127.0.0.1",
+        host=host,
         port=0,
         maximum_associations=2,
         maximum_pdu_bytes=16_384,
@@ -151,6 +152,18 @@ def test_the_list_is_kept_on_the_wire_and_costs_no_thread() -> None:
                 assert peer.receive() == (ASSOCIATE_RJ, said)
                 assert not [each for each in threading.enumerate() if "Acceptor" in each.name]
                 assert peer.receive() == (0, b"")
+
+
+@pytest.mark.parametrize(("network", "kind"), [("127.0.0.0/8", ASSOCIATE_AC), ("::1", ASSOCIATE_RJ)])
+def test_a_socket_for_both_families_tells_ipv4_as_what_it_is(network: str, kind: int) -> None:
+    callers = (Caller(ae_title="CT1", addresses=(ip_network(network),)),)
+    try:
+        with listening("::", everyone=False, callers=callers) as port:
+            assert answer(port)[0] == kind
+    except OSError as failure:
+        if failure.errno not in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT):
+            raise
+        pytest.skip("this machine has no IPv6")
 
 
 def test_those_who_may_not_call_take_nobody_s_place() -> None:
