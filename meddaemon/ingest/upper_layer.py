@@ -339,6 +339,7 @@ class Provider(DULServiceProvider):
         are not what the PDU's length says, OSError.
         """
         connection = self._connection
+        others: list[tuple[int, int, bytes]] = []
         while rest:
             if rest < _PDV_HEADER.size:
                 raise ValueError("a fragment of an impossible length")
@@ -346,40 +347,51 @@ class Provider(DULServiceProvider):
             rest -= 4 + length
             if length < 2 or rest < 0:
                 raise ValueError("a fragment of an impossible length")
-            if self._storing is None:
-                self._take_fragment(context_id, control, connection.recv_all(length - 2))
+            if self._storing is not None:
+                self._read_object(context_id, control, length - 2)
                 continue
-            request, incoming = self._storing
-            if control & _COMMAND or context_id != request.context_id:
-                raise ValueError("a fragment of another message before the end of this one")
-            connection.read_content(cast("Content", incoming.content), length - 2)
-            if control & _LAST:
-                self._unanswered.append(self._storing)
-                self._storing = None
-                if not self._may_wait_for_more:
-                    self._answer()
-
-    def _take_fragment(self, context_id: int, control: int, fragment: bytearray) -> None:
-        """Do what DT-2 does (PS3.8 9.2.2) with a fragment that is no part of an object."""
-        provider = self.assoc.dimse
-        message = provider.message
-        content = bytes(fragment)
-        if message is None and control & _COMMAND:
-            if len(self._command) + len(fragment) > _COMMAND_BYTES:
-                raise ValueError("a command set without end")
-            self._command += fragment
-            if not control & _LAST:
-                return
-            content = bytes(self._command)
-            self._command.clear()
-            if self._begins_storing(context_id, content):
-                return
-            # Answers go out in the order of the requests.
+            fragment = bytes(connection.recv_all(length - 2))
+            if control & _COMMAND and self.assoc.dimse.message is None and not others:
+                whole = self._whole_command(control, fragment)
+                if whole is None or self._begins_storing(context_id, whole):
+                    continue
+                fragment = whole
+            others.append((context_id, control, fragment))
+        # Only now: of a PDU that is wrong at its end, nothing is taken.
+        if others:
+            self._answer()  # answers go out in the order of the requests
+            self._pass_on(others)
+        elif self._unanswered and self._storing is None and not self._may_wait_for_more:
             self._answer()
-        _refuse_disorder(message, context_id, control, len(fragment))
-        primitive = P_DATA()
-        primitive.presentation_data_value_list = [[context_id, bytes([control]) + content]]  # type: ignore[list-item]
-        provider.receive_primitive(primitive)
+
+    def _read_object(self, context_id: int, control: int, size: int) -> None:
+        request, incoming = cast("tuple[StoreRequest, Incoming]", self._storing)
+        if control & _COMMAND or context_id != request.context_id:
+            raise ValueError("a fragment of another message before the end of this one")
+        self._connection.read_content(cast("Content", incoming.content), size)
+        if control & _LAST:
+            self._unanswered.append((request, incoming))
+            self._storing = None
+
+    def _whole_command(self, control: int, fragment: bytes) -> bytes | None:
+        """Return the command set that this fragment ends; None where it does not."""
+        if len(self._command) + len(fragment) > _COMMAND_BYTES:
+            raise ValueError("a command set without end")
+        self._command += fragment
+        if not control & _LAST:
+            return None
+        whole = bytes(self._command)
+        self._command.clear()
+        return whole
+
+    def _pass_on(self, fragments: Sequence[tuple[int, int, bytes]]) -> None:
+        """Do what DT-2 does (PS3.8 9.2.2) with fragments that are no part of an object."""
+        provider = self.assoc.dimse
+        for context_id, control, fragment in fragments:
+            _refuse_disorder(provider.message, context_id, control, len(fragment))
+            primitive = P_DATA()
+            primitive.presentation_data_value_list = [[context_id, bytes([control]) + fragment]]  # type: ignore[list-item]
+            provider.receive_primitive(primitive)
 
     def _begins_storing(self, context_id: int, command: bytes) -> bool:
         request = read_request(context_id, command) if self._storage else None
