@@ -34,7 +34,7 @@ SETTINGS = """
 [store]
 directory = "store"
 minimum_free_bytes = {minimum_free_bytes}
-journal_bytes = 33_554_432
+journal_bytes = {journal_bytes}
 
 [listener]
 port = 0
@@ -72,6 +72,7 @@ class Home:
         *,
         quiet_seconds: float = 3600.0,
         minimum_free_bytes: int = 1_000_000,
+        journal_bytes: int = 33_554_432,
         hold_unidentified: bool = True,
     ) -> "Home":
         """Write the settings and make the schema; `extra` is TOML that follows the settings we set."""
@@ -80,6 +81,7 @@ class Home:
         said = SETTINGS.format(
             quiet_seconds=quiet_seconds,
             minimum_free_bytes=minimum_free_bytes,
+            journal_bytes=journal_bytes,
             hold_unidentified=str(hold_unidentified).lower(),
         )
         home.config.write_text(said + extra)

@@ -305,14 +305,9 @@ def test_peers_that_stop_in_the_middle_of_a_pdu_do_not_hold_up_the_end(tmp_path:
             listener.stop()  # within 15 s and with exit code 0
 
 
-def test_the_answer_goes_out_after_every_sync(tmp_path: Path) -> None:
-    """Success only after: file synced, renamed, directories synced, database's log synced (in this order)."""
-    if shutil.which("strace") is None:
-        pytest.skip("strace is not installed")
-    home = Home.make(tmp_path)
-    restarted(home)
-    trace = tmp_path / "trace"
-    calls = "trace=fsync,fdatasync,rename,renameat,renameat2,sendto,sendmsg,write"
+def _traced(home: Home, trace: Path) -> tuple[list[str], list[str]]:
+    """Store one object under strace; return the calls before it was sent, and from then until it was acknowledged."""
+    calls = "trace=openat,fsync,fdatasync,rename,renameat,renameat2,sendto,sendmsg,write,pwritev,pwritev2"
     prefix = ["strace", "-f", "-yy", "-o", str(trace), "-e", calls]
     with home.running("listen", prefix=prefix) as listener:
         with scanner(listener.port()) as sender:
@@ -326,17 +321,44 @@ def test_the_answer_goes_out_after_every_sync(tmp_path: Path) -> None:
         os.kill(int(child), signal.SIGTERM)
         listener.process.wait(15)
         listener.process.returncode = 0
+    lines = trace.read_text().splitlines()
+    return lines[:begin], lines[begin:end]
+
+
+def _seen(lines: list[str], steps: dict[str, str]) -> list[str]:
+    return [step for line in lines for pattern, step in steps.items() if re.search(pattern, line)]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_the_answer_goes_out_after_the_journal_has_it(tmp_path: Path) -> None:
+    """Success only after a write to the journal that returns when the disk has it; files and rows follow."""
+    home = Home.make(tmp_path)
+    restarted(home)
+    before, lines = _traced(home, tmp_path / "trace")
+    assert any(re.search(r'openat\(.*journal/0/000.segment".*O_DSYNC', line) for line in before)
+    steps = {
+        r"pwritev2?\(\d+<.*/journal/0/000.segment>": "write and sync",
+        r"(sendto|sendmsg|write)\(\d+<TCP": "answer",
+    }
+    assert _seen(lines, steps) == list(steps.values()), "\n".join(lines)
+    assert [row.sop_instance_uid for row in home.instances()] == ["2.25.17"]
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
+def test_without_a_journal_the_answer_goes_out_after_every_sync(tmp_path: Path) -> None:
+    """Success only after: file synced, renamed, directories synced, database's log synced (in this order)."""
+    home = Home.make(tmp_path, journal_bytes=0)
+    restarted(home)
+    _, lines = _traced(home, tmp_path / "trace")
     (name,) = home.files()
     steps = {
         r"fsync\(\d+<.*/incoming/[^>]*>": "sync file",
         rf"rename.*/incoming/.*{name}\.dcm": "rename",
         rf"fsync\(\d+<.*/instances/{name[:2]}>": "sync folder",
-        rf"fsync\(\d+<.*/instances/{name[:2]}>": "sync parent",
-        r"fsync\(\d+<.*/instances>": "sync grandparent",
+        r"fsync\(\d+<.*/instances>": "sync parent",
         r"f(data)?sync\(\d+<.*sqlite-wal>": "sync database",
         r"(sendto|sendmsg|write)\(\d+<TCP": "answer",
     }
-    lines = trace.read_text().splitlines()[begin:end]
-    seen = [step for line in lines for pattern, step in steps.items() if re.search(pattern, line)]
+    seen = _seen(lines, steps)
     assert list(dict.fromkeys(seen)) == list(steps.values()), "\n".join(lines)
     assert seen[-1] == "answer"
