@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from meddaemon.domain.completeness import Requirement, WhenIncomplete
 from meddaemon.domain.conditions import ALWAYS, Condition
 from meddaemon.domain.series import SeriesKind
 
@@ -16,7 +17,9 @@ class Rule:
     `study` must hold for the study, and `series` for each series that a model of this rule may see, on top of the
     model's own series chooser. `admit` lifts the guard for kinds of series that otherwise never reach a model.
     `quiet_seconds` overrides the default quiet time; `priority` 0 is the most urgent, 9 the least. A `fallback`
-    rule is looked at only when no other rule matched.
+    rule is looked at only when no other rule matched. `requires` names series that must be there;
+    `maximum_wait_seconds` and `when_incomplete` override the defaults of how long is waited for what is missing, and
+    of what becomes of the study then.
     """
 
     name: str
@@ -26,5 +29,8 @@ class Rule:
     series: Condition = ALWAYS
     admit: frozenset[SeriesKind] = frozenset()
     quiet_seconds: float | None = None
+    requires: Requirement | None = None
+    maximum_wait_seconds: float | None = None
+    when_incomplete: WhenIncomplete | None = None
     priority: int = 5
     fallback: bool = False

@@ -7,7 +7,8 @@ from enum import StrEnum
 class StudyState(StrEnum):
     """`receiving` until the quiet time has passed since the last instance, then `complete`.
 
-    `held` when it contradicts itself: no rule is carried out until an operator releases it.
+    `held` when it contradicts itself, or is not complete and a rule wants a person to decide: no rule is carried out
+    until an operator releases it.
     """
 
     RECEIVING = "receiving"
@@ -23,11 +24,11 @@ class StudyEvent(StrEnum):
     COMPLETE = "complete"
     """Every rule was asked."""
     REOPEN = "reopen"
-    """The rules are to be asked again: a model changed."""
+    """The rules are to be asked again: a model changed, or what others announce of it."""
     HOLD = "hold"
-    """Its instances contradict each other."""
+    """Its instances contradict each other, or some are missing."""
     RELEASE = "release"
-    """An operator looked at it and lets it go on."""
+    """An operator looked at it and lets it go on, or what was missing may be here now."""
 
 
 STUDY_TRANSITIONS: Mapping[StudyState, Mapping[StudyEvent, StudyState]] = {
@@ -49,6 +50,23 @@ STUDY_TRANSITIONS: Mapping[StudyState, Mapping[StudyEvent, StudyState]] = {
         StudyEvent.RELEASE: StudyState.RECEIVING,
     },
 }
+
+
+class AnnouncementState(StrEnum):
+    """Where the work that somebody announces stands: Performed Procedure Step Status (PS3.3 C.4.14)."""
+
+    IN_PROGRESS = "IN PROGRESS"
+    COMPLETED = "COMPLETED"
+    DISCONTINUED = "DISCONTINUED"
+
+
+ANNOUNCEMENT_TRANSITIONS: Mapping[AnnouncementState, frozenset[AnnouncementState]] = {
+    # PS3.4 F.7.2.2: once completed or discontinued it may no longer be updated.
+    AnnouncementState.IN_PROGRESS: frozenset(AnnouncementState),
+    AnnouncementState.COMPLETED: frozenset(),
+    AnnouncementState.DISCONTINUED: frozenset(),
+}
+"""Which state may follow which."""
 
 
 class JobState(StrEnum):
