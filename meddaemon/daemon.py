@@ -28,11 +28,12 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from meddaemon import pipeline
 from meddaemon.config.settings import DestinationSettings, PeerSettings, Settings
-from meddaemon.db import jobs, processes, studies
+from meddaemon.db import announcements, jobs, processes, studies
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.durable import Staging
 from meddaemon.inference.warm import WarmModels
+from meddaemon.ingest.announcements import AnnouncementProvider
 from meddaemon.ingest.callers import Caller
 from meddaemon.ingest.commitment import CommitmentProvider
 from meddaemon.ingest.filing import file_abandoned
@@ -60,6 +61,7 @@ TICK_SECONDS = 0.5
 EXPIRY_WARNING_DAYS = 30
 """How long before its end a certificate is spoken of."""
 _DAY_SECONDS = 86400.0
+FORGET_SECONDS = 3600.0
 _SUPERVISOR = "MEDDAEMON_SUPERVISOR_PID"
 _PR_SET_PDEATHSIG = 1
 _log = log(__name__)
@@ -97,7 +99,13 @@ def listen(settings: Settings, stop: Signals) -> None:
                 journal_bytes=settings.store.journal_bytes,
                 maximum_bytes=settings.listener.maximum_object_bytes,
             ) as intake,
-            Listener(_listener_settings(settings), receiver.take, commitment, StorageProvider(intake)) as listener,
+            Listener(
+                _listener_settings(settings),
+                receiver.take,
+                commitment,
+                AnnouncementProvider(database),
+                StorageProvider(intake),
+            ) as listener,
         ):
             # What is there now stays: looking through it for garbage again and again takes a tenth of all time.
             gc.collect()
@@ -148,6 +156,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
             executors={
                 "default": ThreadPoolExecutor(2),
                 "delivery": ThreadPoolExecutor(settings.delivery.concurrency),
+                "query": ThreadPoolExecutor(4),
             },
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
@@ -164,6 +173,15 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 partial(_drain, database, settings, destination, stop),
                 "delivery",
             )
+        every(FORGET_SECONDS, "forget", lambda: _forget(database))
+        for peer in settings.listening_peers:
+            if peer.query:
+                every(
+                    settings.delivery.poll_seconds,
+                    f"ask {peer.ae_title}",
+                    partial(_inquire, database, settings, peer, stop),
+                    "query",
+                )
         if settings.listening_peers:
             every(settings.delivery.poll_seconds, "commit", partial(_commit, database, settings, stop), "delivery")
         # A tick that is skipped because the one before still runs is nothing to tell.
@@ -393,6 +411,16 @@ def _expire(database: Database) -> None:
         expired = jobs.expire(connection)
     if expired:
         _log.warning("took back jobs whose worker went silent", jobs=expired)
+
+
+def _forget(database: Database) -> None:
+    with database.write() as connection:
+        announcements.forget(connection)
+
+
+def _inquire(database: Database, settings: Settings, peer: PeerSettings, stop: threading.Event) -> None:
+    while not stop.is_set() and pipeline.inquire(database, remote_of(settings, peer)):
+        pass
 
 
 def _reopen(database: Database, settings: Settings) -> None:

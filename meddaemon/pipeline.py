@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from meddaemon.config.settings import Settings
-from meddaemon.db import commitments, holds, instances, jobs, requests, results, studies
+from meddaemon.db import announcements, commitments, holds, inquiries, instances, jobs, requests, results, studies
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.db.instances import path_of
 from meddaemon.db.jobs import Job, NewJob
 from meddaemon.db.results import StoredObject
+from meddaemon.domain.completeness import Step
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import InputRefused, LeaseLost, ModelFailed, NotFound, StudyHeld
 from meddaemon.domain.result import EncodedObject, ResultStatus
@@ -27,14 +28,16 @@ from meddaemon.durable import Staging, write_new
 from meddaemon.inference.analysis import analyse
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.commitment import examine
+from meddaemon.ingest.completeness import ANSWER_SECONDS, ask, hear, is_left_to_a_person, readiness
 from meddaemon.ingest.contradictions import contradictions, unidentified
 from meddaemon.ingest.describe import describe_study
-from meddaemon.ingest.matching import Decision, decide, decide_fallback, plan_by_force
+from meddaemon.ingest.matching import Decision, plan_by_force
 from meddaemon.ingest.part10 import with_keywords
 from meddaemon.results.commitment import report
 from meddaemon.results.delivery import Retry
 from meddaemon.results.dimse import Problem, RemoteEntity, Verdict
 from meddaemon.results.encoding import EncodingRequest, ObjectReference, encode
+from meddaemon.results.query import count_instances
 from meddaemon.telemetry import log
 
 LOOK_AGAIN_SECONDS = 60.0
@@ -42,7 +45,8 @@ _log = log(__name__)
 
 
 def admit(database: Database, settings: Settings) -> int:
-    """Evaluate the rules whose quiet time has passed, study by study; return how many studies were looked at."""
+    """Ask the rules whose time has come, study by study; return how many studies were looked at."""
+    _notice(database, settings)
     looked_at = 0
     while True:
         with database.read() as connection:
@@ -120,6 +124,24 @@ def force(
     return job_id
 
 
+def _notice(database: Database, settings: Settings) -> None:
+    """Let studies be looked at of which something was announced, or arrived that was announced or missing."""
+    with database.read() as connection:
+        untold = announcements.untold(connection)
+        fulfilled = announcements.fulfilled(connection)
+        supplemented = holds.supplemented(connection)
+    # Each in a transaction of its own: nobody who has one study locked waits for another.
+    for announcement_id in untold:
+        with database.write() as connection:
+            announcements.tell(connection, announcement_id)
+    for study_id in fulfilled:
+        with database.write() as connection:
+            announcements.hasten(connection, study_id)
+    for study_id in supplemented:
+        with database.write() as connection:
+            holds.reconsider(connection, study_id, quiet_seconds=settings.shortest_quiet_seconds)
+
+
 def _admit_one(database: Database, settings: Settings, study_id: int) -> bool:
     with database.write() as connection:
         due = studies.lock_due(connection, study_id)
@@ -133,34 +155,58 @@ def _admit_one(database: Database, settings: Settings, study_id: int) -> bool:
             return True
         decided = studies.decided_rules(connection, due.id, due.generation)
         waiting = [rule for rule in settings.rules if rule.name not in decided]
+        signals = hear(connection, settings, due, waiting)
+        later: list[float] = []
+        reasons: dict[str, str] = {}
+        held: list[str] = []
         # A fallback waits for every other rule: it is asked last, and only when all others have been.
         for rule in sorted(waiting, key=lambda rule: rule.fallback):
-            if quiet_seconds(rule, settings) > due.quiet_for:
+            others = [each.name for each in waiting if not each.fallback and each.name not in decided]
+            if rule.fallback and others:
+                reasons[rule.name] = f"other rules are asked first: {', '.join(others)}"
+                continue
+            ready = readiness(rule, settings, study, due, signals)
+            if ready.step is Step.HOLD and is_left_to_a_person(connection, study, rule, ready):
+                held.append(rule.name)
+                reasons[rule.name] = f"a person decides: {ready.reason}"
+                continue
+            if ready.step is Step.WAIT:
+                later.append(ready.seconds)
+                reasons[rule.name] = ready.reason
                 continue
             matched = [each.name for each in settings.rules if decided.get(each.name)]
-            decision = (
-                decide_fallback(rule, study, settings.contracts, matched)
-                if rule.fallback
-                else decide(rule, study, settings.contracts)
-            )
+            decision = ask(rule, study, settings, matched, signals, ready)
             decided[rule.name] = decision.matched
             _carry_out(connection, study, rule, decision, settings)
+            if ready.step is Step.DISCARD:
+                # What it made of an earlier generation stands: this one says nothing against it.
+                continue
             requests.let_go(connection, study_id=study.id, rule=rule.name, keep={plan.model for plan in decision.plans})
         for name in requests.rules_of(connection, study.id) - {rule.name for rule in settings.rules}:
             requests.let_go(connection, study_id=study.id, rule=name)
         requests.settle(connection, study.id, study.generation, settings.kinds)
-        later = [quiet_seconds(rule, settings) for rule in waiting if rule.name not in decided]
-        studies.wait_for(connection, due.id, min(later, default=None))
+        studies.wait_for(connection, due.id, min(later, default=0.0 if held else None), reasons)
+        if held and not later:
+            holds.hold(connection, study.id)
+            _log.warning("held an incomplete study", study=study.id, rules=held)
     return True
 
 
-def quiet_seconds(rule: Rule, settings: Settings) -> float:
-    """Return how long a study must be quiet before this rule is asked; a fallback waits as long as the longest."""
-    own = [
-        settings.completeness.quiet_seconds if each.quiet_seconds is None else each.quiet_seconds
-        for each in (settings.rules if rule.fallback else (rule,))
-    ]
-    return max(own)
+def inquire(database: Database, remote: RemoteEntity) -> bool:
+    """Put one question to a peer: how many instances it has of a study that it sent; False when none waits."""
+    with database.read() as connection:
+        question = inquiries.next_for(connection, remote.ae_title)
+    if question is None:
+        return False
+    said = count_instances(remote, question.study_instance_uid, within_seconds=ANSWER_SECONDS)
+    problem = said.reason if isinstance(said, Problem) else ""
+    with database.write() as connection:
+        instances_there = said if isinstance(said, int) else None
+        inquiries.answer(connection, question, instances=instances_there, problem=problem)
+    _log.info("asked the sender of a study what it has", study=question.study_id, instances=instances_there)
+    if problem:
+        _log.warning("the sender of a study did not say what it has", study=question.study_id, reason=problem)
+    return True
 
 
 def _load(connection: Connection, settings: Settings, study_id: int, study_instance_uid: str, generation: int) -> Study:

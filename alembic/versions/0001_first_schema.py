@@ -16,6 +16,54 @@ depends_on = None
 def upgrade() -> None:
     """Make the tables."""
     op.create_table(
+        "announcement",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("source", sa.String(length=8), nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("ae_title", sa.String(length=16), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("changed_at", sa.Double(), nullable=False),
+        sa.Column("told", sa.Boolean(), server_default=sa.false(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_announcement")),
+        sa.UniqueConstraint("sop_instance_uid", name=op.f("uq_announcement_sop_instance_uid")),
+    )
+    with op.batch_alter_table("announcement", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_announcement_changed_at"), ["changed_at"], unique=False)
+        batch_op.create_index(
+            "ix_announcement_untold",
+            ["id"],
+            unique=False,
+            sqlite_where=sa.text("NOT told"),
+            postgresql_where=sa.text("NOT told"),
+        )
+
+    for name, uid in (("announced_study", "study_instance_uid"), ("announced_instance", "sop_instance_uid")):
+        columns = [
+            sa.Column("announcement_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+            sa.Column(uid, sa.String(length=64), nullable=False),
+        ]
+        # By study we look for announcements, by announcement for instances.
+        if name == "announced_study":
+            columns.reverse()
+        op.create_table(
+            name,
+            *columns,
+            sa.ForeignKeyConstraint(
+                ["announcement_id"],
+                ["announcement.id"],
+                name=op.f(f"fk_{name}_announcement_id"),
+                ondelete="CASCADE",
+            ),
+            sa.PrimaryKeyConstraint(*(column.name for column in columns), name=op.f(f"pk_{name}")),
+        )
+    with op.batch_alter_table("announced_study", schema=None) as batch_op:
+        batch_op.create_index(
+            batch_op.f("ix_announced_study_announcement_id"),
+            ["announcement_id"],
+            unique=False,
+        )
+
+    op.create_table(
         "commitment",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("transaction_uid", sa.String(length=64), nullable=False),
@@ -85,6 +133,8 @@ def upgrade() -> None:
         sa.Column("first_received_at", sa.Double(), nullable=False),
         sa.Column("last_received_at", sa.Double(), nullable=False),
         sa.Column("due_at", sa.Double(), nullable=True),
+        sa.Column("looked_at", sa.Double(), nullable=True),
+        sa.Column("waiting", sa.JSON(), nullable=True),
         sa.Column("patient_id", sa.String(length=64), nullable=False),
         sa.Column("accession_number", sa.String(length=64), nullable=False),
         sa.Column("study_date", sa.String(length=8), nullable=False),
@@ -94,6 +144,35 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("study", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_study_due_at"), ["due_at"], unique=False)
+        batch_op.create_index(
+            "ix_study_held",
+            ["id"],
+            unique=False,
+            sqlite_where=sa.text("state = 'held'"),
+            postgresql_where=sa.text("state = 'held'"),
+        )
+
+    op.create_table(
+        "inquiry",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("ae_title", sa.String(length=16), nullable=False),
+        sa.Column("wanted_at", sa.Double(), nullable=False),
+        sa.Column("answered_at", sa.Double(), nullable=True),
+        sa.Column("instances", sa.Integer(), nullable=True),
+        sa.Column("problem", sa.Text(), nullable=False),
+        sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_inquiry_study_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_inquiry")),
+        sa.UniqueConstraint("study_id", "ae_title", name=op.f("uq_inquiry_study_id_ae_title")),
+    )
+    with op.batch_alter_table("inquiry", schema=None) as batch_op:
+        batch_op.create_index(
+            "ix_inquiry_open",
+            ["ae_title"],
+            unique=False,
+            sqlite_where=sa.text("answered_at IS NULL"),
+            postgresql_where=sa.text("answered_at IS NULL"),
+        )
 
     op.create_table(
         "decision",
@@ -444,7 +523,20 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_decision_study_id"))
 
     op.drop_table("decision")
+    with op.batch_alter_table("inquiry", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_inquiry_open",
+            sqlite_where=sa.text("answered_at IS NULL"),
+            postgresql_where=sa.text("answered_at IS NULL"),
+        )
+
+    op.drop_table("inquiry")
     with op.batch_alter_table("study", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_study_held",
+            sqlite_where=sa.text("state = 'held'"),
+            postgresql_where=sa.text("state = 'held'"),
+        )
         batch_op.drop_index(batch_op.f("ix_study_due_at"))
 
     op.drop_table("study")
@@ -462,3 +554,17 @@ def downgrade() -> None:
         )
 
     op.drop_table("commitment")
+    with op.batch_alter_table("announced_study", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_announced_study_announcement_id"))
+
+    op.drop_table("announced_study")
+    op.drop_table("announced_instance")
+    with op.batch_alter_table("announcement", schema=None) as batch_op:
+        batch_op.drop_index(
+            "ix_announcement_untold",
+            sqlite_where=sa.text("NOT told"),
+            postgresql_where=sa.text("NOT told"),
+        )
+        batch_op.drop_index(batch_op.f("ix_announcement_changed_at"))
+
+    op.drop_table("announcement")

@@ -128,7 +128,9 @@ def _instances(connection: Connection) -> Iterator[Check]:
     said = ", ".join(f"{count} {what}" for what, count in counts.items())
     yield Check(what="instances", well=None if troubles else True, said=said)
     if held := holds.held(connection):
-        yield Check(what="held for a person", well=None, said=f"contradictions, or nobody named, in {_named(held)}")
+        yield Check(
+            what="held for a person", well=None, said=f"contradictory, incomplete, or of nobody: {_named(held)}"
+        )
     if in_conflict := studies.in_conflict(connection):
         yield Check(what="conflicts", well=None, said=f"several objects under one UID in {_named(in_conflict)}")
     if alarms := instances.alarms(connection):

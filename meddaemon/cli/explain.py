@@ -5,7 +5,7 @@ from textwrap import shorten
 from typing import Any
 
 from meddaemon.cli.output import shown
-from meddaemon.db import deliveries, history, holds, jobs, results, studies
+from meddaemon.db import announcements, deliveries, history, holds, inquiries, jobs, results, studies
 from meddaemon.db.engine import Connection
 from meddaemon.domain.errors import NotFound
 from meddaemon.domain.states import StudyState
@@ -14,14 +14,19 @@ from meddaemon.domain.states import StudyState
 def explain(connection: Connection, wanted: str) -> Iterator[str]:
     """Yield the lines that explain a study, named by id, UID of study, series or instance, or accession number.
 
-    An object that was refused has no study here; its UID is explained by the refusal. Raises NotFound.
+    An object that was refused has no study here; its UID is explained by the refusal. A study that was announced, and
+    of which nothing has arrived, is explained by what was announced. Raises NotFound.
     """
     refusals = history.refusals(connection, wanted)
     try:
         study_id = studies.find_study(connection, wanted)
     except NotFound:
-        if not refusals:
+        announced = announcements.of_study(connection, wanted)
+        if not refusals and not announced:
             raise
+        if announced:
+            yield f"study {wanted}: no instance has arrived"
+        yield from _announcements(announced)
         yield from _refusals(refusals)
         return
     (study,) = studies.summaries(connection, study_id=study_id)
@@ -32,11 +37,18 @@ def explain(connection: Connection, wanted: str) -> Iterator[str]:
     )
     yield from _contradictions(holds.listing(connection, study_id))
     yield from _series(history.series(connection, study_id))
+    yield from _announcements(announcements.of_study(connection, study.study_instance_uid))
+    yield from _inquiries(inquiries.of_study(connection, study_id))
     of_study = history.refusals(connection, study.study_instance_uid)
     yield from _refusals([*refusals, *(each for each in of_study if each not in refusals)])
+    for rule, reason in study.waiting.items():
+        yield f"  rule {rule!r} waits: {shown(reason)}"
+    if study.waiting and study.due_at:
+        yield f"  looked at again at {shown(study.due_at)} or when more is known"
     if study.state is StudyState.HELD:
         yield f"  held: no rule is carried out before an operator says `meddaemon studies release {study.id}`"
-    yield from _decisions(history.decisions(connection, study_id), held=study.state is StudyState.HELD)
+    said_why = study.state is StudyState.HELD or bool(study.waiting)
+    yield from _decisions(history.decisions(connection, study_id), said_why=said_why)
     yield from _jobs(connection, study_id)
     yield from _results(connection, study_id)
 
@@ -44,7 +56,24 @@ def explain(connection: Connection, wanted: str) -> Iterator[str]:
 def _contradictions(rows: list[holds.ContradictionRow]) -> Iterator[str]:
     for row in rows:
         state = f"released {shown(row.released_at)}" if row.released_at else "holds the study"
-        yield f"  contradiction found {shown(row.at)}, {state}: {shown(row.reason)}"
+        what = "incomplete, found" if row.kind == holds.INCOMPLETE else "contradiction found"
+        yield f"  {what} {shown(row.at)}, {state}: {shown(row.reason)}"
+
+
+def _announcements(rows: list[announcements.AnnouncementRow]) -> Iterator[str]:
+    for row in rows:
+        state = row.announcement.state.value.lower()
+        yield f"  announced, {state}, {shown(row.changed_at)}: {shown(row.announcement.remark)}"
+
+
+def _inquiries(rows: list[inquiries.Inquiry]) -> Iterator[str]:
+    for row in rows:
+        count = "" if row.instances is None else f"{row.instances} instances"
+        if row.answered_at is None:
+            said = "has not answered yet" + (f"; before, it had {count}" if count else "")
+        else:
+            said = f"answered {shown(row.answered_at)}: {shown(row.problem) or f'it has {count}'}"
+        yield f"  {shown(row.ae_title)} was asked what it has of this study and {said}"
 
 
 def _series(rows: list[history.SeriesRow]) -> Iterator[str]:
@@ -73,12 +102,17 @@ def _refusals(rows: list[history.RefusalRow]) -> Iterator[str]:
         )
 
 
-def _decisions(rows: list[history.DecisionRow], *, held: bool) -> Iterator[str]:
-    if not rows and not held:
+def _decisions(rows: list[history.DecisionRow], *, said_why: bool) -> Iterator[str]:
+    if not rows and not said_why:
         yield "  no rule has been asked yet (the quiet time has not passed), or there are no rules"
     for row in rows:
         verdict = "matched" if row.matched else "did not match"
         yield f"  generation {row.generation}, rule {row.rule!r} {verdict} at {shown(row.at)}: {shown(row.reason)}"
+        for said in row.detail.get("signals", ()):
+            yield f"    {shown(said)}"
+        if required := row.detail.get("required"):
+            yield f"    requires {shown(row.detail['requires'])}:"
+            yield from _outcome(required, "      ")
         if study := row.detail.get("study"):
             yield from _outcome(study, "    study: ")
         for model, inputs in row.detail.get("models", {}).items():

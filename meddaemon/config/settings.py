@@ -17,7 +17,9 @@ from meddaemon.config import environment, toml_file
 from meddaemon.config.conditions import COMPUTED_ATTRIBUTES, parse_condition
 from meddaemon.config.contracts import find_contracts, load_contract, model_names
 from meddaemon.config.problems import Problems, did_you_mean, frozen, tables, texts
+from meddaemon.config.requirements import parse_requirement
 from meddaemon.config.toml_file import Keys
+from meddaemon.domain.completeness import Requirement, WhenIncomplete
 from meddaemon.domain.conditions import ALWAYS, Condition
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import InvalidConfiguration
@@ -128,6 +130,8 @@ class CompletenessSettings(_Section):
 
     quiet_seconds: Annotated[float, Field(ge=0)] = 30.0
     hold_unidentified: bool = True
+    maximum_wait_seconds: Annotated[float, Field(ge=0)] = 3600.0
+    when_incomplete: Annotated[WhenIncomplete, Field(strict=False)] = WhenIncomplete.RUN
 
 
 class WorkerSettings(_Section):
@@ -192,6 +196,7 @@ class PeerSettings(_Section):
     host: Annotated[str, Field(max_length=253, pattern=r"^[^\s/]*$")] = ""
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     tls: bool = False
+    query: bool = False
 
 
 class RuleSettings(_Section):
@@ -206,6 +211,10 @@ class RuleSettings(_Section):
     series: Any = None
     admit: tuple[Annotated[SeriesKind, Field(strict=False)], ...] = ()
     quiet_seconds: Annotated[float, Field(ge=0)] | None = None
+    requires: str = ""
+    required_series: Any = None
+    maximum_wait_seconds: Annotated[float, Field(ge=0)] | None = None
+    when_incomplete: Annotated[WhenIncomplete, Field(strict=False)] | None = None
     priority: Annotated[int, Field(ge=0, le=9)] = 5
 
 
@@ -256,6 +265,7 @@ class Settings:
         asked: set[str] = set()
         for rule in self.rules:
             asked |= rule.study.keywords() | rule.series.keywords()
+            asked |= rule.requires.keywords() if rule.requires else frozenset()
         for contract in self.contracts.values():
             for wanted in contract.inputs:
                 asked |= wanted.series.keywords().union(*(each.keywords() for each in wanted.prefer))
@@ -391,15 +401,17 @@ def _raw(data: Mapping[str, Any], section: str, key: str) -> object:
     return getattr(getattr(Document(), section), key)
 
 
-def _conditions(rule: Mapping[str, object], keys: Keys, problems: Problems) -> tuple[Condition, Condition]:
-    """Return the study and the series condition of a rule."""
+def _conditions(
+    rule: Mapping[str, object], keys: Keys, problems: Problems
+) -> tuple[Condition, Condition, Requirement | None]:
+    """Return the study and the series condition of a rule, and the series that it requires."""
     study, series = (
         parse_condition(rule[name], (*keys, name), problems) if name in rule else ALWAYS for name in ("study", "series")
     )
-    return study, series
+    return study, series, parse_requirement(rule, keys, problems)
 
 
-def _rule(rule: RuleSettings, study: Condition, series: Condition) -> Rule:
+def _rule(rule: RuleSettings, study: Condition, series: Condition, requires: Requirement | None) -> Rule:
     return Rule(
         name=rule.name,
         models=rule.models,
@@ -408,6 +420,9 @@ def _rule(rule: RuleSettings, study: Condition, series: Condition) -> Rule:
         series=series,
         admit=frozenset(rule.admit),
         quiet_seconds=rule.quiet_seconds,
+        requires=requires,
+        maximum_wait_seconds=rule.maximum_wait_seconds,
+        when_incomplete=rule.when_incomplete,
         priority=rule.priority,
         fallback=rule.fallback,
     )

@@ -1,10 +1,14 @@
-"""Studies that contradict themselves: held until an operator releases them, and not held for the same thing again."""
+"""Studies that wait for a person: they contradict themselves, or parts are missing and a rule wants it so.
+
+They are held until an operator releases them, and not held for the same thing again. One that is only incomplete goes
+on by itself when more of it arrives, or when others say more of it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, delete, select, update
 
 from meddaemon.db import tables
 from meddaemon.db.clock import now
@@ -14,11 +18,13 @@ from meddaemon.domain.identity import Contradiction
 from meddaemon.domain.states import StudyEvent, StudyState, study_moves
 
 _contradiction = tables.contradiction
+INCOMPLETE = "incomplete"
+"""The kind of what is no contradiction, but a part that is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContradictionRow:
-    """One contradiction that was found in a study; released when an operator let the study go on in spite of it."""
+    """What was found against a study; released when an operator let it go on in spite of it."""
 
     kind: str
     reason: str
@@ -55,7 +61,38 @@ def hold(connection: Connection, study_id: int) -> None:
     connection.execute(
         update(study)
         .where(study.c.id == study_id, study.c.state.in_(study_moves(StudyEvent.HOLD)))
-        .values(state=StudyState.HELD, due_at=None)
+        .values(state=StudyState.HELD, due_at=None, looked_at=now())
+    )
+
+
+def supplemented(connection: Connection) -> list[int]:
+    """Return studies that are held because they are incomplete, and to which something was added since."""
+    study, other = tables.study, _contradiction.alias()
+    contradicts_itself = select(other.c.id).where(
+        other.c.study_id == study.c.id, other.c.released_at.is_(None), other.c.kind != INCOMPLETE
+    )
+    rows = connection.execute(
+        select(study.c.id).where(
+            tables.study_held, study.c.looked_at < study.c.last_received_at, ~contradicts_itself.exists()
+        )
+    )
+    return list(rows.scalars())
+
+
+def reconsider(connection: Connection, study_id: int, *, quiet_seconds: float = 0.0) -> None:
+    """Let a study that is held only because it is incomplete be looked at once it has been quiet for this long.
+
+    What is still missing then holds it again.
+    """
+    study = tables.study
+    is_open = (_contradiction.c.study_id == study_id, _contradiction.c.released_at.is_(None))
+    if connection.execute(select(_contradiction.c.id).where(*is_open, _contradiction.c.kind != INCOMPLETE)).first():
+        return
+    connection.execute(delete(_contradiction).where(*is_open))
+    connection.execute(
+        update(study)
+        .where(study.c.id == study_id, study.c.state.in_(study_moves(StudyEvent.RELEASE)))
+        .values(state=StudyState.RECEIVING, due_at=study.c.last_received_at + quiet_seconds)
     )
 
 

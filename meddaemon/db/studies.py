@@ -5,7 +5,22 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from sqlalchemy import Connection, Double, Row, and_, delete, false, func, insert, select, type_coerce, union, update
+from sqlalchemy import (
+    Connection,
+    Double,
+    Row,
+    ScalarSelect,
+    and_,
+    delete,
+    false,
+    func,
+    insert,
+    null,
+    select,
+    type_coerce,
+    union,
+    update,
+)
 
 from meddaemon.db import holds, tables
 from meddaemon.db.clock import after, now
@@ -14,15 +29,19 @@ from meddaemon.domain.errors import NotFound
 from meddaemon.domain.series import Instance
 from meddaemon.domain.states import JobEvent, StudyEvent, StudyState, sources, study_moves
 
+DISCARDED = "discarded"
+"""Key in the detail of a decision that gave a study up because parts of it were missing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DueStudy:
-    """A study whose quiet time has passed: `quiet_for` seconds without an instance."""
+    """A study to look at: `quiet_for` seconds without an instance, `waited` since the first of its generation."""
 
     id: int
     study_instance_uid: str
     generation: int
     quiet_for: float
+    waited: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +63,10 @@ class StudySummary:
     conflicts: int
     jobs: int
     held_for: str
-    """In what it contradicts itself, as long as nobody released it."""
+    """In what it contradicts itself, or that it is incomplete, as long as nobody released it."""
+    waiting: Mapping[str, str]
+    """What each rule that was not asked yet waits for."""
+    due_at: datetime | None
 
 
 def lock_due(connection: Connection, study_id: int) -> DueStudy | None:
@@ -56,6 +78,7 @@ def lock_due(connection: Connection, study_id: int) -> DueStudy | None:
             study.c.study_instance_uid,
             study.c.generation,
             type_coerce(now() - study.c.last_received_at, Double).label("quiet_for"),
+            type_coerce(now() - func.coalesce(_began_at(), study.c.last_received_at), Double).label("waited"),
         )
         .where(study.c.id == study_id, study.c.due_at <= now())
         # Not a lock on the key: the workers' results refer to the study and need not wait.
@@ -68,6 +91,29 @@ def lock_due(connection: Connection, study_id: int) -> DueStudy | None:
         study_instance_uid=row.study_instance_uid,
         generation=row.generation,
         quiet_for=row.quiet_for,
+        waited=row.waited,
+    )
+
+
+def _began_at() -> ScalarSelect[datetime]:
+    """Return when the first instance of a study's generation arrived; null when it began without any.
+
+    An instance that arrives after a decision belongs to the next generation: those of this one are younger than
+    every decision of another.
+    """
+    study, series, instance, decision = tables.study, tables.series, tables.instance, tables.decision
+    before = select(func.max(decision.c.at)).where(
+        decision.c.study_id == study.c.id, decision.c.generation < study.c.generation
+    )
+    return (
+        select(func.min(instance.c.received_at))
+        .join(series, series.c.id == instance.c.series_id)
+        .where(
+            series.c.study_id == study.c.id,
+            instance.c.own_result == false(),
+            instance.c.received_at > func.coalesce(before.scalar_subquery(), 0.0),
+        )
+        .scalar_subquery()
     )
 
 
@@ -82,7 +128,10 @@ def postpone(connection: Connection, study_id: int, seconds: float, reason: str)
     """Let a study that cannot be looked at now wait, and say why."""
     study = tables.study
     generation = connection.execute(
-        update(study).where(study.c.id == study_id).values(due_at=after(seconds)).returning(study.c.generation)
+        update(study)
+        .where(study.c.id == study_id)
+        .values(due_at=after(seconds), looked_at=now())
+        .returning(study.c.generation)
     ).scalar_one()
     record_decision(
         connection,
@@ -137,14 +186,25 @@ def load_instances(connection: Connection, study_id: int, store: Path) -> dict[s
 
 
 def decided_rules(connection: Connection, study_id: int, generation: int) -> dict[str, bool]:
-    """Return the rules that were decided for this generation, and whether each matched."""
+    """Return the rules that were decided for this generation, and whether each matched.
+
+    Those that gave the study up because parts were missing are not among them: others may say more of it now.
+    """
     decision = tables.decision
     rows = connection.execute(
-        select(decision.c.rule, decision.c.matched).where(
+        select(decision.c.rule, decision.c.matched, decision.c.detail).where(
             decision.c.study_id == study_id, decision.c.generation == generation
         )
     )
-    return {row.rule: row.matched for row in rows}
+    return {row.rule: row.matched for row in rows if not row.detail.get(DISCARDED)}
+
+
+def was_discarded(connection: Connection, study_id: int) -> bool:
+    """Return whether a rule gave the study up, in its generation, because parts were missing."""
+    study, decision = tables.study, tables.decision
+    of_generation = and_(decision.c.study_id == study.c.id, decision.c.generation == study.c.generation)
+    details = connection.execute(select(decision.c.detail).join(study, of_generation).where(study.c.id == study_id))
+    return any(detail.get(DISCARDED) for detail in details.scalars())
 
 
 def record_decision(
@@ -175,16 +235,32 @@ def record_decision(
     )
 
 
-def wait_for(connection: Connection, study_id: int, quiet_seconds: float | None) -> None:
-    """Let the study be due once it has been quiet for this long; without a number, it is complete."""
+def wait_for(
+    connection: Connection, study_id: int, seconds: float | None, waiting: Mapping[str, str] | None = None
+) -> None:
+    """Let the study be due in so many seconds; without a number, it is complete.
+
+    `waiting` says what each rule that was not asked waits for.
+    """
     study = tables.study
     values: dict[str, object] = (
-        {"state": StudyState.COMPLETE, "due_at": None}
-        if quiet_seconds is None
-        else {"due_at": study.c.last_received_at + quiet_seconds}
+        {"state": StudyState.COMPLETE, "due_at": None} if seconds is None else {"due_at": after(seconds)}
     )
     here = study.c.state.in_(study_moves(StudyEvent.COMPLETE))
-    connection.execute(update(study).where(study.c.id == study_id, here).values(**values))
+    connection.execute(
+        update(study)
+        .where(study.c.id == study_id, here)
+        .values(**values, looked_at=now(), waiting=dict(waiting) if waiting else null())
+    )
+
+
+def senders(connection: Connection, study_id: int) -> list[str]:
+    """Return the AE titles that sent instances of a study."""
+    instance, series = tables.instance, tables.series
+    rows = connection.execute(
+        select(instance.c.calling_ae_title).join(series).where(series.c.study_id == study_id).distinct()
+    )
+    return sorted(filter(None, rows.scalars()))
 
 
 def find_study(connection: Connection, wanted: str) -> int:
@@ -249,6 +325,8 @@ def summaries(connection: Connection, *, limit: int = 50, study_id: int | None =
             conflicts=row.conflicts,
             jobs=row.jobs,
             held_for=", ".join(held_for.get(row.id, ())),
+            waiting=row.waiting or {},
+            due_at=row.due_at,
         )
         for row in rows
     ]

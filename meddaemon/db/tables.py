@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from meddaemon.db.clock import Utc
-from meddaemon.domain.states import DeliveryState, JobState
+from meddaemon.domain.states import DeliveryState, JobState, StudyState
 
 metadata = MetaData(
     naming_convention={
@@ -78,11 +78,17 @@ study = Table(
     Column("last_received_at", Utc, nullable=False),
     # When rules are to be evaluated next; null when all have been, in this generation.
     Column("due_at", Utc, index=True),
+    # When it was last looked at, and what each rule that was not asked then waits for.
+    Column("looked_at", Utc),
+    Column("waiting", JSON),
     Column("patient_id", Plain(64), nullable=False),
     Column("accession_number", Plain(64), nullable=False),
     Column("study_date", Plain(8), nullable=False),
     Column("study_description", Plain(64), nullable=False),
 )
+
+study_held = text(f"state = '{StudyState.HELD}'")
+Index("ix_study_held", study.c.id, sqlite_where=study_held, postgresql_where=study_held)
 
 series = Table(
     "series",
@@ -355,6 +361,58 @@ Index(
     sqlite_where=commitment_open,
     postgresql_where=commitment_open,
 )
+
+announcement = Table(
+    "announcement",
+    metadata,
+    _id(),
+    # MPPS or IAN, the UID of that object, and who sent it.
+    Column("source", String(8), nullable=False),
+    Column("sop_instance_uid", _Uid, nullable=False, unique=True),
+    Column("ae_title", _AeTitle, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("changed_at", Utc, nullable=False, index=True),
+    # Whether the studies that it tells of have been made to be looked at.
+    Column("told", Boolean, nullable=False, server_default=false()),
+)
+announcement_untold = text("NOT told")
+Index(
+    "ix_announcement_untold",
+    announcement.c.id,
+    sqlite_where=announcement_untold,
+    postgresql_where=announcement_untold,
+)
+
+# The studies that an announcement tells of: they need not be here, and one step may have made parts of several.
+announced_study = Table(
+    "announced_study",
+    metadata,
+    Column("study_instance_uid", _Uid, primary_key=True),
+    Column("announcement_id", _Id, ForeignKey("announcement.id", ondelete="CASCADE"), primary_key=True, index=True),
+)
+
+announced_instance = Table(
+    "announced_instance",
+    metadata,
+    Column("announcement_id", _Id, ForeignKey("announcement.id", ondelete="CASCADE"), primary_key=True),
+    Column("sop_instance_uid", _Uid, primary_key=True),
+)
+
+inquiry = Table(
+    "inquiry",
+    metadata,
+    _id(),
+    _references("study.id"),
+    Column("ae_title", _AeTitle, nullable=False),
+    Column("wanted_at", Utc, nullable=False),
+    # Null as long as nobody has answered; then how many instances the peer has, or why it did not say.
+    Column("answered_at", Utc),
+    Column("instances", Integer),
+    Column("problem", Plain(), nullable=False),
+    UniqueConstraint("study_id", "ae_title"),
+)
+inquiry_open = text("answered_at IS NULL")
+Index("ix_inquiry_open", inquiry.c.ae_title, sqlite_where=inquiry_open, postgresql_where=inquiry_open)
 
 process = Table(
     "process",

@@ -5,6 +5,7 @@ directions: when every instance that they announce is here, nobody needs to wait
 nothing, and only the maximum wait ends the waiting.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,8 +30,9 @@ class AnnouncementSource(StrEnum):
 class Announcement:
     """What somebody says that a study consists of, and how much of it is not here.
 
-    `named` instances, of which `missing` are not here, some of them `examples`. `problem` says why nothing could be
-    learned from somebody who was asked.
+    `named` instances, of which `missing` are not here, some of them `examples`. Of somebody who is asked: `problem`
+    says why nothing could be learned, `asking` is for how many seconds an answer is waited for, whatever the maximum
+    wait; `again` is after how many seconds the answer may be another one.
     """
 
     source: AnnouncementSource
@@ -41,6 +43,8 @@ class Announcement:
     uid: str = ""
     examples: tuple[str, ...] = ()
     problem: str = ""
+    asking: float = 0.0
+    again: float = math.inf
 
     @property
     def who(self) -> str:
@@ -50,6 +54,8 @@ class Announcement:
     @property
     def objection(self) -> str:
         """Why the study is not complete, if this announcement is right; nothing where it has no objection."""
+        if self.asking:
+            return ""
         if self.state is AnnouncementState.IN_PROGRESS:
             return f"{self.who} is in progress"
         if self.state is AnnouncementState.COMPLETED and self.missing:
@@ -60,8 +66,10 @@ class Announcement:
     @property
     def remark(self) -> str:
         """What it says, whether that is an objection or not."""
+        if self.asking:
+            return f"{self.who}: it is being asked"
         if self.problem:
-            return f"{self.who}: {self.problem}; the quiet time alone decides"
+            return f"{self.who}: {self.problem}; the quiet time decides"
         if self.state is AnnouncementState.DISCONTINUED:
             unsent = f", {self.missing} of them not here and not waited for" if self.missing else ""
             return f"{self.who} was discontinued with {self.named} instances{unsent}"
@@ -73,12 +81,14 @@ class Signals:
     """What all announcements say together.
 
     `complete`: every announced instance is here, and nobody is still at work. `objections`: why it is not complete.
-    Neither: nobody has said anything that decides.
+    Neither: nobody has said anything that decides. `asking` and `again` are as in `Announcement`.
     """
 
     complete: bool = False
     objections: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
+    asking: float = 0.0
+    again: float = math.inf
 
 
 def heard(announcements: Sequence[Announcement]) -> Signals:
@@ -93,6 +103,8 @@ def heard(announcements: Sequence[Announcement]) -> Signals:
         complete=not objections and any(each.named for each in named) and not any(each.missing for each in named),
         objections=objections,
         remarks=tuple(each.remark for each in announcements),
+        asking=max((each.asking for each in announcements), default=0.0),
+        again=min((each.again for each in announcements), default=math.inf),
     )
 
 
@@ -184,16 +196,17 @@ def assess(
         return Readiness(step=Step.ASK)
     if quiet_for < patience.quiet_seconds:
         return Readiness(step=Step.WAIT, reason=why or "instances arrive", seconds=patience.quiet_seconds - quiet_for)
-    if not objections:
+    if signals.asking:
+        return Readiness(step=Step.WAIT, reason="its sender is asked what it has", seconds=signals.asking)
+    if objections and waited < patience.maximum_seconds:
+        seconds = min(patience.maximum_seconds - waited, signals.again)
+        return Readiness(step=Step.WAIT, reason=why, seconds=seconds)
+    if not objections or not concerned:
         return Readiness(step=Step.ASK)
-    if waited < patience.maximum_seconds:
-        return Readiness(step=Step.WAIT, reason=why, seconds=patience.maximum_seconds - waited)
-    why = f"not complete after the maximum wait of {patience.maximum_seconds:g} s: {why}"
-    if not concerned:
-        return Readiness(step=Step.ASK, reason=why)
     return Readiness(
-        step={WhenIncomplete.RUN: Step.ASK, WhenIncomplete.HOLD: Step.HOLD, WhenIncomplete.DISCARD: Step.DISCARD}[
-            patience.when_incomplete
-        ],
-        reason=why,
+        step=_AFTERWARDS[patience.when_incomplete],
+        reason=f"not complete after the maximum wait of {patience.maximum_seconds:g} s: {why}",
     )
+
+
+_AFTERWARDS = {WhenIncomplete.RUN: Step.ASK, WhenIncomplete.HOLD: Step.HOLD, WhenIncomplete.DISCARD: Step.DISCARD}

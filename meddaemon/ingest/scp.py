@@ -1,14 +1,19 @@
-"""The DICOM listener: C-ECHO and C-STORE as a Service Class Provider (PS3.4 Annexes A and B)."""
+"""The DICOM listener: C-ECHO, C-STORE and what goes with them as a Service Class Provider (PS3.4).
+
+Verification and storage (Annexes A and B), storage commitment (J), procedure steps (F.7), availability (R).
+"""
 
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from io import BytesIO
 from pathlib import Path
 from types import TracebackType
 from typing import Self, cast
 
+from pydicom.dataset import Dataset
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -23,14 +28,21 @@ from pydicom.uid import (
     RLELossless,
 )
 from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
-from pynetdicom.dimse_primitives import C_STORE, N_ACTION
+from pynetdicom.dimse_primitives import C_STORE, N_ACTION, N_CREATE, N_SET
 from pynetdicom.events import Event
 
 from meddaemon.domain.commitment import STORAGE_COMMITMENT_PUSH_MODEL
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from meddaemon.ingest.announcements import (
+    INSTANCE_AVAILABILITY_NOTIFICATION,
+    MODALITY_PERFORMED_PROCEDURE_STEP,
+    AnnouncementProvider,
+    Answer,
+)
 from meddaemon.ingest.callers import Caller, Callers
-from meddaemon.ingest.commitment import PROCESSING_FAILURE, CommitmentProvider
+from meddaemon.ingest.commitment import PROCESSING_FAILURE, RESOURCE_LIMITATION, CommitmentProvider
+from meddaemon.ingest.message import TooLarge, readable
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.reception import Entrance, Reception
 from meddaemon.ingest.statuses import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCCESS
@@ -63,6 +75,8 @@ _PREFERRED = (
     RLELossless,
 )
 """Where a sender leaves the choice to us, our order decides: VRs are kept, and nothing is made lossy on our account."""
+_PLAIN_SYNTAXES = [str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)]
+"""Of messages that carry no image: nothing that must be inflated before anybody can tell what it is."""
 _SYNTAXES = list(dict.fromkeys(map(str, (*_PREFERRED, *ALL_TRANSFER_SYNTAXES))))
 _log = log(__name__)
 
@@ -117,17 +131,19 @@ class Listener:
         settings: ListenerSettings,
         take: Callable[[Incoming], object],
         commitment: CommitmentProvider | None = None,
+        announcements: AnnouncementProvider | None = None,
         storage: StorageProvider | None = None,
     ) -> None:
         """Bind and listen; every object goes to `storage`.
 
         Where there is none, and where a request is not quite as it should be, it goes to `take`, which may raise
-        RefusedInstance. Storage commitment is offered where somebody provides it. Raises OSError when the address is
-        taken or not ours, TlsUnusable.
+        RefusedInstance. Storage commitment, and MPPS and IAN, are offered where somebody provides them. Raises OSError
+        when the address is taken or not ours, TlsUnusable.
         """
         self._settings = settings
         self._take = take
         self._commitment = commitment
+        self._announcements = announcements
         entity = AE(ae_title=settings.ae_title)
         entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -140,11 +156,16 @@ class Listener:
         for context in AllStoragePresentationContexts:
             entity.add_supported_context(str(context.abstract_syntax), _SYNTAXES)
         if commitment is not None:
-            entity.add_supported_context(STORAGE_COMMITMENT_PUSH_MODEL)
+            entity.add_supported_context(STORAGE_COMMITMENT_PUSH_MODEL, _PLAIN_SYNTAXES)
+        if announcements is not None:
+            entity.add_supported_context(MODALITY_PERFORMED_PROCEDURE_STEP, _PLAIN_SYNTAXES)
+            entity.add_supported_context(INSTANCE_AVAILABILITY_NOTIFICATION, _PLAIN_SYNTAXES)
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_REQUESTED, _requested),
             (evt.EVT_ASYNC_OPS, _window),
             (evt.EVT_N_ACTION, self._act),
+            (evt.EVT_N_CREATE, self._create),
+            (evt.EVT_N_SET, self._set),
             (evt.EVT_C_STORE, self._store),
             (evt.EVT_REJECTED, self._rejected),
             (evt.EVT_ABORTED, self._aborted),
@@ -252,16 +273,61 @@ class Listener:
         if self._commitment is None or request.RequestedSOPClassUID != STORAGE_COMMITMENT_PUSH_MODEL:
             return NO_SUCH_SOP_CLASS, None
         try:
-            status = self._commitment.act(
-                str(event.assoc.requestor.ae_title).strip(),
-                request.ActionTypeID or 0,
-                str(request.RequestedSOPInstanceUID),
-                event.action_information,
-            )
+            with readable(request.ActionInformation, str(event.context.transfer_syntax)):
+                status = self._commitment.act(
+                    str(event.assoc.requestor.ae_title).strip(),
+                    request.ActionTypeID or 0,
+                    str(request.RequestedSOPInstanceUID),
+                    event.action_information,
+                )
+        except TooLarge as too_large:
+            _log.warning("refused a request for storage commitment", reason=str(too_large))
+            return RESOURCE_LIMITATION, None
         except Exception as unforeseen:  # noqa: BLE001  one of the few places where errors become outcomes
             _log.error("cannot read a request for storage commitment", kind=type(unforeseen).__name__)
             return PROCESSING_FAILURE, None
         return status, None
+
+    def _create(self, event: Event) -> tuple[Dataset, Dataset | None]:
+        """Answer one N-CREATE request: somebody announces a study (PS3.4 F.7.2.1, R.3.2)."""
+        request = cast("N_CREATE", event.request)
+        return self._announced(
+            event,
+            request.AttributeList,
+            lambda provider: provider.create(
+                str(request.AffectedSOPClassUID),
+                str(request.AffectedSOPInstanceUID or ""),
+                str(event.assoc.requestor.ae_title).strip(),
+                event.attribute_list,
+            ),
+        )
+
+    def _set(self, event: Event) -> tuple[Dataset, Dataset | None]:
+        """Answer one N-SET request: somebody says more of what he announced (PS3.4 F.7.2.2)."""
+        request = cast("N_SET", event.request)
+        return self._announced(
+            event,
+            request.ModificationList,
+            lambda provider: provider.set(
+                str(request.RequestedSOPClassUID), str(request.RequestedSOPInstanceUID), event.modification_list
+            ),
+        )
+
+    def _announced(
+        self, event: Event, encoded: BytesIO | None, act: Callable[[AnnouncementProvider], Answer]
+    ) -> tuple[Dataset, Dataset | None]:
+        if self._announcements is None:
+            return Answer(status=NO_SUCH_SOP_CLASS).as_dataset(), None
+        try:
+            with readable(encoded, str(event.context.transfer_syntax)):
+                answer = act(self._announcements)
+        except TooLarge as too_large:
+            _log.warning("refused an announcement", reason=str(too_large))
+            answer = Answer(status=RESOURCE_LIMITATION)
+        except Exception as unforeseen:  # noqa: BLE001  one of the few places where errors become outcomes
+            _log.error("cannot read an announcement", kind=type(unforeseen).__name__)
+            answer = Answer(status=PROCESSING_FAILURE)
+        return answer.as_dataset(), answer.attributes()
 
     def _rejected(self, event: Event) -> None:
         self._server.sparing.warning("rejected an association", str(event.assoc.requestor.address))

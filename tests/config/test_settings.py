@@ -428,7 +428,7 @@ def test_every_setting_is_read_by_somebody() -> None:
     sources = [path for path in (REPOSITORY / "meddaemon").rglob("*.py") if path.parent.name != "config"]
     code = "\n".join(path.read_text() for path in sources)
     # Those below are read here, on the way from the file to rules, contracts and the database URL.
-    here = {"rules.enabled", "models.directories", "models.enabled", "destinations.kind"}
+    here = {"rules.enabled", "rules.required_series", "models.directories", "models.enabled", "destinations.kind"}
     assert {each for each in _keys(Document) if not re.search(rf"\.{each.split('.')[1]}\b", code)} <= here
 
 

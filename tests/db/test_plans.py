@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from meddaemon.db import deliveries, jobs, studies
+from meddaemon.db import announcements, deliveries, holds, inquiries, jobs, studies
 from meddaemon.db.engine import Database
 
 # Of each index, the column that the look must start from ("" where the order of the index is what counts).
@@ -21,6 +21,13 @@ ASKED_ALL_THE_TIME: dict[str, tuple[Callable[[Connection], object], dict[str, st
         {"ix_delivery_unsent": "destination"},
     ),
     "look for due studies": (studies.due_ids, {"ix_study_due_at": "due_at<"}),
+    "look for announcements": (announcements.untold, {"ix_announcement_untold": ""}),
+    "look for studies of which all is here": (announcements.fulfilled, {"ix_study_due_at": "due_at>"}),
+    "look for held studies that grew": (holds.supplemented, {"ix_study_held": ""}),
+    "look for questions": (
+        lambda connection: inquiries.next_for(connection, "PACS"),
+        {"ix_inquiry_open": "ae_title"},
+    ),
 }
 
 

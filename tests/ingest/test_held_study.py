@@ -54,7 +54,7 @@ def test_a_study_of_two_patients_is_held_until_it_is_released(tmp_path: Path) ->
     assert "PatientName" in listed.stdout
     assert "2 different values of PatientName: instance 2.25.3.1 (1 such), 2.25.3.2 (1 such)" in explained.stdout
     assert "meddaemon studies release 1" in explained.stdout
-    assert "held for a person: contradictions, or nobody named, in study 1" in looked_at.stdout
+    assert "held for a person: contradictory, incomplete, or of nobody: study 1" in looked_at.stdout
     said = log + explained.stdout + looked_at.stdout
     assert not [word for word in ("Secret", "SECRET", "Other", "Anna") if word in said]
     assert home.cli("studies", "release", "2.25.1").stdout == "study 1 is released\n"
