@@ -48,8 +48,8 @@ _TYPES = range(0x01, 0x08)
 _DISCARDED_BYTES = 2**20
 _COMMAND_BYTES = 2**16
 """The longest command set that is read: the longest that is right takes less than a thousand bytes."""
-_QUESTION_BYTES = 2**24
-"""The longest data set of a request that stores nothing: a request to commit to 60 000 instances takes 8 MB."""
+_QUESTION_BYTES = 2**25
+"""The longest data set of a request that stores nothing: what is longer than 16 MiB is refused, see `message`."""
 _LINGER_SECONDS = 1.0
 _TLS_RECORD_BYTES = 2**14
 """The most that one record holds (RFC 8446 5.1): who reads so much leaves nothing behind in the library."""
