@@ -14,12 +14,15 @@ from meddaemon.ingest.deflate import inflated
 from meddaemon.ingest.header import read_header
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.statuses import CANNOT_UNDERSTAND
+from meddaemon.telemetry import log
 
 _PREFIX_AT = 128
 _META_AT = 132
 _META_GROUP = b"\x02\x00"
 _SOP_CLASS_UID, _SOP_INSTANCE_UID, _TRANSFER_SYNTAX_UID = 0x0002, 0x0003, 0x0010
 _LONGEST_META = 2**16
+_PROGRAMS = {b"MZ": "PE program", b"\x7fELF": "ELF program", b"#!": "script", b"II*\0": "TIFF", b"MM\0*": "TIFF"}
+_log = log(__name__)
 
 
 def read_part10(path: Path, *, calling_ae_title: str = "") -> Incoming:
@@ -46,6 +49,8 @@ def parse_part10(content: bytes, *, calling_ae_title: str = "", called_ae_title:
     sop_instance_uid = "\\".join(header.get("SOPInstanceUID", ())) or meta.get(_SOP_INSTANCE_UID)
     if not sop_class_uid or not sop_instance_uid:
         raise RefusedInstance(CANNOT_UNDERSTAND, "neither file meta group nor data set name the object")
+    if kind := _kind_of_preamble(content[:_PREFIX_AT]):
+        _log.warning("a preamble is not kept", holds=kind, sop_instance_uid=sop_instance_uid)
     return Incoming(
         data=data,
         transfer_syntax_uid=meta[_TRANSFER_SYNTAX_UID],
@@ -54,6 +59,13 @@ def parse_part10(content: bytes, *, calling_ae_title: str = "", called_ae_title:
         calling_ae_title=calling_ae_title,
         called_ae_title=called_ae_title,
     )
+
+
+def _kind_of_preamble(preamble: bytes) -> str:
+    """Return what a preamble is the beginning of: a program can hide there (CVE-2019-11687). Empty where it is zero."""
+    if not any(preamble):
+        return ""
+    return next((kind for start, kind in _PROGRAMS.items() if preamble.startswith(start)), "something else")
 
 
 def is_plain(path: Path, incoming: Incoming) -> bool:

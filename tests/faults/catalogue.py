@@ -93,7 +93,7 @@ FAULTS: dict[int, Fault] = {
     61: Fault("numbers and dates that are none", "kept bit for bit; the worker refuses them with a reason"),
     62: Fault("a patient that is not named", "kept; held or let through, as the settings say"),
     63: Fault("no Study or Series UID, no SOP UIDs", "A900 or C000"),
-    64: Fault("bytes after the end, odd lengths", "C000 for the first, taken and told for the second"),
+    64: Fault("bytes after the end, odd lengths", "C000 for the first; the second are kept as they are"),
     65: Fault("a deflate bomb, a damaged or absent deflate stream", "C000, with bounded memory"),
     66: Fault("mutated data sets", "no crash, nothing acknowledged that is not kept"),
     67: Fault("an executable before the DICOM prefix", "the preamble becomes zero, and that is told"),
@@ -159,20 +159,26 @@ FAULTS: dict[int, Fault] = {
 
 def by_fault() -> dict[int, list[str]]:
     """Return the tests that say which fault they show, by its number."""
-    found: dict[int, list[str]] = {}
+    found: dict[int, dict[str, None]] = {}
     for path in sorted(TESTS.rglob("test_*.py")):
         for name, numbers in _marked(ast.parse(path.read_text())):
             for number in numbers:
-                found.setdefault(number, []).append(f"{path.relative_to(TESTS)}::{name}")
-    return found
+                found.setdefault(number, {})[f"{path.relative_to(TESTS)}::{name}"] = None
+    return {number: list(names) for number, names in found.items()}
 
 
 def _marked(module: ast.Module) -> Iterator[tuple[str, list[int]]]:
     """Yield the tests of a module with the numbers in their `fault` marks, those of single parameters included."""
+    tables: dict[str, ast.AST] = {}
     for node in module.body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            tables[node.targets[0].id] = node.value
         if not isinstance(node, ast.FunctionDef) or not node.name.startswith("test_"):
             continue
-        for call in (each for decorator in node.decorator_list for each in ast.walk(decorator)):
+        decoration = [each for decorator in node.decorator_list for each in ast.walk(decorator)]
+        for table in {each.id for each in decoration if isinstance(each, ast.Name)} & set(tables):
+            decoration += ast.walk(tables[table])
+        for call in decoration:
             if isinstance(call, ast.Call) and ast.unparse(call.func) == "pytest.mark.fault":
                 yield node.name, [ast.literal_eval(argument) for argument in call.args]
 

@@ -1,5 +1,6 @@
 """Encoded data sets, written by pydicom, as values that hypothesis draws."""
 
+import struct
 import zlib
 from dataclasses import dataclass
 
@@ -114,3 +115,15 @@ def deflated(data: bytes) -> bytes:
     """Return the raw deflate stream of a data set (PS3.5 A.5)."""
     machine = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     return machine.compress(data) + machine.flush()
+
+
+def explicit(group: int, element: int, vr: bytes, value: bytes, *, length: int | None = None) -> bytes:
+    """Return one element in explicit VR little endian, of another length than it claims where asked."""
+    claimed = len(value) if length is None else length
+    if vr in {b"OB", b"OW", b"SQ", b"UN", b"UT", b"UC", b"UR", b"OV", b"SV", b"UV", b"OD", b"OF", b"OL"}:
+        return struct.pack("<HH2sHI", group, element, vr, 0, claimed) + value
+    return struct.pack("<HH2sH", group, element, vr, claimed) + value
+
+
+def item(content: bytes, length: int | None = None) -> bytes:
+    return struct.pack("<HHI", 0xFFFE, 0xE000, len(content) if length is None else length) + content

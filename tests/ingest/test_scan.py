@@ -4,7 +4,7 @@ import tracemalloc
 import zlib
 
 import pytest
-from encoded import SYNTAXES, Encoded, data_sets, deflated, encoded, written
+from encoded import SYNTAXES, Encoded, data_sets, deflated, encoded, explicit, item, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom.dataset import Dataset
@@ -30,18 +30,6 @@ BEGIN = b"\x08\x00\x40\x11SQ\0\0" + UNDEFINED
 def inflate(stream: bytes, *, limit: int = MAXIMUM_INFLATED_BYTES) -> bytes:
     with inflated(stream, DeflatedExplicitVRLittleEndian, limit=limit) as whole:
         return bytes(whole)
-
-
-def explicit(group: int, element: int, vr: bytes, value: bytes, *, length: int | None = None) -> bytes:
-    """Return one element in explicit VR little endian, of another length than it claims where asked."""
-    claimed = len(value) if length is None else length
-    if vr in {b"OB", b"OW", b"SQ", b"UN", b"UT", b"UC", b"UR", b"OV", b"SV", b"UV", b"OD", b"OF", b"OL"}:
-        return struct.pack("<HH2sHI", group, element, vr, 0, claimed) + value
-    return struct.pack("<HH2sH", group, element, vr, claimed) + value
-
-
-def item(content: bytes, length: int | None = None) -> bytes:
-    return struct.pack("<HHI", 0xFFFE, 0xE000, len(content) if length is None else length) + content
 
 
 # --- laws --------------------------------------------------------------------------------------------------------
