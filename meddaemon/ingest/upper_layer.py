@@ -215,7 +215,12 @@ class Provider(DULServiceProvider):
             while not self._kill_thread:
                 self._step()
         except Exception as unforeseen:  # noqa: BLE001  as in the library: whatever it is, the peer is told
-            _log.error("an association failed", kind=type(unforeseen).__name__, exc_info=unforeseen)
+            if self.state_machine.current_state == "Sta2":
+                # The library reads the items of a request only here.
+                peer, problem = self.assoc.requestor.address, type(unforeseen).__name__
+                _log.warning("a request for an association cannot be read", peer=peer, problem=problem)
+            else:
+                _log.error("an association failed", kind=type(unforeseen).__name__, exc_info=unforeseen)
             self._connection.send(ABORTED)
             self.assoc.is_aborted, self.assoc.is_established = True, False
             self.assoc._kill = self._kill_thread = True
