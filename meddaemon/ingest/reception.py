@@ -62,6 +62,7 @@ class _Peer:
 
     def __init__(self, connected: socket.socket, address: tuple[Any, ...], deadline: float) -> None:
         self.connected = connected
+        self.descriptor = connected.fileno()
         self.address = address
         self.deadline = deadline
         self.received = bytearray()
@@ -159,12 +160,15 @@ class Reception(AssociationServer):
         self._selector.register(self._woken, selectors.EVENT_READ, lambda: None)
         try:
             while not self._stop:
-                for key, _ in self._selector.select(self._seconds_left()):
-                    cast("Callable[[], None]", key.data)()
-                self._expire()
+                try:
+                    for key, _ in self._selector.select(self._seconds_left()):
+                        cast("Callable[[], None]", key.data)()
+                    self._expire()
+                except Exception as unforeseen:  # noqa: BLE001  a listener that hears nobody is worse than a lost peer
+                    _log.error("the reception begins anew", kind=type(unforeseen).__name__, exc_info=unforeseen)
+                    self._close_all()
         finally:
-            for peer in (*self._half_open.values(), *self._leaving.values()):
-                peer.connected.close()
+            self._close_all()
             self._selector.close()
             self._stopped.set()
 
@@ -231,7 +235,7 @@ class Reception(AssociationServer):
         while len(self._half_open) >= HALF_OPEN:
             self._close_oldest()
         peer = _Peer(connected, address, time.monotonic() + self._association_seconds)
-        self._half_open[connected.fileno()] = peer
+        self._half_open[peer.descriptor] = peer
         welcome = partial(self._listen, peer) if tls is None else partial(self._shake_hands, peer, tls)
         self._selector.register(connected, selectors.EVENT_READ, welcome)
 
@@ -294,13 +298,13 @@ class Reception(AssociationServer):
             self._warn("rejected an association: as many as may be are open", peer)
             self._turn_away(peer, LOCAL_LIMIT_EXCEEDED)
             return
+        # First: the association may be over, and its connection closed, before we are told that it began.
+        self._forget(peer)
         try:
             self.finish_request((bytes(peer.received), peer.connected), cast("Any", peer.address))
         except Exception as failure:  # noqa: BLE001  whatever is wrong with one, all others must still be heard
             _log.error("cannot begin an association", kind=type(failure).__name__, exc_info=failure)
             self._turn_away(peer, LOCAL_LIMIT_EXCEEDED)
-        else:
-            self._forget(peer)
 
     @property
     def _has_room(self) -> bool:
@@ -318,28 +322,38 @@ class Reception(AssociationServer):
         if len(self._leaving) >= _LEAVING:
             self._close(next(iter(self._leaving.values())))
         peer.deadline = time.monotonic() + _LINGER_SECONDS
-        self._leaving[peer.connected.fileno()] = peer
+        self._leaving[peer.descriptor] = peer
         self._selector.register(peer.connected, selectors.EVENT_READ, lambda: self._ignore(peer))
 
     def _ignore(self, peer: _Peer) -> None:
         if peer.is_closed:
             return
-        with suppress(BlockingIOError):
-            try:
-                more = peer.connected.recv(2**16)
-            except ConnectionError:
-                more = b""
-            if not more:
-                self._close(peer)
+        try:
+            more = peer.connected.recv(2**16)
+        except BlockingIOError:
+            return
+        except OSError:
+            more = b""
+        if not more:
+            self._close(peer)
 
     def _forget(self, peer: _Peer) -> None:
-        self._selector.unregister(peer.connected)
-        self._half_open.pop(peer.connected.fileno(), None)
-        self._leaving.pop(peer.connected.fileno(), None)
+        for peers in (self._half_open, self._leaving):
+            if peers.get(peer.descriptor) is peer:
+                del peers[peer.descriptor]
+                self._selector.unregister(peer.descriptor)
 
     def _close(self, peer: _Peer) -> None:
         self._forget(peer)
         peer.connected.close()
+
+    def _close_all(self) -> None:
+        for peer in (*self._half_open.values(), *self._leaving.values()):
+            with suppress(OSError, ValueError, KeyError):
+                self._selector.unregister(peer.descriptor)
+            peer.connected.close()
+        self._half_open.clear()
+        self._leaving.clear()
 
     def _close_oldest(self) -> bool:
         peer = next(iter(self._half_open.values()), None)

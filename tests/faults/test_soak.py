@@ -24,7 +24,7 @@ from wire import ABORT, ASSOCIATE_AC, P_DATA_TF, STORE_CONTEXT, Peer, associate_
 
 SECONDS = float(os.environ.get("MEDDAEMON_SOAK_SECONDS", "600"))
 SEED = int(os.environ.get("MEDDAEMON_SOAK_SEED", "20261121"))
-SETTINGS = "port = 0\nmaximum_associations = 100\nassociation_timeout_seconds = 2.0\nidle_timeout_seconds = 2.0"
+SETTINGS = "port = 0\nmaximum_associations = 100\nassociation_timeout_seconds = 3.0\nidle_timeout_seconds = 6.0"
 FLAT_KB = 32_000
 """By how much the resident memory may differ between two quiet moments: what the allocator keeps, not what we keep."""
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import wire
@@ -28,7 +29,7 @@ from running import wait_until
 from scanner import scanner
 from wire import ABORT, ASSOCIATE_AC, ASSOCIATE_RJ, Peer, associate_request
 
-from meddaemon.ingest.reception import HALF_OPEN
+from meddaemon.ingest.reception import HALF_OPEN, Reception
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -368,3 +369,27 @@ def test_a_proposal_of_everything_is_accepted_quickly() -> None:
             with scanner(port_of(listener)) as sender:
                 assert sender.echo() == 0
         assert time.monotonic() - begun < 5 * SERVED_SECONDS
+
+
+@pytest.mark.fault(16, 25)
+def test_an_association_that_is_over_before_it_is_noted_leaves_the_reception_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its connection may be closed already when the reception is told that the association has begun."""
+    begin = Reception.finish_request
+
+    def begin_and_wait(reception: Reception, request: Any, address: Any) -> None:
+        begin(reception, request, address)
+        wait_until(lambda: not reception.associations, what="the association to be over", every=0.001)
+
+    monkeypatch.setattr(Reception, "finish_request", begin_and_wait)
+    # Aborted for its even context id as soon as it is read.
+    hopeless = associate_request([(2, wire.VERIFICATION, wire.IMPLICIT)])
+    with listening(association_seconds=0.5) as listener:
+        with Peer(port_of(listener)) as peer:
+            peer.send(hopeless)
+            assert peer.receive()[0] == ABORT
+        with Peer(port_of(listener)) as silent:
+            assert assert_ended(silent, 10) == []
+        monkeypatch.undo()
+        assert_served(port_of(listener))
