@@ -385,11 +385,11 @@ def test_an_association_that_is_over_before_it_is_noted_leaves_the_reception_as_
     monkeypatch.setattr(Reception, "finish_request", begin_and_wait)
     # Aborted for its even context id as soon as it is read.
     hopeless = associate_request([(2, wire.VERIFICATION, wire.IMPLICIT)])
-    with listening(association_seconds=0.5) as listener:
-        with Peer(port_of(listener)) as peer:
-            peer.send(hopeless)
-            assert peer.receive()[0] == ABORT
-        with Peer(port_of(listener)) as silent:
+    with listening(association_seconds=0.5) as listener, Peer(port_of(listener)) as peer:
+        peer.send(hopeless)
+        assert peer.receive()[0] == ABORT
+        # The number of its descriptor is free again; nobody else may have it, or nothing is to be seen.
+        with os.fdopen(os.dup(0)), Peer(port_of(listener)) as silent:
             assert assert_ended(silent, 10) == []
         monkeypatch.undo()
         assert_served(port_of(listener))
