@@ -54,6 +54,9 @@ DRAIN_SECONDS = 8.0
 """How long work in hand may go on after SIGTERM; what is not done then is given back or taken up later."""
 KILL_SECONDS = 13.0
 """When the supervisor ends a role that does not: well before the 15 seconds in which `serve` promises to be gone."""
+MALLOC = {-8: 2, -3: 2**20, -1: 2**21}
+"""mallopt(3): two heaps (M_ARENA_MAX); what takes 1 MiB is mapped by itself (M_MMAP_THRESHOLD); 2 MiB that are free at
+the end of a heap go back (M_TRIM_THRESHOLD)."""
 SIGN_OF_LIFE_SECONDS = 5.0
 DESCRIPTORS = 8192
 """For the connections of the listener, where the system allows so many."""
@@ -85,6 +88,7 @@ def listen(settings: Settings, stop: Signals) -> None:
     When it hangs up, certificates are read anew. Raises OSError when bind fails, TlsUnusable.
     """
     _allow_descriptors()
+    _give_memory_back()
     with _database(settings) as database:
         store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
         receiver = receiver_of(settings, database, store)
@@ -489,6 +493,18 @@ def _allow_descriptors() -> None:
     wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _give_memory_back() -> None:
+    """Keep the C library from holding on to what big objects took, once for each thread that ever took one.
+
+    By default each of many heaps grows to the largest object that it ever held; after a storm of big ones the process
+    is hundreds of megabytes larger for good.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in MALLOC.items():
+            mallopt(option, value)
 
 
 def _listener_tls(settings: Settings) -> TlsSettings | None:

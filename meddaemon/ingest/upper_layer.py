@@ -120,6 +120,9 @@ class AcceptorAssociation(Association):
             if self.dul.is_alive():
                 self.dul.join()
             self.dul.finish()
+            # The library's objects know each other in circles: what they hold would stay until somebody looks for such.
+            self.dimse.message = None
+            self.dimse.msg_queue.queue.clear()
             self._ended(self)
 
     def kill(self) -> None:
