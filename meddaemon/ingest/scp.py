@@ -59,6 +59,10 @@ APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"
 """DICOM Application Context Name (PS3.7 A.2.1)."""
 APPLICATION_CONTEXT_NOT_SUPPORTED = (1, 1, 2)
 """A-ASSOCIATE-RJ: permanent, by the service user, application context name not supported (PS3.8 9.3.4)."""
+NO_REASON = (1, 1, 1)
+"""A-ASSOCIATE-RJ: permanent, by the service user, no reason given."""
+SHORTEST_PDU = 8
+"""The least that holds a fragment of two bytes with its header (PS3.8 9.3.5.1)."""
 VERIFICATION = "1.2.840.10008.1.1"
 """Verification SOP Class (PS3.4 Annex A)."""
 _PREFERRED = (
@@ -345,7 +349,10 @@ def _window(event: Event) -> tuple[int, int]:
 
 
 def _requested(event: Event) -> None:
-    """Reject another application context, and abort what proposes nothing: the library looks at neither."""
+    """Reject another application context and PDUs that hold nothing, abort contexts without their syntaxes.
+
+    The library looks at none of them.
+    """
     association = event.assoc
     requested = association.requestor.primitive
     if requested is None:
@@ -353,6 +360,9 @@ def _requested(event: Event) -> None:
     proposed = requested.presentation_context_definition_list
     if requested.application_context_name != APPLICATION_CONTEXT_NAME:
         association.acse.send_reject(*APPLICATION_CONTEXT_NOT_SUPPORTED)
+        evt.trigger(association, evt.EVT_REJECTED, {})
+    elif 0 < (association.requestor.maximum_length or 0) < SHORTEST_PDU:
+        association.acse.send_reject(*NO_REASON)
         evt.trigger(association, evt.EVT_REJECTED, {})
     elif not all(context.abstract_syntax and context.transfer_syntax for context in proposed):
         _log.warning("a presentation context without its syntaxes", peer=association.requestor.address)
