@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -43,6 +43,7 @@ from meddaemon.ingest.recovery import recover
 from meddaemon.ingest.scp import Listener, ListenerSettings, TlsSettings
 from meddaemon.ingest.storage import StorageProvider
 from meddaemon.ingest.store import InstanceStore
+from meddaemon.ingest.volume import Volume, open_volume
 from meddaemon.jobs.worker import Worker, WorkerSettings
 from meddaemon.results.delivery import Retry
 from meddaemon.results.delivery import deliver as deliver_to
@@ -90,7 +91,7 @@ def listen(settings: Settings, stop: Signals) -> None:
     _allow_descriptors()
     _give_memory_back()
     with _database(settings) as database:
-        store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
+        store = store_of(settings, database)
         receiver = receiver_of(settings, database, store)
         commitment = CommitmentProvider(database, [peer.ae_title for peer in settings.listening_peers])
         file_abandoned(store, receiver)
@@ -128,7 +129,10 @@ def listen(settings: Settings, stop: Signals) -> None:
 
 def work(settings: Settings, stop: threading.Event) -> None:
     """Run jobs until `stop` is set; a job in hand may finish, else it is given back unworked."""
-    with _database(settings) as database, WarmModels(settings.store.directory / "scratch") as models:
+    with ExitStack() as stack:
+        database = stack.enter_context(_database(settings))
+        volume = open_volume(database, settings.store.directory)
+        models = stack.enter_context(WarmModels(settings.store.directory / "scratch"))
         staging = Staging(settings.store.results / "incoming")
         staging.sweep()
         worker = Worker(
@@ -144,6 +148,8 @@ def work(settings: Settings, stop: threading.Event) -> None:
             ),
             process=lambda job: pipeline.process(database, settings, models, staging, job),
             interrupt=models.interrupt,
+            # Without its volume every job would fail, and use up its attempts.
+            ready=lambda: volume.is_there,
         )
         with _announced(database, "work", "", stop):
             _log.info("working", models=sorted(settings.contracts))
@@ -154,6 +160,7 @@ def work(settings: Settings, stop: threading.Event) -> None:
 def deliver(settings: Settings, stop: threading.Event) -> None:
     """Own every timed thing until `stop` is set: completeness, expired leases, the outbox of each destination."""
     with _database(settings) as database:
+        volume = open_volume(database, settings.store.directory)
         # Schedules live in memory: what is due stands in the database, and a tick that is missed costs nothing.
         scheduler = BackgroundScheduler(
             # Peers that do not answer hold threads of their own pool, never those of completeness and leases.
@@ -174,7 +181,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
             every(
                 settings.delivery.poll_seconds,
                 f"deliver to {destination.name}",
-                partial(_drain, database, settings, destination, stop),
+                partial(_on_volume, volume, partial(_drain, database, settings, destination, stop)),
                 "delivery",
             )
         every(FORGET_SECONDS, "forget", lambda: _forget(database))
@@ -187,7 +194,8 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                     "query",
                 )
         if settings.listening_peers:
-            every(settings.delivery.poll_seconds, "commit", partial(_commit, database, settings, stop), "delivery")
+            commit = partial(_on_volume, volume, partial(_commit, database, settings, stop))
+            every(settings.delivery.poll_seconds, "commit", commit, "delivery")
         # A tick that is skipped because the one before still runs is nothing to tell.
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         _reopen(database, settings)
@@ -227,7 +235,8 @@ def serve(settings: Settings) -> None:
     stop = _heed_signals()
     with _only_one(settings.store.directory):
         database = Database(settings.database.url)
-        database.upgrade()
+        database.upgrade(create=False)
+        open_volume(database, settings.store.directory)
         children = [_Child(role) for role in ("listen", "deliver", *["work"] * settings.worker.concurrency)]
         ready = False
         stop.hung_up = children[0].hang_up
@@ -255,9 +264,24 @@ def notify(state: str) -> None:
         channel.sendall(state.encode())
 
 
+def store_of(settings: Settings, database: Database) -> InstanceStore:
+    """Return the store that this database is the index of. Raises VolumeGone when it is not there."""
+    return InstanceStore(
+        settings.store.directory,
+        minimum_free_bytes=settings.store.minimum_free_bytes,
+        volume=open_volume(database, settings.store.directory),
+    )
+
+
 def receiver_of(settings: Settings, database: Database, store: InstanceStore) -> Receiver:
     """Return the receiver that these settings describe."""
     return Receiver(database, store, quiet_seconds=settings.shortest_quiet_seconds, keywords=sorted(settings.keywords))
+
+
+def _on_volume(volume: Volume, task: Callable[[], object]) -> None:
+    """Do what reads the store's files, as long as they are there: that a volume is away says nothing of its files."""
+    if volume.is_there:
+        task()
 
 
 def _commit(database: Database, settings: Settings, stop: threading.Event) -> None:

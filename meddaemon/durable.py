@@ -30,6 +30,20 @@ class Staging:
             self._lock = (self.folder / "lock").open("ab")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
+    def reopen(self) -> None:
+        """Have the folder again after its volume was away: the lock that we held may be on none any more."""
+        with self.alone():
+            self.folder.mkdir(mode=0o700, exist_ok=True)
+            lock = (self.folder / "lock").open("ab")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()  # ours holds: the folder was only out of sight
+            else:
+                self._lock.close()
+                self._lock = lock
+        self.durable_directories.clear()
+
     @property
     def root(self) -> Path:
         """The directory from which on downwards this process syncs what it makes: the parent of all staging."""

@@ -68,6 +68,7 @@ def database_url(
 def empty_database_url(dialect: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
     """The URL of a database without any table."""
     if dialect == "sqlite":
+        (tmp_path / "empty.sqlite").touch()
         yield f"sqlite:///{tmp_path}/empty.sqlite"
     else:
         yield from _created(request)

@@ -108,6 +108,13 @@ def upgrade() -> None:
         sa.UniqueConstraint("name", name=op.f("uq_process_name")),
     )
     op.create_table(
+        "volume",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("identity", sa.String(length=64), nullable=False),
+        sa.Column("placed", sa.Boolean(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_volume")),
+    )
+    op.create_table(
         "refusal",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("at", sa.Double(), nullable=False),
@@ -545,6 +552,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_refusal_sop_instance_uid"))
 
     op.drop_table("refusal")
+    op.drop_table("volume")
     op.drop_table("process")
     with op.batch_alter_table("commitment", schema=None) as batch_op:
         batch_op.drop_index(

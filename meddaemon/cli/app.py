@@ -25,7 +25,7 @@ from meddaemon.db.engine import DatabaseUnavailable
 from meddaemon.domain.errors import InvalidConfiguration, MeddaemonError, RefusedInstance
 from meddaemon.ingest.part10 import is_plain, read_part10
 from meddaemon.ingest.receive import Incoming
-from meddaemon.ingest.store import InstanceStore, as_part10
+from meddaemon.ingest.store import as_part10
 from meddaemon.results.dimse import Outgoing, RemoteEntity, Verdict, store
 
 app = typer.Typer(
@@ -157,7 +157,7 @@ def import_(
     settings = open_settings(config)
     taken = known = refused = 0
     with open_database(settings, upgrade=True) as database:
-        instance_store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
+        instance_store = daemon.store_of(settings, database)
         receiver = daemon.receiver_of(settings, database, instance_store)
         for path in _files(folders):
             try:

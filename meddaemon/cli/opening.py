@@ -39,12 +39,12 @@ def open_settings(config: Path | None) -> Settings:
 
 
 @contextmanager
-def open_database(settings: Settings, *, upgrade: bool = False) -> Iterator[Database]:
-    """Give the database, with the schema that this code needs. Raises WrongSchema."""
+def open_database(settings: Settings, *, upgrade: bool = False, create: bool = False) -> Iterator[Database]:
+    """Give the database, with the schema that this code needs. Raises WrongSchema, NoDatabase."""
     database = Database(settings.database.url)
     try:
         if upgrade:
-            database.upgrade()
+            database.upgrade(create=create)
         database.require_schema()
         yield database
     finally:

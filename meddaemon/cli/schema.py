@@ -10,8 +10,8 @@ db_app = typer.Typer(help="Look after the database's schema.", no_args_is_help=T
 
 @db_app.command("upgrade")
 def db_upgrade(config: Config = None) -> None:
-    """Bring the schema to the version of this code."""
-    with open_database(open_settings(config), upgrade=True):
+    """Bring the schema to the version of this code; make the database where there is none."""
+    with open_database(open_settings(config), upgrade=True, create=True):
         typer.echo("the schema is up to date")
 
 

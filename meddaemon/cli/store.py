@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from meddaemon import daemon
-from meddaemon.cli.opening import FAILED, Config, open_database, open_settings
+from meddaemon.cli.opening import FAILED, Config, fail, open_database, open_settings
 from meddaemon.cli.output import shown
 from meddaemon.config.settings import Settings
 from meddaemon.db import instances
@@ -15,6 +15,7 @@ from meddaemon.db.engine import Database
 from meddaemon.ingest.inspection import Problem, Scrub, check
 from meddaemon.ingest.recovery import PREFIXES, Found, recover
 from meddaemon.ingest.store import InstanceStore
+from meddaemon.ingest.volume import adopt_volume
 
 store_app = typer.Typer(help="Prove that index and store say the same, and make them do so.", no_args_is_help=True)
 
@@ -87,10 +88,32 @@ def store_repair(config: Config = None) -> None:
         raise typer.Exit(FAILED)
 
 
+@store_app.command("adopt")
+def store_adopt(
+    without_objects: Annotated[
+        bool, typer.Option("--without-objects", help="Although the objects that the database knows are not there.")
+    ] = False,
+    config: Config = None,
+) -> None:
+    """Take what lies in the store's directory now for the store of this database, where it was moved on purpose."""
+    settings = open_settings(config)
+    with open_database(settings) as database:
+        with database.read() as connection:
+            latest = instances.latest(connection, limit=100)
+        folder = settings.store.instances
+        if latest and not without_objects and not any(instances.path_of(folder, each).is_file() for each in latest):
+            fail(
+                f"none of the {len(latest)} latest objects that the database knows is under {folder}: is the right "
+                "volume mounted? Nothing was changed (--without-objects does it all the same)"
+            )
+        adopt_volume(database, settings.store.directory)
+    typer.echo(f"{settings.store.directory} is the store of this database now; see `meddaemon store check`")
+
+
 @contextmanager
 def _opened(settings: Settings) -> Iterator[tuple[Database, InstanceStore]]:
     with open_database(settings) as database:
-        store = InstanceStore(settings.store.directory, minimum_free_bytes=settings.store.minimum_free_bytes)
+        store = daemon.store_of(settings, database)
         try:
             yield database, store
         finally:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from alembic import command, migration, script
 from alembic.autogenerate import compare_metadata
@@ -19,7 +20,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from meddaemon.db.tables import metadata
 from meddaemon.domain.errors import MeddaemonError
 
-__all__ = ["Connection", "Database", "DatabaseAway", "DatabaseUnavailable", "WrongSchema"]
+__all__ = ["Connection", "Database", "DatabaseAway", "DatabaseUnavailable", "NoDatabase", "WrongSchema"]
 
 BUSY_TIMEOUT_SECONDS = 10.0
 
@@ -34,6 +35,10 @@ class WrongSchema(MeddaemonError):
     """The database's schema is not the one this code was written for."""
 
 
+class NoDatabase(MeddaemonError):
+    """There is no database where there should be one, or only a part of it."""
+
+
 class Database:
     """Gives transactions: `write()` commits durably before it returns, `read()` sees one consistent state."""
 
@@ -46,11 +51,11 @@ class Database:
         )
         self._looking = threading.Lock()
         self._looker: Connection | None = None
-        if self._sqlite and self._url.database:
-            Path(self._url.database).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._file = Path(self._url.database) if self._sqlite and self._url.database else None
         # No limit on connections here: threads are bounded where they are made, and none should wait for another.
         self._engine = create_engine(self._url, pool_pre_ping=not self._sqlite, max_overflow=-1)
         if self._sqlite:
+            event.listen(self._engine, "do_connect", _never_create)
             event.listen(self._engine, "connect", _prepare_sqlite)
             event.listen(self._engine, "begin", _begin_sqlite)
         else:
@@ -102,11 +107,16 @@ class Database:
                 self._looker = None
         self._engine.dispose()
 
-    def upgrade(self) -> None:
+    def upgrade(self, *, create: bool = True) -> None:
         """Bring the schema to the newest version; safe to call at any time and from several processes.
 
-        Raises WrongSchema when the database is newer than this code.
+        A SQLite file that is not there is made, unless `create` is false: it may lie on a volume that is not mounted.
+        Raises WrongSchema when the database is newer than this code, NoDatabase.
         """
+        if create and self._file is not None and not self._file.exists():
+            self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._file.touch(mode=0o600)
+        self._require_files()
         with self.write() as connection:
             if self.dialect == "postgresql":
                 # Two processes may start at once; the second waits here and then finds nothing to do.
@@ -117,7 +127,11 @@ class Database:
             command.upgrade(config, "head")
 
     def schema_problems(self) -> list[str]:
-        """Return what is wrong with the schema: version, then table by table; empty when all is well."""
+        """Return what is wrong with the schema: version, then table by table; empty when all is well.
+
+        Raises NoDatabase.
+        """
+        self._require_files()
         with self.read() as connection:
             context = migration.MigrationContext.configure(connection, opts={"compare_type": True})
             current, wanted = context.get_current_revision(), _scripts().get_current_head()
@@ -126,7 +140,8 @@ class Database:
             return [str(difference) for difference in compare_metadata(context, metadata)]
 
     def require_schema(self) -> None:
-        """Raise WrongSchema unless the schema has the version that this code needs."""
+        """Raise WrongSchema unless the schema has the version that this code needs, NoDatabase if there is none."""
+        self._require_files()
         with self.read() as connection:
             self._refuse_unknown(connection)
             current = migration.MigrationContext.configure(connection).get_current_revision()
@@ -147,6 +162,27 @@ class Database:
             return [str(damaged.orig)]
         return [str(row) for row in rows if row != "ok"]
 
+    def _require_files(self) -> None:
+        """Raise NoDatabase where SQLite would begin anew, or go on without its latest transactions."""
+        if self._file is None:
+            return
+        if not self._file.exists():
+            raise NoDatabase(
+                f"there is no database at {self._file}: is its volume mounted? For the first start, "
+                "`meddaemon db upgrade` makes it"
+            )
+        log, index = (self._file.with_name(self._file.name + suffix) for suffix in ("-wal", "-shm"))
+        pause = threading.Event()
+        # SQLite makes the log before its index, and removes it after; others may be about to do so.
+        for _ in range(5):
+            if log.exists() or not index.exists() or log.exists():
+                return
+            pause.wait(0.05)
+        raise NoDatabase(
+            f"{log} is missing although the database was not closed: it held the latest transactions. Put it back, or "
+            f"remove {index.name} to go on without them (`meddaemon store repair` registers the objects again)"
+        )
+
     @staticmethod
     def _refuse_unknown(connection: Connection) -> None:
         current = migration.MigrationContext.configure(connection).get_current_revision()
@@ -157,6 +193,13 @@ class Database:
 
 def _with_driver(url: URL) -> URL:
     return url.set(drivername="postgresql+psycopg") if url.drivername == "postgresql" else url
+
+
+def _never_create(_: Any, __: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+    # Where the file is gone, its volume most likely is, too; SQLite would make an empty one under the mount point.
+    if not options.get("uri"):
+        arguments[0] = f"file:{quote(str(arguments[0]))}?mode=rw"
+        options["uri"] = True
 
 
 def _prepare_sqlite(connection: Any, _: ConnectionPoolEntry) -> None:

@@ -76,6 +76,13 @@ def is_registered(connection: Connection, sha256: str) -> bool:
     return found is not None
 
 
+def latest(connection: Connection, *, limit: int) -> list[str]:
+    """Return the digests of the instances that were registered last and are not known to be gone."""
+    instance = tables.instance
+    query = select(instance.c.sha256).where(instance.c.missing == false()).order_by(instance.c.id.desc()).limit(limit)
+    return list(connection.execute(query).scalars())
+
+
 def refuse(
     connection: Connection,
     *,

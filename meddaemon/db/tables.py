@@ -426,3 +426,13 @@ process = Table(
     Column("started_at", Utc, nullable=False),
     Column("seen_at", Utc, nullable=False),
 )
+
+# One row: the volume that the store lies on (see meddaemon.ingest.volume).
+volume = Table(
+    "volume",
+    metadata,
+    _id(),
+    Column("identity", String(64), nullable=False),
+    # Whether the file that repeats the identity was written there.
+    Column("placed", Boolean, nullable=False),
+)

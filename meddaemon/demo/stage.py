@@ -79,6 +79,8 @@ class Daemon:
 @contextmanager
 def running_daemon(settings: Settings, folder: Path) -> Iterator[Daemon]:
     """Run `meddaemon serve`, logging to `daemon.log` in `folder`; give it once every role is there."""
+    database = Database(settings.database.url)
+    database.upgrade()
     with (folder / "daemon.log").open("wb") as logs:
         process = subprocess.Popen(
             [sys.executable, "-m", "meddaemon", "serve", "--config", str(settings.file)],
@@ -87,7 +89,6 @@ def running_daemon(settings: Settings, folder: Path) -> Iterator[Daemon]:
             stdin=subprocess.DEVNULL,
             env={key: value for key, value in os.environ.items() if not key.startswith("MEDDAEMON_")},
         )
-        database = Database(settings.database.url)
         try:
             address = poll(lambda: _address(database, process), START_SECONDS, "the daemon to start")
             host, _, port = address.rpartition(":")

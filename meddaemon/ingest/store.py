@@ -3,6 +3,7 @@
 Layout, readable by an administrator with `ls`:
 
     store/
+      volume-id       says which volume this is (see `volume`); without it the store takes nothing
       incoming/       being received; swept at start
       journal/        received, durable, and about to become files; see `journal`
       instances/ab/abcd….dcm   one Part 10 file for each content, named by the SHA-256 of the file
@@ -26,6 +27,7 @@ from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
 from meddaemon.durable import NewFile, Staging, move, place, store_all, sync_names
 from meddaemon.ingest.content import Buffers, Content
 from meddaemon.ingest.scan import Encoded
+from meddaemon.ingest.volume import Volume, VolumeGone
 
 PREAMBLE = bytes(128) + b"DICM"
 VERSION_NAME = "MEDDAEMON"
@@ -46,14 +48,19 @@ class Stored:
 class InstanceStore:
     """Durable, content-addressed files under one directory."""
 
-    def __init__(self, directory: Path, *, minimum_free_bytes: int) -> None:
-        """Open the store, creating it when it is not there. Raises OSError."""
+    def __init__(self, directory: Path, *, minimum_free_bytes: int, volume: Volume | None = None) -> None:
+        """Open the store on its volume, creating its folders when they are not there.
+
+        A store without a `volume` takes whatever is there for it. Raises StoreUnavailable, OSError.
+        """
+        self._volume = volume
+        self._returned = 0 if volume is None else volume.returned
+        self.require_volume()
         self.instances = directory / "instances"
         self.quarantine = directory / "quarantine"
         self._minimum_free_bytes = minimum_free_bytes
         for folder in (self.instances, self.quarantine):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._device = self.instances.stat().st_dev
         self.journals = directory / "journal"
         self._staging = Staging(directory / "incoming")
         self.buffers = Buffers()
@@ -154,9 +161,16 @@ class InstanceStore:
         self._staging.close()
 
     def require_volume(self) -> None:
-        """Raise StoreUnavailable unless the store lies on the volume on which it was at start."""
-        if self.instances.stat().st_dev != self._device:
-            raise StoreUnavailable("the store's volume is not the one that was there at start: is it mounted?")
+        """Raise StoreUnavailable unless the store lies on its volume."""
+        if self._volume is None:
+            return
+        try:
+            self._volume.require()
+        except VolumeGone as gone:
+            raise StoreUnavailable(str(gone)) from gone
+        if self._returned != self._volume.returned:
+            self._returned = self._volume.returned
+            self._staging.reopen()
 
     def require_room(self, size: int) -> None:
         """Raise StoreUnavailable unless the volume is there and has room for so many bytes more."""

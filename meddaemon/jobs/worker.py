@@ -41,9 +41,12 @@ class Worker:
         settings: WorkerSettings,
         process: Callable[[Job], None],
         interrupt: Callable[[], None],
+        ready: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Jobs are only claimed while `ready` says so."""
         self._database = database
         self._name = name
+        self._ready = ready
         self._settings = settings
         self._process = process
         self._interrupt = interrupt
@@ -52,7 +55,7 @@ class Worker:
         """Work until `stop` is set; a job in hand then has `drain_seconds` to finish, else it is given back."""
         while not stop.is_set():
             try:
-                worked = self.work_one(stop)
+                worked = self._ready() and self.work_one(stop)
             except DatabaseUnavailable as failure:
                 # The database is away: leases run out by themselves, so waiting loses nothing.
                 _log.error("cannot reach the queue", reason=type(failure).__name__)
