@@ -460,6 +460,21 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_measurement_code_value_value"), ["code_value", "value"], unique=False)
         batch_op.create_index(batch_op.f("ix_measurement_finding_id"), ["finding_id"], unique=False)
 
+    # What listings and counts go by, where millions of instances are.
+    alarm = "substr(reason, 1, 52) = 'the SOP Instance UID is that of an object of another'"
+    for name, table, columns, condition in (
+        ("ix_study_accession_number", "study", ["accession_number"], None),
+        ("ix_study_held", "study", ["id"], "state = 'held'"),
+        ("ix_instance_conflict", "instance", ["series_id"], "conflict"),
+        ("ix_instance_missing", "instance", ["id"], "missing"),
+        ("ix_refusal_alarm", "refusal", ["id"], alarm),
+        ("ix_job_finished", "job", ["state", "id"], "state IN ('completed', 'discarded', 'cancelled')"),
+        ("ix_result_object_sha256", "result_object", ["sha256"], None),
+        ("ix_delivery_held", "delivery", ["destination"], "state = 'held'"),
+    ):
+        where = sa.text(condition) if condition else None
+        op.create_index(name, table, columns, sqlite_where=where, postgresql_where=where)
+
 
 def downgrade() -> None:
     """Drop the tables."""

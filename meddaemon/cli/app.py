@@ -14,7 +14,18 @@ from meddaemon import __version__, daemon, pipeline
 from meddaemon.cli import doctor as health
 from meddaemon.cli.commitments import commitments_app
 from meddaemon.cli.explain import explain as explanation
-from meddaemon.cli.opening import FAILED, USAGE, Config, Limit, Output, fail, open_database, open_settings, reading
+from meddaemon.cli.opening import (
+    FAILED,
+    USAGE,
+    Before,
+    Config,
+    Limit,
+    Output,
+    fail,
+    open_database,
+    open_settings,
+    reading,
+)
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.cli.queue import deliveries_app, jobs_app
 from meddaemon.cli.schema import db_app
@@ -199,7 +210,9 @@ def explain(
     study: Annotated[
         str | None, typer.Argument(help="Id, accession number, or UID of study, series or instance.")
     ] = None,
-    refused: Annotated[bool, typer.Option("--refused", help="List every object that was not taken.")] = False,
+    refused: Annotated[bool, typer.Option("--refused", help="List the objects that were not taken.")] = False,
+    limit: Limit = 1000,
+    before: Before = None,
     config: Config = None,
 ) -> None:
     """Tell why a study did or did not run: rule by rule, series by series, with the values that were seen."""
@@ -209,13 +222,14 @@ def explain(
     with reading(config) as connection:
         if study is None:
             columns = {
+                "id": "id",
                 "at": "at",
                 "instance": "sop_instance_uid",
                 "status": "status",
                 "from": "calling_ae_title",
                 "reason": "reason",
             }
-            print_rows(history.refusals(connection), columns, Format.TABLE)
+            print_rows(history.refusals(connection, limit=limit, before=before), columns, Format.TABLE)
             return
         for line in explanation(connection, study):
             typer.echo(line)
@@ -235,6 +249,7 @@ def results_(
     superseded: Annotated[bool, typer.Option("--superseded", help="Also what is superseded or withdrawn.")] = False,
     output: Output = Format.TABLE,
     limit: Limit = 1000,
+    before: Before = None,
     config: Config = None,
 ) -> None:
     """Query findings and measurements."""
@@ -250,8 +265,10 @@ def results_(
             study_id=studies.find_study(connection, study) if study else None,
             superseded=superseded,
             limit=limit,
+            before=before,
         )
     columns = {
+        "id": "id",
         "result": "result_id",
         "study": "study_id",
         "model": "model",

@@ -2,7 +2,7 @@
 
 import typer
 
-from meddaemon.cli.opening import Config, Limit, Output, open_database, open_settings, reading
+from meddaemon.cli.opening import Before, Config, Limit, Output, open_database, open_settings, reading
 from meddaemon.cli.output import Format, print_rows
 from meddaemon.db import commitments
 
@@ -10,10 +10,12 @@ commitments_app = typer.Typer(help="Look at storage commitment and change it.", 
 
 
 @commitments_app.command("list")
-def commitments_list(output: Output = Format.TABLE, limit: Limit = 50, config: Config = None) -> None:
+def commitments_list(
+    output: Output = Format.TABLE, limit: Limit = 50, before: Before = None, config: Config = None
+) -> None:
     """List requests for storage commitment and what their senders were told, newest last."""
     with reading(config) as connection:
-        rows = commitments.listing(connection, limit=limit)
+        rows = commitments.listing(connection, limit=limit, before=before)
     columns = {
         "id": "id",
         "ae title": "calling_ae_title",

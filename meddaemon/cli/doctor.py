@@ -158,10 +158,9 @@ def _commitments(connection: Connection) -> Iterator[Check]:
 def _deliveries(connection: Connection, settings: Settings) -> Iterator[Check]:
     known = {each.name for each in settings.destinations}
     for (destination, state), count in sorted(deliveries.state_counts(connection).items()):
-        if state is not DeliveryState.SENT:
-            there = destination in known
-            said = _waiting(state, count) + ("" if there else ", but no such destination")
-            yield Check(what=f"deliveries to {destination}", well=None if there else False, said=said)
+        there = destination in known
+        said = _waiting(state, count) + ("" if there else ", but no such destination")
+        yield Check(what=f"deliveries to {destination}", well=None if there else False, said=said)
 
 
 def _waiting(state: DeliveryState, count: int) -> str:

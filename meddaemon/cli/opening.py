@@ -20,6 +20,10 @@ Config = Annotated[
     Path | None, typer.Option("--config", "-c", help="Settings file (also MEDDAEMON_CONFIG).", show_default=False)
 ]
 Output = Annotated[Format, typer.Option("--format", "-f", help="How to print.")]
+Before = Annotated[
+    int | None,
+    typer.Option(min=1, help="Only what came before this id: page by page through it all.", show_default=False),
+]
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="At most this many rows.")]
 
 

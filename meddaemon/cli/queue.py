@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from meddaemon.cli.opening import Config, Limit, Output, open_database, open_settings, reading
+from meddaemon.cli.opening import Before, Config, Limit, Output, open_database, open_settings, reading
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.db import deliveries as outbox
 from meddaemon.db import jobs, requests
@@ -19,11 +19,12 @@ def jobs_list(
     state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
     output: Output = Format.TABLE,
     limit: Limit = 50,
+    before: Before = None,
     config: Config = None,
 ) -> None:
     """List jobs, newest first."""
     with reading(config) as connection:
-        rows = jobs.listing(connection, state=state, limit=limit)
+        rows = jobs.listing(connection, state=state, limit=limit, before=before)
     columns = {
         "id": "id",
         "study": "study_id",
@@ -75,10 +76,12 @@ def jobs_cancel(job: int, config: Config = None) -> None:
 
 
 @deliveries_app.command("list")
-def deliveries_list(output: Output = Format.TABLE, limit: Limit = 50, config: Config = None) -> None:
+def deliveries_list(
+    output: Output = Format.TABLE, limit: Limit = 50, before: Before = None, config: Config = None
+) -> None:
     """List deliveries, newest last."""
     with reading(config) as connection:
-        rows = outbox.listing(connection, limit=limit)
+        rows = outbox.listing(connection, limit=limit, before=before)
     columns = {
         "id": "id",
         "result": "result_id",

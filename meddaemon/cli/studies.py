@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from meddaemon.cli.opening import Config, Limit, Output, open_database, open_settings, reading
+from meddaemon.cli.opening import Before, Config, Limit, Output, open_database, open_settings, reading
 from meddaemon.cli.output import Format, print_rows
 from meddaemon.db import holds, studies
 
@@ -12,12 +12,18 @@ studies_app = typer.Typer(help="List the studies that arrived last, or release o
 
 
 @studies_app.callback(invoke_without_command=True)
-def studies_(context: typer.Context, output: Output = Format.TABLE, limit: Limit = 50, config: Config = None) -> None:
+def studies_(
+    context: typer.Context,
+    output: Output = Format.TABLE,
+    limit: Limit = 50,
+    before: Before = None,
+    config: Config = None,
+) -> None:
     """List the studies that arrived last, or release one that is held."""
     if context.invoked_subcommand is not None:
         return
     with reading(config) as connection:
-        rows = studies.summaries(connection, limit=limit)
+        rows = studies.summaries(connection, limit=limit, before=before)
     columns = {
         "id": "id",
         "state": "state",

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, func, select, update
 from meddaemon.db import tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.insertion import insert_unless_there
+from meddaemon.db.paging import earlier
 from meddaemon.domain.commitment import CommitmentRequest, ReferencedInstance
 from meddaemon.domain.errors import LeaseLost, NotFound
 from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
@@ -156,9 +157,10 @@ def requeue(connection: Connection, commitment_id: int) -> None:
         raise NotFound(f"no commitment {commitment_id} that is held or waits for another attempt")
 
 
-def listing(connection: Connection, *, limit: int = 50) -> Sequence[CommitmentRow]:
-    """Return the latest requests, oldest first."""
-    rows = connection.execute(select(_commitment).order_by(_commitment.c.id.desc()).limit(limit)).all()
+def listing(connection: Connection, *, before: int | None = None, limit: int = 50) -> Sequence[CommitmentRow]:
+    """Return the latest requests, oldest first; with `before`, those that came before that one."""
+    query = select(_commitment).where(*earlier(_commitment.c.id, before))
+    rows = connection.execute(query.order_by(_commitment.c.id.desc()).limit(limit)).all()
     return [
         CommitmentRow(
             id=row.id,

@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, func, insert, or_, select, true, update
+from sqlalchemy import ColumnElement, Connection, func, insert, select, true, update
 
 from meddaemon.db import tables
 from meddaemon.db.clock import after, now
+from meddaemon.db.paging import earlier
 from meddaemon.domain.errors import LeaseLost, NotFound
 from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
 
@@ -207,11 +208,14 @@ def requeue(connection: Connection, delivery_id: int) -> None:
         raise NotFound(f"no delivery {delivery_id} of a current result that is held or waits for another attempt")
 
 
-def listing(connection: Connection, *, result_ids: Sequence[int] | None = None, limit: int = 1000) -> list[DeliveryRow]:
-    """Return the latest deliveries, of some results or of all, oldest first."""
+def listing(
+    connection: Connection, *, result_ids: Sequence[int] | None = None, before: int | None = None, limit: int = 1000
+) -> list[DeliveryRow]:
+    """Return the latest deliveries, of some results or of all, oldest first; with `before`, those made before it."""
     query = (
         select(_delivery, _object.c.result_id, _object.c.kind)
         .join(_object, _object.c.id == _delivery.c.result_object_id)
+        .where(*earlier(_delivery.c.id, before))
         .order_by(_delivery.c.id.desc())
         .limit(limit)
     )
@@ -236,13 +240,16 @@ def listing(connection: Connection, *, result_ids: Sequence[int] | None = None, 
 
 
 def state_counts(connection: Connection) -> dict[tuple[str, DeliveryState], int]:
-    """Return how many deliveries each destination has in each state, without those that are not wanted any more."""
-    rows = connection.execute(
-        select(_delivery.c.destination, _delivery.c.state, func.count())
-        .where(or_(_delivery.c.wanted == true(), _delivery.c.state == DeliveryState.SENT))
-        .group_by(_delivery.c.destination, _delivery.c.state)
-    )
-    return {(destination, DeliveryState(state)): count for destination, state, count in rows}
+    """Return how many deliveries each destination has in each state; those left out that are sent or not wanted."""
+    counted = select(_delivery.c.destination, _delivery.c.state, func.count()).where(_delivery.c.wanted == true())
+    # Each by its own index: what was sent grows for ever.
+    return {
+        (destination, DeliveryState(state)): count
+        for which in (tables.delivery_unsent, tables.delivery_held)
+        for destination, state, count in connection.execute(
+            counted.where(which).group_by(_delivery.c.destination, _delivery.c.state)
+        )
+    }
 
 
 def _expire(connection: Connection, destination: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Integer, cast, func, or_, select
 
 from meddaemon.db import tables
+from meddaemon.db.paging import earlier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class SeriesRow:
 class RefusalRow:
     """One object that was not taken."""
 
+    id: int
     at: datetime
     sop_instance_uid: str
     study_instance_uid: str
@@ -82,14 +84,20 @@ def series(connection: Connection, study_id: int) -> list[SeriesRow]:
     ]
 
 
-def refusals(connection: Connection, uid: str | None = None, *, limit: int = 1000) -> list[RefusalRow]:
-    """Return the latest refused objects, of one SOP Instance or Study Instance UID or of all, oldest first."""
+def refusals(
+    connection: Connection, uid: str | None = None, *, before: int | None = None, limit: int = 1000
+) -> list[RefusalRow]:
+    """Return the latest refused objects, of one SOP Instance or Study Instance UID or of all, oldest first.
+
+    With `before`, those that came before that one.
+    """
     table = tables.refusal
-    query = select(table).order_by(table.c.id.desc()).limit(limit)
+    query = select(table).where(*earlier(table.c.id, before)).order_by(table.c.id.desc()).limit(limit)
     if uid is not None:
         query = query.where(or_(table.c.sop_instance_uid == uid, table.c.study_instance_uid == uid))
     return [
         RefusalRow(
+            id=row.id,
             at=row.at,
             sop_instance_uid=row.sop_instance_uid,
             study_instance_uid=row.study_instance_uid,

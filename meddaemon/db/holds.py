@@ -141,5 +141,5 @@ def kinds(connection: Connection, study_ids: Sequence[int]) -> dict[int, list[st
 def held(connection: Connection) -> list[int]:
     """Return the studies that are held."""
     study = tables.study
-    rows = connection.execute(select(study.c.id).where(study.c.state == StudyState.HELD).order_by(study.c.id))
+    rows = connection.execute(select(study.c.id).where(tables.study_held).order_by(study.c.id))
     return list(rows.scalars())

@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, selec
 from meddaemon.db import tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.insertion import insert_unless_there
+from meddaemon.db.paging import earlier
 from meddaemon.domain.errors import LeaseLost, NotFound
 from meddaemon.domain.states import JobEvent, JobState, sources, target
 
@@ -21,6 +22,14 @@ _job = tables.job
 
 is_unfinished = _job.c.state.in_(sources(JobEvent.CANCEL))
 """Holds for jobs that wait or run."""
+
+PARTS = (tables.job_waiting, tables.job_executing, tables.job_finished)
+"""The conditions of the indexes that have all jobs together; whoever asks for states asks part by part."""
+_PART = {
+    **dict.fromkeys((JobState.AVAILABLE, JobState.RETRYABLE), tables.job_waiting),
+    JobState.EXECUTING: tables.job_executing,
+    **dict.fromkeys((JobState.COMPLETED, JobState.DISCARDED, JobState.CANCELLED), tables.job_finished),
+}
 
 _OUTDATED = "not asked for any more since generation"
 was_outdated = and_(_job.c.state == JobState.CANCELLED, _job.c.reason.startswith(_OUTDATED))
@@ -265,12 +274,17 @@ def get(connection: Connection, job_id: int) -> Job:
 
 
 def listing(
-    connection: Connection, *, state: JobState | None = None, study_id: int | None = None, limit: int = 50
+    connection: Connection,
+    *,
+    state: JobState | None = None,
+    study_id: int | None = None,
+    before: int | None = None,
+    limit: int = 50,
 ) -> list[Job]:
-    """Return jobs, newest first."""
-    query = select(_job).order_by(_job.c.id.desc()).limit(limit)
+    """Return jobs, newest first; with `before`, those that were made before that one."""
+    query = select(_job).where(*earlier(_job.c.id, before)).order_by(_job.c.id.desc()).limit(limit)
     if state is not None:
-        query = query.where(_job.c.state == state)
+        query = query.where(_job.c.state == state, _PART[state])
     if study_id is not None:
         query = query.where(_job.c.study_id == study_id)
     return [_as_job(row) for row in connection.execute(query)]
@@ -304,8 +318,8 @@ def waiting_models(connection: Connection) -> dict[tuple[str, str], int]:
 
 def state_counts(connection: Connection) -> dict[JobState, int]:
     """Return how many jobs are in each state."""
-    rows = connection.execute(select(_job.c.state, func.count()).group_by(_job.c.state))
-    return {JobState(state): count for state, count in rows}
+    counted = select(_job.c.state, func.count()).group_by(_job.c.state)
+    return {JobState(state): count for part in PARTS for state, count in connection.execute(counted.where(part))}
 
 
 def _held(job: Job) -> tuple[ColumnElement[bool], ...]:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Row, func, insert, not_, or_, select
 from meddaemon.db import deliveries, requests, tables
 from meddaemon.db.clock import now
 from meddaemon.db.jobs import Job
+from meddaemon.db.paging import earlier
 from meddaemon.db.requests import is_asked_for
 from meddaemon.domain.result import Analysis, EncodedObject, ResultStatus
 
@@ -33,6 +34,7 @@ class StoredObject:
 class ResultRow:
     """One measurement of one finding, with everything that an analyst filters by."""
 
+    id: int
     result_id: int
     created_at: datetime
     study_id: int
@@ -249,12 +251,17 @@ def query(
     until: datetime | None = None,
     study_id: int | None = None,
     superseded: bool = False,
+    before: int | None = None,
     limit: int = 1000,
 ) -> list[ResultRow]:
-    """Return measurements, newest first; `code` is a code value or meaning of finding, segment or measurement."""
+    """Return measurements, newest first; `code` is a code value or meaning of finding, segment or measurement.
+
+    With `before`, those that were made before the measurement of that id.
+    """
     finding, measurement, segment = tables.finding, tables.measurement, tables.segment
     statement = (
         select(
+            measurement.c.id,
             _result.c.id.label("result_id"),
             _result.c.created_at,
             _study.c.id.label("study_id"),
@@ -280,6 +287,7 @@ def query(
         .join(finding, finding.c.result_id == _result.c.id)
         .join(measurement, measurement.c.finding_id == finding.c.id)
         .outerjoin(segment, segment.c.id == finding.c.segment_id)
+        .where(*earlier(measurement.c.id, before))
         .order_by(measurement.c.id.desc())
         .limit(limit)
     )

@@ -25,9 +25,10 @@ from sqlalchemy import (
 from meddaemon.db import holds, tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.instances import path_of
+from meddaemon.db.paging import earlier
 from meddaemon.domain.errors import NotFound
 from meddaemon.domain.series import Instance
-from meddaemon.domain.states import JobEvent, StudyEvent, StudyState, sources, study_moves
+from meddaemon.domain.states import StudyEvent, StudyState, study_moves
 
 DISCARDED = "discarded"
 """Key in the detail of a decision that gave a study up because parts of it were missing."""
@@ -150,10 +151,15 @@ def reopen_for_changed_models(connection: Connection, digests: Mapping[str, str]
     `digests` maps the models that are configured to their digests. Returns the studies.
     """
     study, job = tables.study, tables.job
-    rows = connection.execute(
-        select(job.c.study_id, job.c.model, job.c.model_digest).where(job.c.state.in_(sources(JobEvent.CANCEL)))
+    unfinished = select(job.c.study_id, job.c.model, job.c.model_digest)
+    stale = sorted(
+        {
+            row.study_id
+            for part in (tables.job_waiting, tables.job_executing)
+            for row in connection.execute(unfinished.where(part))
+            if digests.get(row.model) != row.model_digest
+        }
     )
-    stale = sorted({row.study_id for row in rows if digests.get(row.model) != row.model_digest})
     if stale:
         connection.execute(
             update(study)
@@ -286,14 +292,18 @@ def find_study(connection: Connection, wanted: str) -> int:
     return int(found[0])
 
 
-def summaries(connection: Connection, *, limit: int = 50, study_id: int | None = None) -> list[StudySummary]:
-    """Return the studies that arrived last, newest first."""
+def summaries(
+    connection: Connection, *, limit: int = 50, before: int | None = None, study_id: int | None = None
+) -> list[StudySummary]:
+    """Return the studies that arrived last, newest first; with `before`, those that came before that one."""
     study, series, instance, job = tables.study, tables.series, tables.instance, tables.job
     # Counted for each study that is shown, not for all.
     count = select(func.count())
     members = count.select_from(series).where(series.c.study_id == study.c.id)
     parts = count.select_from(series.join(instance)).where(series.c.study_id == study.c.id)
-    conflicts = count.select_from(series.join(instance)).where(series.c.study_id == study.c.id, instance.c.conflict)
+    conflicts = count.select_from(series.join(instance)).where(
+        series.c.study_id == study.c.id, tables.instance_conflict
+    )
     jobs = count.select_from(job).where(job.c.study_id == study.c.id)
     rows = connection.execute(
         select(
@@ -303,7 +313,7 @@ def summaries(connection: Connection, *, limit: int = 50, study_id: int | None =
             conflicts.scalar_subquery().label("conflicts"),
             jobs.scalar_subquery().label("jobs"),
         )
-        .where(study.c.id == study_id if study_id is not None else and_(True))
+        .where(*((study.c.id == study_id,) if study_id is not None else ()), *earlier(study.c.id, before))
         .order_by(study.c.id.desc())
         .limit(limit)
     ).all()
@@ -352,7 +362,7 @@ def in_conflict(connection: Connection) -> list[int]:
     """Return the studies that hold different objects under one SOP Instance UID."""
     series, instance = tables.series, tables.instance
     rows = connection.execute(
-        select(series.c.study_id).join(instance).where(instance.c.conflict).distinct().order_by(series.c.study_id)
+        select(series.c.study_id).join(instance).where(tables.instance_conflict).distinct().order_by(series.c.study_id)
     )
     return list(rows.scalars())
 

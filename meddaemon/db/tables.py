@@ -22,6 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from meddaemon.db.clock import Utc
+from meddaemon.domain.errors import IdentityTaken
 from meddaemon.domain.states import DeliveryState, JobState, StudyState
 
 metadata = MetaData(
@@ -82,11 +83,12 @@ study = Table(
     Column("looked_at", Utc),
     Column("waiting", JSON),
     Column("patient_id", Plain(64), nullable=False),
-    Column("accession_number", Plain(64), nullable=False),
+    Column("accession_number", Plain(64), nullable=False, index=True),
     Column("study_date", Plain(8), nullable=False),
     Column("study_description", Plain(64), nullable=False),
 )
 
+# Conditions of partial indexes. A query must say them word for word, or the whole history is read each time.
 study_held = text(f"state = '{StudyState.HELD}'")
 Index("ix_study_held", study.c.id, sqlite_where=study_held, postgresql_where=study_held)
 
@@ -138,6 +140,9 @@ instance = Table(
     Column("missing", Boolean, nullable=False, server_default=false()),
     Index(None, "sop_instance_uid"),
 )
+instance_conflict, instance_missing = text("conflict"), text("missing")
+Index("ix_instance_conflict", instance.c.series_id, sqlite_where=instance_conflict, postgresql_where=instance_conflict)
+Index("ix_instance_missing", instance.c.id, sqlite_where=instance_missing, postgresql_where=instance_missing)
 
 refusal = Table(
     "refusal",
@@ -152,6 +157,9 @@ refusal = Table(
     Column("calling_ae_title", _AeTitle, nullable=False),
     Column("called_ae_title", _AeTitle, nullable=False),
 )
+
+refusal_alarm = text(f"substr(reason, 1, {len(IdentityTaken.ALARM)}) = '{IdentityTaken.ALARM}'")
+Index("ix_refusal_alarm", refusal.c.id, sqlite_where=refusal_alarm, postgresql_where=refusal_alarm)
 
 decision = Table(
     "decision",
@@ -197,11 +205,13 @@ job = Table(
     Column("created_at", Utc, nullable=False),
     Column("finished_at", Utc),
 )
-# Conditions of partial indexes. A query must say them word for word, or the whole history is read each time.
 job_waiting = text(f"state IN ('{JobState.AVAILABLE}', '{JobState.RETRYABLE}')")
 job_executing = text(f"state = '{JobState.EXECUTING}'")
 Index("ix_job_waiting", job.c.priority, job.c.id, sqlite_where=job_waiting, postgresql_where=job_waiting)
 Index("ix_job_executing", job.c.lease_expires_at, sqlite_where=job_executing, postgresql_where=job_executing)
+
+job_finished = text(f"state IN ('{JobState.COMPLETED}', '{JobState.DISCARDED}', '{JobState.CANCELLED}')")
+Index("ix_job_finished", job.c.state, job.c.id, sqlite_where=job_finished, postgresql_where=job_finished)
 
 request = Table(
     "request",
@@ -299,7 +309,7 @@ result_object = Table(
     Column("sop_instance_uid", _Uid, nullable=False, index=True),
     Column("series_instance_uid", _Uid, nullable=False),
     Column("transfer_syntax_uid", _Uid, nullable=False),
-    Column("sha256", String(64), nullable=False),
+    Column("sha256", String(64), nullable=False, index=True),
     Column("size", BigInteger, nullable=False),
     UniqueConstraint("result_id", "kind"),
 )
@@ -333,6 +343,9 @@ Index(
     sqlite_where=delivery_unsent,
     postgresql_where=delivery_unsent,
 )
+
+delivery_held = text(f"state = '{DeliveryState.HELD}'")
+Index("ix_delivery_held", delivery.c.destination, sqlite_where=delivery_held, postgresql_where=delivery_held)
 
 commitment = Table(
     "commitment",
