@@ -58,7 +58,7 @@ class Index:
         self._fill(tables.study, (_study(number, held=number % 2000 == 0) for number in every))
         self._fill(tables.series, (_series(study, part) for study in every for part in range(SERIES)))
         self._fill(tables.instance, self._instances())
-        self._fill(tables.refusal, (_refusal(number) for number in range(20_000)))
+        self._fill(tables.refusal, (_refusal(number) for number in range(self.instances // 50)))
         self._fill(tables.decision, (_decision(number) for number in every))
         self._fill(tables.job, (_job(number, count) for number in every))
         self._fill(tables.request, (_request(number) for number in every))
@@ -69,7 +69,7 @@ class Index:
         self._fill(tables.measurement, (_measurement(number, part) for number in every for part in range(3)))
         self._fill(tables.result_object, (_object(number, kind) for number in every for kind in ("SEG", "SR")))
         self._fill(tables.delivery, (_delivery(number, 2 * count) for number in range(1, 2 * count + 1)))
-        self._fill(tables.commitment, (_commitment(number) for number in range(2_000)))
+        self._fill(tables.commitment, (_commitment(number) for number in range(self.instances // 500)))
         self._analyse()
 
     def _fill(self, table: Table, rows: Rows) -> None:
@@ -87,8 +87,9 @@ class Index:
     def _analyse(self) -> None:
         # PostgreSQL does so by itself sooner or later; SQLite is measured as it is, without statistics.
         if self.database.dialect == "postgresql":
-            with self.database.write() as connection:
-                connection.exec_driver_sql("ANALYZE")
+            engine = self.database._engine.execution_options(isolation_level="AUTOCOMMIT")
+            with engine.connect() as connection:
+                connection.exec_driver_sql("VACUUM ANALYZE")
 
     def questions(self) -> Mapping[str, Callable[[Connection], object]]:
         """Return everything that is asked, by what asks for it."""

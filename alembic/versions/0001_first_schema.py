@@ -419,7 +419,7 @@ def upgrade() -> None:
     with op.batch_alter_table("delivery", schema=None) as batch_op:
         batch_op.create_index(
             "ix_delivery_unsent",
-            ["destination", "id"],
+            ["destination", "priority", "id"],
             unique=False,
             sqlite_where=sa.text("state IN ('pending', 'retryable', 'sending')"),
             postgresql_where=sa.text("state IN ('pending', 'retryable', 'sending')"),
@@ -470,6 +470,8 @@ def upgrade() -> None:
         ("ix_refusal_alarm", "refusal", ["id"], alarm),
         ("ix_job_finished", "job", ["state", "id"], "state IN ('completed', 'discarded', 'cancelled')"),
         ("ix_result_object_sha256", "result_object", ["sha256"], None),
+        ("ix_delivery_sending", "delivery", ["lease_expires_at"], "state = 'sending'"),
+        ("ix_commitment_held", "commitment", ["id"], "state = 'held'"),
         ("ix_delivery_held", "delivery", ["destination"], "state = 'held'"),
     ):
         where = sa.text(condition) if condition else None

@@ -125,7 +125,8 @@ def _processes(connection: Connection) -> Iterator[Check]:
 def _instances(connection: Connection) -> Iterator[Check]:
     counts = instances.counts(connection)
     troubles = counts["conflicts"] + counts["missing"]
-    said = ", ".join(f"{count} {what}" for what, count in counts.items())
+    more = "more than " if counts["stored"] >= instances.COUNTED_TO else ""
+    said = more + ", ".join(f"{count} {what}" for what, count in counts.items())
     yield Check(what="instances", well=None if troubles else True, said=said)
     if held := holds.held(connection):
         yield Check(
@@ -151,8 +152,7 @@ def _jobs(connection: Connection, settings: Settings) -> Iterator[Check]:
 
 def _commitments(connection: Connection) -> Iterator[Check]:
     for state, count in sorted(commitments.state_counts(connection).items()):
-        if state is not DeliveryState.SENT:
-            yield Check(what="storage commitment", well=None, said=_waiting(state, count))
+        yield Check(what="storage commitment", well=None, said=_waiting(state, count))
 
 
 def _deliveries(connection: Connection, settings: Settings) -> Iterator[Check]:

@@ -42,7 +42,7 @@ def store_check(
             problems += 1
             _tell(problem)
         with database.read() as connection:
-            registered = instances.counts(connection)["stored"]
+            registered = instances.count(connection)
     typer.echo(f"{registered} instances registered, {problems} problems")
     if problems:
         raise typer.Exit(FAILED)

@@ -180,9 +180,13 @@ def listing(connection: Connection, *, before: int | None = None, limit: int = 5
 
 
 def state_counts(connection: Connection) -> Mapping[DeliveryState, int]:
-    """Return how many requests are in each state."""
-    rows = connection.execute(select(_commitment.c.state, func.count()).group_by(_commitment.c.state))
-    return {DeliveryState(state): count for state, count in rows}
+    """Return how many requests are in each state in which somebody has not heard of it yet."""
+    counted = select(_commitment.c.state, func.count()).group_by(_commitment.c.state)
+    return {
+        DeliveryState(state): count
+        for which in (tables.commitment_open, tables.commitment_held)
+        for state, count in connection.execute(counted.where(which))
+    }
 
 
 def _apply(connection: Connection, event: DeliveryEvent, claim: Claim, **values: object) -> None:

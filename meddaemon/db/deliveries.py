@@ -258,8 +258,7 @@ def _expire(connection: Connection, destination: str) -> None:
             select(_delivery.c.id)
             .where(
                 _delivery.c.destination == destination,
-                tables.delivery_unsent,
-                _delivery.c.state == DeliveryState.SENDING,
+                tables.delivery_sending,
                 _delivery.c.lease_expires_at < now(),
             )
             .with_for_update(skip_locked=True, key_share=True)

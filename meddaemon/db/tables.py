@@ -339,11 +339,19 @@ delivery_unsent = text(f"state IN ('{DeliveryState.PENDING}', '{DeliveryState.RE
 Index(
     "ix_delivery_unsent",
     delivery.c.destination,
+    delivery.c.priority,
     delivery.c.id,
     sqlite_where=delivery_unsent,
     postgresql_where=delivery_unsent,
 )
 
+delivery_sending = text(f"state = '{DeliveryState.SENDING}'")
+Index(
+    "ix_delivery_sending",
+    delivery.c.lease_expires_at,
+    sqlite_where=delivery_sending,
+    postgresql_where=delivery_sending,
+)
 delivery_held = text(f"state = '{DeliveryState.HELD}'")
 Index("ix_delivery_held", delivery.c.destination, sqlite_where=delivery_held, postgresql_where=delivery_held)
 
@@ -375,6 +383,8 @@ Index(
     postgresql_where=commitment_open,
 )
 
+commitment_held = text(f"state = '{DeliveryState.HELD}'")
+Index("ix_commitment_held", commitment.c.id, sqlite_where=commitment_held, postgresql_where=commitment_held)
 announcement = Table(
     "announcement",
     metadata,

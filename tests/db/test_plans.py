@@ -7,7 +7,19 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from meddaemon.db import announcements, deliveries, holds, inquiries, jobs, studies
+from benchmarks.index import WHOLE_STUDY, Index
+from meddaemon.db import (
+    announcements,
+    commitments,
+    deliveries,
+    history,
+    holds,
+    inquiries,
+    jobs,
+    results,
+    studies,
+    tables,
+)
 from meddaemon.db.engine import Database
 
 # Of each index, the column that the look must start from ("" where the order of the index is what counts).
@@ -42,6 +54,92 @@ def test_an_idle_look_reads_an_index_and_no_table(database: Database, asked: str
         assert any(index in line.split() and column in line.replace(" ", "").split(index)[1] for line in plan), plan
     whole = [line for line in plan if line.startswith(("SCAN", "Seq Scan")) and "USING INDEX" not in line]
     assert whole == [], plan
+
+
+# Walked in the order of their keys, backwards from where the page begins and only until it is full.
+PAGED = {
+    "studies": "study",
+    "explain --refused": "refusal",
+    "jobs list": "job",
+    "deliveries list": "delivery",
+    "commitments list": "commitment",
+    "results": "measurement",
+    "results --code": "measurement",
+    "results --min": "measurement",
+}
+# Counted no further than COUNTED_TO.
+COUNTED = {"doctor: instances": "ix_instance_series_id"}
+# What is sorted belongs to one study, one UID or one page; the results of a model are sorted as a whole.
+SORTED = {
+    "studies",
+    "studies, from the middle",
+    "explain: series of a large study",
+    "explain: refusals of a UID",
+    "explain: measurements",
+    "explain: deliveries",
+    "results --model",
+    WHOLE_STUDY,
+    "admit: its shared series",
+    "deliver: claim",
+}
+
+
+@pytest.mark.fault(124)
+def test_no_question_reads_all_of_what_grows(database: Database) -> None:
+    """Whatever a command or a role asks goes by an index; a partial one is read whole, because it is what is open."""
+    index = Index(database, 3000)
+    index.build()
+    said = []
+    for name, ask in index.questions().items():
+        with database.write() as connection:
+            statements = _statements(connection, ask)
+            assert statements, name
+            for statement, values in statements:
+                said += [f"{name}: {line}" for line in _plan(connection, statement, values) if _is_whole(name, line)]
+    assert said == []
+
+
+def _is_whole(name: str, line: str) -> bool:
+    if line.startswith("USE TEMP B-TREE FOR ORDER BY"):
+        return name not in SORTED
+    words = line.split()
+    if words[0] != "SCAN" or words[1] in {"CONSTANT", "(subquery-1)"}:
+        return line.startswith("Seq Scan")
+    if "INDEX" not in words:
+        return PAGED.get(name) != words[1]
+    used = words[words.index("INDEX") + 1]
+    return used not in {*PARTIAL, COUNTED.get(name)}
+
+
+PARTIAL = {
+    str(each.name)
+    for table in tables.metadata.tables.values()
+    for each in table.indexes
+    if each.dialect_options["sqlite"]["where"] is not None
+}
+
+
+def test_every_page_goes_on_where_the_one_before_ended(database: Database) -> None:
+    """Page by page, everything is told once and in order, also when more arrives meanwhile."""
+    index = Index(database, 20_000)
+    index.build()
+    listings: list[tuple[Callable[..., Any], bool]] = [
+        (studies.summaries, True),
+        (jobs.listing, True),
+        (deliveries.listing, False),
+        (commitments.listing, False),
+        (history.refusals, False),
+        (results.query, True),
+    ]
+    for listing, newest_first in listings:
+        with database.read() as connection:
+            whole = [row.id for row in listing(connection, limit=100_000)]
+            told: list[int] = []
+            while page := listing(connection, before=min(told, default=None), limit=7):
+                ids = [row.id for row in page]
+                told += ids if newest_first else ids[::-1]
+        assert len(whole) > 5
+        assert told == (whole if newest_first else whole[::-1])
 
 
 def _statements(connection: Connection, ask: Callable[[Connection], object]) -> list[tuple[str, Any]]:
