@@ -90,7 +90,7 @@ def listen(settings: Settings, stop: Signals) -> None:
     """
     _allow_descriptors()
     _give_memory_back()
-    with _database(settings) as database:
+    with _database(settings, check=_SUPERVISOR not in os.environ) as database:
         store = store_of(settings, database)
         receiver = receiver_of(settings, database, store)
         commitment = CommitmentProvider(database, [peer.ae_title for peer in settings.listening_peers])
@@ -233,8 +233,10 @@ def serve(settings: Settings) -> None:
     SIGHUP is passed on to the listener. Raises AlreadyRunning when another `serve` works on the same store.
     """
     stop = _heed_signals()
-    with _only_one(settings.store.directory):
-        database = Database(settings.database.url)
+    database = Database(settings.database.url)
+    # Before anything is written: the folder may be one under which the volume is not mounted.
+    database.require_sound()
+    with only_one(settings.store.directory):
         database.upgrade(create=False)
         open_volume(database, settings.store.directory)
         children = [_Child(role) for role in ("listen", "deliver", *["work"] * settings.worker.concurrency)]
@@ -383,7 +385,8 @@ def _all_announced(database: Database, children: list[_Child]) -> bool:
 
 
 @contextmanager
-def _only_one(store: Path) -> Iterator[None]:
+def only_one(store: Path) -> Iterator[None]:
+    """Keep every other `serve` from this store. Raises AlreadyRunning."""
     store.mkdir(parents=True, exist_ok=True, mode=0o700)
     with (store / "serve.lock").open("ab") as lock:
         try:
@@ -394,9 +397,11 @@ def _only_one(store: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _database(settings: Settings) -> Iterator[Database]:
+def _database(settings: Settings, *, check: bool = False) -> Iterator[Database]:
     database = Database(settings.database.url)
     try:
+        if check:
+            database.require_sound()
         database.require_schema()
         yield database
     finally:

@@ -20,9 +20,20 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from meddaemon.db.tables import metadata
 from meddaemon.domain.errors import MeddaemonError
 
-__all__ = ["Connection", "Database", "DatabaseAway", "DatabaseUnavailable", "NoDatabase", "WrongSchema"]
+__all__ = [
+    "Connection",
+    "DamagedDatabase",
+    "Database",
+    "DatabaseAway",
+    "DatabaseUnavailable",
+    "NoDatabase",
+    "WrongSchema",
+]
 
 BUSY_TIMEOUT_SECONDS = 10.0
+
+ALWAYS_CHECKED_BYTES = 2**28
+"""Of a SQLite file: up to here its check takes a second or so."""
 
 DatabaseUnavailable = DBAPIError
 """What every query raises when the database is away, locked for too long or out of space (SQLAlchemy's name)."""
@@ -37,6 +48,10 @@ class WrongSchema(MeddaemonError):
 
 class NoDatabase(MeddaemonError):
     """There is no database where there should be one, or only a part of it."""
+
+
+class DamagedDatabase(MeddaemonError):
+    """The file of the database is damaged."""
 
 
 class Database:
@@ -147,6 +162,39 @@ class Database:
             current = migration.MigrationContext.configure(connection).get_current_revision()
         if current != _scripts().get_current_head():
             raise WrongSchema(f"schema version is {current or 'none'}: run `meddaemon db upgrade` first")
+
+    def require_sound(self) -> None:
+        """Raise DamagedDatabase when SQLite's own check finds the file damaged.
+
+        A large file takes long to check; it is checked after an end that was none in good order, and not otherwise.
+        """
+        if self._file is None:
+            return
+        self._require_files()
+        log = self._file.with_name(self._file.name + "-wal")
+        ended_well = not log.exists() or not log.stat().st_size
+        if ended_well and self._file.stat().st_size > ALWAYS_CHECKED_BYTES:
+            return
+        for problem in self.integrity_problems():
+            raise DamagedDatabase(
+                f"the database {self._file} is damaged ({problem}): put a backup in its place, or `meddaemon db "
+                "rebuild` makes a new one of the stored objects"
+            )
+
+    def set_aside(self) -> Path:
+        """Move a damaged SQLite file out of the way, with all that belongs to it; return where it lies now.
+
+        Nobody may have it open. Raises NoDatabase for what is no file.
+        """
+        if self._file is None:
+            raise NoDatabase("only a SQLite file can be set aside: make an empty PostgreSQL database instead")
+        self.close()
+        aside = self._file.with_name(f"{self._file.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}")
+        # The log first: a database that is new must not find the old one's. Stopped after it, the index tells.
+        for suffix in ("-wal", "", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                self._file.with_name(self._file.name + suffix).replace(aside.with_name(aside.name + suffix))
+        return aside
 
     def integrity_problems(self) -> list[str]:
         """Return what SQLite's own check says of the file; PostgreSQL checks its pages itself."""

@@ -103,7 +103,7 @@ def _is_whole(name: str, line: str) -> bool:
     if line.startswith("USE TEMP B-TREE FOR ORDER BY"):
         return name not in SORTED
     words = line.split()
-    if words[0] != "SCAN" or words[1] in {"CONSTANT", "(subquery-1)"}:
+    if words[0] != "SCAN" or words[1] in {"CONSTANT", "(subquery-1)", "anon_1"}:
         return line.startswith("Seq Scan")
     if "INDEX" not in words:
         return PAGED.get(name) != words[1]
