@@ -23,6 +23,8 @@ class Staging:
         """Make the folder under `parent`, which must lie on the file system of the final names. Raises OSError."""
         self._parent = parent
         self.durable_directories: set[Path] = set()
+        self.distrusted: set[Path] = set()
+        """Files that could not be synced, or not their names: what is read of them may be in memory only."""
         self.folder = parent / f"{os.getpid()}-{secrets.token_hex(4)}"
         parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self.alone():
@@ -61,12 +63,11 @@ class Staging:
         with _locked(self._parent, fcntl.LOCK_SH):
             yield
 
-    def sync_file_system(self) -> bool:
-        """Return when the disk has all that was written to this file system (syncfs(2)); whether it could be done.
-
-        False also when the system tells of an error: it does not say whose, so each file is to be asked.
-        """
-        return bool(ctypes.CDLL(None).syncfs(self._lock.fileno()) == 0)
+    def sync_file_system(self) -> None:
+        """Return when the disk has all that was written to this file system (syncfs(2)). Raises OSError."""
+        if ctypes.CDLL(None, use_errno=True).syncfs(self._lock.fileno()):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
 
     def sweep(self) -> int:
         """Remove what processes that are no longer alive left behind; return how many files."""
@@ -144,14 +145,13 @@ def store_all(files: Sequence[NewFile], staging: Staging) -> dict[Path, OSError]
     failures, written = _write_all(files, staging, synced=False)
     _name(written, failures, staging)
     there = [file.target for file in files if file.target not in failures]
-    if staging.sync_file_system():
-        return failures
-    for target in there:
-        try:
-            sync(target)
-        except OSError as failure:
-            failures[target] = failure
-    return failures | sync_names([target for target in there if target not in failures], staging)
+    try:
+        staging.sync_file_system()
+    except OSError as failure:
+        # The system does not say which file it could not write; all are to be written anew.
+        staging.distrusted.update(there)
+        return failures | dict.fromkeys(there, failure)
+    return failures
 
 
 def place_all(files: Sequence[NewFile], staging: Staging) -> dict[Path, OSError]:
@@ -197,19 +197,36 @@ def _write_all(
 
 def move(staged: Path, target: Path, staging: Staging) -> None:
     """Give a staged file, synced already, its final name, as `place` does. Raises OSError."""
-    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with staging.naming():
-        staged.replace(target)
+        _rename(staged, target, staging)
+
+
+def _rename(staged: Path | str, target: Path, staging: Staging) -> None:
+    try:
+        os.replace(staged, target)  # noqa: PTH105  called for each object that comes
+    except FileNotFoundError:
+        # The folder is not there, unless the volume has gone: then none is made in its place.
+        if not Path(staged).exists():
+            raise
+        target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        Path(staged).replace(target)
+    staging.distrusted.discard(target)
 
 
 def _is_there(file: NewFile, staging: Staging) -> bool:
-    """Return whether the target holds its content already, synced anew then; its folder is there afterwards."""
-    folder = file.target.parent
-    if folder not in staging.durable_directories or not folder.is_dir():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not os.path.exists(file.target) or not _holds(file):  # noqa: PTH110  called for each object that comes
+    """Return whether the target holds its content already, synced anew then.
+
+    One that could not be synced before is not taken for synced: the system tells of an error once, and the next sync
+    may answer well although what was lost is lost.
+    """
+    target = file.target
+    if target in staging.distrusted or not os.path.exists(target) or not _holds(file):  # noqa: PTH110  called often
         return False
-    sync(file.target)
+    try:
+        sync(target)
+    except OSError:
+        staging.distrusted.add(target)
+        raise
     return True
 
 
@@ -259,7 +276,7 @@ def _name(files: Sequence[tuple[Path, str]], failures: dict[Path, OSError], stag
             for target, temporary in files:
                 if target not in failures:
                     try:
-                        os.replace(temporary, target)  # noqa: PTH105  called for each object that comes
+                        _rename(temporary, target, staging)
                     except OSError as failure:
                         failures[target] = failure
     except OSError as failure:
@@ -284,6 +301,7 @@ def sync_names(targets: Iterable[Path], staging: Staging) -> dict[Path, OSError]
             failure = outcomes[directory]
             if failure is not None:
                 failures[target] = failure
+                staging.distrusted.add(target)
                 break
         else:
             staging.durable_directories.update(_below(target, staging))
