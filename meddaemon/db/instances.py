@@ -4,11 +4,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sqlalchemy import ColumnElement, Connection, Table, case, false, func, insert, null, select, update
+from sqlalchemy import ColumnElement, Connection, Table, false, func, insert, select, update
 
 from meddaemon.db import tables
 from meddaemon.db.clock import now
-from meddaemon.domain.errors import IdentityTaken
 
 COUNTED_TO = 100_000
 """How far instances are counted where somebody waits for the answer."""

@@ -142,6 +142,8 @@ class Receiver:
         self, refused: RefusedInstance, sop_instance_uid: str, study_instance_uid: str, calling: str, called: str
     ) -> None:
         _log.warning("refused an object", status=f"{refused.status:04X}", reason=refused.reason)
+        if isinstance(refused.__cause__, DatabaseAway):
+            return  # it was waited for already, and the sender waits too
         try:
             with self._database.write() as connection:
                 instances.refuse(
@@ -240,7 +242,9 @@ def cannot_store(failure: Exception) -> RefusedInstance:
     # The cause may quote parameters (DatabaseUnavailable does): its kind is enough to look further.
     reason = str(failure) if isinstance(failure, StoreUnavailable | OSError) else type(failure).__name__
     _log.error("cannot store", reason=reason)
-    return RefusedInstance(OUT_OF_RESOURCES, f"cannot store now: {reason}")
+    refused = RefusedInstance(OUT_OF_RESOURCES, f"cannot store now: {reason}")
+    refused.__cause__ = failure
+    return refused
 
 
 def tell_of_conflict(registration: instances.Registration) -> None:
