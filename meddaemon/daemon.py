@@ -110,6 +110,7 @@ def listen(settings: Settings, stop: Signals) -> None:
                 commitment,
                 AnnouncementProvider(database),
                 StorageProvider(intake),
+                has_room=lambda: store.has_room,
             ) as listener,
         ):
             # What is there now stays: looking through it for garbage again and again takes a tenth of all time.

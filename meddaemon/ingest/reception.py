@@ -6,6 +6,7 @@ not call is told so here.
 """
 
 import os
+import resource
 import selectors
 import socket
 import ssl
@@ -41,6 +42,9 @@ from meddaemon.tls import ServerTls, reason_of
 
 LOCAL_LIMIT_EXCEEDED = bytes((0x03, 0, 0, 0, 0, 4, 0, 2, 3, 2))
 """A-ASSOCIATE-RJ: transient, by the presentation service, local limit exceeded (PS3.8 9.3.4)."""
+TEMPORARY_CONGESTION = bytes((0x03, 0, 0, 0, 0, 4, 0, 2, 3, 1))
+"""The same, for a reason that lies with us and passes."""
+_RESERVED_DESCRIPTORS = 64
 HALF_OPEN = 1100
 """Connections that may be without a request at a time; then the one that was so for longest makes room."""
 _LEAVING = 100
@@ -112,6 +116,7 @@ class Reception(AssociationServer):
         plain: bool,
         tls_port: int | None,
         storage: Storage | None = None,
+        can_serve: Callable[[], bool] = lambda: True,
     ) -> None:
         """Bind and listen; `association_seconds` is how long a connection may be without a request. Raises OSError.
 
@@ -124,6 +129,10 @@ class Reception(AssociationServer):
         self.sparing = Sparing(__name__)
         self._maximum_associations = maximum_associations
         self._association_seconds = association_seconds
+        self._can_serve = can_serve
+        # Whoever is served already needs some to store what it sends; the system gives the lowest that is free.
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self._highest_descriptor = max(limit - _RESERVED_DESCRIPTORS, limit // 2)
         self._lock = threading.Lock()
         self._associations: set[AcceptorAssociation] = set()
         # Both in the order of their deadlines.
@@ -224,6 +233,11 @@ class Reception(AssociationServer):
             if not self._close_oldest():
                 self._stopped.wait(0.1)
             return
+        if connected.fileno() > self._highest_descriptor:
+            _log.error("cannot accept a connection", reason="only the reserve of descriptors is left")
+            connected.close()
+            self._close_oldest()
+            return
         connected.setblocking(False)
         tls = self.entrance.tls if listening is self._tls else None
         if tls is not None:
@@ -297,6 +311,10 @@ class Reception(AssociationServer):
         if not self._has_room:
             self._warn("rejected an association: as many as may be are open", peer)
             self._turn_away(peer, LOCAL_LIMIT_EXCEEDED)
+            return
+        if not self._can_serve():
+            self._warn("rejected an association: the store can take nothing now", peer)
+            self._turn_away(peer, TEMPORARY_CONGESTION)
             return
         # First: the association may be over, and its connection closed, before we are told that it began.
         self._forget(peer)

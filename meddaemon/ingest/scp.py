@@ -137,12 +137,14 @@ class Listener:
         commitment: CommitmentProvider | None = None,
         announcements: AnnouncementProvider | None = None,
         storage: StorageProvider | None = None,
+        has_room: Callable[[], bool] = lambda: True,
     ) -> None:
         """Bind and listen; every object goes to `storage`.
 
         Where there is none, and where a request is not quite as it should be, it goes to `take`, which may raise
-        RefusedInstance. Storage commitment, and MPPS and IAN, are offered where somebody provides them. Raises OSError
-        when the address is taken or not ours, TlsUnusable.
+        RefusedInstance. Storage commitment, and MPPS and IAN, are offered where somebody provides them. Where
+        `has_room` says no, associations are rejected for the time being, before anybody sends what cannot be taken.
+        Raises OSError when the address is taken or not ours, TlsUnusable.
         """
         self._settings = settings
         self._take = take
@@ -186,6 +188,7 @@ class Listener:
             entrance=_entrance(settings),
             plain=settings.plain,
             tls_port=settings.tls.port if settings.tls else None,
+            can_serve=has_room,
         )
         self._server = cast("Reception", server)
         cast("list[Reception]", entity._servers).append(self._server)

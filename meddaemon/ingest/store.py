@@ -172,10 +172,21 @@ class InstanceStore:
             self._returned = self._volume.returned
             self._staging.reopen()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the store could take an object now, as far as can be told without one."""
+        try:
+            self.require_room(0)
+        except (StoreUnavailable, OSError):
+            return False
+        return True
+
     def require_room(self, size: int) -> None:
         """Raise StoreUnavailable unless the volume is there and has room for so many bytes more."""
         self.require_volume()
         filesystem = os.statvfs(self.instances)
+        if filesystem.f_flag & os.ST_RDONLY:
+            raise StoreUnavailable("the store's volume is mounted read-only: see the system's log for the reason")
         free = filesystem.f_bavail * filesystem.f_frsize
         if free < self._minimum_free_bytes + size:
             raise StoreUnavailable(f"{free} bytes free in the store, {self._minimum_free_bytes} must stay free")
