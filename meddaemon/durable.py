@@ -32,6 +32,10 @@ class Staging:
             self._lock = (self.folder / "lock").open("ab")
             fcntl.flock(self._lock, fcntl.LOCK_EX)
 
+    def release(self) -> None:
+        """Hold nothing open on a volume that is away; see `reopen`."""
+        self._lock.close()
+
     def reopen(self) -> None:
         """Have the folder again after its volume was away: the lock that we held may be on none any more."""
         with self.alone():

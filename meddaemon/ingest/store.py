@@ -55,7 +55,7 @@ class InstanceStore:
         """
         self._volume = volume
         self._returned = 0 if volume is None else volume.returned
-        self.require_volume()
+        _require(volume)
         self.instances = directory / "instances"
         self.quarantine = directory / "quarantine"
         self._minimum_free_bytes = minimum_free_bytes
@@ -165,9 +165,11 @@ class InstanceStore:
         if self._volume is None:
             return
         try:
-            self._volume.require()
-        except VolumeGone as gone:
-            raise StoreUnavailable(str(gone)) from gone
+            _require(self._volume)
+        except StoreUnavailable:
+            # Else what was unmounted stays in use, and cannot be checked or mounted again.
+            self._staging.release()
+            raise
         if self._returned != self._volume.returned:
             self._returned = self._volume.returned
             self._staging.reopen()
@@ -185,11 +187,17 @@ class InstanceStore:
         """Raise StoreUnavailable unless the volume is there and has room for so many bytes more."""
         self.require_volume()
         filesystem = os.statvfs(self.instances)
-        if filesystem.f_flag & os.ST_RDONLY:
-            raise StoreUnavailable("the store's volume is mounted read-only: see the system's log for the reason")
         free = filesystem.f_bavail * filesystem.f_frsize
         if free < self._minimum_free_bytes + size:
             raise StoreUnavailable(f"{free} bytes free in the store, {self._minimum_free_bytes} must stay free")
+
+
+def _require(volume: Volume | None) -> None:
+    try:
+        if volume is not None:
+            volume.require()
+    except VolumeGone as gone:
+        raise StoreUnavailable(str(gone)) from gone
 
 
 def is_intact(path: Path, sha256: str, pace: Callable[[int], object] = lambda size: None) -> bool:

@@ -433,18 +433,15 @@ def test_a_value_that_cannot_be_read_is_no_reason_to_refuse(home: Home, port: in
 # --- circumstances ------------------------------------------------------------------------------------------------
 
 
-def test_a_full_store_is_out_of_resources_and_the_association_goes_on(tmp_path: Path) -> None:
+def test_a_full_store_takes_no_association(tmp_path: Path) -> None:
+    """Nobody sends a study to be refused object by object; what fills up meanwhile is in test_storage_faults."""
     home = Home.make(tmp_path, minimum_free_bytes=2**60)
     with home.running("listen") as role:
-        uid = new_uid()
-        with scanner(role.port()) as sender:
-            data = written(ct(uid), ExplicitVRLittleEndian)
-            assert [sender.store(data, uid), sender.store(data, uid)] == [OUT_OF_RESOURCES] * 2
-            assert sender.echo() == SUCCESS
+        with pytest.raises(AssertionError), scanner(role.port()):
+            pass
+        assert "the store can take nothing now" in role.log_text()
     assert home.instances() == []
     assert home.files() == {}
-    assert [row.status for row in home.refusals()] == [OUT_OF_RESOURCES] * 2
-    assert "must stay free" in home.refusals()[0].reason
 
 
 @pytest.mark.fault(72)
