@@ -38,6 +38,7 @@ from meddaemon.ingest.callers import Caller
 from meddaemon.ingest.commitment import CommitmentProvider
 from meddaemon.ingest.filing import file_abandoned
 from meddaemon.ingest.intake import intake_of
+from meddaemon.ingest.quota import Quota
 from meddaemon.ingest.receive import Receiver
 from meddaemon.ingest.recovery import recover
 from meddaemon.ingest.scp import Listener, ListenerSettings, TlsSettings
@@ -93,9 +94,12 @@ def listen(settings: Settings, stop: Signals) -> None:
     with _database(settings, check=_SUPERVISOR not in os.environ) as database:
         store = store_of(settings, database)
         receiver = receiver_of(settings, database, store)
-        commitment = CommitmentProvider(database, [peer.ae_title for peer in settings.listening_peers])
         file_abandoned(store, receiver)
         recover(database, store, receiver)
+        # What was acknowledged before is filed whatever its sender may send now.
+        most = settings.listener.caller_bytes_per_day
+        receiver = receiver_of(settings, database, store, Quota(database, most) if most else None)
+        commitment = CommitmentProvider(database, [peer.ae_title for peer in settings.listening_peers])
         with (
             intake_of(
                 database,
@@ -276,9 +280,15 @@ def store_of(settings: Settings, database: Database) -> InstanceStore:
     )
 
 
-def receiver_of(settings: Settings, database: Database, store: InstanceStore) -> Receiver:
+def receiver_of(settings: Settings, database: Database, store: InstanceStore, quota: Quota | None = None) -> Receiver:
     """Return the receiver that these settings describe."""
-    return Receiver(database, store, quiet_seconds=settings.shortest_quiet_seconds, keywords=sorted(settings.keywords))
+    return Receiver(
+        database,
+        store,
+        quiet_seconds=settings.shortest_quiet_seconds,
+        keywords=sorted(settings.keywords),
+        quota=quota,
+    )
 
 
 def _on_volume(volume: Volume, task: Callable[[], object]) -> None:

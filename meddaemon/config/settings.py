@@ -109,6 +109,7 @@ class ListenerSettings(_Section):
     maximum_object_bytes: Annotated[int, Field(ge=2**20)] = 8_589_934_592
     association_timeout_seconds: Seconds = 30.0
     idle_timeout_seconds: Seconds = 60.0
+    caller_bytes_per_day: Annotated[int, Field(ge=0)] = 0
 
     @property
     def ae_titles(self) -> tuple[str, ...]:

@@ -153,6 +153,31 @@ def alarms(connection: Connection) -> int:
     return int(connection.execute(query).scalar_one())
 
 
+def bytes_by_caller(connection: Connection, *, within_seconds: float) -> dict[str, int]:
+    """Return how many bytes each calling AE title has stored within the last so many seconds."""
+    instance = tables.instance.c
+    caller = instance.calling_ae_title
+    query = select(caller, func.sum(instance.size)).where(instance.id > _last_before(connection, within_seconds))
+    return {each: int(size) for each, size in connection.execute(query.group_by(caller))}
+
+
+def _last_before(connection: Connection, seconds: float) -> int:
+    """Return the id after which instances were received within the last so many seconds.
+
+    Ids grow with time, so it is narrowed down step by step: no index goes by time, which each instance would pay for.
+    """
+    instance = tables.instance.c
+    first, last = 0, connection.execute(select(func.max(instance.id))).scalar() or 0
+    while first < last:
+        middle = (first + last) // 2
+        later = select(instance.received_at > after(-seconds)).where(instance.id > middle).order_by(instance.id)
+        if connection.execute(later.limit(1)).scalar_one():
+            last = middle
+        else:
+            first = middle + 1
+    return first
+
+
 def count(connection: Connection) -> int:
     """Return how many instances are registered; reads a whole index."""
     return int(connection.execute(select(func.count()).select_from(tables.instance)).scalar_one())

@@ -89,8 +89,9 @@ class Intake:
         outcomes: list[Outcome] = []
         try:
             self._filing.require_well()
-            size = sum(len(content.part10) for incoming, _ in group if (content := incoming.content) is not None)
-            self._store.require_room(size + self._filing.waiting_bytes)
+            self._store.require_room(sum(each.size for each, _ in group) + self._filing.waiting_bytes)
+            for incoming, _ in group:
+                self._receiver.require_share(incoming)
             with self._database.look() as connection:
                 for incoming, header in group:
                     content = _content(incoming)

@@ -18,6 +18,7 @@ from meddaemon.ingest.content import Content
 from meddaemon.ingest.deflate import inflated
 from meddaemon.ingest.group_commit import GroupCommit
 from meddaemon.ingest.header import read_header
+from meddaemon.ingest.quota import Quota
 from meddaemon.ingest.statuses import (
     CANNOT_UNDERSTAND,
     DOES_NOT_MATCH_SOP_CLASS,
@@ -52,6 +53,11 @@ class Incoming:
     calling_ae_title: str = ""
     called_ae_title: str = ""
 
+    @property
+    def size(self) -> int:
+        """Length of the data set, or of the file that is collected."""
+        return len(self.data) if self.content is None else self.content.size
+
     @contextmanager
     def data_set(self) -> Iterator[scan.Encoded]:
         """Give the encoded data set."""
@@ -66,9 +72,16 @@ class Receiver:
     """Takes objects into the store and the database."""
 
     def __init__(
-        self, database: Database, store: InstanceStore, *, quiet_seconds: float, keywords: Iterable[str] = ()
+        self,
+        database: Database,
+        store: InstanceStore,
+        *,
+        quiet_seconds: float,
+        keywords: Iterable[str] = (),
+        quota: Quota | None = None,
     ) -> None:
         """`quiet_seconds` is the shortest quiet time of any rule; `keywords` the attributes that rules ask for."""
+        self._quota = quota
         self._database = database
         self._store = store
         self._quiet_seconds = quiet_seconds
@@ -113,6 +126,7 @@ class Receiver:
     def keep(self, incoming: Incoming, header: Header) -> instances.Registration:
         """Store and register an object that was examined. Raises RefusedInstance."""
         try:
+            self.require_share(incoming)
             stored = self._put(incoming)
             registration = self._commit.do(received(incoming, header, sha256=stored.sha256, size=stored.size))
         except IdentityTaken as taken:
@@ -122,6 +136,11 @@ class Receiver:
             raise cannot_store(failure) from failure
         tell_of_conflict(registration)
         return registration
+
+    def require_share(self, incoming: Incoming) -> None:
+        """Raise StoreUnavailable when the sender has had its share of the day; count the object otherwise."""
+        if self._quota is not None and incoming.calling_ae_title:
+            self._quota.require(incoming.calling_ae_title, incoming.size)
 
     def record(self, incoming: Incoming, header: Header, refused: RefusedInstance) -> None:
         """Keep a record of an object that is not taken, where the database can be reached."""
