@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import ColumnElement, Connection, Table, false, func, insert, select, update
 
 from meddaemon.db import tables
-from meddaemon.db.clock import now
+from meddaemon.db.clock import after, now
 
 COUNTED_TO = 100_000
 """How far instances are counted where somebody waits for the answer."""

@@ -99,6 +99,7 @@ def test_processes_that_upgrade_at_the_same_time_all_succeed(empty_database_url:
     database.close()
 
 
+@pytest.mark.fault(121)
 def test_a_migration_that_fails_leaves_nothing_behind(empty: Database) -> None:
     """The last table of the first migration is there already: it fails halfway, and all of it is undone."""
     with empty.write() as connection:
@@ -108,6 +109,7 @@ def test_a_migration_that_fails_leaves_nothing_behind(empty: Database) -> None:
     assert _tables(empty) == {"measurement"}
 
 
+@pytest.mark.fault(122)
 def test_a_newer_schema_is_refused(database: Database) -> None:
     with database.write() as connection:
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")

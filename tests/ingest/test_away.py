@@ -19,6 +19,7 @@ def _home(folder: Path, url: str) -> Home:
     return Home.make(folder, f'\n[database]\nurl = "{url}"\n')
 
 
+@pytest.mark.fault(113, 119)
 def test_a_database_that_is_away_is_out_of_resources(tmp_path: Path, database_url: str, postgresql_server: URL) -> None:
     """Faults 113, 119: every connection is cut and none is let in; later all is as before."""
     home = _home(tmp_path, database_url)
@@ -39,6 +40,7 @@ def test_a_database_that_is_away_is_out_of_resources(tmp_path: Path, database_ur
     assert home.cli("store", "check", "--hash").returncode == 0
 
 
+@pytest.mark.fault(104)
 def test_a_volume_that_is_gone_is_out_of_resources_and_its_mount_point_stays_empty(
     tmp_path: Path, database_url: str
 ) -> None:

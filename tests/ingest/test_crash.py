@@ -131,6 +131,7 @@ def put(home: Home, uid: str) -> tuple[str, bytes]:
     return stored.sha256, data
 
 
+@pytest.mark.fault(115)
 def test_an_object_that_was_stored_but_not_registered_is_adopted(tmp_path: Path) -> None:
     home = Home.make(tmp_path)
     sha256, data = put(home, "2.25.17")
@@ -200,6 +201,7 @@ def test_a_torn_object_is_set_aside(tmp_path: Path) -> None:
     assert home.instances() == []
 
 
+@pytest.mark.fault(110)
 def test_a_registered_object_whose_file_is_gone_is_told_and_a_resend_brings_it_back(tmp_path: Path) -> None:
     home = Home.make(tmp_path)
     sha256, data = put(home, "2.25.17")
@@ -276,6 +278,7 @@ def test_many_processes_may_sweep_and_begin_at_the_same_time(tmp_path: Path) -> 
     assert len(list((tmp_path / "instances").iterdir())) == 60
 
 
+@pytest.mark.fault(120)
 def test_a_second_serve_on_the_same_store_refuses(tmp_path: Path) -> None:
     home = Home.make(tmp_path)
     with home.running("serve") as first:
@@ -329,6 +332,7 @@ def _seen(lines: list[str], steps: dict[str, str]) -> list[str]:
     return [step for line in lines for pattern, step in steps.items() if re.search(pattern, line)]
 
 
+@pytest.mark.fault(112)
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_the_answer_goes_out_after_the_journal_has_it(tmp_path: Path) -> None:
     """Success only after a write to the journal that returns when the disk has it; files and rows follow."""
@@ -344,6 +348,7 @@ def test_the_answer_goes_out_after_the_journal_has_it(tmp_path: Path) -> None:
     assert [row.sop_instance_uid for row in home.instances()] == ["2.25.17"]
 
 
+@pytest.mark.fault(112)
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
 def test_without_a_journal_the_answer_goes_out_after_every_sync(tmp_path: Path) -> None:
     """Success only after: file synced, renamed, directories synced, database's log synced (in this order)."""

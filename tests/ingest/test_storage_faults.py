@@ -15,18 +15,25 @@ import pytest
 from encoded import written
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE
+from queue_samples import enqueue, get, received, register
 from running import Home, Role, data_set_of, wait_until
 from scanner import Scanner, scanner
 from test_receive import OUT_OF_RESOURCES, SUCCESS, ct, new_uid
 from test_volume import ELSEWHERE
 from volumes import in_memory, mounted, resize, run, unmount
 
+from meddaemon import pipeline
 from meddaemon.db import tables
 from meddaemon.db.engine import Database
 from meddaemon.domain.errors import RefusedInstance
+from meddaemon.domain.states import JobState
+from meddaemon.durable import Staging
+from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.receive import Incoming, Receiver
 from meddaemon.ingest.scp import Listener, ListenerSettings
 from meddaemon.ingest.store import InstanceStore
+from meddaemon.jobs.worker import Worker, WorkerSettings
+from tests.system.site import make_site
 
 
 def image(uid: str, size: int = 200_000) -> bytes:
@@ -377,3 +384,37 @@ def _is_served(port: int) -> bool:
             return sender.echo() == SUCCESS
     except AssertionError:
         return False
+
+
+# --- a single file --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fault(110)
+@pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)
+def test_a_job_whose_file_was_deleted_is_refused_with_the_reason_and_one_whose_volume_is_away_is_not(
+    tmp_path: Path, database: Database
+) -> None:
+    """What is gone for good is for a person; what is away with all the rest comes back."""
+    settings = make_site(tmp_path / "home", {}).settings
+    settings.store.instances.mkdir(parents=True)
+    row = received("an object that somebody deletes")
+    study = register(database, row).study_id
+    asked = {"model": "toy", "model_digest": settings.contracts["toy"].digest, "inputs": {"image": (row.sha256,)}}
+    staging = Staging(settings.store.results / "incoming")
+    with WarmModels(tmp_path / "scratch") as models:
+        worker = Worker(
+            database,
+            "worker",
+            WorkerSettings(lease_seconds=60, heartbeat_seconds=20, backoff_seconds=60, poll_seconds=1, drain_seconds=1),
+            process=lambda job: pipeline.process(database, settings, models, staging, job),
+            interrupt=models.interrupt,
+        )
+        deleted = enqueue(database, study, **asked)
+        assert worker.work_one()
+        settings.store.instances.rename(tmp_path / "away")
+        away = enqueue(database, study, **asked)
+        assert worker.work_one()
+    staging.close()
+    assert get(database, deleted).state is JobState.DISCARDED
+    assert get(database, deleted).reason.startswith("missing_instance: the stored file")
+    assert get(database, away).state is JobState.RETRYABLE

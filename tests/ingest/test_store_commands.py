@@ -120,6 +120,7 @@ def test_a_sound_store_has_no_problem(site: Site) -> None:
     assert site.repair() == (Recovered(), [])
 
 
+@pytest.mark.fault(109, 110, 115)
 def test_every_kind_of_disagreement_is_found_and_nothing_is_changed(site: Site) -> None:
     """Faults 109, 110, 115: rot, a file that is gone, a file that no row names."""
     gone, cut, rotten, marked, _ = site.uids
@@ -165,6 +166,7 @@ def test_what_is_about_to_be_registered_is_no_problem(site: Site) -> None:
 # --- scrub --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(109)
 def test_scrub_sets_rot_aside_and_marks_it_and_a_resend_heals_it(site: Site) -> None:
     """Fault 109: the hash does not match, the file goes to quarantine, the operator is told."""
     uid = site.uids[2]
@@ -182,6 +184,7 @@ def _all(site: Site) -> list[str]:
     return [path.stem for path in site.store.instances.rglob("*.dcm")]
 
 
+@pytest.mark.fault(110)
 def test_scrub_marks_what_is_gone_and_takes_back_what_returned(site: Site, tmp_path: Path) -> None:
     """Fault 110: a file that an operator deleted, and later restored from a backup."""
     uid = site.uids[0]
@@ -205,6 +208,7 @@ def test_a_damaged_file_that_no_row_names_is_set_aside_too(site: Site) -> None:
     assert quarantine(site) == [f"{stored.sha256}.dcm"]
 
 
+@pytest.mark.fault(110)
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
 def test_what_cannot_be_read_is_told_and_left_alone(site: Site) -> None:
     """Fault 110: chmod."""
@@ -232,6 +236,7 @@ def test_scrub_goes_on_where_it_was_stopped(site: Site) -> None:
 # --- repair -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(110, 115)
 def test_repair_makes_index_and_store_say_the_same(site: Site, tmp_path: Path) -> None:
     """Faults 110, 115."""
     gone, returned, spoilt, _, _ = site.uids
