@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, event
 
-from benchmarks.index import WHOLE_STUDY, Index
+from benchmarks.index import RARE_CODE, WHOLE_STUDY, Index
 from meddaemon.db import (
     announcements,
     commitments,
@@ -64,7 +64,7 @@ PAGED = {
     "deliveries list": "delivery",
     "commitments list": "commitment",
     "results": "measurement",
-    "results --code": "measurement",
+    RARE_CODE: "measurement",
     "results --min": "measurement",
 }
 # Counted no further than COUNTED_TO.

@@ -29,7 +29,7 @@ from meddaemon.db import jobs, tables
 from meddaemon.db.engine import BUSY_TIMEOUT_SECONDS, DamagedDatabase, Database, NoDatabase, WrongSchema
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import JobState, StudyState
-from meddaemon.ingest.volume import VolumeGone
+from meddaemon.ingest.volume import VolumeGone, open_volume
 
 ELSEWHERE = '\n[database]\nurl = "{url}"\n'
 
@@ -221,6 +221,8 @@ def test_a_log_that_was_not_written_back_is_used_and_one_that_is_missing_is_told
 def test_a_file_that_was_copied_without_its_log_loses_no_object(tmp_path: Path) -> None:
     """Nothing tells that there was a log: what it had registered is registered again from the objects."""
     home = Home.make(tmp_path)
+    with home.database() as database:
+        open_volume(database, home.store)
     with killed_listener(home) as taken:
         for suffix in ("-wal", "-shm"):
             beside(sqlite_file(home), suffix).unlink()
