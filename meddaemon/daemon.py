@@ -154,7 +154,7 @@ def work(settings: Settings, stop: threading.Event) -> None:
             process=lambda job: pipeline.process(database, settings, models, staging, job),
             interrupt=models.interrupt,
             # Without its volume every job would fail, and use up its attempts.
-            ready=lambda: volume.is_there,
+            ready=lambda: _is_ready(volume, staging),
         )
         with _announced(database, "work", "", stop):
             _log.info("working", models=sorted(settings.contracts))
@@ -289,6 +289,17 @@ def receiver_of(settings: Settings, database: Database, store: InstanceStore, qu
         keywords=sorted(settings.keywords),
         quota=quota,
     )
+
+
+def _is_ready(volume: Volume, staging: Staging) -> bool:
+    """Return whether the volume is there; what was open on it is let go while it is not, and opened again after."""
+    before = volume.returned
+    if not volume.is_there:
+        staging.release()
+        return False
+    if volume.returned != before:
+        staging.reopen()
+    return True
 
 
 def _on_volume(volume: Volume, task: Callable[[], object]) -> None:

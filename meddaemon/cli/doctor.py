@@ -13,6 +13,7 @@ from meddaemon.db import commitments, deliveries, holds, instances, jobs, proces
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import DeliveryState, JobState
+from meddaemon.ingest.volume import VolumeGone, check_volume
 from meddaemon.results.dimse import echo
 from meddaemon.tls import TlsUnusable, expires_at
 
@@ -94,12 +95,21 @@ def _database(settings: Settings) -> Iterator[Check]:
         database.require_schema()
         problems = database.integrity_problems()
         yield Check(what="database", well=not problems, said=problems[0] if problems else f"{database.dialect}, sound")
+        yield _volume(settings, database)
         yield from _state(settings, database)
     except (MeddaemonError, DatabaseUnavailable) as failure:
         said = str(failure) if isinstance(failure, MeddaemonError) else f"out of reach ({type(failure).__name__})"
         yield Check(what="database", well=False, said=said)
     finally:
         database.close()
+
+
+def _volume(settings: Settings, database: Database) -> Check:
+    try:
+        check_volume(database, settings.store.directory)
+    except VolumeGone as gone:
+        return Check(what="volume", well=False, said=str(gone))
+    return Check(what="volume", well=True, said="the one that the database knows, or none yet")
 
 
 def _state(settings: Settings, database: Database) -> Iterator[Check]:

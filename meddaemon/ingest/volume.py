@@ -113,6 +113,14 @@ def open_volume(database: Database, directory: Path) -> Volume:
     return volume
 
 
+def check_volume(database: Database, directory: Path) -> None:
+    """Only look: raise VolumeGone when the store's volume is not there; one that was never made is not missed."""
+    with database.read() as connection:
+        known = volumes.remembered(connection)
+    if known is not None and known.placed and (said := identity_of(directory)) != known.identity:
+        raise VolumeGone(_problem(directory, said))
+
+
 def adopt_volume(database: Database, directory: Path) -> Volume:
     """Let the store be the one that lies in `directory` now, because the operator says so. Raises OSError."""
     identity = identity_of(directory) or secrets.token_hex(_IDENTITY_BYTES)

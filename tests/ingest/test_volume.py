@@ -17,7 +17,7 @@ from meddaemon.db import volumes
 from meddaemon.db.engine import NoDatabase
 from meddaemon.durable import Staging
 from meddaemon.ingest.store import InstanceStore, StoreUnavailable
-from meddaemon.ingest.volume import SENTINEL, VolumeGone, adopt_volume, identity_of, open_volume
+from meddaemon.ingest.volume import SENTINEL, VolumeGone, adopt_volume, check_volume, identity_of, open_volume
 
 ELSEWHERE = '\n[database]\nurl = "sqlite:///database.sqlite"\n'
 """The database beside the store, not on its volume."""
@@ -29,7 +29,9 @@ def directory(tmp_path: Path) -> Path:
 
 
 def test_the_first_start_makes_what_every_later_one_finds(database: Database, directory: Path) -> None:
+    check_volume(database, directory)
     open_volume(database, directory).require()
+    check_volume(database, directory)
     identity = identity_of(directory)
     open_volume(database, directory).require()
     assert identity_of(directory) == identity
@@ -48,6 +50,8 @@ def test_a_volume_that_is_not_the_one_is_refused_at_start(
     if there is not None:
         (directory / SENTINEL).write_text(there)
     before = sorted(directory.iterdir())
+    with pytest.raises(VolumeGone):
+        check_volume(database, directory)
     with pytest.raises(VolumeGone, match="meddaemon store adopt"):
         open_volume(database, directory)
     assert sorted(directory.iterdir()) == before

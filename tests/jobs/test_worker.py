@@ -377,3 +377,25 @@ def test_a_heartbeat_that_meets_the_completion_leaves_the_model_alone(database: 
     assert _worker(database, process, lambda: interrupts.append(None)).work_one()
     assert get(database, job_id).state is JobState.COMPLETED
     assert interrupts == []
+
+
+@pytest.mark.fault(104)
+def test_a_worker_without_the_store_s_volume_claims_nothing_until_it_is_there(database: Database, study: int) -> None:
+    """Every job would fail for a reason that is not its own, and use up its attempts."""
+    queued = enqueue(database, study)
+    asked, there = threading.Semaphore(0), threading.Event()
+
+    def ready() -> bool:
+        asked.release()
+        return there.is_set()
+
+    def process(job: Job) -> None:
+        with database.write() as connection:
+            finish(connection, job)
+
+    with _running(Worker(database, "worker", SETTINGS, process, lambda: None, ready)):
+        for _ in range(3):
+            assert asked.acquire(timeout=30)
+        assert (get(database, queued).state, get(database, queued).attempt) == (JobState.AVAILABLE, 0)
+        there.set()
+        wait_until(lambda: get(database, queued).state is JobState.COMPLETED)
