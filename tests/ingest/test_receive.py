@@ -483,7 +483,7 @@ def test_a_listener_without_a_schema_says_what_to_do(tmp_path: Path) -> None:
     config.write_text('[store]\ndirectory = "store"\n[listener]\nport = 0\n')
     ended = run_cli("listen", "--config", config)
     assert ended.returncode == 1
-    assert "run `meddaemon db upgrade` first" in ended.stderr
+    assert "`meddaemon db upgrade` makes it" in ended.stderr
 
 
 @pytest.mark.fault(31)
