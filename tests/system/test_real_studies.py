@@ -66,7 +66,7 @@ def test_the_brain_of_a_real_head_is_measured_and_nothing_else_is_run(tmp_path: 
     pacs = Pacs()
     others = ["series/ct_abdomen_totalseg", "series/ct_phantom_tilt_m18_5", "derived/missing_slice"]
     with pacs.listening() as port:
-        home = Home.make(tmp_path / "home", SITE.format(port=port), quiet_seconds=2)
+        home = Home.make(tmp_path / "home", SITE.format(port=port), quiet_seconds=2, hold_unidentified=False)
         with home.running("serve") as daemon:
             send(files_of(shared_dicom / "series/mr_brain_sag_anon", tmp_path / "mr"), daemon.port())
             for other in others:
@@ -99,7 +99,7 @@ def test_what_is_no_head_is_refused_or_marked_when_it_is_forced_through(
 ) -> None:
     pacs = Pacs()
     with pacs.listening() as port:
-        home = Home.make(tmp_path / "home", SITE.format(port=port), quiet_seconds=1)
+        home = Home.make(tmp_path / "home", SITE.format(port=port), quiet_seconds=1, hold_unidentified=False)
         with home.running("serve") as daemon:
             send(files_of(shared_dicom / series, tmp_path / "scanner"), daemon.port())
             wait_until(lambda: home.rows(tables.decision), what="the rule to be asked")
