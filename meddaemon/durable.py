@@ -2,6 +2,7 @@
 
 import ctypes
 import fcntl
+import mmap
 import os
 import secrets
 import shutil
@@ -12,7 +13,7 @@ from io import FileIO
 from pathlib import Path
 from typing import cast
 
-_COMPARED_BYTES = 2**20
+_PIECE_BYTES = 2**20
 _BLOCK_BYTES = 4096
 
 
@@ -251,8 +252,9 @@ def _write(temporary: str, file: NewFile) -> int:
             _write_whole(descriptor, padded[whole : file.size])
         else:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            for piece in file.pieces:
-                _write_whole(descriptor, memoryview(piece))
+            for each in file.pieces:
+                for piece in pieces_of(each):
+                    _write_whole(descriptor, piece)
     except BaseException:
         if descriptor >= 0:
             os.close(descriptor)
@@ -264,6 +266,15 @@ def _write(temporary: str, file: NewFile) -> int:
 def _remove(temporary: str) -> None:
     with suppress(OSError):
         os.unlink(temporary)  # noqa: PTH108  called for each object that comes
+
+
+def pieces_of(content: bytes | memoryview) -> Iterator[memoryview]:
+    """Yield content piece by piece; of a file that is mapped, no more than a piece is in memory."""
+    view = memoryview(content)
+    for start in range(0, len(view), _PIECE_BYTES):
+        yield view[start : start + _PIECE_BYTES]
+        if isinstance(view.obj, mmap.mmap):
+            view.obj.madvise(mmap.MADV_DONTNEED)
 
 
 def _write_whole(descriptor: int, rest: memoryview) -> None:
@@ -317,15 +328,15 @@ def _holds(file: NewFile) -> bool:
         with file.target.open("rb", buffering=0) as there:
             if os.fstat(there.fileno()).st_size != file.size:
                 return False
-            return all(_continues(there, memoryview(piece)) for piece in file.pieces)
+            return all(_continues(there, piece) for each in file.pieces for piece in pieces_of(each))
     except FileNotFoundError:
         return False
 
 
 def _continues(there: FileIO, rest: memoryview) -> bool:
-    """Return whether the file goes on with these bytes; read a little at a time."""
+    """Return whether the file goes on with these bytes."""
     while rest:
-        part = there.read(min(len(rest), _COMPARED_BYTES))
+        part = there.read(len(rest))
         if not part or rest[: len(part)] != part:
             return False
         rest = rest[len(part) :]

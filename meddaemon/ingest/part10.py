@@ -30,7 +30,7 @@ def read_part10(path: Path, *, calling_ae_title: str = "") -> Incoming:
     return parse_part10(path.read_bytes(), calling_ae_title=calling_ae_title)
 
 
-def parse_part10(content: bytes, *, calling_ae_title: str = "", called_ae_title: str = "") -> Incoming:
+def parse_part10(content: scan.Encoded, *, calling_ae_title: str = "", called_ae_title: str = "") -> Incoming:
     """Return the object that the bytes of a file hold, its data set bit for bit; the preamble is not kept.
 
     It is named by its data set: the file meta group, which editing tools forget to change, names it only where the
@@ -49,7 +49,7 @@ def parse_part10(content: bytes, *, calling_ae_title: str = "", called_ae_title:
     sop_instance_uid = "\\".join(header.get("SOPInstanceUID", ())) or meta.get(_SOP_INSTANCE_UID)
     if not sop_class_uid or not sop_instance_uid:
         raise RefusedInstance(CANNOT_UNDERSTAND, "neither file meta group nor data set name the object")
-    if kind := _kind_of_preamble(content[:_PREFIX_AT]):
+    if kind := _kind_of_preamble(bytes(content[:_PREFIX_AT])):
         _log.warning("a preamble is not kept", holds=kind, sop_instance_uid=sop_instance_uid)
     return Incoming(
         data=data,
@@ -83,7 +83,7 @@ def is_plain(path: Path, incoming: Incoming) -> bool:
     }
 
 
-def _header(data: bytes, transfer_syntax_uid: str) -> Mapping[str, tuple[str, ...]]:
+def _header(data: scan.Encoded, transfer_syntax_uid: str) -> Mapping[str, tuple[str, ...]]:
     try:
         with inflated(data, transfer_syntax_uid) as whole:
             return read_header(whole, transfer_syntax_uid)
@@ -91,7 +91,7 @@ def _header(data: bytes, transfer_syntax_uid: str) -> Mapping[str, tuple[str, ..
         return {}  # the receiver refuses it, and says why
 
 
-def _parts(content: bytes) -> tuple[dict[int, str], bytes]:
+def _parts(content: scan.Encoded) -> tuple[dict[int, str], scan.Encoded]:
     try:
         meta, end = _file_meta(content)
     except struct.error as cut:
@@ -99,7 +99,7 @@ def _parts(content: bytes) -> tuple[dict[int, str], bytes]:
     return meta, content[end:]
 
 
-def _file_meta(content: bytes) -> tuple[dict[int, str], int]:
+def _file_meta(content: scan.Encoded) -> tuple[dict[int, str], int]:
     """Return the UIDs of the file meta group by element number, and where the data set begins.
 
     The group is in explicit VR little endian always (PS3.10 7.1). It ends where another group begins: its group
@@ -115,12 +115,13 @@ def _file_meta(content: bytes) -> tuple[dict[int, str], int]:
         if position > len(content):
             raise RefusedInstance(CANNOT_UNDERSTAND, "the file meta group is cut")
         if element in {_SOP_CLASS_UID, _SOP_INSTANCE_UID, _TRANSFER_SYNTAX_UID}:
-            uids[element] = content[start : start + min(length, 256)].decode("iso8859").strip(" \0")
+            uids[element] = bytes(content[start : start + min(length, 256)]).decode("iso8859").strip(" \0")
     return uids, position
 
 
-def _bare(content: bytes, calling_ae_title: str) -> Incoming:
-    explicit = content[4:6].isalpha() and content[4:6].isupper()
+def _bare(content: scan.Encoded, calling_ae_title: str) -> Incoming:
+    vr = bytes(content[4:6])
+    explicit = vr.isalpha() and vr.isupper()
     syntax = str(ExplicitVRLittleEndian if explicit else ImplicitVRLittleEndian)
     if content[:2] != b"\x08\x00":
         raise RefusedInstance(CANNOT_UNDERSTAND, "not a DICOM file: neither the DICM prefix nor a bare data set")

@@ -41,7 +41,8 @@ class Incoming:
     """One object as it came: the encoded data set, as bytes or collected, and what the sender said about it.
 
     `sop_class_uid` and `sop_instance_uid` are those of the C-STORE command, or of the file meta group;
-    `abstract_syntax_uid` is the SOP class that was agreed on, empty where nothing was.
+    `abstract_syntax_uid` is the SOP class that was agreed on, empty where nothing was. `study_instance_uid` is that of
+    the study it was sent for, where the sender named one (PS3.18 10.5.1).
     """
 
     data: scan.Encoded = b""
@@ -50,6 +51,7 @@ class Incoming:
     sop_class_uid: str
     sop_instance_uid: str
     abstract_syntax_uid: str = ""
+    study_instance_uid: str = ""
     calling_ae_title: str = ""
     called_ae_title: str = ""
 
@@ -121,6 +123,8 @@ class Receiver:
                 )
         _require_uid("Study Instance UID", _only(header, "StudyInstanceUID"))
         _require_uid("Series Instance UID", _only(header, "SeriesInstanceUID"))
+        if incoming.study_instance_uid and normal(_only(header, "StudyInstanceUID")) != incoming.study_instance_uid:
+            raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, "the object is not of the study that it was sent for")
         return header
 
     def keep(self, incoming: Incoming, header: Header) -> instances.Registration:

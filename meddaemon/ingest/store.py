@@ -18,15 +18,18 @@ import os
 import re
 import secrets
 import struct
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
 
 from meddaemon.domain.errors import StoreUnavailable
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
-from meddaemon.durable import NewFile, Staging, move, place, store_all, sync_names
+from meddaemon.durable import NewFile, Staging, move, pieces_of, place, store_all, sync_names
 from meddaemon.ingest.content import Buffers, Content
 from meddaemon.ingest.scan import Encoded
+from meddaemon.ingest.spool import Spool
 from meddaemon.ingest.volume import Volume, VolumeGone
 
 PREAMBLE = bytes(128) + b"DICM"
@@ -75,7 +78,8 @@ class InstanceStore:
             sop_class_uid=sop_class_uid, sop_instance_uid=sop_instance_uid, transfer_syntax_uid=transfer_syntax_uid
         )
         digest = hashlib.sha256(meta)
-        digest.update(data)
+        for piece in pieces_of(data):
+            digest.update(piece)
         place(self.path(digest.hexdigest()), [meta, data], self._staging)
         return Stored(sha256=digest.hexdigest(), size=len(meta) + len(data))
 
@@ -91,6 +95,16 @@ class InstanceStore:
     def put_all(self, files: Sequence[NewFile]) -> dict[str, OSError]:
         """Store Part 10 files that stand in the journal until then; return what went wrong, by digest."""
         return {path.stem: failure for path, failure in store_all(files, self._staging).items()}
+
+    def spool(self, *, memory_bytes: int) -> Spool:
+        """Return what takes a file piece by piece: up to so many bytes in memory, beyond that in a file of ours.
+
+        That has no name, so it is gone with the process.
+        """
+        return Spool(self._temporary, self.require_room, memory_bytes=memory_bytes)
+
+    def _temporary(self) -> BufferedRandom:
+        return tempfile.TemporaryFile(dir=self._staging.folder)
 
     def new_content(self, meta: bytes, *, maximum_bytes: int) -> Content:
         """Return what an object with this file meta group (see `meta_of`) is collected in."""
