@@ -1,7 +1,8 @@
 """The roles of the daemon and their supervisor: where everything is put together, started, watched and drained.
 
-Each role is a process: `listen` receives, `work` runs models, `deliver` owns every timed thing (completeness, expired
-leases, deliveries). `serve` runs them all on one machine; on several, each role runs alone against one database.
+Each role is a process: `listen` receives by DICOM and `web` by HTTP, `work` runs models, `deliver` owns every timed
+thing (completeness, expired leases, deliveries). `serve` runs them all on one machine; on several, each role runs
+alone against one database.
 """
 
 import ctypes
@@ -27,7 +28,7 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from meddaemon import pipeline
-from meddaemon.config.settings import DestinationSettings, PeerSettings, Settings
+from meddaemon.config.settings import DestinationSettings, PeerSettings, Settings, WebSettings
 from meddaemon.db import announcements, jobs, processes, studies
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
@@ -51,6 +52,7 @@ from meddaemon.results.delivery import deliver as deliver_to
 from meddaemon.results.dimse import ClientTls, RemoteEntity
 from meddaemon.telemetry import log
 from meddaemon.tls import Identity, TlsUnusable
+from meddaemon.web.settings import StowSettings, WebServerSettings
 
 DRAIN_SECONDS = 8.0
 """How long work in hand may go on after SIGTERM; what is not done then is given back or taken up later."""
@@ -129,6 +131,30 @@ def listen(settings: Settings, stop: Signals) -> None:
                     pass
                 listener.stop_accepting()
                 _wait_until(lambda: listener.associations == 0, DRAIN_SECONDS)
+        store.close()
+
+
+def web(settings: Settings, stop: Signals) -> None:
+    """Serve HTTP until `stop` is set, then let requests in hand finish for a moment. Raises OSError when bind fails."""
+    # Only this role pays for them.
+    from meddaemon.web.app import create_app  # noqa: PLC0415
+    from meddaemon.web.server import WebServer  # noqa: PLC0415
+    from meddaemon.web.stow import StoreTransaction  # noqa: PLC0415
+
+    with _database(settings, check=_SUPERVISOR not in os.environ) as database:
+        store = store_of(settings, database)
+        receiver = receiver_of(settings, database, store)
+        file_abandoned(store, receiver)
+        recover(database, store, receiver)
+        stow = StoreTransaction(receiver, store, _stow_settings(settings.web))
+        app = create_app(stow.routes, tokens=settings.web.tokens)
+        with WebServer(app, _web_server_settings(settings.web)) as server:
+            host, port = server.address
+            with _announced(database, "web", f"{host}:{port}", stop):
+                _log.info("serving HTTP", address=f"{host}:{port}", tls=bool(settings.web.certificate))
+                while not stop.wait(TICK_SECONDS):
+                    server.require_running()
+        stow.close()
         store.close()
 
 
@@ -218,7 +244,12 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 os._exit(0)
 
 
-ROLES: dict[str, Callable[[Settings, Signals], None]] = {"listen": listen, "work": work, "deliver": deliver}
+ROLES: dict[str, Callable[[Settings, Signals], None]] = {
+    "listen": listen,
+    "web": web,
+    "work": work,
+    "deliver": deliver,
+}
 
 
 def run_role(role: str, settings: Settings) -> None:
@@ -244,7 +275,8 @@ def serve(settings: Settings) -> None:
     with only_one(settings.store.directory):
         database.upgrade(create=False)
         open_volume(database, settings.store.directory)
-        children = [_Child(role) for role in ("listen", "deliver", *["work"] * settings.worker.concurrency)]
+        roles = ["listen", *["web"] * settings.web.enabled, "deliver", *["work"] * settings.worker.concurrency]
+        children = [_Child(role) for role in roles]
         ready = False
         stop.hung_up = children[0].hang_up
         try:
@@ -535,6 +567,28 @@ def _listener_settings(settings: Settings) -> ListenerSettings:
         called_ae_titles=listener.ae_titles,
         plain="plain" in listener.transports,
         tls=_listener_tls(settings),
+    )
+
+
+def _stow_settings(web: WebSettings) -> StowSettings:
+    return StowSettings(
+        called_ae_title=web.ae_title,
+        maximum_uploads=web.maximum_uploads,
+        maximum_object_bytes=web.maximum_object_bytes,
+        maximum_request_bytes=web.maximum_request_bytes,
+        idle_seconds=web.idle_timeout_seconds,
+    )
+
+
+def _web_server_settings(web: WebSettings) -> WebServerSettings:
+    return WebServerSettings(
+        host=web.host,
+        port=web.port,
+        maximum_connections=web.maximum_connections,
+        request_seconds=web.request_timeout_seconds,
+        drain_seconds=DRAIN_SECONDS,
+        certificate=web.certificate,
+        private_key=web.private_key,
     )
 
 

@@ -94,6 +94,12 @@ def listen(config: Config = None) -> None:
 
 
 @app.command()
+def web(config: Config = None) -> None:
+    """Run only the HTTP server, which takes DICOM objects by STOW-RS."""
+    daemon.run_role("web", open_settings(config))
+
+
+@app.command()
 def work(config: Config = None) -> None:
     """Run only a worker."""
     daemon.run_role("work", open_settings(config))

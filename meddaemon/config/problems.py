@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from meddaemon.config.toml_file import Keys, TomlFile
 from meddaemon.domain.errors import InvalidConfiguration
 
-_UNQUOTED = "url"
-"""A database URL may carry a password: its value is never quoted."""
+_UNQUOTED = {"url", "tokens"}
+"""A database URL may carry a password, and what stands for the digest of a token may be the token: never quoted."""
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Problems:
                 message = "is missing"
             else:
                 message = each["msg"].removeprefix("Value error, ").removeprefix("Input ")
-                if not each["msg"].startswith("Value error, ") and _UNQUOTED not in keys:
+                if not each["msg"].startswith("Value error, ") and not _UNQUOTED.intersection(keys):
                     message += f", not {_bounded(each['input'])}"
             self.add(below + keys, message)
 

@@ -126,6 +126,24 @@ class TlsSettings(_Section):
     client_certificates: Literal["required", "optional"] = "required"
 
 
+class WebSettings(_Section):
+    """The HTTP server. `tokens`: name of a sender -> SHA-256 of its bearer token, which alone says nothing."""
+
+    enabled: bool = False
+    host: Host = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8104
+    tokens: dict[AeTitle, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
+    certificate: str = ""
+    private_key: str = ""
+    ae_title: AeTitle = "MEDDAEMON"
+    maximum_connections: Count = 100
+    maximum_uploads: Count = 16
+    maximum_object_bytes: Count = 2**31
+    maximum_request_bytes: Count = 2**36
+    request_timeout_seconds: Seconds = 30.0
+    idle_timeout_seconds: Seconds = 60.0
+
+
 class CompletenessSettings(_Section):
     """When a study counts as complete, and is sound enough to be worked on."""
 
@@ -226,6 +244,7 @@ class Document(_Section):
     database: DatabaseSettings = DatabaseSettings()
     listener: ListenerSettings = ListenerSettings()
     tls: TlsSettings = TlsSettings()
+    web: WebSettings = WebSettings()
     completeness: CompletenessSettings = CompletenessSettings()
     worker: WorkerSettings = WorkerSettings()
     delivery: DeliverySettings = DeliverySettings()
@@ -248,6 +267,7 @@ class Settings:
     database: DatabaseSettings
     listener: ListenerSettings
     tls: TlsSettings
+    web: WebSettings
     completeness: CompletenessSettings
     worker: WorkerSettings
     delivery: DeliverySettings
@@ -313,6 +333,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     conditions = {index: _conditions(rule, ("rules", index), problems) for index, rule in tables(data.get("rules"))}
     places = _Places(data, problems)
     contracts = _contracts(_named_models(data), places.directories, problems)
+    _check_web(data, problems)
     _check_numbers(data, problems)
     _check_names(data, problems)
     try:
@@ -331,6 +352,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         database=document.database.model_copy(update={"url": places.url(document.database.url)}),
         listener=document.listener,
         tls=tls,
+        web=document.web.model_copy(update=places.tls),
         completeness=document.completeness,
         worker=document.worker,
         delivery=document.delivery,
@@ -358,6 +380,7 @@ class _Places:
     """The folders that the configuration names, resolved and looked at."""
 
     def __init__(self, data: Mapping[str, Any], problems: Problems) -> None:
+        self._data = data
         self._problems = problems
         keys: Keys = ("store", "directory")
         directory = _raw(data, "store", "directory")
@@ -369,6 +392,17 @@ class _Places:
         for (index, _), folder in zip(texts(_raw(data, *keys)), self.directories, strict=True):
             if not folder.is_dir():
                 problems.add((*keys, index), f"{folder} is not a directory")
+        self.tls = {key: self._file(("web", key)) for key in ("certificate", "private_key")}
+
+    def _file(self, keys: tuple[str, str]) -> str:
+        """Return the absolute name of a file that must be there; "" where none is named."""
+        name = _raw(self._data, *keys)
+        if not name or not isinstance(name, str):
+            return ""
+        file = self._resolved(name, keys)
+        if not file.is_file():
+            self._problems.add(keys, f"{file} is not a file")
+        return str(file)
 
     def url(self, url: str) -> str:
         """Return the database URL with an absolute file; by default a SQLite file in the store directory."""
@@ -427,6 +461,22 @@ def _rule(rule: RuleSettings, study: Condition, series: Condition, requires: Req
         priority=rule.priority,
         fallback=rule.fallback,
     )
+
+
+def _check_web(data: Mapping[str, Any], problems: Problems) -> None:
+    """Check that nobody but this machine's own users may store without a token."""
+    host = _raw(data, "web", "host")
+    if isinstance(host, str) and not _is_loopback(host) and not _raw(data, "web", "tokens"):
+        problems.add(("web", "host"), f"{host} is open to others: without tokens they could all store; set web.tokens")
+    if _raw(data, "web", "private_key") and not _raw(data, "web", "certificate"):
+        problems.add(("web", "private_key"), "there is no certificate that it belongs to")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _check_numbers(data: Mapping[str, Any], problems: Problems) -> None:
@@ -552,13 +602,11 @@ def _open_doors(document: Document, problems: Problems) -> Iterable[str]:
             f"{problems.where(keys)}: everyone who reaches {listener.host} may send studies; "
             'list who may in [[peers]] and set accept = "listed"'
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    if document.web.enabled and not _is_loopback(document.web.host) and not document.web.certificate:
+        yield (
+            f"{problems.where(('web', 'host'))}: tokens and patient data travel in clear text; set web.certificate, "
+            "unless a proxy on this machine speaks TLS"
+        )
 
 
 def _readable_by_all(url: str, key: str, problems: Problems) -> Iterable[str]:

@@ -48,7 +48,8 @@ class Orthanc:
 
 
 @contextmanager
-def orthanc(folder: Path) -> Iterator[Orthanc]:
+def orthanc(folder: Path, **more: object) -> Iterator[Orthanc]:
+    """Run Orthanc, with more settings than the usual."""
     program = shutil.which("Orthanc")
     if program is None:
         pytest.skip("Orthanc is not installed")
@@ -65,6 +66,7 @@ def orthanc(folder: Path) -> Iterator[Orthanc]:
         "StorageDirectory": str(folder / "db"),
         "IndexDirectory": str(folder / "db"),
         "Plugins": [],
+        **more,
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
     with (folder / "log").open("wb") as log:

@@ -1,0 +1,66 @@
+"""Who sends: bearer tokens (RFC 6750), of which only the digests are known here.
+
+Without a token the whole application is closed; where there are no tokens at all, which the settings allow on this
+machine's own addresses only, everybody is the same sender.
+"""
+
+import hashlib
+import hmac
+import re
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from meddaemon.telemetry import log
+from meddaemon.web.refusals import answer, refusal
+
+ANYBODY = "STOW-RS"
+"""How a sender is called where there are no tokens."""
+_SENDER = "meddaemon.sender"
+_BEARER = re.compile(r"bearer +([A-Za-z0-9._~+/-]+=*)", re.IGNORECASE)
+_log = log(__name__)
+
+
+class Authentication:
+    """Lets requests pass that carry a token that is known, and says whose it is."""
+
+    def __init__(self, app: ASGIApp, tokens: Mapping[str, str]) -> None:
+        """`tokens` maps the name of each sender to the SHA-256 of its token, in hexadecimal."""
+        self._app = app
+        self._tokens = dict(tokens)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request (ASGI)."""
+        sender = self._sender(Headers(scope=scope))
+        if sender is None:
+            _log.warning("a request without a valid token was refused")
+            refused = refusal(
+                HTTPStatus.UNAUTHORIZED,
+                "a valid bearer token is needed",
+                {"WWW-Authenticate": 'Bearer realm="meddaemon"'},
+            )
+            response = await answer(Request(scope), refused)
+            await response(scope, receive, send)
+            return
+        await self._app({**scope, _SENDER: sender}, receive, send)
+
+    def _sender(self, headers: Headers) -> str | None:
+        if not self._tokens:
+            return ANYBODY
+        written = headers.getlist("authorization")
+        found = _BEARER.fullmatch(written[0]) if len(written) == 1 else None
+        presented = hashlib.sha256(found[1].encode("ascii")).hexdigest() if found else ""
+        sender = None
+        # All of them, whatever was found before: how long it takes says nothing.
+        for name, known in self._tokens.items():
+            if hmac.compare_digest(presented, known):
+                sender = name
+        return sender
+
+
+def sender_of(request: Request) -> str:
+    """Return the name of whoever sent a request that was let pass."""
+    return str(request.scope[_SENDER])
