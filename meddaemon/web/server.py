@@ -1,7 +1,8 @@
 """The HTTP server: uvicorn with the deadlines that it leaves to others, in a thread of its own.
 
-uvicorn waits without end for the rest of a request's head, and for a client that does not read its answer. Both are
-given absolute deadlines here. How fast a body must come is said where it is read (`stow`).
+uvicorn waits without end for the rest of a request's head, and for a client that does not read its answer: both have
+absolute deadlines here. It also keeps in memory whatever requests a client sends ahead: that has a limit here. How
+fast a body must come is said where it is read (`stow`).
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from meddaemon.domain.errors import MeddaemonError
 from meddaemon.web.settings import WebServerSettings
 
 _LONGEST_HEAD_BYTES = 16_384
-_START_SECONDS = 30.0
+_MOST_SENT_AHEAD_BYTES = 2**19
 
 
 class WebServerEnded(MeddaemonError):
@@ -106,6 +107,8 @@ class _Connection(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self.flow.read_paused and len(self.conn.trailing_data[0]) > _MOST_SENT_AHEAD_BYTES:
+            self._give_up()
         if self._in_hand and self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
