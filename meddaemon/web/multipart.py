@@ -12,7 +12,8 @@ from enum import Enum, auto
 MAXIMUM_HEADER_BYTES = 16_384
 """Of one part."""
 _MAXIMUM_PADDING = 256
-_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,69}[0-9A-Za-z'()+_,\-./:=?]")
+# At most 70 characters by the rules; Orthanc's have 73.
+_BOUNDARY = re.compile(r"[0-9A-Za-z'()+_,\-./:=? ]{0,199}[0-9A-Za-z'()+_,\-./:=?]")
 _HEADER = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):([^\x00-\x08\x0a-\x1f\x7f]*)")
 _UNDECIDED = re.compile(rb"-|[ \t]*\r?")
 """What may follow a delimiter, as far as it has come: the beginning of `--`, or padding before the line ends."""
@@ -63,7 +64,7 @@ class MultipartReader:
     def __init__(self, boundary: str, *, maximum_parts: int) -> None:
         """Raise Malformed when the boundary is none (RFC 2046 section 5.1.1)."""
         if not _BOUNDARY.fullmatch(boundary):
-            raise Malformed("the boundary is not 1 to 70 of the characters that a boundary may have")
+            raise Malformed("the boundary is not made of the characters that a boundary may have")
         self._delimiter = b"\r\n--" + boundary.encode("ascii")
         self._maximum_parts = maximum_parts
         self._parts = 0

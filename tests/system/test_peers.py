@@ -36,6 +36,10 @@ class Orthanc:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
+    def bytes_of(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.http}{path}", timeout=60) as answer:
+            return bytes(answer.read())
+
     def answers(self) -> bool:
         try:
             return bool(self.ask("/system"))

@@ -138,7 +138,7 @@ def test_liberties_that_the_rules_give() -> None:
     assert read(body) == [({"a": "1", "b": "two three"}, b"data")]
 
 
-@pytest.mark.parametrize("boundary", ["", "a" * 71, "a ", "a\r\nb", "a;b", "ä", '"'])
+@pytest.mark.parametrize("boundary", ["", "a" * 201, "a ", "a\r\nb", "a;b", "ä", '"'])
 def test_a_boundary_that_is_none(boundary: str) -> None:
     with pytest.raises(Malformed, match="boundary"):
         MultipartReader(boundary, maximum_parts=1)

@@ -251,7 +251,7 @@ def test_a_deflate_bomb_is_refused(site: tuple[Home, int]) -> None:
         ({"Content-Type": 'multipart/related; type="application/dicom+xml"; boundary=a'}, 415, "bulk data"),
         ({"Content-Type": "multipart/related; type=application/dicom"}, 400, "boundary"),
         ({"Content-Type": TYPE + "a;boundary=b"}, 415, "multipart/related"),
-        ({"Content-Type": TYPE + "a" * 71}, 400, "boundary"),
+        ({"Content-Type": TYPE + "a" * 201}, 400, "boundary"),
         ({"Content-Encoding": "gzip"}, 415, "content encoding"),
         ({"Accept": "text/html"}, 406, "application/dicom+json"),
         ({"Content-Length": str(2**40)}, 413, "bytes in one request"),
