@@ -1,8 +1,8 @@
 """The HTTP server: uvicorn with the deadlines that it leaves to others, in a thread of its own.
 
-uvicorn waits without end for the rest of a request's head, and for a client that does not read its answer: both have
-absolute deadlines here. It also keeps in memory whatever requests a client sends ahead: that has a limit here. How
-fast a body must come is said where it is read (`stow`).
+uvicorn waits without end for the rest of a request's head, and for a client that does not read its answer, and a
+minute for the TLS handshake: all have absolute deadlines here. It also keeps in memory whatever requests a client
+sends ahead: that has a limit here. How fast a body must come is said where it is read (`stow`).
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class WebServer:
         family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
         self._socket = socket.create_server((settings.host, settings.port), family=family, backlog=128)
         self._drain_seconds = settings.drain_seconds
-        self._server = Server(_Config(app, settings, tls))
+        self._server = _Server(_Config(app, settings, tls))
         self._thread = threading.Thread(target=self._run, name="web", daemon=True)
 
     @property
@@ -64,6 +64,28 @@ class WebServer:
 
     def _run(self) -> None:
         self._server.run(sockets=[self._socket])
+
+
+class _Server(Server):
+    """uvicorn's server, listening with a deadline for the TLS handshake too."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        config = cast("_Config", self.config)
+
+        def connection() -> _Connection:
+            return _Connection(config=config, server_state=self.server_state, app_state={})
+
+        self.servers = [
+            await asyncio.get_running_loop().create_server(
+                connection,
+                sock=each,
+                ssl=config.ssl,
+                ssl_handshake_timeout=config.limits.request_seconds if config.ssl else None,
+                ssl_shutdown_timeout=config.limits.request_seconds if config.ssl else None,
+            )
+            for each in sockets or ()
+        ]
+        self.started = True
 
 
 class _Config(Config):

@@ -248,6 +248,7 @@ def test_changed_requests_are_answered_and_harm_nobody(site: tuple[Role, int]) -
     assert role.home.cli("store", "check", "--hash").returncode == 0
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1_1 is deprecated")
 def test_https(tmp_path: Path) -> None:
     key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
     asked = f"openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=x -days 2 -keyout {key} -out {certificate}".split()
@@ -268,6 +269,8 @@ def test_https(tmp_path: Path) -> None:
         connection.close()
         with pytest.raises((http.client.BadStatusLine, ConnectionError)):
             post(port, body)
+        with connected(port) as silent:
+            assert until_closed(silent)[1] < 5
         old = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         old.maximum_version = ssl.TLSVersion.TLSv1_1
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
