@@ -1,7 +1,8 @@
 """Who sends: bearer tokens (RFC 6750), of which only the digests are known here.
 
-Without a token the whole application is closed; where there are no tokens at all, which the settings allow on this
-machine's own addresses only, everybody is the same sender.
+Without a token the whole application is closed. Where there are no tokens at all, which the settings allow on this
+machine's own addresses only, everybody is the same sender: but for web pages, which a browser on this machine fetched
+from anywhere, and whose requests it marks with an Origin.
 """
 
 import hashlib
@@ -34,14 +35,19 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        sender = self._sender(Headers(scope=scope))
+        headers = Headers(scope=scope)
+        sender = self._sender(headers)
+        refused = None
         if sender is None:
-            _log.warning("a request without a valid token was refused")
             refused = refusal(
                 HTTPStatus.UNAUTHORIZED,
                 "a valid bearer token is needed",
                 {"WWW-Authenticate": 'Bearer realm="meddaemon"'},
             )
+        elif not self._tokens and "origin" in headers:
+            refused = refusal(HTTPStatus.FORBIDDEN, "web pages need a token")
+        if refused is not None:
+            _log.warning("refused a request", reason=refused.detail)
             response = await answer(Request(scope), refused)
             await response(scope, receive, send)
             return

@@ -253,6 +253,7 @@ def test_a_deflate_bomb_is_refused(site: tuple[Home, int]) -> None:
         ({"Content-Type": TYPE + "a;boundary=b"}, 415, "multipart/related"),
         ({"Content-Type": TYPE + "a" * 201}, 400, "boundary"),
         ({"Content-Encoding": "gzip"}, 415, "content encoding"),
+        ({"Origin": "https://elsewhere.example"}, 403, "web pages need a token"),
         ({"Accept": "text/html"}, 406, "application/dicom+json"),
         ({"Content-Length": str(2**40)}, 413, "bytes in one request"),
     ],
@@ -345,7 +346,8 @@ def test_senders_are_known_by_their_tokens(tmp_path: Path) -> None:
         assert post(port, b"", path="/elsewhere").status == 401
         for name, token in (("GATE1", "one"), ("GATE2", "two")):
             uid = new_uid()
-            assert send(port, {uid: image(uid)}, headers={"Authorization": f"bearer {token}"}).stored == [uid]
+            headers = {"Authorization": f"bearer {token}", "Origin": "https://viewer.example"}
+            assert send(port, {uid: image(uid)}, headers=headers).stored == [uid]
             row = home.instances()[-1]
             assert (row.calling_ae_title, row.called_ae_title) == (name, "WEB")
         log = role.log_text()

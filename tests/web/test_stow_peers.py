@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import socket
+import time
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from pydicom import dcmread
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.ingest.part10 import read_part10
 from tests.running import Home, data_set_of
+from tests.scanner import scanner
 from tests.system.site import head
 from tests.system.test_peers import orthanc
 from tests.web.posting import WEB, image, multipart, new_uid, post, send, web_port
@@ -86,8 +90,17 @@ def test_serve_runs_it_where_it_is_enabled(tmp_path: Path) -> None:
     uid = new_uid()
     home = Home.make(tmp_path / "on", f"{WEB}enabled = true\n")
     with home.running("serve") as daemon:
-        assert send(web_port(daemon), {uid: image(uid)}).stored == [uid]
-        assert daemon.port() > 0
+        port = web_port(daemon)
+        assert send(port, {uid: image(uid)}).stored == [uid]
+        with ExitStack() as slow, scanner(daemon.port()) as sender:
+            # Fault 158: they fill the web role, which is a process of its own.
+            for _ in range(100):
+                peer = slow.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+                with suppress(OSError):
+                    peer.sendall(b"POST /dicom-web/studies HTTP/1.1\r\nA: ")
+            began = time.monotonic()
+            assert sender.echo() == 0
+            assert time.monotonic() - began < 1
         well = home.cli("doctor", "--no-network").stdout
     assert "ok  web: pid" in well
     assert [row.sop_instance_uid for row in home.instances()] == [uid]
