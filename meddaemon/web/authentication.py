@@ -8,10 +8,11 @@ from anywhere, and whose requests it marks with an Origin.
 import hashlib
 import hmac
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -35,36 +36,37 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request (ASGI)."""
-        headers = Headers(scope=scope)
-        sender = self._sender(headers)
-        refused = None
-        if sender is None:
-            refused = refusal(
-                HTTPStatus.UNAUTHORIZED,
-                "a valid bearer token is needed",
-                {"WWW-Authenticate": 'Bearer realm="meddaemon"'},
-            )
-        elif not self._tokens and "origin" in headers:
-            refused = refusal(HTTPStatus.FORBIDDEN, "web pages need a token")
-        if refused is not None:
+        try:
+            sender = self._sender(Headers(scope=scope))
+        except HTTPException as refused:
             _log.warning("refused a request", reason=refused.detail)
             response = await answer(Request(scope), refused)
             await response(scope, receive, send)
-            return
-        await self._app({**scope, _SENDER: sender}, receive, send)
+        else:
+            await self._app({**scope, _SENDER: sender}, receive, send)
 
-    def _sender(self, headers: Headers) -> str | None:
-        if not self._tokens:
-            return ANYBODY
-        written = headers.getlist("authorization")
-        found = _BEARER.fullmatch(written[0]) if len(written) == 1 else None
+    def _sender(self, headers: Headers) -> str:
+        if self._tokens:
+            sender = self._owner(headers.getlist("authorization"))
+        elif "origin" in headers:
+            raise refusal(HTTPStatus.FORBIDDEN, "web pages need a token")
+        else:
+            sender = ANYBODY
+        if sender is None:
+            challenge = {"WWW-Authenticate": 'Bearer realm="meddaemon"'}
+            raise refusal(HTTPStatus.UNAUTHORIZED, "a valid bearer token is needed", challenge)
+        return sender
+
+    def _owner(self, authorization: Sequence[str]) -> str | None:
+        """Return whose token it is, or None."""
+        found = _BEARER.fullmatch(authorization[0]) if len(authorization) == 1 else None
         presented = hashlib.sha256(found[1].encode("ascii")).hexdigest() if found else ""
-        sender = None
+        owner = None
         # All of them, whatever was found before: how long it takes says nothing.
         for name, known in self._tokens.items():
             if hmac.compare_digest(presented, known):
-                sender = name
-        return sender
+                owner = name
+        return owner
 
 
 def sender_of(request: Request) -> str:
