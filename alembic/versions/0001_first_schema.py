@@ -151,13 +151,6 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("study", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_study_due_at"), ["due_at"], unique=False)
-        batch_op.create_index(
-            "ix_study_held",
-            ["id"],
-            unique=False,
-            sqlite_where=sa.text("state = 'held'"),
-            postgresql_where=sa.text("state = 'held'"),
-        )
 
     op.create_table(
         "inquiry",
@@ -556,11 +549,6 @@ def downgrade() -> None:
 
     op.drop_table("inquiry")
     with op.batch_alter_table("study", schema=None) as batch_op:
-        batch_op.drop_index(
-            "ix_study_held",
-            sqlite_where=sa.text("state = 'held'"),
-            postgresql_where=sa.text("state = 'held'"),
-        )
         batch_op.drop_index(batch_op.f("ix_study_due_at"))
 
     op.drop_table("study")
