@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from meddaemon import __version__, daemon, pipeline
+from meddaemon import __version__, daemon
 from meddaemon.cli import doctor as health
 from meddaemon.cli.commitments import commitments_app
 from meddaemon.cli.explain import explain as explanation
@@ -38,6 +38,7 @@ from meddaemon.ingest.part10 import is_plain, read_part10
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.store import as_part10
 from meddaemon.results.dimse import Outgoing, RemoteEntity, Verdict, store
+from meddaemon.roles.process import receiver_of, store_of
 
 app = typer.Typer(
     help="Receive DICOM studies, run MONAI bundles on them, return standard SR and SEG. Research use only.",
@@ -174,8 +175,8 @@ def import_(
     settings = open_settings(config)
     taken = known = refused = 0
     with open_database(settings, upgrade=True) as database:
-        instance_store = daemon.store_of(settings, database)
-        receiver = daemon.receiver_of(settings, database, instance_store)
+        instance_store = store_of(settings, database)
+        receiver = receiver_of(settings, database, instance_store)
         for path in _files(folders):
             try:
                 registration = receiver.take(read_part10(path, calling_ae_title="IMPORT"))
@@ -205,6 +206,8 @@ def run(
         if name not in {each.name for each in settings.destinations}:
             fail(f"no destination {name!r}; there are: {', '.join(each.name for each in settings.destinations)}")
     with open_database(settings) as database:
+        from meddaemon import pipeline  # noqa: PLC0415  encoders, which no other command needs
+
         job_id = pipeline.force(
             database, settings, wanted=study, model=model, series=series, destinations=tuple(to or ())
         )

@@ -8,13 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from meddaemon.config.settings import Settings
-from meddaemon.daemon import EXPIRY_WARNING_DAYS, SIGN_OF_LIFE_SECONDS, remote_of
 from meddaemon.db import commitments, deliveries, holds, instances, jobs, processes, studies
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import DeliveryState, JobState
 from meddaemon.ingest.volume import VolumeGone, check_volume
 from meddaemon.results.dimse import echo
+from meddaemon.roles.process import EXPIRY_WARNING_DAYS, SIGN_OF_LIFE_SECONDS
+from meddaemon.roles.remote import remote_of
 from meddaemon.tls import TlsUnusable, expires_at
 
 

@@ -9,6 +9,7 @@ from meddaemon.cli.opening import FAILED, Config, open_database, open_settings
 from meddaemon.db.engine import Database
 from meddaemon.ingest.recovery import recover
 from meddaemon.ingest.volume import adopt_volume
+from meddaemon.roles.process import receiver_of, store_of
 
 db_app = typer.Typer(help="Look after the database's schema.", no_args_is_help=True)
 
@@ -29,8 +30,8 @@ def db_rebuild(config: Config = None) -> None:
         typer.echo(f"the old database is {database.set_aside()} now")
         database.upgrade()
         adopt_volume(database, settings.store.directory)
-        store = daemon.store_of(settings, database)
-        recovered = recover(database, store, daemon.receiver_of(settings, database, store))
+        store = store_of(settings, database)
+        recovered = recover(database, store, receiver_of(settings, database, store))
         store.close()
     typer.echo(
         f"{recovered.adopted} objects registered, {recovered.set_aside} set aside, {recovered.postponed} left there. "

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from meddaemon import daemon
 from meddaemon.cli.opening import FAILED, Config, fail, open_database, open_settings
 from meddaemon.cli.output import shown
 from meddaemon.config.settings import Settings
@@ -16,6 +15,7 @@ from meddaemon.ingest.inspection import Problem, Scrub, check
 from meddaemon.ingest.recovery import PREFIXES, Found, recover
 from meddaemon.ingest.store import InstanceStore
 from meddaemon.ingest.volume import adopt_volume
+from meddaemon.roles.process import receiver_of, store_of
 
 store_app = typer.Typer(help="Prove that index and store say the same, and make them do so.", no_args_is_help=True)
 
@@ -79,7 +79,7 @@ def store_repair(config: Config = None) -> None:
     """Register what is stored and unknown, set aside what is no object of ours, mark what is gone."""
     settings = open_settings(config)
     with _opened(settings) as (database, store):
-        recovered = recover(database, store, daemon.receiver_of(settings, database, store), _tell_found)
+        recovered = recover(database, store, receiver_of(settings, database, store), _tell_found)
     typer.echo(
         f"{recovered.adopted} adopted, {recovered.set_aside} set aside, {recovered.returned} there again, "
         f"{recovered.missing} missing, {recovered.postponed} left there, {recovered.swept} half received swept"
@@ -113,7 +113,7 @@ def store_adopt(
 @contextmanager
 def _opened(settings: Settings) -> Iterator[tuple[Database, InstanceStore]]:
     with open_database(settings) as database:
-        store = daemon.store_of(settings, database)
+        store = store_of(settings, database)
         try:
             yield database, store
         finally:

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from meddaemon import daemon, pipeline
+from meddaemon import pipeline
 from meddaemon.db import tables
 from meddaemon.ingest.part10 import read_part10
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.store import InstanceStore
+from meddaemon.roles.process import receiver_of
 from tests.running import Home
 from tests.system.site import head, make_site
 
@@ -25,7 +26,7 @@ def receive(home: Home, files: list[Path], *called: str) -> None:
     """Take the files as if they had been sent to these AE titles of ours, in turn."""
     with home.database() as database:
         store = InstanceStore(home.settings.store.directory, minimum_free_bytes=0)
-        receiver = daemon.receiver_of(home.settings, database, store)
+        receiver = receiver_of(home.settings, database, store)
         for number, path in enumerate(files):
             one = read_part10(path, calling_ae_title="CT1")
             fields = {name: getattr(one, name) for name in one.__dataclass_fields__}

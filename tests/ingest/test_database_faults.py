@@ -24,12 +24,16 @@ from sqlalchemy.engine import make_url
 from test_receive import OUT_OF_RESOURCES, SUCCESS, ct, new_uid, stored
 from test_storage_faults import assert_kept, image, limit, send_until_refused
 
-from meddaemon import daemon
 from meddaemon.db import jobs, tables
 from meddaemon.db.engine import BUSY_TIMEOUT_SECONDS, DamagedDatabase, Database, NoDatabase, WrongSchema
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import JobState, StudyState
 from meddaemon.ingest.volume import VolumeGone, open_volume
+from meddaemon.roles.deliver import deliver
+from meddaemon.roles.listen import listen
+from meddaemon.roles.process import Signals
+from meddaemon.roles.web import web
+from meddaemon.roles.work import work
 
 ELSEWHERE = '\n[database]\nurl = "{url}"\n'
 
@@ -44,9 +48,9 @@ def beside(file: Path, suffix: str) -> Path:
 
 def assert_refused_by_roles(home: Home, why: type[MeddaemonError]) -> None:
     """Assert that no role begins to work."""
-    for role in daemon.ROLES.values():
+    for role in (listen, web, work, deliver):
         with pytest.raises(why):
-            role(home.settings, threading.Event())
+            role(home.settings, Signals())
 
 
 @contextmanager
@@ -272,7 +276,7 @@ def test_a_damaged_index_is_refused_at_start_and_rebuilt_from_the_objects(tmp_pa
         assert "meddaemon db rebuild" in told.stderr
         assert "Traceback" not in told.stderr
         with pytest.raises(DamagedDatabase):
-            daemon.listen(home.settings, threading.Event())
+            listen(home.settings, Signals())
         told = home.cli("db", "rebuild")
         assert told.returncode == 0, told.stderr
         assert "5 objects registered" in told.stdout

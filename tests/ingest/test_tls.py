@@ -24,11 +24,11 @@ from running import Home, Role, wait_until
 from scanner import scanner
 from wire import ABORT, ASSOCIATE_AC, ASSOCIATE_RJ, RELEASE_RP, Peer, associate_request
 
-from meddaemon.daemon import remote_of
 from meddaemon.ingest.callers import Caller
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.scp import Listener, ListenerSettings, TlsSettings
 from meddaemon.results.dimse import ClientTls, RemoteEntity, echo
+from meddaemon.roles.remote import remote_of
 from meddaemon.tls import CIPHERS, Identity, ServerTls, TlsUnusable, client_context, expires_at
 
 SERVED_SECONDS = 3.0

@@ -1,0 +1,147 @@
+"""Owner of every timed thing: completeness, expired leases, deliveries, questions to peers."""
+
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from apscheduler.executors.pool import ThreadPoolExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from meddaemon import pipeline
+from meddaemon.config.settings import DestinationSettings, PeerSettings, Settings
+from meddaemon.db import announcements, jobs, studies
+from meddaemon.db.engine import Database
+from meddaemon.ingest.volume import Volume, open_volume
+from meddaemon.results.delivery import Retry
+from meddaemon.results.delivery import deliver as deliver_to
+from meddaemon.roles.process import DRAIN_SECONDS, SIGN_OF_LIFE_SECONDS, TICK_SECONDS, announced, database_of, guarded
+from meddaemon.roles.remote import remote_of
+from meddaemon.telemetry import log
+
+FORGET_SECONDS = 3600.0
+_log = log(__name__)
+
+
+def deliver(settings: Settings, stop: threading.Event) -> None:
+    """Own every timed thing until `stop` is set: completeness, expired leases, the outbox of each destination."""
+    with database_of(settings) as database:
+        volume = open_volume(database, settings.store.directory)
+        # Schedules live in memory: what is due stands in the database, and a tick that is missed costs nothing.
+        scheduler = BackgroundScheduler(
+            # Peers that do not answer hold threads of their own pool, never those of completeness and leases.
+            executors={
+                "default": ThreadPoolExecutor(2),
+                "delivery": ThreadPoolExecutor(settings.delivery.concurrency),
+                "query": ThreadPoolExecutor(4),
+            },
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+
+        def every(seconds: float, name: str, task: Callable[[], object], executor: str = "default") -> None:
+            scheduler.add_job(guarded(name, task), "interval", seconds=seconds, id=name, executor=executor)
+
+        every(TICK_SECONDS, "admit", lambda: pipeline.admit(database, settings))
+        every(min(SIGN_OF_LIFE_SECONDS, settings.worker.lease_seconds / 4), "expire", lambda: _expire(database))
+        for destination in settings.destinations:
+            every(
+                settings.delivery.poll_seconds,
+                f"deliver to {destination.name}",
+                partial(_on_volume, volume, partial(_drain, database, settings, destination, stop)),
+                "delivery",
+            )
+        every(FORGET_SECONDS, "forget", lambda: _forget(database))
+        for peer in settings.listening_peers:
+            if peer.query:
+                every(
+                    settings.delivery.poll_seconds,
+                    f"ask {peer.ae_title}",
+                    partial(_inquire, database, settings, peer, stop),
+                    "query",
+                )
+        if settings.listening_peers:
+            commit = partial(_on_volume, volume, partial(_commit, database, settings, stop))
+            every(settings.delivery.poll_seconds, "commit", commit, "delivery")
+        # A tick that is skipped because the one before still runs is nothing to tell.
+        logging.getLogger("apscheduler").setLevel(logging.ERROR)
+        _reopen(database, settings)
+        with announced(database, "deliver", "", stop):
+            scheduler.start()
+            _log.info("delivering", destinations=[each.name for each in settings.destinations])
+            stop.wait()
+            scheduler.pause()
+            if not _finished(scheduler):
+                # A peer that does not answer holds a thread that Python would wait for at exit. What it was sent
+                # stays leased in the outbox and is taken up again, under the same UID.
+                # Nor is the database asked for anything: it may be what does not answer.
+                _log.warning("left a delivery in progress: it will be repeated")
+                sys.stderr.flush()
+                os._exit(0)
+
+
+def _on_volume(volume: Volume, task: Callable[[], object]) -> None:
+    """Do what reads the store's files, as long as they are there: that a volume is away says nothing of its files."""
+    if volume.is_there:
+        task()
+
+
+def _commit(database: Database, settings: Settings, stop: threading.Event) -> None:
+    # The peer asked our listener for commitment, so it hears of it from that AE title.
+    peers = {
+        peer.ae_title: replace(remote_of(settings, peer), calling_ae_title=settings.listener.ae_title)
+        for peer in settings.listening_peers
+    }
+    while not stop.is_set() and pipeline.commit(database, settings.store.instances, peers, _retry(settings)):
+        pass
+
+
+def _retry(settings: Settings) -> Retry:
+    return Retry(
+        first_seconds=settings.delivery.backoff_seconds,
+        longest_seconds=settings.delivery.maximum_backoff_seconds,
+        lease_seconds=settings.delivery.lease_seconds,
+    )
+
+
+def _expire(database: Database) -> None:
+    with database.write() as connection:
+        expired = jobs.expire(connection)
+    if expired:
+        _log.warning("took back jobs whose worker went silent", jobs=expired)
+
+
+def _forget(database: Database) -> None:
+    with database.write() as connection:
+        announcements.forget(connection)
+
+
+def _inquire(database: Database, settings: Settings, peer: PeerSettings, stop: threading.Event) -> None:
+    while not stop.is_set() and pipeline.inquire(database, remote_of(settings, peer)):
+        pass
+
+
+def _reopen(database: Database, settings: Settings) -> None:
+    """Have the rules asked again where work waits for a version of a model that is not there any more."""
+    with database.write() as connection:
+        reopened = studies.reopen_for_changed_models(
+            connection, {name: contract.digest for name, contract in settings.contracts.items()}
+        )
+    if reopened:
+        _log.warning("models changed: the rules are asked again", studies=reopened)
+
+
+def _drain(database: Database, settings: Settings, destination: DestinationSettings, stop: threading.Event) -> None:
+    remote, retry = remote_of(settings, destination), _retry(settings)
+    while not stop.is_set() and deliver_to(database, settings.store.results, destination.name, remote, retry, stop):
+        pass
+
+
+def _finished(scheduler: BackgroundScheduler) -> bool:
+    """Wait for the tasks in hand, for a while; return whether all have ended."""
+    done = threading.Thread(target=scheduler.shutdown, name="shutdown", daemon=True)
+    done.start()
+    done.join(DRAIN_SECONDS)
+    return not done.is_alive()

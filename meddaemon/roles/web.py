@@ -1,0 +1,65 @@
+"""The web role: receives by HTTP."""
+
+import os
+
+from meddaemon.config.settings import Settings, WebSettings
+from meddaemon.ingest.filing import file_abandoned
+from meddaemon.ingest.recovery import recover
+from meddaemon.roles.process import (
+    DRAIN_SECONDS,
+    SUPERVISOR,
+    TICK_SECONDS,
+    Signals,
+    announced,
+    database_of,
+    receiver_of,
+    store_of,
+)
+from meddaemon.telemetry import log
+from meddaemon.web.app import create_app
+from meddaemon.web.server import WebServer
+from meddaemon.web.settings import StowSettings, WebServerSettings
+from meddaemon.web.stow import StoreTransaction
+
+_log = log(__name__)
+
+
+def web(settings: Settings, stop: Signals) -> None:
+    """Serve HTTP until `stop` is set, then let requests in hand finish for a moment. Raises OSError when bind fails."""
+    with database_of(settings, check=SUPERVISOR not in os.environ) as database:
+        store = store_of(settings, database)
+        receiver = receiver_of(settings, database, store)
+        file_abandoned(store, receiver)
+        recover(database, store, receiver)
+        stow = StoreTransaction(receiver, store, _stow_settings(settings.web))
+        app = create_app(stow.routes, tokens=settings.web.tokens)
+        with WebServer(app, _web_server_settings(settings.web)) as server:
+            host, port = server.address
+            with announced(database, "web", f"{host}:{port}", stop):
+                _log.info("serving HTTP", address=f"{host}:{port}", tls=bool(settings.web.certificate))
+                while not stop.wait(TICK_SECONDS):
+                    server.require_running()
+        stow.close()
+        store.close()
+
+
+def _stow_settings(web: WebSettings) -> StowSettings:
+    return StowSettings(
+        called_ae_title=web.ae_title,
+        maximum_uploads=web.maximum_uploads,
+        maximum_object_bytes=web.maximum_object_bytes,
+        maximum_request_bytes=web.maximum_request_bytes,
+        idle_seconds=web.idle_timeout_seconds,
+    )
+
+
+def _web_server_settings(web: WebSettings) -> WebServerSettings:
+    return WebServerSettings(
+        host=web.host,
+        port=web.port,
+        maximum_connections=web.maximum_connections,
+        request_seconds=web.request_timeout_seconds,
+        drain_seconds=DRAIN_SECONDS,
+        certificate=web.certificate,
+        private_key=web.private_key,
+    )

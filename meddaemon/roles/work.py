@@ -1,0 +1,56 @@
+"""The worker: runs models."""
+
+import threading
+from contextlib import ExitStack
+
+from meddaemon import pipeline
+from meddaemon.config.settings import Settings
+from meddaemon.durable import Staging
+from meddaemon.inference.warm import WarmModels
+from meddaemon.ingest.volume import Volume, open_volume
+from meddaemon.jobs.worker import Worker, WorkerSettings
+from meddaemon.roles.process import DRAIN_SECONDS, announced, database_of, process_name
+from meddaemon.telemetry import log
+
+_log = log(__name__)
+
+
+def work(settings: Settings, stop: threading.Event) -> None:
+    """Run jobs until `stop` is set; a job in hand may finish, else it is given back unworked."""
+    with ExitStack() as stack:
+        database = stack.enter_context(database_of(settings))
+        volume = open_volume(database, settings.store.directory)
+        models = stack.enter_context(WarmModels(settings.store.directory / "scratch"))
+        staging = Staging(settings.store.results / "incoming")
+        staging.sweep()
+        worker = Worker(
+            database,
+            process_name("work"),
+            WorkerSettings(
+                lease_seconds=settings.worker.lease_seconds,
+                heartbeat_seconds=settings.worker.heartbeat_seconds,
+                backoff_seconds=settings.worker.backoff_seconds,
+                poll_seconds=settings.worker.poll_seconds,
+                drain_seconds=DRAIN_SECONDS,
+                model_digests=[contract.digest for contract in settings.contracts.values()],
+            ),
+            process=lambda job: pipeline.process(database, settings, models, staging, job),
+            interrupt=models.interrupt,
+            # Without its volume every job would fail, and use up its attempts.
+            ready=lambda: _is_ready(volume, staging),
+        )
+        with announced(database, "work", "", stop):
+            _log.info("working", models=sorted(settings.contracts))
+            worker.run(stop)
+        staging.close()
+
+
+def _is_ready(volume: Volume, staging: Staging) -> bool:
+    """Return whether the volume is there; what was open on it is let go while it is not, and opened again after."""
+    before = volume.returned
+    if not volume.is_there:
+        staging.release()
+        return False
+    if volume.returned != before:
+        staging.reopen()
+    return True
