@@ -121,7 +121,7 @@ class Home:
     def await_filed(self) -> None:
         """Wait until all that was acknowledged has become files and rows."""
         journals = self.store / "journal"
-        wait_until(lambda: not waiting(journals), what="the journal to be filed", every=0.02)
+        wait_until(lambda: not waiting(journals, alive=True), what="the journal to be filed", every=0.02)
 
     def refusals(self) -> Sequence[Row[tuple[object, ...]]]:
         return self.rows(tables.refusal)

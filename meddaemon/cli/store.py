@@ -12,6 +12,7 @@ from meddaemon.config.settings import Settings
 from meddaemon.db import instances
 from meddaemon.db.engine import Database
 from meddaemon.ingest.inspection import Problem, Scrub, check
+from meddaemon.ingest.journal import waiting
 from meddaemon.ingest.recovery import PREFIXES, Found, recover
 from meddaemon.ingest.store import InstanceStore
 from meddaemon.ingest.volume import adopt_volume
@@ -44,6 +45,8 @@ def store_check(
         with database.read() as connection:
             registered = instances.count(connection)
     typer.echo(f"{registered} instances registered, {problems} problems")
+    if in_journal := waiting(store.journals):
+        typer.echo(f"{in_journal} more stand in the ingest journal: the listener, or its next start, registers them")
     if problems:
         raise typer.Exit(FAILED)
 

@@ -201,20 +201,22 @@ class Filing:
             each.memory = None
 
 
-def file_abandoned(store: InstanceStore, receiver: Receiver) -> None:
-    """File what processes that are no longer alive left in their journals, before anything else is done.
+def file_abandoned(store: InstanceStore, receiver: Receiver) -> tuple[int, int]:
+    """File what processes that are no longer alive left in their journals; return how much, and how much is left there.
 
     All of it was acknowledged, or was about to be. What cannot be filed now stays where it is for the next start, and
     nobody writes to its journal until then. Filing something again changes nothing.
     """
+    done = left = 0
     for journal in Journal.abandoned(store.journals):
         filed = [_filed_again(record, receiver) for record in journal.left_behind()]
         if all(filed):
             journal.note_filed()
-        else:
-            left = filed.count(False)
-            _log.error("what was acknowledged before cannot be filed now: it stays in its journal", objects=left)
         journal.close()
+        done, left = done + filed.count(True), left + filed.count(False)
+    if left:
+        _log.error("what was acknowledged before cannot be filed now: it stays in its journal", objects=left)
+    return done, left
 
 
 def _filed_again(record: Record, receiver: Receiver) -> bool:

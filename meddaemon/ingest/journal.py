@@ -380,14 +380,26 @@ class Journal:
             self._make_more()
 
 
-def waiting(parent: Path) -> int:
-    """Return how many records stand in the journals under `parent` that have not been filed, also while some are."""
+def waiting(parent: Path, *, alive: bool = False) -> int:
+    """Return how many records stand in the journals under `parent` that have not been filed, also while some are.
+
+    With `alive`, only of those that a process has.
+    """
     count = 0
     for path in parent.glob("*/*.segment"):
         segment = _Segment(path)
-        count += len(segment.headers())
+        if not alive or _is_locked(path.parent):
+            count += len(segment.headers())
         segment.close()
     return count
+
+
+def _is_locked(folder: Path) -> bool:
+    lock = _locked(folder)
+    if lock is None:
+        return True
+    lock.close()
+    return False
 
 
 def _locked(folder: Path) -> BufferedWriter | None:

@@ -17,6 +17,7 @@ from enum import StrEnum
 from meddaemon.db import instances
 from meddaemon.db.engine import Database
 from meddaemon.domain.errors import RefusedInstance
+from meddaemon.ingest.filing import file_abandoned
 from meddaemon.ingest.part10 import read_part10
 from meddaemon.ingest.receive import Receiver
 from meddaemon.ingest.statuses import OUT_OF_RESOURCES
@@ -47,6 +48,8 @@ class Found(StrEnum):
 class Recovered:
     """What recovery found and did."""
 
+    filed: int = 0
+    unfiled: int = 0
     swept: int = 0
     adopted: int = 0
     set_aside: int = 0
@@ -57,7 +60,7 @@ class Recovered:
     @property
     def well(self) -> bool:
         """Whether index and store say the same now."""
-        return not (self.missing or self.postponed)
+        return not (self.missing or self.postponed or self.unfiled)
 
 
 Tell = Callable[[Found, str, str], object]
@@ -67,7 +70,7 @@ Tell = Callable[[Found, str, str], object]
 def recover(
     database: Database, store: InstanceStore, receiver: Receiver, tell: Tell = lambda found, name, uid: None
 ) -> Recovered:
-    """Sweep half-received files, adopt objects that were stored but never registered, note what is gone.
+    """File what stands in abandoned journals, sweep what is half received, adopt what is not registered, note what is gone.
 
     An object that was synced but not registered was not acknowledged. The sender may or may not send it again, and
     taking it is right in both cases, because an identical re-send changes nothing. What lies in the store and is no
@@ -80,6 +83,7 @@ def recover(
         counts[found] += 1
         tell(found, name, sop_instance_uid)
 
+    filed, unfiled = file_abandoned(store, receiver)
     swept = store.sweep_staging()
     for path in list(store.strays()):
         _log.error("set aside a file that does not belong in the store")
@@ -102,7 +106,8 @@ def recover(
             what = Found.MISSING if sha256 in missing else Found.RETURNED
             if what is Found.MISSING or sha256 in returned:
                 note(what, sha256, indexed[sha256].sop_instance_uid)
-    recovered = Recovered(swept=swept, **{found.value: count for found, count in counts.items()})
+    found = {each.value: count for each, count in counts.items()}
+    recovered = Recovered(filed=filed, unfiled=unfiled, swept=swept, **found)
     if recovered != Recovered():
         _log.warning("recovered", **asdict(recovered))
     return recovered

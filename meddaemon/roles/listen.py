@@ -12,7 +12,6 @@ from meddaemon.config.settings import Settings
 from meddaemon.ingest.announcements import AnnouncementProvider
 from meddaemon.ingest.callers import Caller
 from meddaemon.ingest.commitment import CommitmentProvider
-from meddaemon.ingest.filing import file_abandoned
 from meddaemon.ingest.intake import intake_of
 from meddaemon.ingest.quota import Quota
 from meddaemon.ingest.recovery import recover
@@ -52,7 +51,6 @@ def listen(settings: Settings, stop: Signals) -> None:
     with database_of(settings, check=SUPERVISOR not in os.environ) as database:
         store = store_of(settings, database)
         receiver = receiver_of(settings, database, store)
-        file_abandoned(store, receiver)
         recover(database, store, receiver)
         # What was acknowledged before is filed whatever its sender may send now.
         most = settings.listener.caller_bytes_per_day

@@ -3,7 +3,6 @@
 import os
 
 from meddaemon.config.settings import Settings, WebSettings
-from meddaemon.ingest.filing import file_abandoned
 from meddaemon.ingest.recovery import recover
 from meddaemon.roles.process import (
     DRAIN_SECONDS,
@@ -29,7 +28,6 @@ def web(settings: Settings, stop: Signals) -> None:
     with database_of(settings, check=SUPERVISOR not in os.environ) as database:
         store = store_of(settings, database)
         receiver = receiver_of(settings, database, store)
-        file_abandoned(store, receiver)
         recover(database, store, receiver)
         stow = StoreTransaction(receiver, store, _stow_settings(settings.web))
         app = create_app(stow.routes, tokens=settings.web.tokens)
