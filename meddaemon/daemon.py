@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -68,10 +69,15 @@ def serve(settings: Settings) -> None:
     with only_one(settings.store.directory):
         database.upgrade(create=False)
         open_volume(database, settings.store.directory)
-        roles = ["listen", *["web"] * settings.web.enabled, "deliver", *["work"] * settings.worker.concurrency]
+        roles = [
+            *["listen"] * settings.listener.processes,
+            *["web"] * settings.web.enabled,
+            "deliver",
+            *["work"] * settings.worker.concurrency,
+        ]
         children = [_Child(role) for role in roles]
         ready = False
-        stop.hung_up = children[0].hang_up
+        stop.hung_up = partial(_hang_up, [child for child in children if child.role == "listen"])
         try:
             while not stop.wait(0.2):
                 for child in children:
@@ -126,6 +132,11 @@ class _Child:
                 arguments += ["--config", str(config)]
             self.started_at = now
             self.process = subprocess.Popen(arguments, env={**os.environ, SUPERVISOR: str(os.getpid())})
+
+
+def _hang_up(children: list[_Child]) -> None:
+    for child in children:
+        child.hang_up()
 
 
 def _end(children: list[_Child]) -> None:

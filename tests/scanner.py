@@ -10,6 +10,8 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import build_context
 
+from meddaemon.results.dimse import Pause
+
 # An answer repeats our UID, right or wrong.
 _config.VALIDATORS["UI"] = lambda uid: (True, "")
 
@@ -74,6 +76,7 @@ def scanner(
     proposed = [build_context("1.2.840.10008.1.1"), *(build_context(each, [syntax]) for each, syntax in contexts)]
     association = entity.associate("127.0.0.1", port, contexts=proposed, ae_title=called, max_pdu=0x20000)
     assert association.is_established
+    association._reactor_checkpoint = Pause(association)
     try:
         yield Scanner(association)
     finally:

@@ -104,6 +104,7 @@ class ListenerSettings(_Section):
     host: Host = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 11112
     tls_port: Annotated[int, Field(ge=0, le=65535)] = 2762
+    processes: Count = 1
     maximum_associations: Count = 20
     maximum_pdu: Annotated[int, Field(ge=4096, le=2**32 - 1)] = 131_072
     maximum_object_bytes: Annotated[int, Field(ge=2**20)] = 8_589_934_592

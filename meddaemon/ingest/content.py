@@ -22,7 +22,7 @@ MEMORY_BYTES = 2**22
 """What an object may take of memory; longer ones go through a staged file."""
 FIRST_BYTES = 2**20
 """What an object is given of memory at first, and most never exceed."""
-_SLOTS = 32
+_SLOTS = 16
 
 
 class Buffers:

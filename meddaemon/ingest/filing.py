@@ -26,7 +26,7 @@ GATHER_SECONDS = 0.1
 """How long the first of a group waits for others: files and rows cost less by the dozen."""
 GROUP = 48
 _GROUP_BYTES = 2**23
-_MEMORY_BYTES = 3 * 2**23
+_MEMORY_BYTES = 12 * 2**20
 """What may wait for filing in memory; what is beyond that is read from the journal again."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
 _log = log(__name__)

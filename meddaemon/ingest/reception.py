@@ -116,14 +116,17 @@ class Reception(AssociationServer):
         plain: bool,
         tls_port: int | None,
         storage: Storage | None = None,
+        shared: bool = False,
         can_serve: Callable[[], bool] = lambda: True,
     ) -> None:
         """Bind and listen; `association_seconds` is how long a connection may be without a request. Raises OSError.
 
+        With `shared`, other processes may listen on the same ports (socket(7), SO_REUSEPORT), and each has its part.
         TLS is spoken on the port `tls_port`, without it on that of `address`, if `plain`: else they are the same.
         """
         self.limits = limits
         self.storage = storage
+        self._shared = shared
         self.entrance = entrance
         """May be replaced at any time, from any thread."""
         self.sparing = Sparing(__name__)
@@ -161,6 +164,12 @@ class Reception(AssociationServer):
     def active_associations(self) -> list[Association]:
         """The same, under the library's name."""
         return [*self.associations]
+
+    def server_bind(self) -> None:
+        """Bind. Raises OSError."""
+        if self._shared:
+            cast("socket.socket", self.socket).setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Accept and listen until `shutdown`; sleeps when nothing happens."""
@@ -214,6 +223,8 @@ class Reception(AssociationServer):
         try:
             second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             host, _, *scope = first.getsockname()
+            if self._shared:
+                second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             second.bind((host, port, *scope))
             second.listen(self.request_queue_size)
         except OSError:

@@ -70,7 +70,7 @@ Tell = Callable[[Found, str, str], object]
 def recover(
     database: Database, store: InstanceStore, receiver: Receiver, tell: Tell = lambda found, name, uid: None
 ) -> Recovered:
-    """File what stands in abandoned journals, sweep what is half received, adopt what is not registered, note what is gone.
+    """File what stands in abandoned journals, sweep staging, adopt what is not registered, note what is gone.
 
     An object that was synced but not registered was not acknowledged. The sender may or may not send it again, and
     taking it is right in both cases, because an identical re-send changes nothing. What lies in the store and is no

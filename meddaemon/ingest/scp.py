@@ -109,7 +109,8 @@ class ListenerSettings:
     """How the listener presents itself, and who may call; times in seconds.
 
     `plain` is whether there is a port for connections without TLS. With `everyone`, also callers that are not listed
-    are served, under whatever name they call; `called_ae_titles` are the names that we have besides `ae_title`.
+    are served, under whatever name they call; `called_ae_titles` are the names that we have besides `ae_title`. Where
+    the ports are `shared`, other processes of ours listen on them as well.
     """
 
     ae_title: str
@@ -125,6 +126,7 @@ class ListenerSettings:
     called_ae_titles: tuple[str, ...] = ()
     plain: bool = True
     tls: TlsSettings | None = None
+    shared: bool = False
 
 
 class Listener:
@@ -189,6 +191,7 @@ class Listener:
             plain=settings.plain,
             tls_port=settings.tls.port if settings.tls else None,
             can_serve=has_room,
+            shared=settings.shared,
         )
         self._server = cast("Reception", server)
         cast("list[Reception]", entity._servers).append(self._server)

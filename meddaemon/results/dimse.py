@@ -1,5 +1,6 @@
 """C-STORE and C-ECHO as a Service Class User (PS3.4 Annexes A and B): how objects leave, and what was answered."""
 
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -192,6 +193,34 @@ def _store_one(association: Association, outgoing: Outgoing, accepted: set[tuple
     return answer(verdict, f"{reason}: {comment}" if reason and comment else reason, answered)
 
 
+class Pause(threading.Event):
+    """Keeps the library's thread of an association away from answers, for as long as it is not set.
+
+    The library's own event lets whoever asks twice in a row take that thread for paused when it is about to go on: it
+    then takes the answer away, and the asker hears of none before its time-out. Here `clear` returns when the thread
+    has stopped.
+    """
+
+    def __init__(self, association: Association) -> None:
+        super().__init__()
+        self._association = association
+        self._stopped = threading.Event()
+        self.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Stop where it is not set; called by the library's thread."""
+        if not self.is_set():
+            self._stopped.set()
+        return super().wait(timeout)
+
+    def clear(self) -> None:
+        """Have the library's thread stop, and return when it has; called before something is asked."""
+        self._stopped.clear()
+        super().clear()
+        while not self._stopped.wait(0.1) and self._association.is_alive():
+            pass
+
+
 def associate(
     remote: RemoteEntity, contexts: list[PresentationContext], roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = ()
 ) -> tuple[Association | None, Problem]:
@@ -219,6 +248,7 @@ def associate(
         reason = str(failure) if isinstance(failure, TlsUnusable) else type(failure).__name__
         return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {reason}")
     if association.is_established:
+        association._reactor_checkpoint = Pause(association)
         return association, Problem(verdict=Verdict.TRY_AGAIN, reason="")
     if association.is_rejected:
         refusal = association.acceptor.primitive

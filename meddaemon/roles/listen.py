@@ -107,6 +107,7 @@ def _listener_settings(settings: Settings) -> ListenerSettings:
         called_ae_titles=listener.ae_titles,
         plain="plain" in listener.transports,
         tls=_listener_tls(settings),
+        shared=listener.processes > 1,
     )
 
 
