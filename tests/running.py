@@ -111,11 +111,11 @@ class Home:
 
     def rows(self, table: Table) -> Sequence[Row[tuple[object, ...]]]:
         """Return every row of a table in order of insertion."""
+        self.await_filed()
         with self.database() as database, database.read() as connection:
             return connection.execute(select(table).order_by(table.c.id)).all()
 
     def instances(self) -> Sequence[Row[tuple[object, ...]]]:
-        self.await_filed()
         return self.rows(tables.instance)
 
     def await_filed(self) -> None:

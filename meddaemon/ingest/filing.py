@@ -53,6 +53,7 @@ class Filing:
         self._waiting: deque[Filed] = deque()
         self._waiting_bytes = 0
         self._in_memory = 0
+        self._handed_in = self._done = 0
         self._expected: dict[str, list[Namesake]] = {}
         self._problem = ""
         self._closing = False
@@ -88,6 +89,7 @@ class Filing:
     def file(self, records: Sequence[Filed]) -> None:
         """File these, which were announced, after all that was handed in before."""
         with self._changed:
+            self._handed_in += len(records)
             for each in records:
                 if each.memory is not None:
                     self._in_memory += len(each.memory)
@@ -98,6 +100,12 @@ class Filing:
             # Whoever waits for company is not to be woken by every guest.
             if len(self._waiting) == len(records) or self._is_a_group:
                 self._changed.notify_all()
+
+    def settle(self, seconds: float) -> bool:
+        """Wait until all that has been handed in by now is filed, for so long at most; return whether it is."""
+        with self._changed:
+            handed_in = self._handed_in
+            return self._changed.wait_for(lambda: self._done >= handed_in, seconds)
 
     def close(self, seconds: float) -> bool:
         """File what there is, for so long at most; return whether all was filed. The rest stays in the journal."""
@@ -164,6 +172,9 @@ class Filing:
                 self._release(each)
         for each in done:
             self.forget(each.received)
+        with self._changed:
+            self._done += len(done)
+            self._changed.notify_all()
         return left
 
     def _settle(self, each: Filed, outcome: Registration | Exception) -> None:

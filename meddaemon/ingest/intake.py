@@ -4,49 +4,103 @@ Objects that are too long for the journal, and all as long as it is not ready, g
 database (see `receive`): the promise is the same, and keeping it takes longer.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from threading import Lock
 
 from meddaemon.db import registration
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.db.instances import Received
 from meddaemon.domain.errors import IdentityTaken, RefusedInstance, StoreUnavailable
 from meddaemon.ingest.content import Content
-from meddaemon.ingest.filing import Filed, Filing
+from meddaemon.ingest.filing import Filed, Filing, file_abandoned
 from meddaemon.ingest.journal import Entry, Journal
 from meddaemon.ingest.receive import Header, Incoming, Receiver, cannot_store, identity_refused, received
 from meddaemon.ingest.store import InstanceStore
+from meddaemon.telemetry import log
 
 SECONDS_TO_FILE = 5.0
-"""How long the end waits for what stands in the journal to be filed; the rest is filed at the next start."""
+"""How long the end, or a question about objects, waits for what stands in the journal to be filed."""
+_log = log(__name__)
 Outcome = RefusedInstance | None
 """What became of one object: None says that it would survive a power loss."""
+
+
+@dataclass(frozen=True)
+class _Journaling:
+    """A journal, what files it, and how often the store's volume had come back when it was opened."""
+
+    journal: Journal
+    filing: Filing
+    returned: int
 
 
 class Intake:
     """Takes objects from several associations at the same time."""
 
     def __init__(
-        self,
-        database: Database,
-        store: InstanceStore,
-        receiver: Receiver,
-        journal: Journal | None = None,
-        filing: Filing | None = None,
-        *,
-        maximum_bytes: int,
+        self, database: Database, store: InstanceStore, receiver: Receiver, *, journal_bytes: int, maximum_bytes: int
     ) -> None:
-        """Take objects of `maximum_bytes` at most; without a journal all go straight to store and database."""
+        """Take objects of `maximum_bytes` at most, through a journal of `journal_bytes` (0: none). Raises OSError."""
         self._database = database
         self._store = store
         self._receiver = receiver
-        self._journal = journal
-        self._filing = filing
+        self._journal_bytes = journal_bytes
         self._maximum_bytes = maximum_bytes
+        self._opening = Lock()
+        self._journaling = self._opened()
+
+    def close(self) -> None:
+        """File what stands in the journal, for a moment; the rest stays there for the next start."""
+        with self._opening:
+            self._retire()
+
+    def _opened(self) -> _Journaling | None:
+        if not self._journal_bytes:
+            return None
+        journal = Journal.own(self._store.journals, size=self._journal_bytes, require_room=self._store.require_room)
+        return _Journaling(journal, Filing(self._store, journal, self._receiver), self._store.returned)
+
+    def _retire(self) -> None:
+        if self._journaling is not None:
+            self._journaling.filing.close(SECONDS_TO_FILE)
+            self._journaling.journal.close()
+            self._journaling = None
+
+    def _usable(self) -> _Journaling | None:
+        """Return the journal if there is one that can be written to.
+
+        One that was opened on a volume that has gone since is given up, and another is opened when it is back.
+        """
+        journaling = self._journaling
+        try:
+            self._store.require_volume()
+            if journaling is None or journaling.returned != self._store.returned:
+                journaling = self._renewed()
+        except (StoreUnavailable, OSError):
+            with self._opening:
+                self._retire()
+            return None
+        return journaling if journaling is not None and journaling.journal.is_ready else None
+
+    def _renewed(self) -> _Journaling | None:
+        with self._opening:
+            if self._journal_bytes and (self._journaling is None or self._journaling.returned != self._store.returned):
+                self._retire()
+                file_abandoned(self._store, self._receiver)
+                self._journaling = self._opened()
+            return self._journaling
 
     def new_content(self, meta: bytes) -> Content:
         """Return what an object with this file meta group is collected in."""
         return self._store.new_content(meta, maximum_bytes=self._maximum_bytes)
+
+    def settle(self) -> None:
+        """Return when all that was acknowledged is registered, or when that takes too long."""
+        journaling = self._journaling
+        if journaling is not None and not journaling.filing.settle(SECONDS_TO_FILE):
+            _log.warning("what was acknowledged is not registered yet")
 
     def take_all(self, group: Sequence[Incoming]) -> list[Outcome]:
         """Take the objects that one association sent; their content is closed, or handed on."""
@@ -54,6 +108,7 @@ class Intake:
             for incoming in group:
                 if incoming.content is not None:
                     contents.callback(incoming.content.close)
+            journaling = self._usable()
             outcomes: dict[int, RefusedInstance] = {}
             journaled: list[tuple[int, Incoming, Header]] = []
             for index, incoming in enumerate(group):
@@ -62,41 +117,36 @@ class Intake:
                     if incoming.content is not None:
                         incoming.content.finish()
                     header = self._receiver.examine(incoming)
-                    if self._goes_to_journal(incoming):
+                    if journaling is not None and incoming.content is not None and incoming.content.staged is None:
                         journaled.append((index, incoming, header))
                     else:
                         self._receiver.keep(incoming, header)
                 except RefusedInstance as refused:
                     self._receiver.record(incoming, header, refused)
                     outcomes[index] = refused
-            if journaled:
-                written = self._write([(incoming, header) for _, incoming, header in journaled])
+            if journaled and journaling is not None:
+                written = self._write(journaling, [(incoming, header) for _, incoming, header in journaled])
                 for (index, incoming, header), outcome in zip(journaled, written, strict=True):
                     if outcome is not None:
                         self._receiver.record(incoming, header, outcome)
                         outcomes[index] = outcome
         return [outcomes.get(index) for index in range(len(group))]
 
-    def _goes_to_journal(self, incoming: Incoming) -> bool:
-        content = incoming.content
-        return content is not None and content.staged is None and self._journal is not None and self._journal.is_ready
-
-    def _write(self, group: Sequence[tuple[Incoming, Header]]) -> list[Outcome]:
+    def _write(self, journaling: _Journaling, group: Sequence[tuple[Incoming, Header]]) -> list[Outcome]:
         """Write objects to the journal, all or none but those whose UID is taken."""
-        assert self._journal is not None  # noqa: S101  that is why we are here
-        assert self._filing is not None  # noqa: S101
+        filing = journaling.filing
         announced: list[tuple[Entry, Received]] = []
         outcomes: list[Outcome] = []
         try:
-            self._filing.require_well()
-            self._store.require_room(sum(each.size for each, _ in group) + self._filing.waiting_bytes)
+            filing.require_well()
+            self._store.require_room(sum(each.size for each, _ in group) + filing.waiting_bytes)
             for incoming, _ in group:
                 self._receiver.require_share(incoming)
             with self._database.look() as connection:
                 for incoming, header in group:
                     content = _content(incoming)
                     what = received(incoming, header, sha256=content.sha256, size=content.size)
-                    others = self._filing.expect(what)
+                    others = filing.expect(what)
                     entry = Entry(
                         content=content,
                         calling_ae_title=incoming.calling_ae_title,
@@ -106,15 +156,15 @@ class Intake:
                     others += registration.namesakes(connection, what.sop_instance_uid)
                     outcomes.append(self._taken(what, others, content))
             good = [pair for pair, outcome in zip(announced, outcomes, strict=True) if outcome is None]
-            records = self._journal.append([entry for entry, _ in good]) if good else []
+            records = journaling.journal.append([entry for entry, _ in good]) if good else []
         except (StoreUnavailable, OSError, DatabaseUnavailable) as failure:
             for _, what in announced:
-                self._filing.forget(what)
+                filing.forget(what)
             return [cannot_store(failure)] * len(group)
         for (_, what), outcome in zip(announced, outcomes, strict=True):
             if outcome is not None:
-                self._filing.forget(what)
-        self._filing.file(
+                filing.forget(what)
+        filing.file(
             [
                 Filed(record=record, received=what, memory=entry.content.hand_over())
                 for record, (entry, what) in zip(records, good, strict=True)
@@ -136,23 +186,3 @@ class Intake:
 def _content(incoming: Incoming) -> Content:
     assert incoming.content is not None  # noqa: S101  only collected content goes to the journal
     return incoming.content
-
-
-@contextmanager
-def intake_of(
-    database: Database, store: InstanceStore, receiver: Receiver, *, journal_bytes: int, maximum_bytes: int
-) -> Iterator[Intake]:
-    """Give an intake with a journal that may grow to `journal_bytes`; with 0 there is none. Raises OSError.
-
-    Journals that were left behind have been filed before (see `filing.file_abandoned`).
-    """
-    if not journal_bytes:
-        yield Intake(database, store, receiver, maximum_bytes=maximum_bytes)
-        return
-    journal = Journal.own(store.journals, size=journal_bytes, require_room=store.require_room)
-    filing = Filing(store, journal, receiver)
-    try:
-        yield Intake(database, store, receiver, journal, filing, maximum_bytes=maximum_bytes)
-    finally:
-        filing.close(SECONDS_TO_FILE)
-        journal.close()

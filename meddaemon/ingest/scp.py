@@ -152,6 +152,7 @@ class Listener:
         self._take = take
         self._commitment = commitment
         self._announcements = announcements
+        self._storage = storage
         entity = AE(ae_title=settings.ae_title)
         entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
         entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -282,6 +283,7 @@ class Listener:
         request = cast("N_ACTION", event.request)
         if self._commitment is None or request.RequestedSOPClassUID != STORAGE_COMMITMENT_PUSH_MODEL:
             return NO_SUCH_SOP_CLASS, None
+        self._settle()
         try:
             with readable(request.ActionInformation, str(event.context.transfer_syntax)):
                 status = self._commitment.act(
@@ -297,6 +299,11 @@ class Listener:
             _log.error("cannot read a request for storage commitment", kind=type(unforeseen).__name__)
             return PROCESSING_FAILURE, None
         return status, None
+
+    def _settle(self) -> None:
+        """Have registered what was acknowledged before somebody asks about it."""
+        if self._storage is not None:
+            self._storage.settle()
 
     def _create(self, event: Event) -> tuple[Dataset, Dataset | None]:
         """Answer one N-CREATE request: somebody announces a study (PS3.4 F.7.2.1, R.3.2)."""
@@ -328,6 +335,7 @@ class Listener:
     ) -> tuple[Dataset, Dataset | None]:
         if self._announcements is None:
             return Answer(status=NO_SUCH_SOP_CLASS).as_dataset(), None
+        self._settle()
         try:
             with readable(encoded, str(event.context.transfer_syntax)):
                 answer = act(self._announcements)

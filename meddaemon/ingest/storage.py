@@ -48,6 +48,10 @@ class StorageProvider:
             called_ae_title=agreed.called_ae_title,
         )
 
+    def settle(self) -> None:
+        """Return when whoever asks about objects finds registered what was acknowledged."""
+        self._intake.settle()
+
     def take(self, group: Sequence[Incoming]) -> Sequence[tuple[int, str]]:
         """Take objects, whose contents are closed then; return status and comment of each."""
         try:

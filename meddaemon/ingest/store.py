@@ -57,7 +57,7 @@ class InstanceStore:
         A store without a `volume` takes whatever is there for it. Raises StoreUnavailable, OSError.
         """
         self._volume = volume
-        self._returned = 0 if volume is None else volume.returned
+        self.returned = 0 if volume is None else volume.returned
         _require(volume)
         self.instances = directory / "instances"
         self.quarantine = directory / "quarantine"
@@ -184,8 +184,8 @@ class InstanceStore:
             # Else what was unmounted stays in use, and cannot be checked or mounted again.
             self._staging.release()
             raise
-        if self._returned != self._volume.returned:
-            self._returned = self._volume.returned
+        if self.returned != self._volume.returned:
+            self.returned = self._volume.returned
             self._staging.reopen()
 
     @property

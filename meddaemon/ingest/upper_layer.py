@@ -577,8 +577,9 @@ class Connection(AssociationSocket):
             socket.socket.shutdown(self._connected, socket.SHUT_RD)  # below TLS, which its own thread may be using
 
     def finish(self) -> None:
-        """Give the descriptor back; nobody uses it any more."""
+        """Give descriptor and memory back; nobody uses them any more."""
         self._connected.close()
+        self._early = self._ahead = memoryview(b"")
 
     @property
     def _open(self) -> socket.socket:

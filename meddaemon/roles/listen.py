@@ -4,6 +4,7 @@ import ctypes
 import gc
 import os
 import resource
+from contextlib import closing
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from meddaemon.config.settings import Settings
 from meddaemon.ingest.announcements import AnnouncementProvider
 from meddaemon.ingest.callers import Caller
 from meddaemon.ingest.commitment import CommitmentProvider
-from meddaemon.ingest.intake import intake_of
+from meddaemon.ingest.intake import Intake
 from meddaemon.ingest.quota import Quota
 from meddaemon.ingest.recovery import recover
 from meddaemon.ingest.scp import Listener, ListenerSettings, TlsSettings
@@ -57,12 +58,14 @@ def listen(settings: Settings, stop: Signals) -> None:
         receiver = receiver_of(settings, database, store, Quota(database, most) if most else None)
         commitment = CommitmentProvider(database, [peer.ae_title for peer in settings.listening_peers])
         with (
-            intake_of(
-                database,
-                store,
-                receiver,
-                journal_bytes=settings.store.journal_bytes,
-                maximum_bytes=settings.listener.maximum_object_bytes,
+            closing(
+                Intake(
+                    database,
+                    store,
+                    receiver,
+                    journal_bytes=settings.store.journal_bytes,
+                    maximum_bytes=settings.listener.maximum_object_bytes,
+                )
             ) as intake,
             Listener(
                 _listener_settings(settings),

@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from meddaemon import pipeline
 from meddaemon.cli.explain import explain
 from meddaemon.config.settings import Settings, load
-from meddaemon.db import announcements, holds, inquiries, instances, jobs, results, studies, tables
+from meddaemon.db import announcements, holds, inquiries, jobs, registration, results, studies, tables
 from meddaemon.db.announcements import NewAnnouncement
 from meddaemon.db.engine import Database
 from meddaemon.db.history import DecisionRow, decisions
@@ -377,7 +377,7 @@ def test_in_whatever_order_they_come_the_rule_is_asked_once_with_everything(
                 else:
                     uid = f"{study_uid}.{event}"
                     instance = received(uid, study=study_uid, series=f"{study_uid}.0", sop_instance_uid=uid)
-                    study = instances.register(connection, instance, quiet_seconds=3600).study_id
+                    study = registration.register(connection, instance, quiet_seconds=3600).study_id
             if looked_at == "after each" or event == order[-1]:
                 pipeline.admit(database, asked)
         assert _asked(database, study) == [(1, "rule")], order

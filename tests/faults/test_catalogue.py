@@ -2,17 +2,7 @@
 
 from catalogue import FAULTS, by_fault
 
-NOT_YET = {
-    # TLS.
-    27,
-    28,
-    29,
-    30,
-    # Until objects go to the disk as they come; its test is there and is expected to fail.
-    46,
-    # Storage and database.
-    *range(101, 125),
-}
+NOT_YET: set[int] = set()
 """Faults without a test: exactly these."""
 
 

@@ -30,9 +30,10 @@ from meddaemon.cli.explain import explain
 from meddaemon.db import tables
 from meddaemon.domain.errors import UnsoundVolume
 from meddaemon.inference.volume import assemble
+from meddaemon.ingest.deflate import MAXIMUM_INFLATED_BYTES
 from meddaemon.ingest.header import MAXIMUM_VALUE_CHARACTERS
 from meddaemon.ingest.part10 import read_part10
-from meddaemon.ingest.scan import MAXIMUM_DEPTH, MAXIMUM_INFLATED_BYTES
+from meddaemon.ingest.scan import MAXIMUM_DEPTH
 
 SUCCESS, CANNOT_UNDERSTAND = 0x0000, 0xC000
 SYNTAXES = {

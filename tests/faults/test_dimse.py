@@ -369,7 +369,7 @@ def test_a_peer_that_stops_in_an_object_is_ended_and_nobody_waits(tmp_path: Path
         assert home.files() == {}
 
 
-@pytest.mark.xfail(strict=True, reason="fault 46: objects are held in memory until they are whole")
+@pytest.mark.fault(46)
 def test_a_huge_object_that_is_aborted_costs_bounded_memory(site: Watched) -> None:
     memory = site.status("VmHWM")
     piece = pdu(P_DATA_TF, pdv(STORE_CONTEXT, 0, bytes(100_000)))

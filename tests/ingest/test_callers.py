@@ -128,6 +128,7 @@ def answer(port: int, calling: str = "CT1", called: str = "MEDDAEMON") -> tuple[
         return kind, body
 
 
+@pytest.mark.fault(30)
 def test_the_list_is_kept_on_the_wire_and_costs_no_thread() -> None:
     here, there = ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8")
     callers = (

@@ -74,7 +74,7 @@ def killed_listener(home: Home) -> Iterator[dict[str, bytes]]:
 
 @pytest.mark.fault(113)
 def test_a_database_that_a_backup_locks_is_waited_for_and_not_for_ever(tmp_path: Path) -> None:
-    home = Home.make(tmp_path)
+    home = Home.make(tmp_path, journal_bytes=0)
     first, second, third = new_uid(), new_uid(), new_uid()
     with home.running("listen") as role, scanner(role.port()) as sender:
         assert sender.store(image(first), first) == SUCCESS
@@ -97,7 +97,7 @@ def test_a_database_that_a_backup_locks_is_waited_for_and_not_for_ever(tmp_path:
 @pytest.mark.fault(114, 115)
 def test_a_commit_that_fails_is_not_acknowledged_and_what_was_stored_is_adopted(tmp_path: Path) -> None:
     """The database's log can grow no further; the objects are small and still fit."""
-    home = Home.make(tmp_path)
+    home = Home.make(tmp_path, journal_bytes=0)
     log = beside(sqlite_file(home), "-wal")
     with home.running("listen") as role, scanner(role.port()) as sender:
         uid = new_uid()
@@ -181,7 +181,7 @@ def _study_id(home: Home, uid: str) -> int:
 @pytest.mark.fault(116)
 def test_a_resend_after_an_answer_that_was_never_sent_changes_nothing(tmp_path: Path) -> None:
     """Whoever took the object ended before it could say so: `import` takes as the listener does, and answers nobody."""
-    home = Home.make(tmp_path)
+    home = Home.make(tmp_path, journal_bytes=0)
     uid = new_uid()
     (tmp_path / "file").write_bytes(image(uid))
     assert home.cli("import", tmp_path / "file").returncode == 0
@@ -198,7 +198,7 @@ def test_a_resend_after_an_answer_that_was_never_sent_changes_nothing(tmp_path: 
 
 @pytest.mark.fault(117)
 def test_a_log_that_was_not_written_back_is_used_and_one_that_is_missing_is_told(tmp_path: Path) -> None:
-    home = Home.make(tmp_path)
+    home = Home.make(tmp_path, journal_bytes=0)
     file = sqlite_file(home)
     with killed_listener(home) as taken:
         log = beside(file, "-wal")
@@ -224,7 +224,7 @@ def test_a_log_that_was_not_written_back_is_used_and_one_that_is_missing_is_told
 @pytest.mark.fault(117)
 def test_a_file_that_was_copied_without_its_log_loses_no_object(tmp_path: Path) -> None:
     """Nothing tells that there was a log: what it had registered is registered again from the objects."""
-    home = Home.make(tmp_path)
+    home = Home.make(tmp_path, journal_bytes=0)
     with home.database() as database:
         open_volume(database, home.store)
     with killed_listener(home) as taken:
@@ -237,7 +237,7 @@ def test_a_file_that_was_copied_without_its_log_loses_no_object(tmp_path: Path) 
 
 @pytest.mark.fault(117)
 def test_a_database_that_is_made_anew_beside_a_store_is_refused(tmp_path: Path) -> None:
-    home = Home.make(tmp_path)
+    home = Home.make(tmp_path, journal_bytes=0)
     with killed_listener(home) as taken:
         for suffix in ("", "-wal", "-shm"):
             beside(sqlite_file(home), suffix).unlink()
@@ -266,7 +266,7 @@ def damage(file: Path, index: str) -> None:
 
 @pytest.mark.fault(118)
 def test_a_damaged_index_is_refused_at_start_and_rebuilt_from_the_objects(tmp_path: Path) -> None:
-    home = Home.make(tmp_path)
+    home = Home.make(tmp_path, journal_bytes=0)
     file = sqlite_file(home)
     with killed_listener(home) as taken:
         damage(file, "ix_instance_sop_instance_uid")
@@ -312,7 +312,7 @@ def test_one_database_is_not_the_index_of_two_stores(tmp_path: Path) -> None:
 
 @pytest.mark.fault(122)
 def test_a_newer_schema_is_refused_by_every_role(tmp_path: Path) -> None:
-    home = Home.make(tmp_path)
+    home = Home.make(tmp_path, journal_bytes=0)
     with home.database() as database, database.write() as connection:
         connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     told = home.cli("serve")

@@ -6,6 +6,7 @@ import random
 import secrets
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from meddaemon.domain.errors import RefusedInstance, StoreUnavailable
 from meddaemon.ingest import journal as journals
 from meddaemon.ingest.content import PAGE, Buffers, Content
 from meddaemon.ingest.filing import file_abandoned
-from meddaemon.ingest.intake import Intake, intake_of
+from meddaemon.ingest.intake import Intake
 from meddaemon.ingest.journal import Entry, Journal, Record, waiting
 from meddaemon.ingest.receive import Incoming, Receiver
 from meddaemon.ingest.store import InstanceStore, meta_of
@@ -197,6 +198,11 @@ class Site:
         self.store = InstanceStore(folder / "store", minimum_free_bytes=0)
         self.receiver = Receiver(self.database, self.store, quiet_seconds=3600)
 
+    def intake(self, maximum_bytes: int = 2**30) -> "closing[Intake]":
+        return closing(
+            Intake(self.database, self.store, self.receiver, journal_bytes=2 * SMALL, maximum_bytes=maximum_bytes)
+        )
+
     def take(self, intake: Intake, uid: str, data: bytes) -> RefusedInstance | None:
         meta = meta_of(sop_class_uid=CTImageStorage, sop_instance_uid=uid, transfer_syntax_uid=ExplicitVRLittleEndian)
         content = intake.new_content(meta)
@@ -248,7 +254,7 @@ def ready(site: Site) -> None:
 
 def test_what_the_journal_holds_becomes_files_and_rows(site: Site) -> None:
     sent = {f"2.25.{number}": image(f"2.25.{number}", size) for number, size in enumerate((1, 20_000, 300_000), 10)}
-    with intake_of(site.database, site.store, site.receiver, journal_bytes=2 * SMALL, maximum_bytes=2**30) as intake:
+    with site.intake() as intake:
         ready(site)
         assert [site.take(intake, uid, data) for uid, data in sent.items()] == [None] * 3
         assert site.take(intake, "2.25.10", sent["2.25.10"]) is None  # an identical re-send
@@ -257,14 +263,14 @@ def test_what_the_journal_holds_becomes_files_and_rows(site: Site) -> None:
 
 
 def test_a_uid_of_another_study_is_refused_also_while_the_first_is_being_filed(site: Site) -> None:
-    with intake_of(site.database, site.store, site.receiver, journal_bytes=2 * SMALL, maximum_bytes=2**30) as intake:
+    with site.intake() as intake:
         ready(site)
         assert site.take(intake, "2.25.10", image("2.25.10")) is None
         refused = site.take(intake, "2.25.10", image("2.25.10", study="2.25.9"))
         assert refused is not None
         assert refused.status == 0xA900
     refused = None
-    with intake_of(site.database, site.store, site.receiver, journal_bytes=2 * SMALL, maximum_bytes=2**30) as intake:
+    with site.intake() as intake:
         refused = site.take(intake, "2.25.10", image("2.25.10", study="2.25.9"))
         assert refused is not None
         assert refused.status == 0xA900
@@ -274,14 +280,14 @@ def test_a_uid_of_another_study_is_refused_also_while_the_first_is_being_filed(s
 
 def test_objects_longer_than_memory_are_stored_bit_for_bit(site: Site) -> None:
     data = image("2.25.10", 9_000_001)
-    with intake_of(site.database, site.store, site.receiver, journal_bytes=2 * SMALL, maximum_bytes=2**30) as intake:
+    with site.intake() as intake:
         ready(site)
         assert site.take(intake, "2.25.10", data) is None
         assert site.kept() == {"2.25.10": data}  # registered when it is acknowledged
 
 
 def test_an_object_longer_than_it_may_be_is_read_and_refused(site: Site) -> None:
-    with intake_of(site.database, site.store, site.receiver, journal_bytes=2 * SMALL, maximum_bytes=2**22) as intake:
+    with site.intake(2**22) as intake:
         refused = site.take(intake, "2.25.10", image("2.25.10", 9_000_000))
         assert refused is not None
         assert refused.status == 0xA700
@@ -293,7 +299,7 @@ def test_what_cannot_be_filed_stays_in_the_journal_and_the_next_start_begins_wit
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = {f"2.25.{number}": image(f"2.25.{number}") for number in range(10, 15)}
-    with intake_of(site.database, site.store, site.receiver, journal_bytes=2 * SMALL, maximum_bytes=2**30) as intake:
+    with site.intake() as intake:
         ready(site)
         monkeypatch.setattr(os, "replace", _no_more)
         assert [site.take(intake, uid, data) for uid, data in sent.items()] == [None] * 5
@@ -313,7 +319,7 @@ def _no_more(*_: object) -> None:
 
 
 def test_filing_goes_on_when_the_fault_is_over(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    with intake_of(site.database, site.store, site.receiver, journal_bytes=2 * SMALL, maximum_bytes=2**30) as intake:
+    with site.intake() as intake:
         ready(site)
         with monkeypatch.context() as broken:
             broken.setattr(os, "replace", _no_more)
@@ -326,7 +332,7 @@ def test_filing_goes_on_when_the_fault_is_over(site: Site, monkeypatch: pytest.M
 def test_a_disk_that_fails_in_the_middle_of_an_object_is_an_answer_and_leaves_nothing(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with intake_of(site.database, site.store, site.receiver, journal_bytes=2 * SMALL, maximum_bytes=2**30) as intake:
+    with site.intake() as intake:
         monkeypatch.setattr(os, "write", _no_more)
         refused = site.take(intake, "2.25.10", image("2.25.10", 9_000_000))
         assert refused is not None

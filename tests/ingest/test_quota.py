@@ -11,10 +11,10 @@ from sqlalchemy import update
 from test_receive import OUT_OF_RESOURCES, SUCCESS, new_uid
 from test_storage_faults import image
 
-from meddaemon.db import instances, tables
+from meddaemon.db import instances, registration, tables
 from meddaemon.db.clock import after
+from meddaemon.domain.errors import StoreUnavailable
 from meddaemon.ingest.quota import DAY_SECONDS, Quota
-from meddaemon.ingest.store import StoreUnavailable
 
 
 @pytest.mark.fault(111)
@@ -39,7 +39,7 @@ def fill(database: Database, ages_in_hours: list[float]) -> None:
         caller = f"CT{number % 2}"
         with database.write() as connection:
             one = received(f"instance {number}", size=1000, calling_ae_title=caller)
-            instances.register(connection, one, quiet_seconds=60)
+            registration.register(connection, one, quiet_seconds=60)
             mine = tables.instance.c.sha256 == one.sha256
             connection.execute(update(tables.instance).where(mine).values(received_at=after(-3600 * hours)))
 

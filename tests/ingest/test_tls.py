@@ -206,6 +206,7 @@ def test_a_client_cannot_negotiate_anew(ca: Authority, server: Identity, client:
 # --- who is let in ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(28)
 def test_without_a_certificate_nobody_is_let_in(ca: Authority, server: Identity, client: Identity) -> None:
     with listening(server, ca.file) as listener:
         assert_refused(port_of(listener), ca, None)
@@ -358,6 +359,7 @@ def test_silence_after_the_handshake_is_ended_at_the_same_deadline(
         assert peer.receive() == (0, b"")
 
 
+@pytest.mark.fault(27)
 def test_fifty_silent_peers_cost_no_thread_and_nobody_s_time(ca: Authority, server: Identity, client: Identity) -> None:
     threads, files = threading.active_count(), descriptors()
     with listening(server, ca.file, maximum_associations=2) as listener:
@@ -616,6 +618,7 @@ def test_a_hangup_of_serve_reaches_the_listener(tmp_path: Path) -> None:
         assert "ended unasked" not in serve.log_text()
 
 
+@pytest.mark.fault(29)
 def test_new_certificates_count_at_once_and_open_associations_go_on(tmp_path: Path) -> None:
     home, ca = make_home(tmp_path)
     client = ca.issue("client")

@@ -1,6 +1,5 @@
 """The store's volume: away, another one, back again; and what the database remembers of it."""
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,16 @@ from scanner import scanner
 from test_receive import OUT_OF_RESOURCES, SUCCESS, ct, new_uid, stored
 from volumes import mounted, run, unmount
 
-from meddaemon import daemon
 from meddaemon.db import volumes
 from meddaemon.db.engine import NoDatabase
 from meddaemon.durable import Staging
 from meddaemon.ingest.store import InstanceStore, StoreUnavailable
 from meddaemon.ingest.volume import SENTINEL, VolumeGone, adopt_volume, check_volume, identity_of, open_volume
+from meddaemon.roles.deliver import deliver
+from meddaemon.roles.listen import listen
+from meddaemon.roles.process import Signals
+from meddaemon.roles.web import web
+from meddaemon.roles.work import work
 
 ELSEWHERE = '\n[database]\nurl = "sqlite:///database.sqlite"\n'
 """The database beside the store, not on its volume."""
@@ -154,9 +157,9 @@ def test_nothing_is_written_where_the_volume_was_and_all_goes_on_when_it_is_back
             told = role.log_text()
             assert told.count("volume is gone") == told.count("volume is back") == 1
         unmount(home.store)
-        for role in daemon.ROLES.values():
+        for role in (listen, web, work, deliver):
             with pytest.raises(VolumeGone, match="not mounted"):
-                role(home.settings, threading.Event())
+                role(home.settings, Signals())
         for command in (["serve"], ["store", "repair"]):
             refused = home.cli(*command)
             assert refused.returncode == 1
@@ -171,9 +174,9 @@ def test_a_database_that_lies_on_the_volume_is_not_begun_anew(tmp_path: Path) ->
     home = Home.make(tmp_path)
     home.store.rename(tmp_path / "away")
     home.store.mkdir()
-    for role in daemon.ROLES.values():
+    for role in (listen, web, work, deliver):
         with pytest.raises(NoDatabase):
-            role(home.settings, threading.Event())
+            role(home.settings, Signals())
     for command in (["serve"], ["import", home.config], ["doctor", "--no-network"]):
         refused = home.cli(*command)
         assert refused.returncode == 1
