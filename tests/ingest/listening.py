@@ -1,16 +1,22 @@
 """A listener in this process, whose work the test does, and what peers may expect of it."""
 
+import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 from wire import ASSOCIATE_AC, RELEASE_RP, Peer
 
 from meddaemon.domain.errors import RefusedInstance
+from meddaemon.ingest.content import Buffers, Content
+from meddaemon.ingest.intake import Intake
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.scp import Listener, ListenerSettings
+from meddaemon.ingest.storage import StorageProvider
 
 PDU_BYTES = 16_384
 SERVED_SECONDS = 3.0
@@ -32,6 +38,41 @@ class Taken:
         self.objects.append(incoming)
 
 
+class Handed:
+    """Stands where the intake does: collects objects as it would, and hands them to the test."""
+
+    def __init__(self, take: Callable[[Incoming], object]) -> None:
+        self._take = take
+        self._buffers = Buffers()
+        self._folder = Path(tempfile.mkdtemp(prefix="meddaemon-handed-"))
+
+    def new_content(self, meta: bytes) -> Content:
+        return Content(meta, buffers=self._buffers, folder=self._folder, maximum_bytes=2**30)
+
+    def settle(self) -> None:
+        """Nothing is registered here."""
+
+    def take_all(self, group: Sequence[Incoming]) -> list[RefusedInstance | None]:
+        return [self._taken(incoming) for incoming in group]
+
+    def _taken(self, incoming: Incoming) -> RefusedInstance | None:
+        assert incoming.content is not None
+        with closing(incoming.content) as content:
+            content.finish()
+            with content.data_set() as data:
+                whole = bytes(data)
+        try:
+            self._take(replace(incoming, data=whole, content=None))
+        except RefusedInstance as refused:
+            return refused
+        return None
+
+
+def storage_of(take: Callable[[Incoming], object]) -> StorageProvider:
+    """Return the storage service that hands every object to `take`."""
+    return StorageProvider(cast("Intake", Handed(take)))
+
+
 @contextmanager
 def listening(
     take: Callable[[Incoming], object] | None = None,
@@ -50,7 +91,8 @@ def listening(
         association_timeout_seconds=association_seconds,
         message_timeout_seconds=idle_seconds,
     )
-    with Listener(settings, take or Taken()) as listener:
+    take = take or Taken()
+    with Listener(settings, take, storage=storage_of(take)) as listener:
         yield listener
 
 

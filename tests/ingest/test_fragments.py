@@ -10,6 +10,7 @@ import pytest
 import wire
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from listening import storage_of
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from pynetdicom import AE, evt
 from pynetdicom.events import Event
@@ -51,7 +52,7 @@ def ours() -> Iterator[Receiver]:
         association_timeout_seconds=30,
         message_timeout_seconds=30,
     )
-    with Listener(listener_settings, receiver.take) as listener:
+    with Listener(listener_settings, receiver.take, storage=storage_of(receiver.take)) as listener:
         receiver.port = listener.address[1]
         yield receiver
 

@@ -19,6 +19,7 @@ from certificates import Authority
 from dicom_factory import make_series
 from hypothesis import given
 from hypothesis import strategies as st
+from listening import storage_of
 from pydicom import dcmread
 from running import Home, Role, wait_until
 from scanner import scanner
@@ -104,7 +105,8 @@ def listening(
         plain=plain,
         tls=TlsSettings(port=0, identity=identity, trusted=trusted, own=own or {}, required=required),
     )
-    with Listener(settings, take or Taken()) as listener:
+    take = take or Taken()
+    with Listener(settings, take, storage=storage_of(take)) as listener:
         yield listener
 
 
