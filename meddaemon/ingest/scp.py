@@ -47,12 +47,10 @@ from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.reception import Entrance, Reception
 from meddaemon.ingest.statuses import CANNOT_UNDERSTAND, OUT_OF_RESOURCES, SUCCESS
 from meddaemon.ingest.storage import StorageProvider
-from meddaemon.ingest.upper_layer import AcceptorAssociation, Limits
+from meddaemon.ingest.upper_layer import Limits
 from meddaemon.telemetry import log
 from meddaemon.tls import Identity, ServerTls, TlsUnusable, certificates
 
-MAXIMUM_WINDOW = 64
-"""Requests that a peer may send without waiting for answers, where it asks for so many."""
 NO_SUCH_SOP_CLASS = 0x0118
 """PS3.7 C.5.17: No Such SOP Class."""
 APPLICATION_CONTEXT_NAME = "1.2.840.10008.3.1.1.1"
@@ -171,7 +169,6 @@ class Listener:
             entity.add_supported_context(INSTANCE_AVAILABILITY_NOTIFICATION, _PLAIN_SYNTAXES)
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_REQUESTED, _requested),
-            (evt.EVT_ASYNC_OPS, _window),
             (evt.EVT_N_ACTION, self._act),
             (evt.EVT_N_CREATE, self._create),
             (evt.EVT_N_SET, self._set),
@@ -352,14 +349,6 @@ class Listener:
 
     def _aborted(self, event: Event) -> None:
         self._server.sparing.warning("association aborted", str(event.assoc.requestor.address))
-
-
-def _window(event: Event) -> tuple[int, int]:
-    """Return how many requests the peer may send before an answer, and we: one (PS3.7 D.3.3.3)."""
-    asked, _ = event.assoc.requestor.asynchronous_operations
-    window = min(asked or MAXIMUM_WINDOW, MAXIMUM_WINDOW)  # 0 is without limit
-    cast("AcceptorAssociation", event.assoc).window = window
-    return window, 1
 
 
 def _requested(event: Event) -> None:

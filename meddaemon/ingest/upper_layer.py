@@ -21,11 +21,12 @@ from typing import Any, Protocol, cast
 
 from pynetdicom import evt
 from pynetdicom._globals import MODE_ACCEPTOR
+from pynetdicom.acse import ACSE
 from pynetdicom.ae import ApplicationEntity
 from pynetdicom.association import Association
 from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dul import DULServiceProvider
-from pynetdicom.pdu_primitives import P_DATA
+from pynetdicom.pdu_primitives import P_DATA, AsynchronousOperationsWindowNegotiation
 from pynetdicom.timer import Timer
 from pynetdicom.transport import AssociationSocket
 
@@ -57,6 +58,8 @@ _AHEAD_BYTES = 2**16
 """What is read beyond what was asked for: senders with short PDUs would else cost a system call for each."""
 _WORTH_WAITING_FOR_BYTES, _MOST_AT_ONCE_BYTES = 2**14, 2**18
 _UNANSWERED_BYTES = 2**22
+MAXIMUM_WINDOW = 64
+"""Requests that a peer may send without waiting for answers, where it asks for so many."""
 _UNSERVED_MESSAGES = 2
 """Messages that wait while one is served; then the peer is not read from until one is done."""
 _log = log(__name__)
@@ -80,6 +83,21 @@ class Storage(Protocol):
         """Take objects, whose contents are closed then; return status and comment of each."""
 
 
+class _Negotiation(ACSE):
+    """The library's negotiation, which grants no window."""
+
+    def _check_async_ops(self) -> AsynchronousOperationsWindowNegotiation:
+        """Return how many requests the peer may send before an answer, and we: one (PS3.7 D.3.3.3)."""
+        association = cast("AcceptorAssociation", self.assoc)
+        if association.stores:
+            asked, _ = self.requestor.asynchronous_operations
+            association.window = min(asked or MAXIMUM_WINDOW, MAXIMUM_WINDOW)  # 0 is without limit
+        item = AsynchronousOperationsWindowNegotiation()
+        item.maximum_number_operations_invoked = association.window
+        item.maximum_number_operations_performed = 1
+        return item
+
+
 class AcceptorAssociation(Association):
     """An association that somebody asked us for; `ended` is called when it is over, whatever ended it."""
 
@@ -94,6 +112,8 @@ class AcceptorAssociation(Association):
     ) -> None:
         """Have `storage` take what is sent to be stored; without it, the handler of EVT_C_STORE does."""
         super().__init__(entity, MODE_ACCEPTOR)
+        self.acse = _Negotiation(self)
+        self.stores = storage is not None
         self.window = 1
         """How many requests the peer may send without waiting for answers (PS3.7 D.3.3.3)."""
         self.agreed: dict[int, Agreed] = {}
