@@ -10,7 +10,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import build_context
 
-from meddaemon.results.dimse import Pause
+from meddaemon.results.dimse import Pause, release
 
 # An answer repeats our UID, right or wrong.
 _config.VALIDATORS["UI"] = lambda uid: (True, "")
@@ -80,5 +80,4 @@ def scanner(
     try:
         yield Scanner(association)
     finally:
-        if association.is_established:
-            association.release()
+        release(association)

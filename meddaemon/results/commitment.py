@@ -10,7 +10,7 @@ from meddaemon.domain.commitment import (
     CommitmentReport,
     ReferencedInstance,
 )
-from meddaemon.results.dimse import Problem, RemoteEntity, Verdict, associate
+from meddaemon.results.dimse import Problem, RemoteEntity, Verdict, associate, release
 
 SUCCESSFUL, FAILURES_EXIST = 1, 2
 """Event Type IDs (PS3.4 J.3.3.1.1)."""
@@ -35,8 +35,7 @@ def report(remote: RemoteEntity, outcome: CommitmentReport) -> Problem | None:
     except (OSError, ValueError, RuntimeError) as failure:
         return Problem(verdict=Verdict.TRY_AGAIN, reason=f"could not report: {type(failure).__name__}")
     finally:
-        if association.is_established:
-            association.release()
+        release(association)
     answered = status.get("Status")
     if answered == 0x0000:
         return None

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -112,8 +113,10 @@ def echo(remote: RemoteEntity) -> str:
         return problem.reason
     try:
         status = association.send_c_echo()
+    except AssociationEnded:
+        return "no answer"
     finally:
-        association.release()
+        release(association)
     answered = status.get("Status")
     if answered == 0x0000:
         return ""
@@ -164,8 +167,7 @@ def _store_batch(remote: RemoteEntity, batch: list[Outgoing], still: Callable[[O
             if still(outgoing):
                 yield _store_one(association, outgoing, accepted, message_id % 65535 + 1)
     finally:
-        if association.is_established:
-            association.release()
+        release(association)
 
 
 def _store_one(association: Association, outgoing: Outgoing, accepted: set[tuple[str, str]], message_id: int) -> Answer:
@@ -193,6 +195,10 @@ def _store_one(association: Association, outgoing: Outgoing, accepted: set[tuple
     return answer(verdict, f"{reason}: {comment}" if reason and comment else reason, answered)
 
 
+class AssociationEnded(RuntimeError):
+    """The association ended before something could be asked over it."""
+
+
 class Pause(threading.Event):
     """Keeps the library's thread of an association away from answers, for as long as it is not set.
 
@@ -214,11 +220,22 @@ class Pause(threading.Event):
         return super().wait(timeout)
 
     def clear(self) -> None:
-        """Have the library's thread stop, and return when it has; called before something is asked."""
+        """Have the library's thread stop, and return when it has; called before something is asked.
+
+        Raises AssociationEnded when there is nobody left to ask: whoever asks all the same waits for nothing.
+        """
         self._stopped.clear()
         super().clear()
-        while not self._stopped.wait(0.1) and self._association.is_alive():
-            pass
+        while not self._stopped.wait(0.05):
+            if not self._association.is_alive():
+                raise AssociationEnded("the association has ended")
+
+
+def release(association: Association) -> None:
+    """Release an association (PS3.8 7.2), unless it has ended already."""
+    with suppress(AssociationEnded):
+        if association.is_established:
+            association.release()
 
 
 def associate(

@@ -7,7 +7,7 @@ from pydicom.dataset import Dataset
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
-from meddaemon.results.dimse import Problem, RemoteEntity, Verdict, associate
+from meddaemon.results.dimse import Problem, RemoteEntity, Verdict, associate, release
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 """Study Root Query/Retrieve Information Model – FIND (PS3.4 C.6.2)."""
@@ -38,8 +38,7 @@ def count_instances(remote: RemoteEntity, study_instance_uid: str, *, within_sec
     except (OSError, ValueError, AttributeError, RuntimeError) as failure:
         return Problem(verdict=Verdict.TRY_AGAIN, reason=f"could not ask: {type(failure).__name__}")
     finally:
-        if association.is_established:
-            association.release()
+        release(association)
 
 
 def _counted(association: Association, study_instance_uid: str, deadline: float) -> int:

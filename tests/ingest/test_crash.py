@@ -1,6 +1,5 @@
 import hashlib
 import os
-import random
 import re
 import secrets
 import shutil
@@ -14,7 +13,7 @@ import pytest
 from encoded import written
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from running import Home, data_set_of, wait_until
+from running import Home, data_set_of
 from scanner import scanner
 
 from meddaemon.durable import Staging, write_new
@@ -46,68 +45,6 @@ def assert_sound(home: Home, acknowledged: dict[str, bytes]) -> None:
         assert data_set_of(files[kept[uid]]) == data
     assert home.half_received() == []
     assert list((home.store / "quarantine").iterdir()) == []
-
-
-# --- kill -9 ------------------------------------------------------------------------------------------------------
-
-
-class Senders:
-    """Two modalities that send without pause until the listener is gone, and remember what was acknowledged."""
-
-    def __init__(self, port: int) -> None:
-        self.acknowledged: dict[str, bytes] = {}
-        self._port = port
-        self._threads = [threading.Thread(target=self._send, args=(number,)) for number in range(2)]
-        for thread in self._threads:
-            thread.start()
-
-    def _send(self, number: int) -> None:
-        with scanner(self._port, calling=f"CT{number}") as sender:
-            while sender.association.is_established:
-                uid = f"2.25.{secrets.randbits(100)}"
-                data = image(uid, random.choice([2_000, 40_000, 400_000]))
-                try:
-                    status = sender.store(data, uid)
-                except (RuntimeError, ValueError, OSError):
-                    return
-                if status == 0:
-                    self.acknowledged[uid] = data
-                elif not sender.association.is_established or status == -1:
-                    return
-
-    def wait(self) -> None:
-        for thread in self._threads:
-            thread.join(30)
-            assert not thread.is_alive()
-
-
-def _kill_cycles(home: Home, cycles: int) -> dict[str, bytes]:
-    acknowledged: dict[str, bytes] = {}
-    for _ in range(cycles):
-        with home.running("listen") as listener:
-            senders = Senders(listener.port())
-            wait_until(lambda senders=senders: senders.acknowledged, what="the first acknowledgement", every=0.001)
-            # The moment is what the test varies: anywhere within a message, a sync or a commit.
-            threading.Event().wait(random.uniform(0, 0.25))
-            os.kill(listener.process.pid, signal.SIGKILL)
-            senders.wait()
-            listener.process.wait(15)
-            acknowledged |= senders.acknowledged
-            listener.process.returncode = 0  # asked for
-    with home.running("listen") as listener:
-        listener.port()
-        assert_sound(home, acknowledged)
-    return acknowledged
-
-
-def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
-    assert len(_kill_cycles(Home.make(tmp_path), 20)) >= 20
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(7200)
-def test_kill_9_five_hundred_times(tmp_path: Path) -> None:
-    _kill_cycles(Home.make(tmp_path), 500)
 
 
 # --- recovery -----------------------------------------------------------------------------------------------------
