@@ -276,7 +276,7 @@ class Reception(AssociationServer):
             self._selector.modify(connected, selectors.EVENT_READ, again)
         except ssl.SSLWantWriteError:
             self._selector.modify(connected, selectors.EVENT_WRITE, again)
-        except (ssl.SSLEOFError, ConnectionError):
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
             self._close(peer)
         except OSError as failure:
             self._warn("TLS handshake failed", peer, reason=reason_of(failure))
