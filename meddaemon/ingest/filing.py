@@ -108,12 +108,12 @@ class Filing:
             return self._changed.wait_for(lambda: self._done >= handed_in, seconds)
 
     def close(self, seconds: float) -> bool:
-        """File what there is, for so long at most; return whether all was filed. The rest stays in the journal."""
+        """File what there is, for so long at most; return whether it is over. What is left stays in the journal."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
         self._thread.join(seconds)
-        return not self._waiting
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         pause = 0.0
@@ -234,7 +234,7 @@ def _filed_again(record: Record, receiver: Receiver) -> bool:
     """File a record; return whether there is nothing left to be done about it."""
     aets = {"calling_ae_title": record.calling_ae_title, "called_ae_title": record.called_ae_title}
     try:
-        receiver.take(parse_part10(record.read(), **aets))
+        receiver.take(parse_part10(record.read(), **aets), promised=True)
     except OSError as failure:
         _log.error("cannot read the ingest journal", reason=str(failure))
         return False

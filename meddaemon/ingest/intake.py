@@ -4,10 +4,10 @@ Objects that are too long for the journal, and all as long as it is not ready, g
 database (see `receive`): the promise is the same, and keeping it takes longer.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from threading import Lock
+from threading import Condition
 
 from meddaemon.db import registration
 from meddaemon.db.engine import Database, DatabaseUnavailable
@@ -48,12 +48,13 @@ class Intake:
         self._receiver = receiver
         self._journal_bytes = journal_bytes
         self._maximum_bytes = maximum_bytes
-        self._opening = Lock()
+        self._changing = Condition()
+        self._users = 0
         self._journaling = self._opened()
 
     def close(self) -> None:
         """File what stands in the journal, for a moment; the rest stays there for the next start."""
-        with self._opening:
+        with self._changing:
             self._retire()
 
     def _opened(self) -> _Journaling | None:
@@ -63,34 +64,49 @@ class Intake:
         return _Journaling(journal, Filing(self._store, journal, self._receiver), self._store.returned)
 
     def _retire(self) -> None:
-        if self._journaling is not None:
-            self._journaling.filing.close(SECONDS_TO_FILE)
-            self._journaling.journal.close()
-            self._journaling = None
+        """Give the journal up, once nobody writes to it any more."""
+        journaling = self._journaling
+        self._changing.wait_for(lambda: not self._users or self._journaling is not journaling)
+        if journaling is None or self._journaling is not journaling:
+            return  # somebody else was here first
+        self._journaling = None
+        # While its files are still in use they are not closed: their numbers would be those of other files then.
+        if journaling.filing.close(SECONDS_TO_FILE):
+            journaling.journal.close()
 
-    def _usable(self) -> _Journaling | None:
-        """Return the journal if there is one that can be written to.
+    @contextmanager
+    def _used(self) -> Iterator[_Journaling | None]:
+        """Give the journal for as long as it is written to, if there is one that can be.
 
         One that was opened on a volume that has gone since is given up, and another is opened when it is back.
         """
-        journaling = self._journaling
+        with self._changing:
+            journaling = self._current()
+            self._users += 1
+        try:
+            yield journaling if journaling is not None and journaling.journal.is_ready else None
+        finally:
+            with self._changing:
+                self._users -= 1
+                self._changing.notify_all()
+
+    @property
+    def _is_stale(self) -> bool:
+        return self._journaling is not None and self._journaling.returned != self._store.returned
+
+    def _current(self) -> _Journaling | None:
         try:
             self._store.require_volume()
-            if journaling is None or journaling.returned != self._store.returned:
-                journaling = self._renewed()
-        except (StoreUnavailable, OSError):
-            with self._opening:
+            if self._is_stale:
                 self._retire()
-            return None
-        return journaling if journaling is not None and journaling.journal.is_ready else None
-
-    def _renewed(self) -> _Journaling | None:
-        with self._opening:
-            if self._journal_bytes and (self._journaling is None or self._journaling.returned != self._store.returned):
-                self._retire()
+            if self._journaling is None and self._journal_bytes:
                 file_abandoned(self._store, self._receiver)
                 self._journaling = self._opened()
-            return self._journaling
+        except (StoreUnavailable, OSError) as failure:
+            if self._journaling is not None:
+                _log.error("gave up the ingest journal", reason=str(failure))
+                self._retire()
+        return self._journaling
 
     def new_content(self, meta: bytes) -> Content:
         """Return what an object with this file meta group is collected in."""
@@ -104,11 +120,10 @@ class Intake:
 
     def take_all(self, group: Sequence[Incoming]) -> list[Outcome]:
         """Take the objects that one association sent; their content is closed, or handed on."""
-        with ExitStack() as contents:
+        with self._used() as journaling, ExitStack() as contents:
             for incoming in group:
                 if incoming.content is not None:
                     contents.callback(incoming.content.close)
-            journaling = self._usable()
             outcomes: dict[int, RefusedInstance] = {}
             journaled: list[tuple[int, Incoming, Header]] = []
             for index, incoming in enumerate(group):

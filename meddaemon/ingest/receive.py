@@ -90,12 +90,15 @@ class Receiver:
         self._keywords = tuple(keywords)
         self._commit = GroupCommit(self._settle)
 
-    def take(self, incoming: Incoming) -> instances.Registration:
-        """Take one object. Raises RefusedInstance, which has been recorded where the database could be reached."""
+    def take(self, incoming: Incoming, *, promised: bool = False) -> instances.Registration:
+        """Take one object; one that was `promised` to be kept whatever its sender has had of the day.
+
+        Raises RefusedInstance, which has been recorded where the database could be reached.
+        """
         header: Header = {}
         try:
             header = self.examine(incoming)
-            return self.keep(incoming, header)
+            return self.keep(incoming, header, promised=promised)
         except RefusedInstance as refused:
             self.record(incoming, header, refused)
             raise
@@ -127,10 +130,11 @@ class Receiver:
             raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, "the object is not of the study that it was sent for")
         return header
 
-    def keep(self, incoming: Incoming, header: Header) -> instances.Registration:
+    def keep(self, incoming: Incoming, header: Header, *, promised: bool = False) -> instances.Registration:
         """Store and register an object that was examined. Raises RefusedInstance."""
         try:
-            self.require_share(incoming)
+            if not promised:
+                self.require_share(incoming)
             stored = self._put(incoming)
             registration = self._commit.do(received(incoming, header, sha256=stored.sha256, size=stored.size))
         except IdentityTaken as taken:

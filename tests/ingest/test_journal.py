@@ -6,6 +6,7 @@ import random
 import secrets
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from running import Home, data_set_of, wait_until
+from scanner import scanner
 
 from meddaemon.db import tables
 from meddaemon.db.engine import Database
@@ -27,6 +29,7 @@ from meddaemon.ingest.intake import Intake
 from meddaemon.ingest.journal import Entry, Journal, Record, waiting
 from meddaemon.ingest.receive import Incoming, Receiver
 from meddaemon.ingest.store import InstanceStore, meta_of
+from meddaemon.ingest.volume import open_volume
 
 SMALL = 2**20
 
@@ -365,3 +368,65 @@ def test_the_listener_files_what_stands_in_the_journal_before_it_listens(tmp_pat
         (row,) = home.rows(tables.instance)
     assert (row.sop_instance_uid, row.calling_ae_title, row.called_ae_title) == ("2.25.10", "CT1", "MED\u00c4")
     assert data_set_of(home.files()[row.sha256]) == data
+
+
+def test_a_volume_that_went_and_came_back_has_a_journal_again(tmp_path: Path) -> None:
+    """The folder is moved away and back, as a volume that is not mounted for a while."""
+    home = Home.make(tmp_path / "home", '\n[database]\nurl = "sqlite:///database.sqlite"\n')
+    away = tmp_path / "away"
+    with home.running("listen") as listener, scanner(listener.port()) as sender:
+        assert sender.store(image("2.25.10"), "2.25.10") == 0
+        home.await_filed()
+        home.store.rename(away)
+        assert sender.store(image("2.25.11"), "2.25.11") == 0xA700
+        assert not home.store.exists()
+        away.rename(home.store)
+        for uid in ("2.25.11", "2.25.12"):
+            assert sender.store(image(uid), uid) == 0
+        assert {row.sop_instance_uid for row in home.instances()} == {"2.25.10", "2.25.11", "2.25.12"}
+        assert sender.echo() == 0
+    assert len(home.files()) == 3
+
+
+def more_than(acknowledged: dict[str, bytes], count: int) -> None:
+    wait_until(lambda: len(acknowledged) > count, what="objects to be taken")
+
+
+def test_many_at_once_while_the_volume_goes_and_comes_back(site: Site, tmp_path: Path) -> None:
+    """Whatever was acknowledged is there in the end; the store was away in between, more than once."""
+    volume = open_volume(site.database, site.store.instances.parent)
+    store = InstanceStore(site.store.instances.parent, minimum_free_bytes=0, volume=volume)
+    receiver = Receiver(site.database, store, quiet_seconds=3600)
+    acknowledged: dict[str, bytes] = {}
+    over = threading.Event()
+    with (
+        closing(Intake(site.database, store, receiver, journal_bytes=2 * SMALL, maximum_bytes=2**30)) as intake,
+        ThreadPoolExecutor(4) as pool,
+    ):
+
+        def send(number: int) -> None:
+            for each in range(1000):
+                uid = f"2.25.{number}.{each}"
+                data = image(uid, 30_000)
+                if site.take(intake, uid, data) is None:
+                    acknowledged[uid] = data
+                if over.is_set():
+                    return
+
+        senders = [pool.submit(send, number) for number in range(1, 5)]
+        folder, away = store.instances.parent, tmp_path / "away"
+        for round_ in range(3):
+            more_than(acknowledged, len(acknowledged) + 10)
+            folder.rename(away)
+            pause = threading.Event()
+            pause.wait(0.2 * (round_ + 1))
+            away.rename(folder)
+        more_than(acknowledged, len(acknowledged) + 10)
+        over.set()
+        for sender in senders:
+            sender.result(60)
+    file_abandoned(store, receiver)
+    store.close()
+    assert len(acknowledged) > 40
+    kept = site.kept()
+    assert {uid: kept.get(uid) for uid in acknowledged} == acknowledged
