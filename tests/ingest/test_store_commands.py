@@ -368,7 +368,15 @@ def test_a_scrub_that_is_interrupted_says_where_to_go_on(tmp_path: Path) -> None
     file.write_bytes(image("2.25.7", 200_000))
     assert home.cli("import", file).returncode == 0
     asked = [sys.executable, "-m", "meddaemon", "store", "scrub", "--rate", "0.001", "--config", str(home.config)]
-    process = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    process = subprocess.Popen(
+        asked,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(),
+        # Where the tests run in the background of a shell, the signal is ignored, and so by all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     (name,) = home.files()
     opened = Path(f"/proc/{process.pid}/fd")
     wait_until(lambda: name in _opened(opened), what="the file to be read")
