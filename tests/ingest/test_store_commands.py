@@ -375,7 +375,7 @@ def test_a_scrub_that_is_interrupted_says_where_to_go_on(tmp_path: Path) -> None
         text=True,
         env=environment(),
         # Where the tests run in the background of a shell, the signal is ignored, and so by all that they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  we start no thread here
     )
     (name,) = home.files()
     opened = Path(f"/proc/{process.pid}/fd")
