@@ -23,7 +23,7 @@ SIGN_OF_LIFE_SECONDS = 5.0
 TICK_SECONDS = 0.5
 EXPIRY_WARNING_DAYS = 30
 """How long before its end a certificate is spoken of."""
-SUPERVISOR = "MEDDAEMONSUPERVISOR_PID"
+SUPERVISOR = "MEDDAEMON_SUPERVISOR_PID"
 _log = log(__name__)
 
 
