@@ -6,7 +6,6 @@ alone against one database.
 """
 
 import ctypes
-import fcntl
 import os
 import signal
 import socket
@@ -26,6 +25,7 @@ from meddaemon.config.settings import Settings
 from meddaemon.db import processes
 from meddaemon.db.engine import Database
 from meddaemon.domain.errors import MeddaemonError
+from meddaemon.durable import try_lock
 from meddaemon.ingest.volume import open_volume
 from meddaemon.roles.process import SUPERVISOR, Signals
 from meddaemon.telemetry import log
@@ -163,11 +163,10 @@ def _all_announced(database: Database, children: list[_Child]) -> bool:
 def only_one(store: Path) -> Iterator[None]:
     """Keep every other `serve` from this store. Raises AlreadyRunning."""
     store.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (store / "serve.lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as held:
-            raise AlreadyRunning(f"another `meddaemon serve` works on {store}") from held
+    lock = try_lock(store / "serve.lock")
+    if lock is None:
+        raise AlreadyRunning(f"another `meddaemon serve` works on {store}")
+    with lock:
         yield
 
 

@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import FileIO
+from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import cast
 
@@ -41,12 +41,8 @@ class Staging:
         """Have the folder again after its volume was away: the lock that we held may be on none any more."""
         with self.alone():
             self.folder.mkdir(mode=0o700, exist_ok=True)
-            lock = (self.folder / "lock").open("ab")
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                lock.close()  # ours holds: the folder was only out of sight
-            else:
+            lock = try_lock(self.folder / "lock")
+            if lock is not None:  # else ours holds: the folder was only out of sight
                 self._lock.close()
                 self._lock = lock
         self.durable_directories.clear()
@@ -94,12 +90,22 @@ def _locked(parent: Path, how: int) -> Iterator[None]:
         yield
 
 
+def try_lock(path: Path) -> BufferedWriter | None:
+    """Return the open file, locked until it is closed; None when somebody who is alive has it. Raises OSError."""
+    lock = path.open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    return lock
+
+
 def _sweep(folder: Path) -> int:
-    with (folder / "lock").open("ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return 0
+    lock = try_lock(folder / "lock")
+    if lock is None:
+        return 0
+    with lock:
         removed = sum(1 for entry in folder.iterdir() if entry.name != "lock")
         shutil.rmtree(folder)
         return removed
@@ -135,9 +141,15 @@ class NewFile:
 def place(target: Path, pieces: Sequence[bytes | memoryview], staging: Staging) -> None:
     """Make `target` hold these pieces, synced; its name is durable once `sync_names` was called too.
 
+    Written and synced in `staging` (same file system) and renamed to the final name. A file that holds this content
+    already is only synced again: the one who wrote it may have died before doing so. A file that holds anything else,
+    damaged as it must be because names are made from content, is replaced.
+
     Raises OSError; then `target` is as it was or whole, and nothing lies in `staging`.
     """
-    for failure in place_all([NewFile(target=target, pieces=pieces)], staging).values():
+    failures, written = _write_all([NewFile(target=target, pieces=pieces)], staging, synced=True)
+    _name(written, failures, staging)
+    for failure in failures.values():
         raise failure
 
 
@@ -156,21 +168,6 @@ def store_all(files: Sequence[NewFile], staging: Staging) -> dict[Path, OSError]
         # The system does not say which file it could not write; all are to be written anew.
         staging.distrusted.update(there)
         return failures | dict.fromkeys(there, failure)
-    return failures
-
-
-def place_all(files: Sequence[NewFile], staging: Staging) -> dict[Path, OSError]:
-    """Make each target hold its content, synced; the names are durable once `sync_names` was called too.
-
-    Written and synced in `staging` (same file system) and renamed to the final name. A file that holds this content
-    already is only synced again: the one who wrote it may have died before doing so. A file that holds anything else,
-    damaged as it must be because names are made from content, is replaced.
-
-    All are written before the first is synced: file systems with a journal then write it once for all of them.
-    Returns what went wrong, by target; that one is then as it was or whole, and nothing of it lies in `staging`.
-    """
-    failures, written = _write_all(files, staging, synced=True)
-    _name(written, failures, staging)
     return failures
 
 

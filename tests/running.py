@@ -22,7 +22,8 @@ from sqlalchemy import Row, Table, select
 from meddaemon.config.settings import Settings, load
 from meddaemon.db import processes, tables
 from meddaemon.db.engine import Database
-from meddaemon.ingest.journal import waiting
+from meddaemon.durable import try_lock
+from meddaemon.ingest.journal import unfiled
 from meddaemon.ingest.store import PREAMBLE
 
 Value = TypeVar("Value")
@@ -56,6 +57,13 @@ def wait_until(
             raise AssertionError(f"waited {seconds:g} s in vain for {what}")
         pause.wait(every)
     return answer
+
+
+def _is_locked(path: Path) -> bool:
+    lock = try_lock(path)
+    if lock is not None:
+        lock.close()
+    return lock is None
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,11 @@ class Home:
 
     def await_filed(self) -> None:
         """Wait until all that was acknowledged has become files and rows."""
-        journals = self.store / "journal"
-        wait_until(lambda: not waiting(journals, alive=True), what="the journal to be filed", every=0.02)
+        wait_until(lambda: not self._being_filed(), what="the journal to be filed", every=0.02)
+
+    def _being_filed(self) -> int:
+        """Return how many records stand in journals of processes that are alive."""
+        return sum(unfiled(folder) for folder in (self.store / "journal").glob("*/") if _is_locked(folder / "lock"))
 
     def refusals(self) -> Sequence[Row[tuple[object, ...]]]:
         return self.rows(tables.refusal)

@@ -14,6 +14,7 @@ from pathlib import Path
 from threading import Lock
 
 from meddaemon.domain.errors import RefusedInstance
+from meddaemon.ingest.scan import mapped
 from meddaemon.ingest.statuses import OUT_OF_RESOURCES
 
 PAGE = 4096
@@ -57,8 +58,8 @@ class Buffers:
 class Content:
     """The file that an object will be: its first page is left free, the file begins at the second.
 
-    Bytes are read straight into `room`; `advance` says how many. What cannot be kept is swallowed, and `require_whole`
-    says why.
+    Bytes are read straight into `room`; `advance` says how many. What cannot be kept is swallowed, and `finish` says
+    why.
     """
 
     def __init__(self, meta: bytes, *, buffers: Buffers, folder: Path, maximum_bytes: int) -> None:
@@ -140,11 +141,8 @@ class Content:
         if self._staged is None:
             yield self._view[PAGE + self._meta_bytes : self._end]
             return
-        with self._staged.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-            # It is read here and there: what lies around need not come to memory, too.
-            mapped.madvise(mmap.MADV_RANDOM)
-            with memoryview(mapped) as whole, whole[self._meta_bytes :] as data_set:
-                yield data_set
+        with self._staged.open("rb") as file:
+            yield mapped(file.fileno())[self._meta_bytes :]
 
     def close(self) -> None:
         """Give memory and file back; what was stored or handed on stays."""

@@ -1,6 +1,5 @@
 """Data sets that travel deflated as a whole (PS3.5 A.5): inflated to a file, whatever they claim to be."""
 
-import mmap
 import struct
 import tempfile
 import zlib
@@ -12,7 +11,7 @@ from typing import BinaryIO
 
 from pydicom.uid import DeflatedExplicitVRLittleEndian, JPIPHTJ2KReferencedDeflate
 
-from meddaemon.ingest.scan import Encoded, Malformed
+from meddaemon.ingest.scan import Encoded, Malformed, mapped
 
 MAXIMUM_INFLATED_BYTES = 2**29
 """Deflate shrinks up to 1032 times: a megabyte that a peer sends could otherwise cost a gigabyte."""
@@ -42,10 +41,7 @@ def inflated(
             size = _inflate(data, file, limit)
         if not size:
             raise Malformed("the data set is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as whole:
-            # It is read here and there: what lies around need not come to memory, too.
-            mapped.madvise(mmap.MADV_RANDOM)
-            yield whole
+        yield mapped(file.fileno())
 
 
 def _inflate(data: Encoded, into: BinaryIO, limit: int) -> int:

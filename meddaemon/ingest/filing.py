@@ -170,9 +170,7 @@ class Filing:
             for each in done:
                 self._waiting_bytes -= each.record.size
                 self._release(each)
-        for each in done:
-            self.forget(each.received)
-        with self._changed:
+                self.forget(each.received)
             self._done += len(done)
             self._changed.notify_all()
         return left

@@ -15,7 +15,6 @@ by a power loss is no record.
 """
 
 import errno
-import fcntl
 import hashlib
 import hmac
 import mmap
@@ -32,6 +31,7 @@ from pathlib import Path
 from threading import Condition, Thread
 
 from meddaemon.domain.errors import StoreUnavailable
+from meddaemon.durable import try_lock
 from meddaemon.ingest.content import PAGE, Content
 from meddaemon.telemetry import log
 
@@ -231,7 +231,7 @@ class Journal:
         for number in count():
             folder = parent / str(number)
             folder.mkdir(exist_ok=True, mode=0o700)
-            lock = _locked(folder)
+            lock = try_lock(folder / "lock")
             if lock is None:
                 continue
             journal = cls(folder, lock, size=size, require_room=require_room)
@@ -245,7 +245,7 @@ class Journal:
     def abandoned(cls, parent: Path) -> "Iterator[Journal]":
         """Yield the journals under `parent` that no process has, each to be closed by the caller."""
         for folder in sorted(parent.glob("*/")) if parent.is_dir() else ():
-            lock = _locked(folder)
+            lock = try_lock(folder / "lock")
             if lock is not None:
                 yield cls(folder, lock, size=0, require_room=lambda size: None)
 
@@ -380,37 +380,19 @@ class Journal:
             self._make_more()
 
 
-def waiting(parent: Path, *, alive: bool = False) -> int:
-    """Return how many records stand in the journals under `parent` that have not been filed, also while some are.
+def waiting(parent: Path) -> int:
+    """Return how many records stand in the journals under `parent` that have not been filed, also while some are."""
+    return sum(unfiled(folder) for folder in parent.glob("*/"))
 
-    With `alive`, only of those that a process has.
-    """
+
+def unfiled(folder: Path) -> int:
+    """Return how many records stand in one journal that have not been filed."""
     count = 0
-    for path in parent.glob("*/*.segment"):
+    for path in folder.glob("*.segment"):
         segment = _Segment(path)
-        if not alive or _is_locked(path.parent):
-            count += len(segment.headers())
+        count += len(segment.headers())
         segment.close()
     return count
-
-
-def _is_locked(folder: Path) -> bool:
-    lock = _locked(folder)
-    if lock is None:
-        return True
-    lock.close()
-    return False
-
-
-def _locked(folder: Path) -> BufferedWriter | None:
-    """Return the open lock of a folder, None when a process that is alive has it."""
-    lock = (folder / "lock").open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
 
 
 def _open_direct(path: Path) -> int:

@@ -26,6 +26,7 @@ from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationServer, RequestHandler
 
 from meddaemon.ingest.callers import Call, Callers
+from meddaemon.ingest.storage import StorageProvider
 from meddaemon.ingest.upper_layer import (
     ABORT,
     ABORTED,
@@ -34,7 +35,6 @@ from meddaemon.ingest.upper_layer import (
     AcceptorAssociation,
     Connection,
     Limits,
-    Storage,
     shut_down,
 )
 from meddaemon.telemetry import Sparing, log
@@ -115,7 +115,7 @@ class Reception(AssociationServer):
         entrance: Entrance,
         plain: bool,
         tls_port: int | None,
-        storage: Storage | None = None,
+        storage: StorageProvider | None = None,
         shared: bool = False,
         can_serve: Callable[[], bool] = lambda: True,
     ) -> None:

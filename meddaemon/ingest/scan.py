@@ -5,6 +5,7 @@ It is iterative, so that hostile nesting costs neither stack nor time, and it ne
 for.
 """
 
+import mmap
 import struct
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -28,6 +29,14 @@ _EXPLICIT, _IMPLICIT, _LONG = struct.Struct("<HH2sH"), struct.Struct("<HHI"), st
 
 Encoded = bytes | memoryview
 """An encoded data set."""
+
+
+def mapped(descriptor: int) -> memoryview:
+    """Return a file without reading it to memory; it may be closed then, and must not be empty. Raises OSError."""
+    pages = mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
+    # It is read here and there: what lies around need not come to memory, too.
+    pages.madvise(mmap.MADV_RANDOM)
+    return memoryview(pages)
 
 
 class Malformed(ValueError):

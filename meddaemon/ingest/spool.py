@@ -1,12 +1,11 @@
 """An object on its way in as a file: in memory while it is small, beyond that in a file on the store's file system."""
 
-import mmap
 import os
 from collections.abc import Callable
 from contextlib import suppress
 from io import BufferedRandom
 
-from meddaemon.ingest.scan import Encoded
+from meddaemon.ingest.scan import Encoded, mapped
 
 PIECE_BYTES = 2**20
 """How much is written and read at once."""
@@ -49,10 +48,7 @@ class Spool:
             return bytes(self._buffer)
         if self._buffer:
             self.flush()
-        mapped = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
-        # It is read here and there: what lies around need not come to memory, too.
-        mapped.madvise(mmap.MADV_RANDOM)
-        return memoryview(mapped)
+        return mapped(self._file.fileno())
 
     def close(self) -> None:
         """Forget everything."""

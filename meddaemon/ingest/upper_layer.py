@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from threading import Event, Lock
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from pynetdicom import evt
 from pynetdicom._globals import MODE_ACCEPTOR
@@ -34,6 +34,7 @@ from meddaemon.ingest import dispatch
 from meddaemon.ingest.c_store import Agreed, StoreRequest, read_request, response
 from meddaemon.ingest.content import Content
 from meddaemon.ingest.receive import Incoming
+from meddaemon.ingest.storage import StorageProvider
 from meddaemon.telemetry import log
 
 REQUEST_BYTES = 2**19
@@ -73,16 +74,6 @@ class Limits:
     pdu_seconds: float
 
 
-class Storage(Protocol):
-    """Takes what is sent to be stored."""
-
-    def begin(self, association: "AcceptorAssociation", request: StoreRequest) -> Incoming | None:
-        """Return what an object is collected in; None where its presentation context stores nothing."""
-
-    def take(self, group: Sequence[Incoming]) -> Sequence[tuple[int, str]]:
-        """Take objects, whose contents are closed then; return status and comment of each."""
-
-
 class _Negotiation(ACSE):
     """The library's negotiation, which grants no window."""
 
@@ -108,7 +99,7 @@ class AcceptorAssociation(Association):
         entity: ApplicationEntity,
         limits: Limits,
         ended: Callable[["AcceptorAssociation"], None],
-        storage: "Storage | None" = None,
+        storage: StorageProvider | None = None,
     ) -> None:
         """Have `storage` take what is sent to be stored; without it, the handler of EVT_C_STORE does."""
         super().__init__(entity, MODE_ACCEPTOR)
@@ -198,7 +189,9 @@ class Provider(DULServiceProvider):
     to_provider_queue: "RingingQueue"
     to_user_queue: "RingingQueue"
 
-    def __init__(self, association: AcceptorAssociation, limits: Limits, bell: Event, storage: Storage | None) -> None:
+    def __init__(
+        self, association: AcceptorAssociation, limits: Limits, bell: Event, storage: StorageProvider | None
+    ) -> None:
         super().__init__(association)
         self._association = association
         self._limits = limits

@@ -19,9 +19,9 @@ from starlette.types import Receive
 
 from meddaemon.domain.errors import RefusedInstance, StoreUnavailable
 from meddaemon.ingest.part10 import parse_part10
-from meddaemon.ingest.receive import Incoming, Receiver, is_uid
+from meddaemon.ingest.receive import Incoming, Receiver, cannot_store, is_uid
 from meddaemon.ingest.spool import Spool
-from meddaemon.ingest.statuses import CANNOT_UNDERSTAND, OUT_OF_RESOURCES
+from meddaemon.ingest.statuses import CANNOT_UNDERSTAND
 from meddaemon.ingest.store import InstanceStore
 from meddaemon.telemetry import log
 from meddaemon.web.authentication import sender_of
@@ -191,7 +191,7 @@ class _Upload:
             try:
                 await asyncio.get_running_loop().run_in_executor(self._threads, part.spool.flush)
             except (StoreUnavailable, OSError) as failure:
-                part.trouble = _out_of_resources(failure)
+                part.trouble = cannot_store(failure)
                 part.spool.close()
 
     async def _end(self, part: _Part) -> None:
@@ -231,7 +231,7 @@ class _Upload:
         try:
             incoming = parse_part10(part.spool.content())
         except (StoreUnavailable, OSError) as failure:
-            raise _out_of_resources(failure) from failure
+            raise cannot_store(failure) from failure
         return replace(
             incoming,
             study_instance_uid=self._named.study_instance_uid,
@@ -291,10 +291,6 @@ def _trouble(headers: Mapping[str, str]) -> RefusedInstance | None:
     if encoding not in {"binary", "8bit", "7bit"} or "content-encoding" in headers:
         return RefusedInstance(CANNOT_UNDERSTAND, "the part is encoded once more")
     return None
-
-
-def _out_of_resources(failure: Exception) -> RefusedInstance:
-    return RefusedInstance(OUT_OF_RESOURCES, f"cannot store now: {failure}")
 
 
 def _outcome(incoming: Incoming, failure_reason: int | None = None) -> Outcome:
