@@ -2,7 +2,6 @@
 
 import ctypes
 import gc
-import os
 import resource
 from contextlib import closing
 from datetime import UTC, datetime
@@ -15,18 +14,15 @@ from meddaemon.ingest.callers import Caller
 from meddaemon.ingest.commitment import CommitmentProvider
 from meddaemon.ingest.intake import Intake
 from meddaemon.ingest.quota import Quota
-from meddaemon.ingest.recovery import recover
 from meddaemon.ingest.scp import Listener, ListenerSettings, TlsSettings
 from meddaemon.ingest.storage import StorageProvider
 from meddaemon.roles.process import (
     DRAIN_SECONDS,
     EXPIRY_WARNING_DAYS,
-    SUPERVISOR,
     Signals,
     announced,
-    database_of,
     receiver_of,
-    store_of,
+    recovered_store,
     wait_until,
 )
 from meddaemon.roles.remote import identity_of
@@ -49,11 +45,7 @@ def listen(settings: Settings, stop: Signals) -> None:
     """
     _allow_descriptors()
     _give_memory_back()
-    with database_of(settings, check=SUPERVISOR not in os.environ) as database:
-        store = store_of(settings, database)
-        receiver = receiver_of(settings, database, store)
-        recover(database, store, receiver)
-        # What was acknowledged before is filed whatever its sender may send now.
+    with recovered_store(settings) as (database, store):
         most = settings.listener.caller_bytes_per_day
         receiver = receiver_of(settings, database, store, Quota(database, most) if most else None)
         commitment = CommitmentProvider(database, [peer.ae_title for peer in settings.listening_peers])
@@ -88,7 +80,6 @@ def listen(settings: Settings, stop: Signals) -> None:
                     pass
                 listener.stop_accepting()
                 wait_until(lambda: listener.associations == 0, DRAIN_SECONDS)
-        store.close()
 
 
 def _listener_settings(settings: Settings) -> ListenerSettings:

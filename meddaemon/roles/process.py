@@ -13,6 +13,7 @@ from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.ingest.quota import Quota
 from meddaemon.ingest.receive import Receiver
+from meddaemon.ingest.recovery import recover
 from meddaemon.ingest.store import InstanceStore
 from meddaemon.ingest.volume import open_volume
 from meddaemon.telemetry import log
@@ -86,6 +87,19 @@ def store_of(settings: Settings, database: Database) -> InstanceStore:
         minimum_free_bytes=settings.store.minimum_free_bytes,
         volume=open_volume(database, settings.store.directory),
     )
+
+
+@contextmanager
+def recovered_store(settings: Settings) -> Iterator[tuple[Database, InstanceStore]]:
+    """Give database and store of a role that receives, after a recovery; the supervisor has checked it.
+
+    What was acknowledged before is filed whatever its sender may send now: the quota of the day is no matter here.
+    """
+    with database_of(settings, check=SUPERVISOR not in os.environ) as database:
+        store = store_of(settings, database)
+        recover(database, store, receiver_of(settings, database, store))
+        yield database, store
+        store.close()
 
 
 def receiver_of(settings: Settings, database: Database, store: InstanceStore, quota: Quota | None = None) -> Receiver:

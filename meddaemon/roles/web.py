@@ -1,18 +1,13 @@
 """The web role: receives by HTTP."""
 
-import os
-
 from meddaemon.config.settings import Settings, WebSettings
-from meddaemon.ingest.recovery import recover
 from meddaemon.roles.process import (
     DRAIN_SECONDS,
-    SUPERVISOR,
     TICK_SECONDS,
     Signals,
     announced,
-    database_of,
     receiver_of,
-    store_of,
+    recovered_store,
 )
 from meddaemon.telemetry import log
 from meddaemon.web.app import create_app
@@ -25,11 +20,8 @@ _log = log(__name__)
 
 def web(settings: Settings, stop: Signals) -> None:
     """Serve HTTP until `stop` is set, then let requests in hand finish for a moment. Raises OSError when bind fails."""
-    with database_of(settings, check=SUPERVISOR not in os.environ) as database:
-        store = store_of(settings, database)
-        receiver = receiver_of(settings, database, store)
-        recover(database, store, receiver)
-        stow = StoreTransaction(receiver, store, _stow_settings(settings.web))
+    with recovered_store(settings) as (database, store):
+        stow = StoreTransaction(receiver_of(settings, database, store), store, _stow_settings(settings.web))
         app = create_app(stow.routes, tokens=settings.web.tokens)
         with WebServer(app, _web_server_settings(settings.web)) as server:
             host, port = server.address
@@ -38,7 +30,6 @@ def web(settings: Settings, stop: Signals) -> None:
                 while not stop.wait(TICK_SECONDS):
                     server.require_running()
         stow.close()
-        store.close()
 
 
 def _stow_settings(web: WebSettings) -> StowSettings:
