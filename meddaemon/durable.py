@@ -153,15 +153,17 @@ def place(target: Path, pieces: Sequence[bytes | memoryview], staging: Staging) 
         raise failure
 
 
-def store_all(files: Sequence[NewFile], staging: Staging) -> dict[Path, OSError]:
+def store_all(files: Iterable[NewFile], staging: Staging) -> dict[Path, OSError]:
     """Make each target hold its content, durably, names and all; return what went wrong, by target.
 
-    Cheaper by the dozen than one by one: the file system is synced once for all. After a power loss before the
-    return, a name may be there without all of its content: only for what can be stored again, then.
+    The content of a file is needed until the next one is asked for. Cheaper by the dozen than one by one: the file
+    system is synced once for all. After a power loss before the return, a name may be there without all of its
+    content: only for what can be stored again, then.
     """
-    failures, written = _write_all(files, staging, synced=False)
+    targets: list[Path] = []
+    failures, written = _write_all(_noting(files, targets), staging, synced=False)
     _name(written, failures, staging)
-    there = [file.target for file in files if file.target not in failures]
+    there = [target for target in targets if target not in failures]
     try:
         staging.sync_file_system()
     except OSError as failure:
@@ -171,8 +173,14 @@ def store_all(files: Sequence[NewFile], staging: Staging) -> dict[Path, OSError]
     return failures
 
 
+def _noting(files: Iterable[NewFile], targets: list[Path]) -> Iterator[NewFile]:
+    for file in files:
+        targets.append(file.target)
+        yield file
+
+
 def _write_all(
-    files: Sequence[NewFile], staging: Staging, *, synced: bool
+    files: Iterable[NewFile], staging: Staging, *, synced: bool
 ) -> tuple[dict[Path, OSError], list[tuple[Path, str]]]:
     """Write files to `staging`; return what went wrong, and where each lies whose target does not hold it already."""
     failures: dict[Path, OSError] = {}

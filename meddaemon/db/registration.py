@@ -20,12 +20,12 @@ Header = Mapping[str, Sequence[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Namesake:
-    """An object with the SOP Instance UID of another: registered already, or about to be (then without study)."""
+    """An object with the SOP Instance UID of another: registered, or about to be (then without digest and study)."""
 
-    sha256: str
-    study_id: int | None = None
     study_instance_uid: str
     header: Header
+    sha256: str = ""
+    study_id: int | None = None
 
 
 def register(connection: Connection, received: Received, *, quiet_seconds: float) -> Registration:
@@ -88,22 +88,14 @@ def namesakes(connection: Connection, sop_instance_uid: str) -> list[Namesake]:
     return _registered(connection, [sop_instance_uid], lock=False).get(sop_instance_uid, [])
 
 
-def taken_by(received: Received, others: Iterable[Namesake]) -> str | None:
-    """Return what another object of this SOP Instance UID differs in, `study` or `patient`; None where in neither."""
-    others = list(others)
-    if any(each.sha256 == received.sha256 for each in others):
-        return None
+def taken_by(one: Namesake, others: Iterable[Namesake]) -> str | None:
+    """Return what another object of its SOP Instance UID differs in, `study` or `patient`; None where in neither."""
     for each in others:
-        if each.study_instance_uid != received.study_instance_uid:
+        if each.study_instance_uid != one.study_instance_uid:
             return "study"
-        if not same_patient(each.header, received.header):
+        if not same_patient(each.header, one.header):
             return "patient"
     return None
-
-
-def namesake_of(received: Received) -> Namesake:
-    """Return what others are compared with that carry the same SOP Instance UID."""
-    return Namesake(sha256=received.sha256, study_instance_uid=received.study_instance_uid, header=received.header)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,14 +128,15 @@ def _judge(group: Sequence[Received], known: _Registered) -> list[_Accepted | st
     verdicts: list[_Accepted | str] = []
     for each in group:
         others = there.setdefault(each.sop_instance_uid, [])
-        taken = taken_by(each, others)
+        one = Namesake(sha256=each.sha256, study_instance_uid=each.study_instance_uid, header=each.header)
+        taken = taken_by(one, others)
         if taken is not None:
             verdicts.append(taken)
             continue
         new = all(other.sha256 != each.sha256 for other in others)
         verdicts.append(_Accepted(new=new, conflict=new and bool(others)))
         if new:
-            others.append(namesake_of(each))
+            others.append(one)
     return verdicts
 
 

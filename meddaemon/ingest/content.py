@@ -69,7 +69,7 @@ class Content:
         self._maximum_bytes = maximum_bytes
         self._meta_bytes = len(meta)
         self._view = buffers.lend(FIRST_BYTES)
-        self._is_ours = True
+        self._is_closed = False
         self._end = PAGE + len(meta)
         self._view[PAGE : self._end] = meta
         self._hash = hashlib.sha256()
@@ -145,20 +145,16 @@ class Content:
             yield mapped(file.fileno())[self._meta_bytes :]
 
     def close(self) -> None:
-        """Give memory and file back; what was stored or handed on stays."""
+        """Give memory and file back; what was stored stays."""
         if self._file is not None:
             os.close(self._file)
             self._file = None
         if self._staged is not None:
             self._staged.unlink(missing_ok=True)
             self._staged = None
-        if self._is_ours:
-            self._buffers.take_back(self.hand_over())
-
-    def hand_over(self) -> memoryview:
-        """Return the memory, which is the caller's from now on."""
-        self._is_ours = False
-        return self._view
+        if not self._is_closed:
+            self._is_closed = True
+            self._buffers.take_back(self._view)
 
     def _grow(self) -> None:
         if len(self._view) >= MEMORY_BYTES:

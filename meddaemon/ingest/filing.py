@@ -2,43 +2,49 @@
 
 What stands in the journal has been acknowledged. It is filed however long that takes: while store or database cannot
 take it, it stays in the journal, nothing further is acknowledged, and a restart begins with it.
+
+As long as objects keep coming, receiving them has the machine: they are filed in the next lull, after a moment at the
+latest, and earlier when somebody asks about them or the journal is three quarters full.
 """
 
+import hashlib
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from threading import Condition, Thread
 
 from meddaemon.db.engine import DatabaseAway
 from meddaemon.db.instances import Received, Registration
-from meddaemon.db.registration import Namesake, namesake_of
+from meddaemon.db.registration import Namesake
 from meddaemon.domain.errors import IdentityTaken, RefusedInstance, StoreUnavailable
 from meddaemon.durable import NewFile
 from meddaemon.ingest.content import PAGE
-from meddaemon.ingest.journal import Journal, Record
-from meddaemon.ingest.part10 import parse_part10
-from meddaemon.ingest.receive import Receiver, identity_refused, tell_of_conflict
+from meddaemon.ingest.journal import Damaged, Journal, Record
+from meddaemon.ingest.part10 import parse_ours
+from meddaemon.ingest.receive import Receiver, identity_refused, received, tell_of_conflict
 from meddaemon.ingest.statuses import OUT_OF_RESOURCES
 from meddaemon.ingest.store import InstanceStore
 from meddaemon.telemetry import log
 
-GATHER_SECONDS = 0.1
-"""How long the first of a group waits for others: files and rows cost less by the dozen."""
-GROUP = 48
-_GROUP_BYTES = 2**23
-_MEMORY_BYTES = 12 * 2**20
-"""What may wait for filing in memory; what is beyond that is read from the journal again."""
+LULL_SECONDS = 0.2
+"""For how long nothing must have come for objects to be filed without haste."""
+LONGEST_SECONDS = 2.0
+"""How long an object waits for a lull."""
+GROUP = 64
+"""Files and rows cost less by the dozen."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
 _log = log(__name__)
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Filed:
-    """A record that is to be filed: what is to be registered, and its memory as long as there is enough of it."""
+    """A record that is to be filed, when it came, and as what its SOP Instance UID was announced."""
 
     record: Record
-    received: Received
-    memory: memoryview | None
+    sop_instance_uid: str
+    expected: Namesake
+    came: float
 
 
 class Filing:
@@ -48,12 +54,11 @@ class Filing:
         self._store = store
         self._journal = journal
         self._receiver = receiver
-        self._buffers = store.buffers
         self._changed = Condition()
         self._waiting: deque[Filed] = deque()
         self._waiting_bytes = 0
-        self._in_memory = 0
-        self._handed_in = self._done = 0
+        self._handed_in = self._done = self._asked_for = 0
+        self._last_came = 0.0
         self._expected: dict[str, list[Namesake]] = {}
         self._problem = ""
         self._closing = False
@@ -70,41 +75,38 @@ class Filing:
         if self._problem:
             raise StoreUnavailable(f"what came before cannot be filed: {self._problem}")
 
-    def expect(self, received: Received) -> list[Namesake]:
+    def expect(self, sop_instance_uid: str, one: Namesake) -> list[Namesake]:
         """Announce an object, and return those that carry its SOP Instance UID and are not registered yet."""
         with self._changed:
-            others = self._expected.setdefault(received.sop_instance_uid, [])
+            others = self._expected.setdefault(sop_instance_uid, [])
             before = list(others)
-            others.append(namesake_of(received))
+            others.append(one)
             return before
 
-    def forget(self, received: Received) -> None:
+    def forget(self, sop_instance_uid: str, one: Namesake) -> None:
         """Take back what was announced: it is registered, or it never came."""
         with self._changed:
-            others = self._expected[received.sop_instance_uid]
-            others.remove(next(other for other in others if other.sha256 == received.sha256))
-            if not others:
-                del self._expected[received.sop_instance_uid]
+            others = [other for other in self._expected.pop(sop_instance_uid) if other is not one]
+            if others:
+                self._expected[sop_instance_uid] = others
 
     def file(self, records: Sequence[Filed]) -> None:
         """File these, which were announced, after all that was handed in before."""
         with self._changed:
+            was_idle = not self._waiting
             self._handed_in += len(records)
-            for each in records:
-                if each.memory is not None:
-                    self._in_memory += len(each.memory)
-                    if self._in_memory > _MEMORY_BYTES:
-                        self._release(each)
-                self._waiting.append(each)
-                self._waiting_bytes += each.record.size
-            # Whoever waits for company is not to be woken by every guest.
-            if len(self._waiting) == len(records) or self._is_a_group:
+            self._waiting.extend(records)
+            self._waiting_bytes += sum(each.record.size for each in records)
+            self._last_came = time.monotonic()
+            # Whoever waits for a lull is not to be woken by everything that comes.
+            if was_idle or self._is_urgent:
                 self._changed.notify_all()
 
     def settle(self, seconds: float) -> bool:
         """Wait until all that has been handed in by now is filed, for so long at most; return whether it is."""
         with self._changed:
-            handed_in = self._handed_in
+            self._asked_for = handed_in = self._handed_in
+            self._changed.notify_all()
             return self._changed.wait_for(lambda: self._done >= handed_in, seconds)
 
     def close(self, seconds: float) -> bool:
@@ -135,79 +137,124 @@ class Filing:
                 self._changed.wait_for(lambda: self._closing, pause)
 
     def _next_group(self) -> list[Filed]:
-        """Wait for records, a moment longer for company, and return them; none when it is over."""
+        """Wait until there is something to be filed, and time for it; return nothing when it is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or bool(self._waiting))
-            self._changed.wait_for(lambda: self._closing or self._is_a_group, GATHER_SECONDS)
-            group: list[Filed] = []
-            size = 0
-            while self._waiting and len(group) < GROUP and size < _GROUP_BYTES:
-                group.append(self._waiting.popleft())
-                size += group[-1].record.size
-            return group
+            while self._waiting and not self._is_urgent and (seconds := self._seconds_to_wait) > 0:
+                self._changed.wait(seconds)
+            return [self._waiting.popleft() for _ in range(min(GROUP, len(self._waiting)))]
 
     @property
-    def _is_a_group(self) -> bool:
-        return len(self._waiting) >= GROUP or self._waiting_bytes >= _GROUP_BYTES
+    def _is_urgent(self) -> bool:
+        return self._closing or self._done < self._asked_for or self._journal.is_nearly_full
+
+    @property
+    def _seconds_to_wait(self) -> float:
+        return min(self._last_came + LULL_SECONDS, self._waiting[0].came + LONGEST_SECONDS) - time.monotonic()
 
     def _file_together(self, group: Sequence[Filed]) -> list[Filed]:
         """File a group; return what must be tried again, `_problem` saying why."""
-        failures = self._store.put_all([self._file_of(each) for each in group])
-        stored = [each for each in group if each.record.sha256 not in failures]
-        left = [each for each in group if each.record.sha256 in failures]
-        if left:
-            self._problem = str(failures[left[0].record.sha256])
+        read: list[_Read] = []
+        failures: dict[str, OSError] = self._store.put_all(self._files(group, read))
+        stored: list[tuple[Filed, Received]] = []
         done: list[Filed] = []
-        for each, outcome in zip(stored, self._receiver.register([each.received for each in stored]), strict=True):
+        left: list[Filed] = []
+        for each in read:
+            problem = each.problem or failures.get(each.sha256)
+            if problem is not None:
+                self._problem = str(problem)
+                left.append(each.filed)
+            elif isinstance(each.outcome, Received):
+                stored.append((each.filed, each.outcome))
+            elif each.outcome is not None:
+                self._record(each.filed, each.outcome)
+                done.append(each.filed)
+        for (filed, what), outcome in zip(stored, self._receiver.register([what for _, what in stored]), strict=True):
             if isinstance(outcome, DatabaseAway):
                 self._problem = type(outcome).__name__
-                left.append(each)
+                left.append(filed)
             else:
-                self._settle(each, outcome)
-                done.append(each)
+                self._settle(filed, what, outcome)
+                done.append(filed)
         self._journal.filed([each.record for each in done])
         with self._changed:
-            for each in done:
-                self._waiting_bytes -= each.record.size
-                self._release(each)
-                self.forget(each.received)
+            for filed in done:
+                self._waiting_bytes -= filed.record.size
+                self.forget(filed.sop_instance_uid, filed.expected)
             self._done += len(done)
             self._changed.notify_all()
         return left
 
-    def _settle(self, each: Filed, outcome: Registration | Exception) -> None:
+    def _files(self, group: Sequence[Filed], read: "list[_Read]") -> Iterator[NewFile]:
+        """Yield the files to be, each in memory until the next is asked for; say in `read` what is known of each."""
+        for filed in group:
+            record = filed.record
+            memory = self._store.buffers.lend(record.length)
+            try:
+                read.append(self._read(filed, memory))
+                if read[-1].sha256:
+                    yield NewFile(
+                        target=self._store.path(read[-1].sha256),
+                        pieces=[memory[PAGE : PAGE + record.size]],
+                        padded=memory[PAGE : record.length],
+                    )
+            finally:
+                self._store.buffers.take_back(memory)
+
+    def _read(self, filed: Filed, memory: memoryview) -> "_Read":
+        record = filed.record
+        aets = {"calling_ae_title": record.calling_ae_title, "called_ae_title": record.called_ae_title}
+        try:
+            file = record.read_into(memory)
+        except Damaged as damaged:
+            reason = f"acknowledged, and damaged on the disk before it was filed: {damaged}; it is to be sent again"
+            return _Read(filed=filed, outcome=RefusedInstance(OUT_OF_RESOURCES, reason))
+        except OSError as failure:
+            return _Read(filed=filed, problem=failure)
+        sha256 = hashlib.sha256(file).hexdigest()
+        try:
+            incoming = parse_ours(file, **aets)
+            header = self._receiver.examine(incoming)
+        except RefusedInstance as refused:
+            if refused.status == OUT_OF_RESOURCES:
+                return _Read(filed=filed, problem=refused)
+            # It was examined before, so this is a defect of ours: the file is kept, and recovery will ask again.
+            return _Read(filed=filed, sha256=sha256, outcome=refused)
+        return _Read(filed=filed, sha256=sha256, outcome=received(incoming, header, sha256=sha256, size=record.size))
+
+    def _settle(self, filed: Filed, what: Received, outcome: Registration | Exception) -> None:
         if isinstance(outcome, Registration):
             tell_of_conflict(outcome)
         elif isinstance(outcome, IdentityTaken):
             # Two processes took the same UID at the same moment: only now it is seen, and said.
-            refused = identity_refused(outcome, each.received.sop_instance_uid, each.record.sha256)
-            self._store.set_aside(self._store.path(each.record.sha256))
-            self._receiver.record_late(each.received, refused)
+            refused = identity_refused(outcome, what.sop_instance_uid, what.sha256)
+            self._store.set_aside(self._store.path(what.sha256))
+            self._record(filed, refused)
         else:
             # Nothing that waiting would change. The file is there, and recovery will try again to register it.
-            _log.error("an object that was stored cannot be registered", kind=type(outcome).__name__, exc_info=outcome)
             kind = type(outcome).__name__
-            reason = f"acknowledged, stored as {each.record.sha256[:12]}…, and cannot be registered: {kind}"
-            self._receiver.record_late(each.received, RefusedInstance(OUT_OF_RESOURCES, reason))
+            _log.error("an object that was stored cannot be registered", kind=kind, exc_info=outcome)
+            reason = f"acknowledged, stored as {what.sha256[:12]}…, and cannot be registered: {kind}"
+            self._record(filed, RefusedInstance(OUT_OF_RESOURCES, reason))
 
-    def _file_of(self, each: Filed) -> NewFile:
-        record = each.record
-        if each.memory is None:
-            each.memory = self._buffers.lend(record.length)
-            with self._changed:
-                self._in_memory += len(each.memory)
-            record.read_into(each.memory)
-        return NewFile(
-            target=self._store.path(record.sha256),
-            pieces=[each.memory[PAGE : PAGE + record.size]],
-            padded=each.memory[PAGE : record.length],
+    def _record(self, filed: Filed, refused: RefusedInstance) -> None:
+        self._receiver.record_late(
+            refused,
+            sop_instance_uid=filed.sop_instance_uid,
+            study_instance_uid=filed.expected.study_instance_uid,
+            calling_ae_title=filed.record.calling_ae_title,
+            called_ae_title=filed.record.called_ae_title,
         )
 
-    def _release(self, each: Filed) -> None:
-        if each.memory is not None:
-            self._in_memory -= len(each.memory)
-            self._buffers.take_back(each.memory)
-            each.memory = None
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """What is known of a record: its digest, and what is to be registered or why not; or the problem with reading."""
+
+    filed: Filed
+    sha256: str = ""
+    outcome: Received | RefusedInstance | None = None
+    problem: Exception | None = None
 
 
 def file_abandoned(store: InstanceStore, receiver: Receiver) -> tuple[int, int]:
@@ -232,8 +279,8 @@ def _filed_again(record: Record, receiver: Receiver) -> bool:
     """File a record; return whether there is nothing left to be done about it."""
     aets = {"calling_ae_title": record.calling_ae_title, "called_ae_title": record.called_ae_title}
     try:
-        receiver.take(parse_part10(record.read(), **aets), promised=True)
-    except OSError as failure:
+        receiver.take(parse_ours(record.read(), **aets), promised=True)
+    except (OSError, Damaged) as failure:
         _log.error("cannot read the ingest journal", reason=str(failure))
         return False
     except RefusedInstance as refused:

@@ -15,7 +15,15 @@ from pydicom.valuerep import TEXT_VR_DELIMS
 
 from meddaemon.ingest import scan
 
-IDENTITY = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+IDENTITY = (
+    "SOPClassUID",
+    "SOPInstanceUID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "PatientID",
+    "IssuerOfPatientID",
+)
+"""What says which object this is, and whose: known of each before it is acknowledged."""
 DESCRIBING = (
     "AccessionNumber",
     "AcquisitionContrast",
@@ -32,7 +40,6 @@ DESCRIBING = (
     "ImageType",
     "InstanceNumber",
     "InversionTime",
-    "IssuerOfPatientID",
     "Laterality",
     "MRAcquisitionType",
     "MagneticFieldStrength",
@@ -42,7 +49,6 @@ DESCRIBING = (
     "NumberOfFrames",
     "PatientAge",
     "PatientBirthDate",
-    "PatientID",
     "PatientName",
     "PatientPosition",
     "PatientSex",
@@ -99,21 +105,26 @@ def read_header(
 
     Raises scan.Malformed unless `data` is one whole data set in this transfer syntax.
     """
-    wanted = _tags(tuple(extra))
-    elements = scan.check(data, transfer_syntax_uid, _needed(tuple(extra)))
+    return _read(data, transfer_syntax_uid, (*IDENTITY, *DESCRIBING, *extra))
+
+
+def read_identity(data: scan.Encoded, transfer_syntax_uid: str) -> Mapping[str, tuple[str, ...]]:
+    """Return only the attributes of `IDENTITY`, as `read_header` does, in a third of the time."""
+    return _read(data, transfer_syntax_uid, IDENTITY)
+
+
+def _read(data: scan.Encoded, transfer_syntax_uid: str, keywords: tuple[str, ...]) -> Mapping[str, tuple[str, ...]]:
+    wanted, needed = _tags(keywords)
+    elements = scan.check(data, transfer_syntax_uid, needed)
     values = _Values(data, elements, little=transfer_syntax_uid != ExplicitVRBigEndian)
     return {keyword: values.of(tag) if tag in elements else () for keyword, tag in wanted.items()}
 
 
 @lru_cache(maxsize=64)
-def _tags(extra: tuple[str, ...]) -> Mapping[str, int]:
-    keywords = dict.fromkeys((*IDENTITY, *DESCRIBING, *extra))
-    return {keyword: tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None}
-
-
-@lru_cache(maxsize=64)
-def _needed(extra: tuple[str, ...]) -> frozenset[int]:
-    return frozenset({*_tags(extra).values(), _SPECIFIC_CHARACTER_SET, _PIXEL_REPRESENTATION})
+def _tags(keywords: tuple[str, ...]) -> tuple[Mapping[str, int], frozenset[int]]:
+    """Return the tags of these attributes, and what must be found to decode them."""
+    tags = {keyword: tag for keyword in keywords if (tag := tag_for_keyword(keyword)) is not None}
+    return tags, frozenset({*tags.values(), _SPECIFIC_CHARACTER_SET, _PIXEL_REPRESENTATION})
 
 
 @lru_cache(maxsize=1024)

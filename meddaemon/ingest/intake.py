@@ -4,6 +4,7 @@ Objects that are too long for the journal, and all as long as it is not ready, g
 database (see `receive`): the promise is the same, and keeping it takes longer.
 """
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -11,12 +12,12 @@ from threading import Condition
 
 from meddaemon.db import registration
 from meddaemon.db.engine import Database, DatabaseUnavailable
-from meddaemon.db.instances import Received
+from meddaemon.db.registration import Namesake
 from meddaemon.domain.errors import IdentityTaken, RefusedInstance, StoreUnavailable
 from meddaemon.ingest.content import Content
 from meddaemon.ingest.filing import Filed, Filing, file_abandoned
 from meddaemon.ingest.journal import Entry, Journal
-from meddaemon.ingest.receive import Header, Incoming, Receiver, cannot_store, identity_refused, received
+from meddaemon.ingest.receive import Header, Incoming, Receiver, cannot_store, identity_refused, namesake, normal
 from meddaemon.ingest.store import InstanceStore
 from meddaemon.telemetry import log
 
@@ -131,10 +132,11 @@ class Intake:
                 try:
                     if incoming.content is not None:
                         incoming.content.finish()
-                    header = self._receiver.examine(incoming)
                     if journaling is not None and incoming.content is not None and incoming.content.staged is None:
+                        header = self._receiver.identify(incoming)
                         journaled.append((index, incoming, header))
                     else:
+                        header = self._receiver.examine(incoming)
                         self._receiver.keep(incoming, header)
                 except RefusedInstance as refused:
                     self._receiver.record(incoming, header, refused)
@@ -150,7 +152,7 @@ class Intake:
     def _write(self, journaling: _Journaling, group: Sequence[tuple[Incoming, Header]]) -> list[Outcome]:
         """Write objects to the journal, all or none but those whose UID is taken."""
         filing = journaling.filing
-        announced: list[tuple[Entry, Received]] = []
+        announced: list[tuple[Entry, str, Namesake]] = []
         outcomes: list[Outcome] = []
         try:
             filing.require_well()
@@ -159,43 +161,43 @@ class Intake:
                 self._receiver.require_share(incoming)
             with self._database.look() as connection:
                 for incoming, header in group:
-                    content = _content(incoming)
-                    what = received(incoming, header, sha256=content.sha256, size=content.size)
-                    others = filing.expect(what)
+                    uid, one = normal(incoming.sop_instance_uid), namesake(header)
+                    others = filing.expect(uid, one)
                     entry = Entry(
-                        content=content,
+                        content=_content(incoming),
                         calling_ae_title=incoming.calling_ae_title,
                         called_ae_title=incoming.called_ae_title,
                     )
-                    announced.append((entry, what))
-                    others += registration.namesakes(connection, what.sop_instance_uid)
-                    outcomes.append(self._taken(what, others, content))
-            good = [pair for pair, outcome in zip(announced, outcomes, strict=True) if outcome is None]
-            records = journaling.journal.append([entry for entry, _ in good]) if good else []
+                    announced.append((entry, uid, one))
+                    others += registration.namesakes(connection, uid)
+                    outcomes.append(self._taken(uid, one, others, entry.content))
+            good = [each for each, outcome in zip(announced, outcomes, strict=True) if outcome is None]
+            records = journaling.journal.append([entry for entry, _, _ in good]) if good else []
         except (StoreUnavailable, OSError, DatabaseUnavailable) as failure:
-            for _, what in announced:
-                filing.forget(what)
+            for _, uid, one in announced:
+                filing.forget(uid, one)
             return [cannot_store(failure)] * len(group)
-        for (_, what), outcome in zip(announced, outcomes, strict=True):
+        for (_, uid, one), outcome in zip(announced, outcomes, strict=True):
             if outcome is not None:
-                filing.forget(what)
+                filing.forget(uid, one)
+        came = time.monotonic()
         filing.file(
             [
-                Filed(record=record, received=what, memory=entry.content.hand_over())
-                for record, (entry, what) in zip(records, good, strict=True)
+                Filed(record=record, sop_instance_uid=uid, expected=one, came=came)
+                for record, (_, uid, one) in zip(records, good, strict=True)
             ]
         )
         return outcomes
 
-    def _taken(self, what: Received, others: Sequence[registration.Namesake], content: Content) -> Outcome:
+    def _taken(self, uid: str, one: Namesake, others: Sequence[Namesake], content: Content) -> Outcome:
         """Return the refusal of an object whose UID names one of another study or patient; it is set aside."""
-        differs = registration.taken_by(what, others)
+        differs = registration.taken_by(one, others)
         if differs is None:
             return None
         taken = IdentityTaken(differs, others[0].study_id)
         self._store.put_content(content)
         self._store.set_aside(self._store.path(content.sha256))
-        return identity_refused(taken, what.sop_instance_uid, content.sha256)
+        return identity_refused(taken, uid, content.sha256)
 
 
 def _content(incoming: Incoming) -> Content:

@@ -61,6 +61,22 @@ def parse_part10(content: scan.Encoded, *, calling_ae_title: str = "", called_ae
     )
 
 
+def parse_ours(content: scan.Encoded, *, calling_ae_title: str, called_ae_title: str) -> Incoming:
+    """Return the object that a file holds whose file meta group is ours (see `store`), which is what names it here.
+
+    Raises RefusedInstance when it is no such file.
+    """
+    meta, data = _parts(content)
+    return Incoming(
+        data=data,
+        transfer_syntax_uid=meta.get(_TRANSFER_SYNTAX_UID, ""),
+        sop_class_uid=meta.get(_SOP_CLASS_UID, ""),
+        sop_instance_uid=meta.get(_SOP_INSTANCE_UID, ""),
+        calling_ae_title=calling_ae_title,
+        called_ae_title=called_ae_title,
+    )
+
+
 def _kind_of_preamble(preamble: bytes) -> str:
     """Return what a preamble is the beginning of: a program can hide there (CVE-2019-11687). Empty where it is zero."""
     if not any(preamble):

@@ -6,9 +6,10 @@ share the last two.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from meddaemon.db import instances, registration
 from meddaemon.db.engine import Database, DatabaseAway, DatabaseUnavailable
@@ -17,7 +18,7 @@ from meddaemon.ingest import scan
 from meddaemon.ingest.content import Content
 from meddaemon.ingest.deflate import inflated
 from meddaemon.ingest.group_commit import GroupCommit
-from meddaemon.ingest.header import read_header
+from meddaemon.ingest.header import read_header, read_identity
 from meddaemon.ingest.quota import Quota
 from meddaemon.ingest.statuses import (
     CANNOT_UNDERSTAND,
@@ -105,6 +106,13 @@ class Receiver:
 
     def examine(self, incoming: Incoming) -> Header:
         """Return the header of an object that is whole and is what its sender says. Raises RefusedInstance."""
+        return self._examined(incoming, partial(read_header, extra=self._keywords))
+
+    def identify(self, incoming: Incoming) -> Header:
+        """Do what `examine` does, but read only what says which object it is, and whose."""
+        return self._examined(incoming, read_identity)
+
+    def _examined(self, incoming: Incoming, read: Callable[[scan.Encoded, str], Header]) -> Header:
         _require_uid("SOP Instance UID", incoming.sop_instance_uid, absent=INVALID_SOP_INSTANCE)
         _require_uid("SOP Class UID", incoming.sop_class_uid)
         if incoming.abstract_syntax_uid not in {"", normal(incoming.sop_class_uid)}:
@@ -112,7 +120,7 @@ class Receiver:
         if not is_uid(incoming.transfer_syntax_uid):
             raise RefusedInstance(CANNOT_UNDERSTAND, "the transfer syntax is not a UID")
         try:
-            header = self._read(incoming)
+            header = self._read(incoming, read)
         except scan.Malformed as malformed:
             raise RefusedInstance(CANNOT_UNDERSTAND, f"malformed data set: {malformed}") from malformed
         for keyword, commanded in (
@@ -126,7 +134,7 @@ class Receiver:
                 )
         _require_uid("Study Instance UID", _only(header, "StudyInstanceUID"))
         _require_uid("Series Instance UID", _only(header, "SeriesInstanceUID"))
-        if incoming.study_instance_uid and normal(_only(header, "StudyInstanceUID")) != incoming.study_instance_uid:
+        if incoming.study_instance_uid and study_of(header) != incoming.study_instance_uid:
             raise RefusedInstance(DOES_NOT_MATCH_SOP_CLASS, "the object is not of the study that it was sent for")
         return header
 
@@ -160,10 +168,17 @@ class Receiver:
             incoming.called_ae_title,
         )
 
-    def record_late(self, late: instances.Received, refused: RefusedInstance) -> None:
+    def record_late(
+        self,
+        refused: RefusedInstance,
+        *,
+        sop_instance_uid: str,
+        study_instance_uid: str,
+        calling_ae_title: str,
+        called_ae_title: str,
+    ) -> None:
         """Keep a record of an object that was acknowledged and could not be registered afterwards."""
-        uids = (late.sop_instance_uid, late.study_instance_uid)
-        self._refuse(refused, *uids, late.calling_ae_title, late.called_ae_title)
+        self._refuse(refused, sop_instance_uid, study_instance_uid, calling_ae_title, called_ae_title)
 
     def _refuse(
         self, refused: RefusedInstance, sop_instance_uid: str, study_instance_uid: str, calling: str, called: str
@@ -186,11 +201,11 @@ class Receiver:
             # The refusal itself stands: the sender gets its status either way.
             _log.error("cannot record a refusal", reason=type(failure).__name__)
 
-    def _read(self, incoming: Incoming) -> Header:
+    def _read(self, incoming: Incoming, read: Callable[[scan.Encoded, str], Header]) -> Header:
         syntax = incoming.transfer_syntax_uid
         try:
             with incoming.data_set() as data, inflated(data, syntax, folder=self._store.scratch) as whole:
-                return read_header(whole, syntax, self._keywords)
+                return read(whole, syntax)
         except OSError as failure:
             raise cannot_store(failure) from failure
 
@@ -237,7 +252,7 @@ class Receiver:
 def received(incoming: Incoming, header: Header, *, sha256: str, size: int) -> instances.Received:
     """Return what the database is to know of an object; UIDs are normalised for matching."""
     return instances.Received(
-        study_instance_uid=normal(_only(header, "StudyInstanceUID")),
+        study_instance_uid=study_of(header),
         series_instance_uid=normal(_only(header, "SeriesInstanceUID")),
         sop_instance_uid=normal(incoming.sop_instance_uid),
         sop_class_uid=normal(incoming.sop_class_uid),
@@ -248,6 +263,16 @@ def received(incoming: Incoming, header: Header, *, sha256: str, size: int) -> i
         calling_ae_title=incoming.calling_ae_title,
         called_ae_title=incoming.called_ae_title,
     )
+
+
+def study_of(header: Header) -> str:
+    """Return the Study Instance UID, as it is compared and stored."""
+    return normal(_only(header, "StudyInstanceUID"))
+
+
+def namesake(header: Header) -> registration.Namesake:
+    """Return what others are compared with that carry the same SOP Instance UID."""
+    return registration.Namesake(study_instance_uid=study_of(header), header=header)
 
 
 def identity_refused(taken: IdentityTaken, sop_instance_uid: str, sha256: str) -> RefusedInstance:

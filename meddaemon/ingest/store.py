@@ -19,7 +19,7 @@ import re
 import secrets
 import struct
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
@@ -92,8 +92,8 @@ class InstanceStore:
             move(content.staged, self.path(content.sha256), self._staging)
         return Stored(sha256=content.sha256, size=content.size)
 
-    def put_all(self, files: Sequence[NewFile]) -> dict[str, OSError]:
-        """Store Part 10 files that stand in the journal until then; return what went wrong, by digest."""
+    def put_all(self, files: Iterable[NewFile]) -> dict[str, OSError]:
+        """Store Part 10 files that stand in the journal until then, see `store_all`; return what failed, by digest."""
         return {path.stem: failure for path, failure in store_all(files, self._staging).items()}
 
     def spool(self, *, memory_bytes: int) -> Spool:
