@@ -16,6 +16,7 @@ from threading import Lock
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.ingest.scan import mapped
 from meddaemon.ingest.statuses import OUT_OF_RESOURCES
+from meddaemon.ingest.turn import TURN
 
 PAGE = 4096
 """Direct writes want their memory, place and length in multiples of this (open(2), O_DIRECT)."""
@@ -176,8 +177,9 @@ class Content:
                 if self._file is None:
                     self._staged = self._folder / secrets.token_hex(16)
                     self._file = os.open(self._staged, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-                while rest:
-                    rest = rest[os.write(self._file, rest) :]
+                with TURN.given_up():
+                    while rest:
+                        rest = rest[os.write(self._file, rest) :]
             except OSError as failure:
                 self._fail(f"cannot store now: {failure.strerror}")
         self._written += self._end - PAGE

@@ -6,8 +6,8 @@ database (see `receive`): the promise is the same, and keeping it takes longer.
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
 from threading import Condition
 
 from meddaemon.db import registration
@@ -19,6 +19,7 @@ from meddaemon.ingest.filing import Filed, Filing, file_abandoned
 from meddaemon.ingest.journal import Entry, Journal
 from meddaemon.ingest.receive import Header, Incoming, Receiver, cannot_store, identity_refused, namesake, normal
 from meddaemon.ingest.store import InstanceStore
+from meddaemon.ingest.turn import TURN
 from meddaemon.telemetry import log
 
 SECONDS_TO_FILE = 5.0
@@ -120,86 +121,126 @@ class Intake:
             _log.warning("what was acknowledged is not registered yet")
 
     def take_all(self, group: Sequence[Incoming]) -> list[Outcome]:
-        """Take the objects that one association sent; their content is closed, or handed on."""
+        """Take the objects that one association sent; their content is closed then."""
         with self._used() as journaling, ExitStack() as contents:
             for incoming in group:
                 if incoming.content is not None:
                     contents.callback(incoming.content.close)
-            outcomes: dict[int, RefusedInstance] = {}
-            journaled: list[tuple[int, Incoming, Header]] = []
+            outcomes: dict[int, Outcome] = {}
+            arrivals: dict[int, _Arrival] = {}
             for index, incoming in enumerate(group):
-                header: Header = {}
-                try:
-                    if incoming.content is not None:
-                        incoming.content.finish()
-                    if journaling is not None and incoming.content is not None and incoming.content.staged is None:
-                        header = self._receiver.identify(incoming)
-                        journaled.append((index, incoming, header))
-                    else:
-                        header = self._receiver.examine(incoming)
-                        self._receiver.keep(incoming, header)
-                except RefusedInstance as refused:
-                    self._receiver.record(incoming, header, refused)
-                    outcomes[index] = refused
-            if journaled and journaling is not None:
-                written = self._write(journaling, [(incoming, header) for _, incoming, header in journaled])
-                for (index, incoming, header), outcome in zip(journaled, written, strict=True):
-                    if outcome is not None:
-                        self._receiver.record(incoming, header, outcome)
-                        outcomes[index] = outcome
-        return [outcomes.get(index) for index in range(len(group))]
+                if journaling is None or incoming.content is None or incoming.content.staged is not None:
+                    outcomes[index] = self._keep(incoming)
+                else:
+                    arrivals[index] = _Arrival(incoming, incoming.content)
+            if journaling is not None and arrivals:
+                self._journal(journaling, list(arrivals.values()))
+                outcomes |= {index: arrival.refused for index, arrival in arrivals.items()}
+        return [outcomes[index] for index in range(len(group))]
 
-    def _write(self, journaling: _Journaling, group: Sequence[tuple[Incoming, Header]]) -> list[Outcome]:
-        """Write objects to the journal, all or none but those whose UID is taken."""
-        filing = journaling.filing
-        announced: list[tuple[Entry, str, Namesake]] = []
-        outcomes: list[Outcome] = []
+    def _keep(self, incoming: Incoming) -> Outcome:
+        """Take an object without the journal."""
         try:
-            filing.require_well()
-            self._store.require_room(sum(each.size for each, _ in group) + filing.waiting_bytes)
-            for incoming, _ in group:
-                self._receiver.require_share(incoming)
-            with self._database.look() as connection:
-                for incoming, header in group:
-                    uid, one = normal(incoming.sop_instance_uid), namesake(header)
-                    others = filing.expect(uid, one)
-                    entry = Entry(
-                        content=_content(incoming),
-                        calling_ae_title=incoming.calling_ae_title,
-                        called_ae_title=incoming.called_ae_title,
-                    )
-                    announced.append((entry, uid, one))
-                    others += registration.namesakes(connection, uid)
-                    outcomes.append(self._taken(uid, one, others, entry.content))
-            good = [each for each, outcome in zip(announced, outcomes, strict=True) if outcome is None]
-            records = journaling.journal.append([entry for entry, _, _ in good]) if good else []
-        except (StoreUnavailable, OSError, DatabaseUnavailable) as failure:
-            for _, uid, one in announced:
-                filing.forget(uid, one)
-            return [cannot_store(failure)] * len(group)
-        for (_, uid, one), outcome in zip(announced, outcomes, strict=True):
-            if outcome is not None:
-                filing.forget(uid, one)
+            self._receiver.take(incoming)
+        except RefusedInstance as refused:
+            return refused
+        return None
+
+    def _journal(self, journaling: _Journaling, group: Sequence["_Arrival"]) -> None:
+        """Write those objects to the journal that nothing speaks against; the others are refused."""
+        journal, filing = journaling.journal, journaling.filing
+        with TURN:
+            for arrival in group:
+                self._identify(arrival)
+            self._announce(filing, [arrival for arrival in group if arrival.refused is None])
+        for arrival in group:
+            if arrival.refused is None:
+                arrival.refused = self._taken(arrival)
+        accepted = [arrival for arrival in group if arrival.refused is None]
+        try:
+            records = journal.append([arrival.entry for arrival in accepted]) if accepted else []
+        except (StoreUnavailable, OSError) as failure:
+            records, refused = [], cannot_store(failure)
+            for arrival in accepted:
+                arrival.refused = refused
         came = time.monotonic()
         filing.file(
             [
-                Filed(record=record, sop_instance_uid=uid, expected=one, came=came)
-                for record, (_, uid, one) in zip(records, good, strict=True)
+                Filed(record=record, sop_instance_uid=arrival.uid, expected=arrival.announced, came=came)
+                for record, arrival in zip(records, accepted, strict=False)
+                if arrival.announced is not None
             ]
         )
-        return outcomes
+        for arrival in group:
+            if arrival.refused is not None:
+                if arrival.announced is not None:
+                    filing.forget(arrival.uid, arrival.announced)
+                self._receiver.record(arrival.incoming, arrival.header, arrival.refused)
 
-    def _taken(self, uid: str, one: Namesake, others: Sequence[Namesake], content: Content) -> Outcome:
+    def _identify(self, arrival: "_Arrival") -> None:
+        try:
+            arrival.header = self._receiver.identify(arrival.incoming)
+        except RefusedInstance as refused:
+            arrival.refused = refused
+
+    def _announce(self, filing: Filing, group: Sequence["_Arrival"]) -> None:
+        """Announce objects to whoever brings others of their UIDs, and learn who has, all or none."""
+        if not group:
+            return
+        # A question to a database on another machine is a wait like any other.
+        is_here = self._database.dialect == "sqlite"
+        try:
+            filing.require_well()
+            self._store.require_free(sum(arrival.content.size for arrival in group) + filing.waiting_bytes)
+            for arrival in group:
+                self._receiver.require_share(arrival.incoming)
+                arrival.announced = namesake(arrival.header)
+                arrival.namesakes = filing.expect(arrival.uid, arrival.announced)
+            with nullcontext() if is_here else TURN.given_up(), self._database.look() as connection:
+                for arrival in group:
+                    arrival.namesakes += registration.namesakes(connection, arrival.uid)
+        except (StoreUnavailable, OSError, DatabaseUnavailable) as failure:
+            refused = cannot_store(failure)
+            for arrival in group:
+                arrival.refused = refused
+
+    def _taken(self, arrival: "_Arrival") -> Outcome:
         """Return the refusal of an object whose UID names one of another study or patient; it is set aside."""
-        differs = registration.taken_by(one, others)
+        assert arrival.announced is not None  # noqa: S101  for the type checker
+        differs = registration.taken_by(arrival.announced, arrival.namesakes)
         if differs is None:
             return None
-        taken = IdentityTaken(differs, others[0].study_id)
-        self._store.put_content(content)
-        self._store.set_aside(self._store.path(content.sha256))
-        return identity_refused(taken, uid, content.sha256)
+        taken = IdentityTaken(differs, arrival.namesakes[0].study_id)
+        try:
+            self._store.put_content(arrival.content)
+        except (StoreUnavailable, OSError) as failure:
+            return cannot_store(failure)
+        self._store.set_aside(self._store.path(arrival.content.sha256))
+        return identity_refused(taken, arrival.uid, arrival.content.sha256)
 
 
-def _content(incoming: Incoming) -> Content:
-    assert incoming.content is not None  # noqa: S101  only collected content goes to the journal
-    return incoming.content
+@dataclass(slots=True)
+class _Arrival:
+    """An object on its way to the journal: what is known of it so far, and why it is refused if it is."""
+
+    incoming: Incoming
+    content: Content
+    header: Header = field(default_factory=dict)
+    announced: Namesake | None = None
+    namesakes: list[Namesake] = field(default_factory=list)
+    refused: Outcome = None
+
+    @property
+    def uid(self) -> str:
+        """The SOP Instance UID, as it is compared and stored."""
+        return normal(self.incoming.sop_instance_uid)
+
+    @property
+    def entry(self) -> Entry:
+        """What the journal is given of it."""
+        incoming = self.incoming
+        return Entry(
+            content=self.content,
+            calling_ae_title=incoming.calling_ae_title,
+            called_ae_title=incoming.called_ae_title,
+        )

@@ -113,6 +113,8 @@ class Receiver:
         return self._examined(incoming, read_identity)
 
     def _examined(self, incoming: Incoming, read: Callable[[scan.Encoded, str], Header]) -> Header:
+        if incoming.content is not None:
+            incoming.content.finish()
         _require_uid("SOP Instance UID", incoming.sop_instance_uid, absent=INVALID_SOP_INSTANCE)
         _require_uid("SOP Class UID", incoming.sop_class_uid)
         if incoming.abstract_syntax_uid not in {"", normal(incoming.sop_class_uid)}:

@@ -200,6 +200,10 @@ class InstanceStore:
     def require_room(self, size: int) -> None:
         """Raise StoreUnavailable unless the volume is there and has room for so many bytes more."""
         self.require_volume()
+        self.require_free(size)
+
+    def require_free(self, size: int) -> None:
+        """Raise StoreUnavailable unless there is room for so many bytes more on what is there."""
         filesystem = os.statvfs(self.instances)
         free = filesystem.f_bavail * filesystem.f_frsize
         if free < self._minimum_free_bytes + size:

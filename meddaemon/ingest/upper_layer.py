@@ -35,6 +35,7 @@ from meddaemon.ingest.c_store import Agreed, StoreRequest, read_request, respons
 from meddaemon.ingest.content import Content
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.storage import StorageProvider
+from meddaemon.ingest.turn import TURN
 from meddaemon.telemetry import log
 
 REQUEST_BYTES = 2**19
@@ -64,6 +65,8 @@ MAXIMUM_WINDOW = 64
 _UNSERVED_MESSAGES = 2
 """Messages that wait while one is served; then the peer is not read from until one is done."""
 _log = log(__name__)
+_Fragment = tuple[int, int, bytes]
+"""Presentation context, message control header (PS3.8 E.2), and the bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,44 +326,50 @@ class Provider(DULServiceProvider):
     def _read_pdu_data(self) -> None:
         # As in the library, but a PDU that is longer than agreed is not read, and one that is not whole in time ends
         # the association however steadily it drips.
-        connection = self._connection
-        kind = 0
         try:
-            while True:
-                self.heard()
-                connection.deadline = time.monotonic() + self._limits.pdu_seconds
-                header = connection.recv(_HEADER.size)
-                if len(header) < _HEADER.size:
-                    self.event_queue.put("Evt17")
-                    return
-                kind, length = _HEADER.unpack(header)
-                if kind not in _TYPES or length > self._longest(kind):
-                    self._end("a PDU of another type or length than agreed", "Evt19", type=kind, length=length)
-                    return
-                if kind != P_DATA_TF or self.state_machine.current_state != "Sta6":
-                    pdu, event = self._decode_pdu(header + connection.recv_all(length))
-                    self._recv_pdu.put(pdu)
-                    self.event_queue.put(event)
-                    return
-                self._read_fragments(length)
-                # In the middle of an object there is nothing else to be done than to read on.
-                if self._storing is None or self._kill_thread or not self.to_provider_queue.empty():
-                    return
+            with TURN:
+                others = self._read_pdus()
+            self._take(others)
         except TimeoutError:
             self._end("a PDU was not whole in time", "Evt19")
         except OSError:
             self._end("the connection was lost within a PDU", "Evt17")
         except Exception as malformed:  # noqa: BLE001  the library has no type of its own for this
-            self._end("a PDU cannot be read", "Evt19", type=kind, problem=type(malformed).__name__)
+            self._end("a PDU cannot be read", "Evt19", problem=type(malformed).__name__)
 
-    def _read_fragments(self, rest: int) -> None:
+    def _read_pdus(self) -> list[_Fragment]:
+        """Read one PDU, or all of those that an object comes in; return the fragments that are no part of one."""
+        connection = self._connection
+        while True:
+            self.heard()
+            connection.deadline = time.monotonic() + self._limits.pdu_seconds
+            header = connection.recv(_HEADER.size)
+            if len(header) < _HEADER.size:
+                self.event_queue.put("Evt17")
+                return []
+            kind, length = _HEADER.unpack(header)
+            if kind not in _TYPES or length > self._longest(kind):
+                self._end("a PDU of another type or length than agreed", "Evt19", type=kind, length=length)
+                return []
+            if kind != P_DATA_TF or self.state_machine.current_state != "Sta6":
+                pdu, event = self._decode_pdu(header + connection.recv_all(length))
+                self._recv_pdu.put(pdu)
+                self.event_queue.put(event)
+                return []
+            others = self._read_fragments(length)
+            # In the middle of an object there is nothing else to be done than to read on.
+            if others or self._storing is None or self._kill_thread or not self.to_provider_queue.empty():
+                return others
+
+    def _read_fragments(self, rest: int) -> list[_Fragment]:
         """Read the fragments of a P-DATA-TF PDU of `rest` bytes (PS3.8 9.3.5.1, E.2), each to where it belongs.
 
-        Those of an object are read from the socket to where they will be stored from. Raises ValueError where they
-        are not what the PDU's length says, OSError.
+        Those of an object are read from the socket to where they will be stored from; the others are returned, for
+        of a PDU that is wrong at its end nothing is taken. Raises ValueError where they are not what the PDU's length
+        says, OSError.
         """
         connection = self._connection
-        others: list[tuple[int, int, bytes]] = []
+        others: list[_Fragment] = []
         while rest:
             if rest < _PDV_HEADER.size:
                 raise ValueError("a fragment of an impossible length")
@@ -378,7 +387,10 @@ class Provider(DULServiceProvider):
                     continue
                 fragment = whole
             others.append((context_id, control, fragment))
-        # Only now: of a PDU that is wrong at its end, nothing is taken.
+        return others
+
+    def _take(self, others: Sequence[_Fragment]) -> None:
+        """Do what there is to be done after a PDU: answer for objects that are whole, pass on what stores nothing."""
         if others:
             self._answer()  # answers go out in the order of the requests
             self._pass_on(others)
@@ -405,7 +417,7 @@ class Provider(DULServiceProvider):
         self._command.clear()
         return whole
 
-    def _pass_on(self, fragments: Sequence[tuple[int, int, bytes]]) -> None:
+    def _pass_on(self, fragments: Sequence[_Fragment]) -> None:
         """Do what DT-2 does (PS3.8 9.2.2) with fragments that are no part of an object."""
         provider = self.assoc.dimse
         for context_id, control, fragment in fragments:
@@ -608,8 +620,10 @@ class Connection(AssociationSocket):
 
     def _await(self, events: int, deadline: float) -> None:
         seconds = deadline - time.monotonic()
-        if seconds <= 0 or not _polled({self._open.fileno(): events}, seconds):
-            raise TimeoutError("the peer took too long")
+        with TURN.given_up():
+            if seconds > 0 and _polled({self._open.fileno(): events}, seconds):
+                return
+        raise TimeoutError("the peer took too long")
 
     def _await_most_of(self, wanted: int) -> None:
         """Sleep until most of these bytes have come, not to be woken by each segment; the last ones come one by one.
