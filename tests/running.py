@@ -80,7 +80,7 @@ class Home:
         *,
         quiet_seconds: float = 3600.0,
         minimum_free_bytes: int = 1_000_000,
-        journal_bytes: int = 33_554_432,
+        journal_bytes: int = 67_108_864,
         hold_unidentified: bool = True,
     ) -> "Home":
         """Write the settings and make the schema; `extra` is TOML that follows the settings we set."""

@@ -57,6 +57,15 @@ def _database_url(text: str) -> str:
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+
+
+def _journal_bytes(size: int) -> int:
+    if size != 0 and size < _SMALLEST_JOURNAL:
+        raise ValueError(f"0 (no journal) or at least {_SMALLEST_JOURNAL:_}")
+    return size
+
+
+_SMALLEST_JOURNAL = 67_108_864
 Count = Annotated[int, Field(ge=1)]
 Host = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[^\s/]+$")]
 Name = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
@@ -75,7 +84,7 @@ class StoreSettings(_Section):
 
     directory: Folder = Path("meddaemon-data")
     minimum_free_bytes: Annotated[int, Field(ge=0)] = 2_000_000_000
-    journal_bytes: Annotated[int, Field(ge=0)] = 268_435_456
+    journal_bytes: Annotated[int, AfterValidator(_journal_bytes)] = 536_870_912
 
     @property
     def instances(self) -> Path:

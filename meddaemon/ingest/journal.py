@@ -171,8 +171,16 @@ class _Segment:
             raise OSError("the ingest journal is cut")
 
     def begin(self, generation: int) -> None:
-        """Be written anew, from the beginning."""
+        """Be written anew, from the beginning. Raises OSError."""
         self.generation, self.used = generation, PAGE
+        # Synced, because a segment that is noted as filed is not looked through.
+        self._note(PAGE)
+        os.fdatasync(self._noting.fileno())
+
+    @property
+    def was_written(self) -> bool:
+        """Whether anything was written since it was opened."""
+        return self.used > PAGE
 
     def note_filed(self) -> None:
         """Note how far all has been filed. Not synced: filing something again would change nothing."""
@@ -190,6 +198,8 @@ class _Segment:
         """Return the records that were written and not noted as filed, in order, whole or not."""
         with self.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             _, _, noted, filed_to = _FIRST.unpack_from(mapped)
+            if filed_to >= self.size:
+                return []
             found = list(self._headers(mapped))
         latest = max((each.generation for each in found), default=0)
         first = filed_to if latest == noted else PAGE
@@ -302,7 +312,7 @@ class Journal:
             self._make_more()
 
     def append(self, entries: Sequence[Entry]) -> list[Record]:
-        """Write objects that are in memory; on return they survive a power loss.
+        """Write objects that are in memory; on return they survive a power loss, and wait to be `filed`.
 
         Raises StoreUnavailable when there is no room for too long, OSError when the disk fails.
         """
@@ -339,8 +349,9 @@ class Journal:
             for record in records:
                 record.segment.unfiled.remove(record.offset)
             for segment in {record.segment for record in records}:
-                segment.note_filed()
-                if not segment.unfiled and segment is not self._current:
+                if segment.unfiled or segment is self._current:
+                    segment.note_filed()
+                else:
                     self._give_back(segment)
 
     def close(self) -> None:
@@ -351,6 +362,8 @@ class Journal:
         if maker is not None:
             maker.join()
         for segment in self._segments:
+            if segment.was_written and not segment.unfiled:
+                segment.note_all_filed()
             segment.close()
         self._lock.close()
 
@@ -368,9 +381,9 @@ class Journal:
                     if not self._changed.wait(deadline - time.monotonic()):
                         raise StoreUnavailable("the ingest journal is full: is the store or the database too slow?")
                 if self._current is None and self._free:
-                    self._current = self._free.popleft()
                     self._generation += 1
-                    self._current.begin(self._generation)
+                    self._free[0].begin(self._generation)
+                    self._current = self._free.popleft()
             segment, offset = self._current, self._current.used
             for each in lengths:
                 segment.unfiled.add(segment.used)
@@ -378,6 +391,7 @@ class Journal:
             return segment, offset
 
     def _give_back(self, segment: _Segment) -> None:
+        segment.note_all_filed()
         self._free.append(segment)
         self._changed.notify_all()
 

@@ -1,6 +1,5 @@
 """The ingest journal: what it gives back after a crash, whatever of the last writes the disk has."""
 
-import hashlib
 import os
 import random
 import secrets
@@ -22,6 +21,7 @@ from scanner import scanner
 from meddaemon.db import tables
 from meddaemon.db.engine import Database
 from meddaemon.domain.errors import RefusedInstance, StoreUnavailable
+from meddaemon.ingest import filing
 from meddaemon.ingest import journal as journals
 from meddaemon.ingest.content import PAGE, Buffers, Content
 from meddaemon.ingest.filing import file_abandoned
@@ -188,6 +188,43 @@ def test_room_that_is_not_there_is_not_taken(tmp_path: Path) -> None:
     assert list(tmp_path.glob("*/*.segment")) == []
 
 
+def test_what_a_power_loss_forgets_of_the_notes_costs_nothing(tmp_path: Path) -> None:
+    """The first page is synced only when a segment is begun: any note that came later may be lost, or not."""
+    journal = own(tmp_path, segments=1)
+    path = next(tmp_path.glob("*/*.segment"))
+    (filed,) = appended(journal, [b"filed"], tmp_path)
+    (record,) = appended(journal, [b"kept"], tmp_path)
+    begun = path.read_bytes()[:PAGE]
+    journal.filed([filed])
+    noted = path.read_bytes()[:PAGE]
+    crash(journal)
+    for first_page, left in ((begun, [b"filed", b"kept"]), (noted, [b"kept"])):
+        with path.open("r+b") as file:
+            file.write(first_page)
+        assert left_in(tmp_path) == left
+    assert record.size == 4
+
+
+def test_a_segment_that_is_begun_anew_is_looked_through_again(tmp_path: Path) -> None:
+    journal = own(tmp_path, segments=1)
+    journal.filed(appended(journal, [secrets.token_bytes(600_000)], tmp_path))
+    journal.close()
+    again = Journal.own(tmp_path, size=SMALL, require_room=lambda size: None)
+    appended(again, [b"kept"], tmp_path)
+    crash(again)
+    assert left_in(tmp_path) == [b"kept"]
+
+
+def test_closing_forgets_nothing_that_was_not_filed(tmp_path: Path) -> None:
+    journal = own(tmp_path)
+    records = appended(journal, [b"first", b"second"], tmp_path)
+    journal.filed(records[:1])
+    journal.close()
+    assert left_in(tmp_path) == [b"second"]
+    Journal.own(tmp_path, size=SMALL, require_room=lambda size: None).close()
+    assert left_in(tmp_path) == [b"second"]
+
+
 # --- the journal, its filing, the store and the database ------------------------------------------------------------
 
 
@@ -263,6 +300,68 @@ def test_what_the_journal_holds_becomes_files_and_rows(site: Site) -> None:
         assert site.take(intake, "2.25.10", sent["2.25.10"]) is None  # an identical re-send
     assert site.kept() == sent
     assert waiting(site.store.journals) == 0
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wait for a lull, or for a moment to pass, longer than any test."""
+    monkeypatch.setattr(filing, "LULL_SECONDS", 600.0)
+    monkeypatch.setattr(filing, "LONGEST_SECONDS", 600.0)
+
+
+@pytest.mark.usefixtures("patient")
+def test_while_objects_keep_coming_they_stay_in_the_journal_until_somebody_asks(site: Site) -> None:
+    with site.intake() as intake:
+        ready(site)
+        for number in range(10, 15):
+            assert site.take(intake, f"2.25.{number}", image(f"2.25.{number}")) is None
+        assert waiting(site.store.journals) == 5
+        assert site.registered() == {}
+        intake.settle()
+        assert len(site.registered()) == 5
+        assert site.take(intake, "2.25.15", image("2.25.15")) is None
+        assert waiting(site.store.journals) == 1
+    assert len(site.registered()) == 6
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_journal_that_is_nearly_full_is_filed_without_waiting(site: Site) -> None:
+    with site.intake() as intake:
+        ready(site)
+        for number in range(10, 16):
+            assert site.take(intake, f"2.25.{number}", image(f"2.25.{number}", 250_000)) is None
+        wait_until(lambda: len(site.registered()) >= 4, what="rows")
+
+
+@pytest.mark.usefixtures("patient")
+@pytest.mark.parametrize("which", ["LULL_SECONDS", "LONGEST_SECONDS"])
+def test_a_lull_and_a_long_wait_end_the_waiting(site: Site, monkeypatch: pytest.MonkeyPatch, which: str) -> None:
+    monkeypatch.setattr(filing, which, 0.1)
+    with site.intake() as intake:
+        ready(site)
+        assert site.take(intake, "2.25.10", image("2.25.10")) is None
+        wait_until(site.registered, what="a row")
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_record_that_the_disk_damaged_is_reported_and_keeps_nobody_waiting(site: Site) -> None:
+    with site.intake() as intake:
+        ready(site)
+        for number in (10, 11):
+            assert site.take(intake, f"2.25.{number}", image(f"2.25.{number}")) is None
+        path = min(site.store.journals.glob("*/*.segment"))
+        with path.open("r+b") as file:
+            file.seek(2 * PAGE + 5000)
+            file.write(b"rotten")
+        intake.settle()
+        assert list(site.registered()) == ["2.25.11"]
+        assert site.take(intake, "2.25.12", image("2.25.12")) is None
+    with site.database.read() as connection:
+        (refusal,) = connection.execute(tables.refusal.select()).all()
+    assert refusal.sop_instance_uid == "2.25.10"
+    assert refusal.study_instance_uid == "2.25.1"
+    assert "damaged on the disk" in refusal.reason
+    assert set(site.registered()) == {"2.25.11", "2.25.12"}
 
 
 def test_a_uid_of_another_study_is_refused_also_while_the_first_is_being_filed(site: Site) -> None:
@@ -360,7 +459,7 @@ def test_the_listener_files_what_stands_in_the_journal_before_it_listens(tmp_pat
             sop_class_uid=CTImageStorage, sop_instance_uid="2.25.10", transfer_syntax_uid=ExplicitVRLittleEndian
         )
         (record,) = journal.append([entry(meta + data, buffers, tmp_path)])
-        assert record.sha256 == hashlib.sha256(meta + data).hexdigest()
+        assert record.read() == meta + data
         crash(journal)
         store.close()
     with home.running("listen") as listener:
