@@ -156,7 +156,7 @@ def _record_findings(connection: Connection, result_id: int, analysis: Analysis)
             insert(tables.finding)
             .values(
                 result_id=result_id,
-                segment_id=segment_ids[finding.segment_number],
+                segment_id=None if finding.segment_number is None else segment_ids[finding.segment_number],
                 code_value=finding.code.value,
                 code_scheme=finding.code.scheme,
                 code_meaning=finding.code.meaning,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,26 +10,77 @@ from numpy.typing import NDArray
 from meddaemon.domain.codes import Code
 from meddaemon.domain.volume import Geometry
 
+Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+"""What each voxel [plane, row, column] belongs to; 0 is background."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """A detected object: label of the contract, score from 0 to 1, and where it lies on the grid of the source.
+
+    Corners are edges of voxels, not centres, in (plane, row, column) or, on a picture, (row, column): the first voxel
+    reaches from -0.5 to 0.5. `source` names the SOP Instance UID and frame of the picture.
+    """
+
+    label: int
+    score: float
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    source: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Landmark:
+    """A point: label of the contract, score from 0 to 1, and where it lies on the grid of the source.
+
+    `position` counts voxel centres in (plane, row, column) or, on a picture, (row, column).
+    """
+
+    label: int
+    score: float
+    position: tuple[float, ...]
+    source: tuple[str, int] | None = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a runtime returns: labels [plane, row, column] on the grid of the source volume (0 is background).
+    """What a runtime returns; which of it is there depends on the kind of model (see `ModelContract.kind`).
 
-    `provenance` says how it was computed (runtime, device, versions, shims); `seconds` how long each step took.
+    `labels` [plane, row, column] and `masks` [segment, plane, row, column], for segments that overlap, lie on the grid
+    of the source volume, which is `geometry`. `scores` are one number for each class of the contract, in its order.
+    `doubts` are what speaks against the prediction as such, values that are not finite for one. `provenance` says how
+    it was computed (runtime, device, versions, shims); `seconds` how long each step took.
     """
 
-    labels: NDArray[np.uint8] | NDArray[np.uint16]
-    geometry: Geometry
     series_instance_uid: str
+    labels: Labels | None = None
+    masks: NDArray[np.bool_] | None = None
+    scores: tuple[float, ...] = ()
+    boxes: tuple[Box, ...] = ()
+    landmarks: tuple[Landmark, ...] = ()
+    geometry: Geometry | None = None
+    doubts: tuple[str, ...] = ()
     provenance: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def drawn(self) -> tuple[Labels, Geometry]:
+        """The labels and where they lie. Raises ValueError where nothing was drawn."""
+        return _drawn(self.labels, self.geometry)
+
+
+def _drawn(labels: Labels | None, geometry: Geometry | None) -> tuple[Labels, Geometry]:
+    if labels is None or geometry is None:
+        raise ValueError("nothing was drawn")
+    return labels, geometry
+
 
 class ResultStatus(StrEnum):
-    """Whether a result may be believed."""
+    """Whether a result may be believed; without one, the input was beyond what the model was made for."""
 
     PLAUSIBLE = "plausible"
     IMPLAUSIBLE = "implausible"
+    NOT_EVALUABLE = "not_evaluable"
 
 
 REPORTED_DIGITS = 6
@@ -66,26 +118,33 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One finding, the segment that shows it and the measurements made on that segment."""
+    """One finding and its measurements, and what shows it: a segment, a box, a landmark, or the study as a whole."""
 
     code: Code
-    segment_number: int
+    segment_number: int | None
     measurements: tuple[Measurement, ...]
+    box: Box | None = None
+    landmark: Landmark | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
     """Everything that one run says: findings over segments, drawn on `labels` (segment numbers, 0 background).
 
-    `reason` explains an implausible status with the numbers.
+    `reason` explains a status that is not plausible with the numbers.
     """
 
     status: ResultStatus
     reason: str
     segments: tuple[Segment, ...]
     findings: tuple[Finding, ...]
-    labels: NDArray[np.uint8] | NDArray[np.uint16]
-    geometry: Geometry
+    labels: Labels | None = None
+    geometry: Geometry | None = None
+
+    @property
+    def drawn(self) -> tuple[Labels, Geometry]:
+        """The segments as they are drawn, and where they lie. Raises ValueError where nothing is."""
+        return _drawn(self.labels, self.geometry)
 
 
 @dataclass(frozen=True, kw_only=True)

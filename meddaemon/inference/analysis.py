@@ -1,19 +1,15 @@
 """What a prediction says: segments, measurements, findings, and whether they may be believed. Pure NumPy."""
 
-from typing import TypeAlias
-
 import numpy as np
 from numpy.typing import NDArray
 
 from meddaemon.domain.codes import MILLILITRE, VOLUME
 from meddaemon.domain.contract import MeasurementKind, ModelContract, SegmentContract
 from meddaemon.domain.errors import ModelFailed
-from meddaemon.domain.result import Analysis, Finding, Measurement, Prediction, ResultStatus, Segment, reported
+from meddaemon.domain.result import Analysis, Finding, Labels, Measurement, Prediction, ResultStatus, Segment, reported
 from meddaemon.domain.uids import derived_uid
 
 MM3_PER_ML = 1000.0
-
-Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) -> Analysis:
@@ -26,7 +22,8 @@ def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) ->
     Raises `ModelFailed` when the prediction holds a label that the contract does not name: what cannot be coded is
     not delivered.
     """
-    counts = _counts(prediction.labels)
+    labels, geometry = prediction.drawn
+    counts = _counts(labels)
     known = {segment.label for segment in contract.segments}
     unknown = [label for label in np.flatnonzero(counts).tolist() if label and label not in known]
     if unknown:
@@ -34,7 +31,7 @@ def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) ->
             f"{contract.name} {contract.version} produced label(s) {', '.join(map(str, unknown[:8]))},"
             " which its contract does not name"
         )
-    voxel_ml = prediction.geometry.voxel_volume_mm3 / MM3_PER_ML
+    voxel_ml = geometry.voxel_volume_mm3 / MM3_PER_ML
     segments: list[Segment] = []
     findings: list[Finding] = []
     doubts: list[str] = []
@@ -51,8 +48,8 @@ def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) ->
         reason="; ".join(doubts),
         segments=tuple(segments),
         findings=tuple(findings),
-        labels=_numbered(prediction.labels, contract),
-        geometry=prediction.geometry,
+        labels=_numbered(labels, contract),
+        geometry=geometry,
     )
 
 

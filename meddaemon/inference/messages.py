@@ -79,8 +79,8 @@ def _read(connection: socket.socket, length: int, deadline: float | None) -> byt
 
 def prediction_message(prediction: Prediction) -> tuple[dict[str, Any], memoryview]:
     """Return the prediction as a message and the bytes of its labels."""
-    geometry = prediction.geometry
-    labels = np.ascontiguousarray(prediction.labels)
+    drawn, geometry = prediction.drawn
+    labels = np.ascontiguousarray(drawn)
     message = {
         "prediction": {
             "dtype": labels.dtype.name,

@@ -215,7 +215,8 @@ def _unknown_references(exam: _Exam, item: Dataset) -> Iterator[str]:
 
 
 def _grid(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
-    geometry, source = exam.request.analysis.geometry, exam.request.source
+    source = exam.request.source
+    geometry = exam.request.analysis.drawn[1]
     for name, uid in (("source", source.frame_of_reference_uid), ("volume", geometry.frame_of_reference_uid)):
         if str(dataset.get("FrameOfReferenceUID")) != uid:
             yield f"FrameOfReferenceUID {dataset.get('FrameOfReferenceUID')} is not the {name}'s {uid}"
@@ -239,7 +240,7 @@ def _frames(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
     if len(items) != int(dataset.NumberOfFrames) or len(dataset.PixelData) != (bits + 15) // 16 * 2:
         yield f"{len(items)} frame descriptions or the pixel data do not fit {dataset.NumberOfFrames} frames"
         return
-    geometry = analysis.geometry
+    labels, geometry = analysis.drawn
     planes = {
         key: plane for plane, key in enumerate(zip(geometry.sop_instance_uids, geometry.frame_numbers, strict=True))
     }
@@ -258,11 +259,11 @@ def _frames(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
             distance = float(np.linalg.norm(position - wanted))
             if not distance < (_TOLERANCE_MM if name == "source image" else _GRID_TOLERANCE_MM):
                 yield f"frame {number} lies {distance:.4g} mm from the plane of its {name} {key[0]}"
-        if not np.array_equal(mask, analysis.labels[planes[key]] == segment):
+        if not np.array_equal(mask, labels[planes[key]] == segment):
             yield f"frame {number} does not show the labels of segment {segment} on plane {planes[key]}"
         counts[segment] += int(np.count_nonzero(mask))
     # Plane by plane: bincount widens its input to 8 bytes a voxel.
-    labelled = sum((Counter(dict(enumerate(np.bincount(plane.ravel())))) for plane in analysis.labels), Counter[int]())
+    labelled = sum((Counter(dict(enumerate(np.bincount(plane.ravel())))) for plane in labels), Counter[int]())
     for segment in (each.number for each in analysis.segments):
         expected = int(labelled[segment])
         if counts[segment] != expected:
@@ -430,7 +431,7 @@ def _evidence(_: _Exam, __: str, dataset: Dataset) -> Iterator[str]:
 
 def _coordinates(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
     """Check 2-D regions: inside their image (0,0 is the top left corner of the top left pixel), polygons closed."""
-    rows, columns = exam.request.analysis.geometry.shape[1:]
+    rows, columns = exam.request.analysis.drawn[1].shape[1:]
     for item in _items(dataset):
         if item.get("ValueType") != "SCOORD":
             continue
@@ -443,7 +444,6 @@ def _coordinates(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
 
 def _groups(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
     analysis = exam.request.analysis
-    segments = {segment.number: segment for segment in analysis.segments}
     found = [
         group
         for container in dataset.ContentSequence
@@ -451,15 +451,16 @@ def _groups(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
         for group in container.get("ContentSequence", ())
         if _name(group) == ("125007", "DCM")
     ]
-    expected = [each for segment in analysis.segments for each in sr.findings_of(exam.request, segment)]
+    expected = [
+        (segment, finding) for segment in analysis.segments for finding in sr.findings_of(exam.request, segment)
+    ]
     if len(found) != len(expected):
         yield f"{len(found)} measurement groups for {len(expected)} findings"
         return
     tracking = Counter(str(item.get("UID")) for group in found for item in _named(group, ("112040", "DCM")))
     if tracking.total() != len(found) or any(count > 1 for count in tracking.values()):
         yield "tracking unique identifiers are absent or not unique"
-    for number, (group, finding) in enumerate(zip(found, expected, strict=True), 1):
-        segment = segments[finding.segment_number]
+    for number, (group, (segment, finding)) in enumerate(zip(found, expected, strict=True), 1):
         for failure in _group(exam, group, finding, segment):
             yield f"group {number}: {failure}"
 

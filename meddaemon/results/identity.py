@@ -56,6 +56,7 @@ def _origin(request: EncodingRequest) -> tuple[str, ...]:
 
 
 def _digest(analysis: Analysis) -> str:
-    voxels = hashlib.sha256(analysis.labels.astype("<u2").tobytes()).hexdigest()
+    labels, _ = analysis.drawn
+    voxels = hashlib.sha256(labels.astype("<u2").tobytes()).hexdigest()
     said = (analysis.status, analysis.reason, analysis.segments, analysis.findings)
-    return digest_of(voxels, str(analysis.labels.shape), repr(said))
+    return digest_of(voxels, str(labels.shape), repr(said))

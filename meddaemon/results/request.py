@@ -39,4 +39,4 @@ class EncodingRequest:
     @cached_property
     def source(self) -> SourceSeries:
         """The normalised headers of `sources`, read once."""
-        return read_source(self.sources, self.analysis.geometry)
+        return read_source(self.sources, self.analysis.drawn[1])

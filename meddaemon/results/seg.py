@@ -58,7 +58,7 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
 
 def _in_source_order(request: EncodingRequest) -> NDArray[np.uint8] | NDArray[np.uint16]:
     """Return labels whose first axis follows the source images, or the frames of the one multi-frame source."""
-    geometry, labels, source = request.analysis.geometry, request.analysis.labels, request.source
+    (labels, geometry), source = request.analysis.drawn, request.source
     if not source.is_multi_frame:
         return labels
     frames = len(source.positions)
@@ -78,8 +78,8 @@ def _leaves_out_empty_frames(analysis: Analysis) -> bool:
     8.1.1) and fewer frames do not: OHIF (cornerstone adapters 5.14) takes a padded bitmap for a damaged one, which
     concerns grids like 181 x 217 whose area is no multiple of 16.
     """
-    labels = analysis.labels
-    planes, rows, columns = analysis.geometry.shape
+    labels, geometry = analysis.drawn
+    planes, rows, columns = geometry.shape
     every = planes * len(analysis.segments)
     if every > MOST_FRAMES or not _is_padded(every * rows * columns):
         return every > MOST_FRAMES
