@@ -64,6 +64,7 @@ class InputContract:
     Among several series that satisfy `series`, the one that satisfies the earliest of `prefer` wins, then the one
     with the most instances. Inputs of one `key` are its channels, in this order, on the grid of the first; each has a
     `name` of its own. `extra` is put beside the image in the data dictionary, for bundles that ask for more.
+    `unit` is what the values must be in: empty for those of the series, `SUVbw` for the standardized uptake value.
     """
 
     key: str
@@ -75,6 +76,11 @@ class InputContract:
     unit: str = ""
     limits: InputLimits = InputLimits()
     extra: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def slot(self) -> str:
+        """What tells it from the other inputs of the model: its name, or its key where it has none."""
+        return self.name or self.key
 
 
 class MeasurementKind(StrEnum):
@@ -112,9 +118,10 @@ class SegmentContract:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassContract:
-    """What one score of the output means; from `threshold` on (0 to 1) it is reported as a finding.
+    """What one score of the output means; from `threshold` on (0 to 1) the finding is there.
 
-    Classes of one `group` exclude each other, and their scores add up to 1 (softmax); without one each stands alone.
+    Classes of one `group` exclude each other, and their scores add up to 1 (softmax): the highest is the answer, if it
+    reaches its threshold where it has one. Without a group each stands alone, and needs a threshold.
     """
 
     name: str
@@ -154,11 +161,14 @@ class ObjectContract:
 class OutputLimits:
     """What a prediction must be to be believed.
 
-    `may_be_empty`: nothing segmented is an answer, as it is for lesions. `maximum_foreground` is a part of all voxels.
+    `may_be_empty`: nothing segmented, or a landmark that is not found, is an answer, as it is for lesions; a
+    detection that finds nothing always is one. `maximum_foreground` is a part of all voxels. The scores of a group of
+    classes add up to 1 within `probability_tolerance`.
     """
 
     may_be_empty: bool = False
     maximum_foreground: float = 0.95
+    probability_tolerance: float = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@
     ├── InputRefused            a job's input cannot give a right answer: the job is discarded, never retried
     │   ├── UnsoundVolume       the series is not a sound volume
     │   ├── UndecodablePixels   the pixel data cannot be decoded
-    │   └── ContradictoryIdentity   the inputs name more than one patient or study
+    │   ├── ContradictoryIdentity   the inputs name more than one patient or study
+    │   └── NotEvaluable        the input is sound, but not what the model was made for: a result says so
     ├── ModelFailed             the model itself failed: the job is retried
     ├── ObjectRefusedByGate     an encoded result contradicts its source: never delivered
     ├── LeaseLost               somebody else holds the job now: write nothing
@@ -93,6 +94,10 @@ class UndecodablePixels(InputRefused):
 
 class ContradictoryIdentity(InputRefused):
     """The input instances name more than one patient or study."""
+
+
+class NotEvaluable(InputRefused):
+    """The input lies beyond what the contract says that the model was made for; `numbers` names its series."""
 
 
 class ModelFailed(MeddaemonError):
