@@ -1,5 +1,6 @@
 """What a deployed model promises in DICOM terms: which series it takes and what its numbers mean."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -41,6 +42,16 @@ class Range:
 
     minimum: float | None = None
     maximum: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Return whether a value lies within; what is not a number never does."""
+        above = math.isfinite(value) if self.minimum is None else value >= self.minimum
+        return above and (math.isfinite(value) if self.maximum is None else value <= self.maximum)
+
+    def __str__(self) -> str:
+        if self.minimum is None:
+            return "anything" if self.maximum is None else f"at most {self.maximum:g}"
+        return f"at least {self.minimum:g}" if self.maximum is None else f"{self.minimum:g} to {self.maximum:g}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,7 @@ def plan_by_force(contract: ModelContract, series: Series) -> Plan:
     said = f"forced onto a series that {contract.name} does not take: {'; '.join(objections[:3])}"
     return Plan(
         model=contract.name,
-        inputs={each.key: series for each in contract.inputs},
+        inputs={each.slot: series for each in contract.inputs},
         caveat=said[:MAXIMUM_CAVEAT] if objections else "",
     )
 
@@ -95,8 +95,8 @@ def _fill(rule: Rule, study: Study, contract: ModelContract) -> tuple[dict[str, 
             if fits:
                 candidates.append(series)
         best = min(candidates, key=lambda series: _rank(wanted, series), default=None)
-        chosen[wanted.key] = best
-        explained[wanted.key] = {"chosen": best.series_instance_uid if best else None, "series": asked}
+        chosen[wanted.slot] = best
+        explained[wanted.slot] = {"chosen": best.series_instance_uid if best else None, "series": asked}
     return chosen, explained
 
 
