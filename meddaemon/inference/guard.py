@@ -12,14 +12,13 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydicom import dcmread
 
 from meddaemon.domain.contract import InputContract, ModelContract, ModelKind, Range
-from meddaemon.domain.errors import NotEvaluable, UnsoundVolume
+from meddaemon.domain.errors import NotEvaluable
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.result import Box, Landmark, Prediction
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.volume import READ_ERRORS
+from meddaemon.inference.dataset import opened, text
 
 Input: TypeAlias = Volume | Pictures | Signal
 
@@ -89,12 +88,8 @@ def _modality(wanted: InputContract, paths: Sequence[Path]) -> str:
     """Return the modality of a series (PS3.3 C.7.3.1.1.1), read only where the contract limits it."""
     if not wanted.limits.modalities:
         return ""
-    try:
-        return str(dcmread(paths[0], specific_tags=["Modality"], stop_before_pixels=True).get("Modality") or "")
-    except READ_ERRORS as error:
-        raise UnsoundVolume(
-            "unreadable", f"not a readable DICOM file ({type(error).__name__})", numbers={"file": paths[0].name}
-        ) from error
+    with opened(paths[0], only=("Modality",)) as dataset:
+        return text(dataset, "Modality")
 
 
 def _grid(value: Input) -> tuple[tuple[float, ...] | None, tuple[int, ...]]:
