@@ -43,8 +43,11 @@ class Geometry:
 
 @dataclass(frozen=True, kw_only=True)
 class Volume:
-    """Voxels [plane, row, column] in real-world units (HU for CT; after Modality LUT), and where they lie."""
+    """Voxels [plane, row, column] in real-world units (HU for CT; after Modality LUT), and where they lie.
 
-    voxels: NDArray[np.float32]
+    They are int16 where that holds every value exactly, else float32.
+    """
+
+    voxels: NDArray[np.int16] | NDArray[np.float32]
     geometry: Geometry
     series_instance_uid: str

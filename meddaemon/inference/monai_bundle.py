@@ -62,7 +62,7 @@ class TakeVolumed(MapTransform):  # type: ignore[misc]
 
 def as_image(volume: Volume, *, channel_first: bool = False) -> MetaTensor:
     """Return the volume as a MONAI image (x, y, z), with one channel before it when `channel_first`."""
-    voxels = np.ascontiguousarray(volume.voxels.transpose())
+    voxels = np.ascontiguousarray(volume.voxels.transpose(), dtype=np.float32)
     if channel_first:
         voxels = voxels[np.newaxis]
     meta = {
