@@ -102,13 +102,13 @@ def _grid(value: Input) -> tuple[tuple[float, ...] | None, tuple[int, ...]]:
     return None, value.samples.shape
 
 
-def _values(value: Input) -> NDArray[np.float32]:
+def _values(value: Input) -> NDArray[np.float32] | NDArray[np.int16]:
     if isinstance(value, Volume):
         return value.voxels
     return value.frames if isinstance(value, Pictures) else value.samples
 
 
-def _sample(values: NDArray[np.float32]) -> NDArray[np.float32]:
+def _sample(values: NDArray[np.float32] | NDArray[np.int16]) -> NDArray[np.float32] | NDArray[np.int16]:
     """Return evenly chosen values: every so many along each axis, so that none is preferred."""
     step = max(1, math.ceil((values.size / _SAMPLE) ** (1 / values.ndim)))
     return values[(slice(None, None, step),) * values.ndim]

@@ -41,7 +41,7 @@ _DECODER_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError, OSError, Ov
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """How the pixels of one file are stored; one sample per pixel.
+    """How the pixels of one file are stored: one sample per pixel, or three in colour, by plane where `planar`.
 
     `begin` is where the data set begins in the file, which has `size` bytes; `value` is where Pixel Data lies,
     counted from the begin of the inflated data set where it is deflated, else from the begin of the file.
@@ -59,6 +59,8 @@ class Layout:
     value: part10.PixelValue | None
     begin: int
     size: int
+    samples: int = 1
+    planar: bool = False
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
@@ -68,7 +70,7 @@ class Layout:
     @property
     def frame_bytes(self) -> int:
         """How long one frame is when it is not compressed."""
-        return self.rows * self.columns * self.bits_allocated // 8
+        return self.rows * self.columns * self.samples * self.bits_allocated // 8
 
     def refuse(self, reason: str, message: str, cause: BaseException | None = None) -> NoReturn:
         """Raise `UndecodablePixels` for this file."""
@@ -162,10 +164,10 @@ _MAXIMUM_TILES = 65535
 
 
 def _check_size(layout: Layout, rows: int, columns: int, components: int, bits: int) -> None:
-    if (rows, columns, components) != (layout.rows, layout.columns, 1):
+    if (rows, columns, components) != (layout.rows, layout.columns, layout.samples):
         raise Damaged(
             f"the stream has {rows} × {columns} pixels of {components} components, its header {layout.rows} ×"
-            f" {layout.columns} of 1"
+            f" {layout.columns} of {layout.samples}"
         )
     if not 1 <= bits <= layout.bits_allocated:
         raise Damaged(f"the stream has {bits} bits, its header allocates {layout.bits_allocated}")
@@ -178,7 +180,7 @@ Decoder = Callable[[bytes, Layout, Stored], Precision]
 
 
 def _decode_rle(stream: bytes, layout: Layout, out: Stored) -> Precision:
-    segments = layout.bits_allocated // 8
+    segments = layout.samples * layout.bits_allocated // 8
     if len(stream) < 64:
         raise Damaged("no RLE header")
     count, *offsets = struct.unpack_from("<16I", stream)
@@ -188,9 +190,12 @@ def _decode_rle(stream: bytes, layout: Layout, out: Stored) -> Precision:
     bounds = [*offsets[:segments], len(stream)]
     if bounds[0] != 64 or any(end <= start for start, end in pairwise(bounds)):
         raise Damaged("the RLE segments do not follow each other within the frame")
-    decoded = imagecodecs.dicomrle_decode(stream, out.dtype.newbyteorder("<"), out=memoryview(out).cast("B"))
+    planes = out if layout.samples == 1 else np.empty((layout.samples, layout.rows, layout.columns), out.dtype)
+    decoded = imagecodecs.dicomrle_decode(stream, out.dtype.newbyteorder("<"), out=memoryview(planes).cast("B"))
     if len(decoded) != out.nbytes:
         raise Damaged(f"{len(decoded)} bytes instead of {out.nbytes}")
+    if planes is not out:
+        np.copyto(out, np.moveaxis(planes, 0, -1))
     return Precision(layout.bits_allocated, layout.signed)
 
 
@@ -211,9 +216,18 @@ def _through(decode: Callable[..., NDArray[np.generic]], stream: bytes, precisio
 def _jpeg(frames: frozenset[int]) -> Decoder:
     def decode(stream: bytes, layout: Layout, out: Stored) -> Precision:
         precision = _jpeg_precision(stream, layout, frames=frames)
-        return _through(imagecodecs.jpeg8_decode, stream, precision, out)
+        return _through(_jpeg_decode if layout.samples == 1 else _jpeg_components, stream, precision, out)
 
     return decode
+
+
+_jpeg_decode: Callable[..., Stored] = imagecodecs.jpeg8_decode
+
+
+def _jpeg_components(stream: bytes, out: Stored | None = None) -> Stored:
+    # The components as they are stored: what they mean is said by the header, and changed in one place.
+    decoded: Stored = imagecodecs.jpeg8_decode(stream, colorspace="YCBCR", outcolorspace="YCBCR", out=out)
+    return decoded
 
 
 def _decode_jpeg_ls(stream: bytes, layout: Layout, out: Stored) -> Precision:
@@ -328,7 +342,19 @@ class Pixels:
         os.close(self._file)
 
     def read_into(self, frame: int, out: Stored) -> None:
-        """Read the stored values of a frame (from 0) into `out` [row, column], of the layout's dtype, contiguous."""
+        """Read the stored values of a frame (from 0) into `out`, contiguous, of the layout's dtype.
+
+        That is [row, column], or [row, column, sample] in colour.
+        """
+        layout = self._layout
+        if layout.planar and SYNTAXES[layout.transfer_syntax_uid].decode is None:
+            planes = np.empty((layout.samples, layout.rows, layout.columns), layout.dtype)
+            self._read_frame(frame, planes)
+            np.copyto(out, np.moveaxis(planes, 0, -1))
+        else:
+            self._read_frame(frame, out)
+
+    def _read_frame(self, frame: int, out: Stored) -> None:
         layout = self._layout
         try:
             decode = SYNTAXES[layout.transfer_syntax_uid].decode

@@ -211,9 +211,12 @@ def read_header(path: Path) -> Frames:
     return _read(path).frames()
 
 
-def read_layout(path: Path) -> Layout:
-    """Return how the pixels of a greyscale image are stored, wherever it lies; raises what `read_header` raises."""
-    return _read(path).layout()
+def read_layout(path: Path, *, samples: int = 1) -> Layout:
+    """Return how the pixels of an image of so many samples are stored, wherever it lies.
+
+    Raises what `read_header` raises.
+    """
+    return _read(path).layout(samples)
 
 
 def _read(path: Path) -> "_Header":
@@ -342,15 +345,15 @@ class _Header:
             self.refuse("localizer", "is a localizer")
         if "MOSAIC" in image_type:
             self.refuse("mosaic", "is a mosaic of many planes")
-        self.refuse_colour()
+        self.refuse_other_samples(1)
         photometric = self.text("PhotometricInterpretation")
         # MONOCHROME1 says how to show a value, not what it means; models are not trained on it, so nobody knows.
         if photometric != "MONOCHROME2":
             self.refuse("photometric_interpretation", f"Photometric Interpretation {photometric[:16]!r} is not taken")
 
-    def refuse_colour(self) -> None:
+    def refuse_other_samples(self, expected: int) -> None:
         samples = self.integer("SamplesPerPixel")
-        if samples != 1:
+        if samples != expected:
             self.refuse("samples_per_pixel", f"has {samples} samples per pixel", samples_per_pixel=samples)
 
     def bits(self) -> tuple[int, int, bool]:
@@ -373,10 +376,10 @@ class _Header:
             )
         return allocated, stored, bool(representation)
 
-    def layout(self) -> Layout:
-        """Return how the pixels are stored; refuses claims that no scanner makes."""
+    def layout(self, samples: int = 1) -> Layout:
+        """Return how the pixels are stored; refuses claims that no scanner makes, and another number of samples."""
         transfer_syntax_uid = self.transfer_syntax_uid()
-        self.refuse_colour()
+        self.refuse_other_samples(samples)
         allocated, stored, signed = self.bits()
         count = self.frame_count()
         rows, columns = self.integer("Rows"), self.integer("Columns")
@@ -397,6 +400,7 @@ class _Header:
             value=self.header.pixels,
             begin=self.header.begin,
             size=self.header.size,
+            samples=samples,
         )
 
     def frame_count(self) -> int:
