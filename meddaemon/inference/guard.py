@@ -65,7 +65,7 @@ def check_input(value: Input, wanted: InputContract, *, modality: str = "") -> l
         found += _beyond("planes", shape[:1], limits.planes, "")
     if limits.intensity is not None:
         low, high = np.percentile(_sample(_values(value)), PERCENTILES).tolist()
-        found += _beyond("intensity", (low, high), limits.intensity, "")
+        found += _beyond("intensity", (low, high), limits.intensity, "", joined=" to ")
     return [f"input {wanted.slot}: {each}" for each in found]
 
 
@@ -114,13 +114,13 @@ def _sample(values: NDArray[np.float32] | NDArray[np.int16]) -> NDArray[np.float
     return values[(slice(None, None, step),) * values.ndim]
 
 
-def _beyond(what: str, values: tuple[float, ...] | None, limits: Range, unit: str) -> list[str]:
+def _beyond(what: str, values: tuple[float, ...] | None, limits: Range, unit: str, *, joined: str = " × ") -> list[str]:
+    taken = f"; the model takes {limits} {unit}".rstrip()
     if values is None:
-        return [f"its {what} is not known; the model takes {limits} {unit}".rstrip()]
+        return [f"its {what} is not known{taken}"]
     if all(limits.holds(each) for each in values):
         return []
-    shown = " × ".join(f"{each:g}" for each in values) if len(values) != 2 else f"{values[0]:g} to {values[1]:g}"
-    return [f"{what} {shown} {unit}".rstrip() + f"; the model takes {limits} {unit}".rstrip()]
+    return [f"{what} {joined.join(f'{each:g}' for each in values)} {unit}".rstrip() + taken]
 
 
 def _drawing_doubts(prediction: Prediction, contract: ModelContract) -> Iterator[str]:
