@@ -6,7 +6,8 @@ decoder may raise becomes one of our errors. A decoder may also crash; that is w
 
 import struct
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -141,20 +142,29 @@ def decoding_bytes(headers: Sequence[Frames]) -> int:
     return 4 * sum(planes) + 64 * max(planes, default=0) + 2 * max(files, default=0)
 
 
-def assemble_read(headers: Sequence[Frames]) -> Volume:
-    """Return the one volume that files make whose headers were read; raises what `assemble` raises."""
+def assemble_read(
+    headers: Sequence[Frames],
+    *,
+    allocate: Callable[[tuple[int, ...], type[np.float32]], NDArray[np.float32]] = np.empty,
+    watch: Callable[[Frames], AbstractContextManager[object]] = nullcontext,
+) -> Volume:
+    """Return the one volume that files make whose headers were read; raises what `assemble` raises.
+
+    The voxels lie in memory of `allocate`; a file is only decoded within its `watch`.
+    """
     for level in ("patient", "study", "series"):
         _refuse_mixture(level, headers)
     _refuse_repetition(headers)
     planes = [plane for header in headers for plane in header.planes]
     geometry, order = arrange(planes)
     place = {source: plane for plane, source in enumerate(order)}
-    voxels = np.empty(geometry.shape, dtype=np.float32)
+    voxels = allocate(geometry.shape, np.float32)
     source = 0
     for header in headers:
-        for frame, rescale in zip(decode(header), header.rescales, strict=True):
-            np.copyto(voxels[place[source]], _rescaled(frame, rescale), casting="same_kind")
-            source += 1
+        with watch(header):
+            for frame, rescale in zip(decode(header), header.rescales, strict=True):
+                np.copyto(voxels[place[source]], _rescaled(frame, rescale), casting="same_kind")
+                source += 1
     for plane, sop_instance_uid in enumerate(geometry.sop_instance_uids):
         if not np.isfinite(voxels[plane]).all():
             raise UnsoundVolume("not_finite", "a pixel is not a finite number", sop_instance_uid=sop_instance_uid)
