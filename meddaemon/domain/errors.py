@@ -11,6 +11,7 @@
     │   ├── ContradictoryIdentity   the inputs name more than one patient or study
     │   └── NotEvaluable        the input is sound, but not what the model was made for: a result says so
     ├── ModelFailed             the model itself failed: the job is retried
+    │   └── OutOfMemory         it asked for more memory than there is, on the GPU or in the host
     ├── ObjectRefusedByGate     an encoded result contradicts its source: never delivered
     ├── LeaseLost               somebody else holds the job now: write nothing
     ├── StudyHeld               a study contradicts itself: nothing runs on it before an operator releases it
@@ -102,6 +103,17 @@ class NotEvaluable(InputRefused):
 
 class ModelFailed(MeddaemonError):
     """The model raised, crashed or ran out of time."""
+
+
+class OutOfMemory(ModelFailed):
+    """The model asked for more memory than there is; `where` is "gpu" or "host"."""
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message)
+        self.where = where
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (str(self), self.where))
 
 
 class ObjectRefusedByGate(MeddaemonError):

@@ -7,6 +7,7 @@ decoder may raise becomes one of our errors. A decoder may also crash; that is w
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -31,6 +32,9 @@ MAX_FRAMES = 2**16
 Voxels = NDArray[np.int16] | NDArray[np.float32]
 Allocate = Callable[[tuple[int, int, int], DTypeLike], Voxels]
 """Makes the array of a volume, such as one that another process sees too; it need not be cleared."""
+
+Watch = Callable[["Frames"], AbstractContextManager[object]]
+"""Is entered for each file while it is decoded, perhaps several times, from any thread."""
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -93,11 +97,18 @@ def decoding_bytes(headers: Sequence[Frames]) -> int:
     return 4 * sum(planes) + _threads(None) * (16 * max(planes, default=0) + 2 * max(files, default=0) + 2**24)
 
 
-def assemble_read(headers: Sequence[Frames], *, allocate: Allocate = np.empty, threads: int | None = None) -> Volume:
+def assemble_read(
+    headers: Sequence[Frames],
+    *,
+    allocate: Allocate = np.empty,
+    threads: int | None = None,
+    watch: Watch = nullcontext,
+) -> Volume:
     """Return the one volume that files make whose headers were read; raises what `assemble` raises.
 
     The voxels are int16 where that holds every value exactly, else float32; never are there two of them. `allocate`
-    is called again when int16 turns out not to do, after the first array is gone.
+    is called again when int16 turns out not to do, after the first array is gone. A file is only decoded within its
+    `watch`.
     """
     for level in ("patient", "study", "series"):
         _refuse_mixture(level, headers)
@@ -107,12 +118,12 @@ def assemble_read(headers: Sequence[Frames], *, allocate: Allocate = np.empty, t
     if may_be_int16(headers):
         voxels = allocate(geometry.shape, np.int16)
         try:
-            read_into(headers, order, voxels, threads)
+            read_into(headers, order, voxels, threads, watch=watch)
         except NotWhole:
             voxels = None
     if voxels is None:
         voxels = allocate(geometry.shape, np.float32)
-        read_into(headers, order, voxels, threads)
+        read_into(headers, order, voxels, threads, watch=watch)
     return Volume(voxels=voxels, geometry=geometry, series_instance_uid=headers[0].identity["series"])
 
 
@@ -121,7 +132,14 @@ def may_be_int16(headers: Sequence[Frames]) -> bool:
     return all(each.is_whole and header.layout.bits_stored <= 16 for header in headers for each in header.modalities)
 
 
-def read_into(headers: Sequence[Frames], order: Sequence[int], out: Voxels, threads: int | None = None) -> None:
+def read_into(
+    headers: Sequence[Frames],
+    order: Sequence[int],
+    out: Voxels,
+    threads: int | None = None,
+    *,
+    watch: Watch = nullcontext,
+) -> None:
     """Decode the pixels of all files into `out` [plane, row, column], int16 or float32, as real-world values.
 
     `order` names for each plane of `out` which plane of the headers it is, as `geometry.arrange` returns it. Frames
@@ -141,7 +159,8 @@ def read_into(headers: Sequence[Frames], order: Sequence[int], out: Voxels, thre
 
     def read(task: tuple[Frames, range, int]) -> None:
         header, frames, first = task
-        _read_frames(header, frames, [out[place[first + frame]] for frame in frames])
+        with watch(header):
+            _read_frames(header, frames, [out[place[first + frame]] for frame in frames])
 
     _in_order(read, tasks, count)
 
