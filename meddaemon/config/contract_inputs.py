@@ -12,7 +12,6 @@ from meddaemon.config.toml_file import Keys
 from meddaemon.domain.conditions import ALWAYS, Condition
 from meddaemon.domain.contract import InputContract, InputKind, InputLimits, ModelKind, Range, Voi
 
-_PICTURED = frozenset({InputKind.PICTURES, InputKind.SLICES})
 _IN_SPACE = frozenset({InputKind.VOLUME, InputKind.SLICES})
 
 
@@ -113,10 +112,11 @@ def _check_channels(each: InputTable, before: Sequence[InputTable], keys: Keys, 
 
 
 def _check_settings(each: InputTable, keys: Keys, problems: Problems) -> None:
-    if each.voi is not Voi.NONE and each.kind not in _PICTURED:
-        problems.add((*keys, "voi"), f"is of pictures and slices, not of kind {each.kind.value!r}")
-    if each.unit and each.kind not in _IN_SPACE:
-        problems.add((*keys, "unit"), f"is of volumes and slices, not of kind {each.kind.value!r}")
+    if each.voi is not Voi.NONE and each.kind in {*_IN_SPACE, InputKind.WAVEFORM}:
+        problems.add((*keys, "voi"), f"is of pictures, not of kind {each.kind.value!r}")
+    if each.unit:
+        # Better no result than one on values in another unit than the model was made for.
+        problems.add((*keys, "unit"), f"{each.unit} is not computed yet: the values are those of the series")
     for name in ("spacing_mm", "extent_mm", "planes"):
         if each.kind is InputKind.WAVEFORM and getattr(each.limits, name) is not None:
             problems.add((*keys, "limits", name), "a waveform has none")

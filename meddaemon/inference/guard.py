@@ -1,26 +1,21 @@
 """What a model was made for, and what its output must be: whether a result may be given at all, and be believed.
 
-The limits are those of the contract. An input beyond them gives no prediction (`require_evaluable`); an output beyond
-them gives a result that is marked, with the reason (`check_output`).
+The limits are those of the contract. An input beyond them gives no prediction (see `inputs`), an output beyond them a
+result that is marked; both with the reason. Pure NumPy.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TypeAlias
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from meddaemon.domain.contract import InputContract, ModelContract, ModelKind, Range
-from meddaemon.domain.errors import NotEvaluable
-from meddaemon.domain.picture import Pictures, Signal
+from meddaemon.domain.picture import Pictures
 from meddaemon.domain.result import Box, Landmark, Prediction
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.dataset import opened, text
-
-Input: TypeAlias = Volume | Pictures | Signal
+from meddaemon.inference.values import Input, array_of
 
 PERCENTILES = (1.0, 99.0)
 """Between these the intensities of an input lie; a few pixels of metal or padding say nothing about it."""
@@ -28,23 +23,6 @@ PERCENTILES = (1.0, 99.0)
 _PROBABILITY = Range(minimum=0, maximum=1)
 _SAMPLE = 2**20
 """So many values are enough for a percentile, whatever the size of the volume."""
-
-
-def require_evaluable(
-    contract: ModelContract, inputs: Mapping[str, Input], files: Mapping[str, Sequence[Path]]
-) -> None:
-    """Refuse inputs that the model was not made for; both mappings are by the slot of the input.
-
-    Raises `NotEvaluable` with everything that is beyond the limits.
-    """
-    problems = [
-        problem
-        for wanted in contract.inputs
-        for problem in check_input(inputs[wanted.slot], wanted, modality=_modality(wanted, files[wanted.slot]))
-    ]
-    if problems:
-        first = inputs[contract.inputs[0].slot].series_instance_uid
-        raise NotEvaluable("beyond_limits", "; ".join(problems), numbers={"series_instance_uid": first})
 
 
 def check_input(value: Input, wanted: InputContract, *, modality: str = "") -> list[str]:
@@ -64,7 +42,7 @@ def check_input(value: Input, wanted: InputContract, *, modality: str = "") -> l
     if limits.planes is not None:
         found += _beyond("planes", shape[:1], limits.planes, "")
     if limits.intensity is not None:
-        low, high = np.percentile(_sample(_values(value)), PERCENTILES).tolist()
+        low, high = np.percentile(_sample(array_of(value)), PERCENTILES).tolist()
         found += _beyond("intensity", (low, high), limits.intensity, "", joined=" to ")
     return [f"input {wanted.slot}: {each}" for each in found]
 
@@ -84,14 +62,6 @@ def check_output(prediction: Prediction, contract: ModelContract) -> list[str]:
     return list(dict.fromkeys(_place_doubts(prediction)))
 
 
-def _modality(wanted: InputContract, paths: Sequence[Path]) -> str:
-    """Return the modality of a series (PS3.3 C.7.3.1.1.1), read only where the contract limits it."""
-    if not wanted.limits.modalities:
-        return ""
-    with opened(paths[0], only=("Modality",)) as dataset:
-        return text(dataset, "Modality")
-
-
 def _grid(value: Input) -> tuple[tuple[float, ...] | None, tuple[int, ...]]:
     """Return the distance of neighbours in mm along each axis in space, None where unknown, and the shape."""
     if isinstance(value, Volume):
@@ -100,12 +70,6 @@ def _grid(value: Input) -> tuple[tuple[float, ...] | None, tuple[int, ...]]:
         # Colour is no axis of the picture.
         return value.spacing_mm, value.frames.shape[:3]
     return None, value.samples.shape
-
-
-def _values(value: Input) -> NDArray[np.float32] | NDArray[np.int16]:
-    if isinstance(value, Volume):
-        return value.voxels
-    return value.frames if isinstance(value, Pictures) else value.samples
 
 
 def _sample(values: NDArray[np.float32] | NDArray[np.int16]) -> NDArray[np.float32] | NDArray[np.int16]:

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from meddaemon.domain.contract import InputKind
 from meddaemon.domain.errors import InputRefused
 from meddaemon.inference import messages, sandbox
+from meddaemon.inference.inputs import Header, Inputs, input_from_message
 from meddaemon.inference.messages import Memory, Sealed
-from meddaemon.inference.values import Input, input_message, refusal_message
-from meddaemon.inference.volume import Frames, assemble_read, decoding_bytes, read_inputs
+from meddaemon.inference.values import Input, array_of, input_message, refusal_message
 
 SPARE_BYTES = 2**30
 """What decoding may ask for beyond the volume: libraries, threads, fragments of memory."""
@@ -62,26 +61,21 @@ def main(connection: socket.socket) -> int:
     return 0
 
 
-Announce = Callable[[Sequence[Frames]], Callable[[Frames], Any]]
+Announce = Callable[[Sequence[Header]], Callable[[Header], Any]]
 
 
 def _read(inputs: Sequence[Mapping[str, Any]], announce: Announce) -> dict[str, tuple[Input, Sealed]]:
     """Return every input of the model, in the order of the request."""
-    for each in inputs:
-        if each["kind"] not in {InputKind.VOLUME, InputKind.SLICES}:
-            raise InputRefused("unknown_kind", f"input {each['name']} is of kind {each['kind']}, which cannot be read")
+    wanted = [input_from_message(each) for each in inputs]
     with _memory_limit(4 * SPARE_BYTES):
-        headers = read_inputs({each["name"]: [Path(path) for path in each["paths"]] for each in inputs})
-    watch = announce([header for files in headers.values() for header in files])
-    needed = sum(map(decoding_bytes, headers.values()))
+        reading = Inputs(wanted, {each["name"]: [Path(path) for path in each["paths"]] for each in inputs})
+    watch = announce(reading.headers)
+    needed = reading.decoding_bytes
     _grant_seconds(DECODER_SECONDS + needed / DECODER_BYTES_PER_SECOND)
-    volumes: dict[str, tuple[Input, Sealed]] = {}
     with _memory_limit(SPARE_BYTES + needed):
         pool = _Pool()
-        for name, files in headers.items():
-            volume = assemble_read(files, allocate=pool.allocate, watch=watch)
-            volumes[name] = (volume, pool.sealed(volume.voxels))
-    return volumes
+        found = reading.read(allocate=pool.allocate, watch=watch)
+        return {name: (value, pool.sealed(array_of(value))) for name, value in found.items()}
 
 
 class _Pool:
@@ -106,7 +100,7 @@ class _Pool:
         return Sealed.of(array)
 
 
-def _announced(connection: socket.socket, headers: Sequence[Frames], progress: int) -> Callable[[Frames], Any]:
+def _announced(connection: socket.socket, headers: Sequence[Header], progress: int) -> Callable[[Header], Any]:
     """Tell the worker which instances there are; return what notes in shared memory which are being decoded."""
     messages.send(connection, {"instances": [header.sop_instance_uid for header in headers]})
     os.ftruncate(progress, max(1, len(headers)))
@@ -114,7 +108,7 @@ def _announced(connection: socket.socket, headers: Sequence[Frames], progress: i
     places = {id(header): place for place, header in enumerate(headers)}
 
     @contextmanager
-    def watch(header: Frames) -> Iterator[None]:
+    def watch(header: Header) -> Iterator[None]:
         notes[places[id(header)]] = BEGUN
         yield
         notes[places[id(header)]] = DONE

@@ -9,9 +9,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from meddaemon.domain.contract import InputKind, ModelContract
+from meddaemon.domain.conditions import ALWAYS
+from meddaemon.domain.contract import InputContract, ModelContract
 from meddaemon.domain.errors import ModelFailed, OutOfMemory, UndecodablePixels
 from meddaemon.inference import loader_child, messages
+from meddaemon.inference.inputs import input_as_message
 from meddaemon.inference.messages import Received, Sealed
 from meddaemon.inference.processes import Child, ForkServer, Interrupted, cause
 from meddaemon.inference.values import Input, failure_from, input_from, refusal_from
@@ -121,13 +123,12 @@ class Loader:
         return _prepared(contract, received)
 
     def _request(self, contract: ModelContract, inputs: Mapping[str, Sequence[Path]]) -> dict[str, Any]:
-        asked = {each.name or each.key: each for each in contract.inputs}
+        asked = {each.slot: each for each in contract.inputs}
         return {
             "sandbox": self._sandbox,
             "inputs": [
                 {
-                    "name": name,
-                    "kind": asked[name].kind if name in asked else InputKind.VOLUME,
+                    **input_as_message(asked.get(name) or InputContract(key=name, series=ALWAYS)),
                     "paths": [str(path.resolve()) for path in paths],
                 }
                 for name, paths in inputs.items()

@@ -104,6 +104,11 @@ class Picture:
     spacing: Spacing | None
     lossy: bool
 
+    @property
+    def sop_instance_uid(self) -> str:
+        """The instance that the file holds."""
+        return self.layout.sop_instance_uid
+
 
 def read(paths: Sequence[Path], *, voi: Voi = Voi.NONE) -> Pictures:
     """Return every frame of a series of images, in the order of their instance numbers; see `assemble`."""
@@ -122,7 +127,7 @@ def assemble(
     *,
     voi: Voi = Voi.NONE,
     allocate: Allocate = np.empty,
-    watch: Callable[[Picture], AbstractContextManager[None]] = lambda _: nullcontext(),
+    watch: Callable[[Picture], AbstractContextManager[object]] = nullcontext,
 ) -> Pictures:
     """Return every frame of images whose headers were read.
 
@@ -133,7 +138,7 @@ def assemble(
     Raises `InputRefused` (`mixed_size`, `mixed_colour`, `duplicate_instance`, `too_large`, `not_finite`),
     `ContradictoryIdentity` (`mixed_patient`, `mixed_study`, `mixed_series`), and what `pixels.Pixels` raises.
     """
-    ordered = sorted(headers, key=lambda each: (each.instance_number, each.layout.sop_instance_uid))
+    ordered = sorted(headers, key=lambda each: (each.instance_number, each.sop_instance_uid))
     _refuse_mixtures(ordered)
     first = ordered[0]
     count = sum(each.layout.frames for each in ordered)
@@ -154,7 +159,7 @@ def assemble(
     spacing = spacings.pop() if len(spacings) == 1 else None
     return Pictures(
         frames=frames,
-        sources=tuple((each.layout.sop_instance_uid, n + 1) for each in ordered for n in range(each.layout.frames)),
+        sources=tuple((each.sop_instance_uid, n + 1) for each in ordered for n in range(each.layout.frames)),
         series_instance_uid=first.identity[2],
         spacing_mm=spacing.mm if spacing else None,
         spacing_is_of_detector=bool(spacing and spacing.of_detector),
@@ -332,10 +337,10 @@ def _refuse_mixtures(headers: Sequence[Picture]) -> None:
     """Refuse what is not one series of images of one size and kind, each of them once."""
     first, seen = headers[0], set[str]()
     for each in headers:
-        uid = each.layout.sop_instance_uid
+        uid = each.sop_instance_uid
         for level, mine, other in zip(("patient", "study", "series"), each.identity, first.identity, strict=True):
             if mine != other:
-                message = f"belongs to another {level} than instance {first.layout.sop_instance_uid}"
+                message = f"belongs to another {level} than instance {first.sop_instance_uid}"
                 raise ContradictoryIdentity(f"mixed_{level}", message, sop_instance_uid=uid)
         if uid in seen:
             raise InputRefused("duplicate_instance", "occurs more than once", sop_instance_uid=uid)

@@ -11,6 +11,7 @@ from meddaemon.domain.errors import (
     ContradictoryIdentity,
     InputRefused,
     ModelFailed,
+    NotEvaluable,
     OutOfMemory,
     UndecodablePixels,
     UnsoundVolume,
@@ -24,7 +25,8 @@ Input: TypeAlias = Volume | Pictures | Signal
 """What one input of a model may be."""
 
 REFUSALS: Mapping[str, type[InputRefused]] = {
-    kind.__name__: kind for kind in (InputRefused, UnsoundVolume, UndecodablePixels, ContradictoryIdentity)
+    kind.__name__: kind
+    for kind in (InputRefused, UnsoundVolume, UndecodablePixels, ContradictoryIdentity, NotEvaluable)
 }
 Value = TypeVar("Value")
 _MAX_OBJECTS = 100_000
@@ -34,10 +36,17 @@ def input_message(value: Input) -> tuple[dict[str, Any], NDArray[Any]]:
     """Return an input as a message and its one array."""
     if isinstance(value, Volume):
         parts = {"geometry": _parts(value.geometry), "series_instance_uid": value.series_instance_uid}
-        return {"volume": parts}, value.voxels
+        return {"volume": parts}, array_of(value)
     if isinstance(value, Pictures):
-        return {"pictures": _parts(value, without="frames")}, value.frames
-    return {"signal": _parts(value, without="samples")}, value.samples
+        return {"pictures": _parts(value, without="frames")}, array_of(value)
+    return {"signal": _parts(value, without="samples")}, array_of(value)
+
+
+def array_of(value: Input) -> NDArray[np.float32] | NDArray[np.int16]:
+    """Return the one array of an input."""
+    if isinstance(value, Volume):
+        return value.voxels
+    return value.frames if isinstance(value, Pictures) else value.samples
 
 
 def input_from(message: Mapping[str, Any], array: Sealed) -> Input:

@@ -144,7 +144,6 @@ def test_every_new_key_reaches_the_domain(tmp_path: Path) -> None:
     (tmp_path / "configs" / "inference_trt.json").write_text("{}")
     more = """
 voi = "window"
-unit = "SUVbw"
 [inputs.limits]
 modalities = ["CT", "PT"]
 spacing_mm = { min = 0.5, max = 3 }
@@ -155,11 +154,11 @@ intensity = { min = -1100, max = 3000 }
 prompt = [1, 2]
 nested = { deep = [true, "x", 0.5] }
 """
-    text = SEGMENTATION.replace(
-        '"segmentation"\n',
-        '"segmentation"\nconfigs = ["inference_trt.json"]\nmemory_bytes = 8_000_000_000\ncpu_fallback = false\n',
-    ).replace('kind = "volume"\n', 'kind = "slices"\n')
-    text = text.replace("\n[[segments]]", more + "\n[[segments]]")
+    text = CLASSIFICATION.replace(
+        '"classification"\n',
+        '"classification"\nconfigs = ["inference_trt.json"]\nmemory_bytes = 8_000_000_000\ncpu_fallback = false\n',
+    )
+    text = text.replace("\n[[classes]]", more + "\n[[classes]]", 1)
     contract = _load(tmp_path, text + "\n[output_limits]\nmay_be_empty = true\nmaximum_foreground = 0.5\n")
     assert (contract.configs, contract.memory_bytes, contract.cpu_fallback) == (
         ("inference_trt.json",),
@@ -168,7 +167,7 @@ nested = { deep = [true, "x", 0.5] }
     )
     assert contract.output_limits == OutputLimits(may_be_empty=True, maximum_foreground=0.5)
     (only,) = contract.inputs
-    assert (only.kind, only.voi, only.unit) == (InputKind.SLICES, Voi.WINDOW, "SUVbw")
+    assert (only.kind, only.voi, only.unit) == (InputKind.PICTURES, Voi.WINDOW, "")
     assert only.limits == InputLimits(
         modalities=("CT", "PT"),
         spacing_mm=Range(minimum=0.5, maximum=3),
@@ -217,7 +216,7 @@ def test_several_series_are_channels_of_one_key(tmp_path: Path) -> None:
         (CLASSIFICATION, '"Pneumothorax"', '"Nodule"', "14: classes[0].finding.meaning: SCT 36118008 means"),
         (CLASSIFICATION, '"36118008", scheme = "SCT"', '"999999", scheme = "DCM"', "DCM 999999 is not in PS3.16"),
         (CLASSIFICATION, 'scheme = "SCT"', 'scheme = "SNOMED"', "'SNOMED' is not a known Coding Scheme Designator"),
-        (CLASSIFICATION, 'key = "image"', 'key = "image"\nunit = "SUVbw"', "inputs[0].unit: is of volumes and slices"),
+        (CLASSIFICATION, 'key = "image"', 'key = "image"\nunit = "SUVbw"', "inputs[0].unit: SUVbw is not computed yet"),
         (CLASSIFICATION, 'key = "image"', 'key = "image"\nvoi = "widow"', "9: inputs[0].voi: should be 'none' or"),
         (CLASSIFICATION, '"nobody"', '"nobody"\nframe = "ras"', "5: frame: is that of boxes and landmarks"),
         (CLASSIFICATION, '"nobody"', '"nobody"\nmemory_bytes = 0', "5: memory_bytes: should be greater than 0"),
@@ -245,8 +244,8 @@ def test_several_series_are_channels_of_one_key(tmp_path: Path) -> None:
         (REGRESSION, '"UCUM"', '"SCT"', "scores[0].unit.scheme: units are of UCUM"),
         (REGRESSION, "max = 120", "max = -1", "scores[0].plausible: min 0 is greater than max -1"),
         (REGRESSION, 'key = "image"', 'key = "image"\nlimits = { planes = { min = 1 } }', "a waveform has none"),
-        (REGRESSION, 'key = "image"', 'key = "image"\nvoi = "window"', "inputs[0].voi: is of pictures and slices"),
-        (DETECTION, '"volume"', '"cube"', "9: inputs[0].kind: should be 'volume', 'pictures', 'slices' or 'waveform'"),
+        (REGRESSION, 'key = "image"', 'key = "image"\nvoi = "window"', "inputs[0].voi: is of pictures, not of kind"),
+        (DETECTION, '"volume"', '"cube"', "9: inputs[0].kind: should be 'volume', 'pictures'"),
         (DETECTION, "label = 0", "label = -1", "objects[0].label: should be greater than or equal to 0"),
         (SEGMENTATION, '"Brain"\nc', '"Brain"\nthreshold = 1\nc', "segments[0].threshold: unknown key"),
         (

@@ -1,6 +1,5 @@
 """What a model was not made for is told with the numbers, before anything is computed."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,12 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meddaemon.domain.conditions import ALWAYS
-from meddaemon.domain.contract import InputContract, InputLimits, ModelContract, Range
-from meddaemon.domain.errors import InputRefused, NotEvaluable
+from meddaemon.domain.contract import InputContract, InputLimits, Range
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.volume import Geometry, Volume
-from meddaemon.inference.guard import check_input, require_evaluable
-from tests.dicom_factory import make_series
+from meddaemon.inference.guard import check_input
 
 
 def volume(shape: tuple[int, int, int] = (10, 20, 30), values: np.ndarray | None = None) -> Volume:
@@ -119,41 +116,3 @@ def test_a_large_volume_is_sampled_evenly() -> None:
     values[:, :, 128:] = 1000
     (problem,) = check_input(volume((64, 256, 256), values), limited(intensity=between(0, 500)))
     assert "intensity 0 to 1000" in problem
-
-
-def _contract(*inputs: InputContract) -> ModelContract:
-    return ModelContract(
-        name="toy",
-        title="Toy",
-        version="1",
-        manufacturer="nobody",
-        bundle=Path(),
-        contract_file=Path(),
-        digest="d",
-        inputs=inputs,
-        output="pred",
-    )
-
-
-def test_everything_beyond_is_told_at_once_with_the_series(tmp_path: Path) -> None:
-    files = make_series(tmp_path, modality="MR")
-    wanted = limited(modalities=("CT",), planes=between(low=11))
-    with pytest.raises(NotEvaluable) as refused:
-        require_evaluable(_contract(wanted), {"image": volume()}, {"image": files})
-    assert str(refused.value) == (
-        "beyond_limits: input image: modality MR; the model takes CT; "
-        "input image: planes 10; the model takes at least 11"
-    )
-    assert refused.value.numbers == {"series_instance_uid": "1.4"}
-    assert isinstance(refused.value, InputRefused)
-    require_evaluable(_contract(limited(modalities=("CT", "MR"))), {"image": volume()}, {"image": files})
-
-
-def test_each_channel_has_limits_of_its_own(tmp_path: Path) -> None:
-    first = InputContract(key="image", name="t1", series=ALWAYS)
-    second = InputContract(key="image", name="t2", series=ALWAYS, limits=InputLimits(planes=between(low=5)))
-    files = {"t1": [tmp_path], "t2": [tmp_path]}
-    thin = volume((4, 20, 30))
-    require_evaluable(_contract(first, second), {"t1": thin, "t2": volume()}, files)
-    with pytest.raises(NotEvaluable, match="input t2: planes 4"):
-        require_evaluable(_contract(first, second), {"t1": volume(), "t2": thin}, files)
