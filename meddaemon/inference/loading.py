@@ -19,7 +19,7 @@ from meddaemon.inference.processes import Child, ForkServer, Interrupted, cause
 from meddaemon.inference.values import Input, failure_from, input_from, refusal_from
 
 _MODULE = "meddaemon.inference.loader_child"
-_DECODERS = ("openjpeg", "jpeg_ls", "gdcm", "imagecodecs")
+_DECODERS = tuple(f"imagecodecs._{name}" for name in ("imcd", "jpeg8", "jpegls", "jpeg2k", "htj2k"))
 
 
 @dataclass(frozen=True, kw_only=True)

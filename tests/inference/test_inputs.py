@@ -21,7 +21,7 @@ from tests.dicom_factory import make_series
 
 @pytest.fixture(scope="module")
 def loader() -> Iterator[Loader]:
-    loader = Loader(sandbox="off")
+    loader = Loader()
     try:
         yield loader
     finally:
