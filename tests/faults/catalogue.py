@@ -120,13 +120,19 @@ FAULTS: dict[int, Fault] = {
     84: Fault("several orientations or a localizer in a series", "never one volume; localizers reach no model"),
     85: Fault("gantry tilt, pixels that are not square", "the true affine, or refused"),
     86: Fault("no or zero spacing", "refused with the reason, never assumed"),
-    87: Fault("rescale that differs by plane, inverse grey", "applied plane by plane; inverse grey is refused"),
+    87: Fault(
+        "rescale that differs by plane, inverse grey",
+        "applied plane by plane; inverse grey is refused in a volume and turned round in a picture",
+    ),
     88: Fault(
         "signed and unsigned, stray bits, padding", "decoded by the header of each plane; contradictions refused"
     ),
     89: Fault("enhanced and classic forms of one volume", "the same voxels"),
     90: Fault("left and right, another frame of reference", "results lie where the images say; mixtures refused"),
-    91: Fault("another body part or modality, too few planes", "not sent to the model, and why is told"),
+    91: Fault(
+        "another body part or modality, too few planes",
+        "not sent to the model, or not evaluable by its limits, and why is told",
+    ),
     92: Fault("a series over time", "refused with the reason"),
     # Storage.
     101: Fault("a full disk", "A700, nothing torn, goes on without a restart"),
@@ -154,6 +160,12 @@ FAULTS: dict[int, Fault] = {
     122: Fault("a schema that is newer than we are", "refuses to start, and says which"),
     123: Fault("clocks that differ", "leases go by the clock of the database"),
     124: Fault("a million instances", "queries stay quick"),
+    # Models.
+    173: Fault(
+        "NaN, nothing or everything segmented, scores that are no probabilities, boxes that cannot be",
+        "a result that is marked, with the reason, and never sent",
+    ),
+    176: Fault("labels, scores or boxes that the contract does not name", "refused: what cannot be coded is not sent"),
 }
 
 
