@@ -268,7 +268,7 @@ class _Walk:
                 self._item(level)
             else:
                 if level.little:
-                    self._skip(level)
+                    self._pass(level, level.into)
                 if self.position != level.end and self._element(level, level.into):
                     return found
 
@@ -281,33 +281,43 @@ class _Walk:
                 raise Malformed(f"cut inside an element at byte {self.position}")
         return start
 
-    def _skip(self, level: _Level) -> None:
-        """Go past the elements in the window that are plain and not looked for, which is what nearly all of them are.
+    def _pass(self, level: _Level, into: Attributes) -> None:
+        """Go past the elements in the window that need no closer look, which is what nearly all of them are.
 
-        Stops before everything that needs a closer look: `_element` says the same of all that is passed here, and
-        takes several times as long.
+        Keeps what is looked for among them. Stops before everything else: `_element` says the same of all that is
+        passed here, and takes several times as long.
         """
         schema, window, implicit, at_top = level.schema, self._window, level.implicit, len(self._levels) == 1
-        unpack = _HEAD_LITTLE.unpack_from
         bound = self._bound
         limit = len(window) if bound is None else min(len(window), bound - self._base)
-        position, previous, passed, last = self.position - self._base, self._previous, 0, self._last_group
-        while position + 12 <= limit:
-            group, number, third, fourth = unpack(window, position)
+        stop = self._last_group << 16 if self._last_group == _PIXEL_GROUP and at_top else (self._last_group + 1) << 16
+        position, previous, passed, last = self.position - self._base, self._previous if at_top else -1, 0, limit - 12
+        while position <= last:
+            group, number, third, fourth = _HEAD_LITTLE.unpack_from(window, position)
             tag = group << 16 | number
-            if tag in schema or group > last or group == _PIXEL_GROUP or (at_top and tag <= previous):
+            if not previous < tag < stop:
                 break
             if implicit:
-                after = position + 8 + (third | fourth << 16)
+                start = position + 8
+                after = start + (third | fourth << 16)
             elif third in _SHORT_LITTLE:
-                after = position + 8 + fourth
+                start = position + 8
+                after = start + fourth
             elif third in _LONG_LITTLE_VRS:
-                after = position + 12 + _LONG_LITTLE.unpack_from(window, position + 8)[0]
+                start = position + 12
+                after = start + _LONG_LITTLE.unpack_from(window, position + 8)[0]
             else:
                 break
             if after > limit:
                 break
-            position, previous, passed = after, tag, passed + 1
+            if tag in schema:
+                keyword, kind = schema[tag]
+                if not isinstance(kind, Kind) or not (implicit or third in _VRS_LITTLE[kind]):
+                    break
+                self._keep(into, keyword, kind, window[start:after], "<")
+            position, passed = after, passed + 1
+            if at_top:
+                previous = tag
         self.position = position + self._base
         self._elements += passed
         if at_top:
@@ -343,8 +353,11 @@ class _Walk:
         after = self.position + length
         if bound is not None and after > bound:
             raise Malformed(f"element {_name(tag)} claims {length} bytes, {bound - self.position} are there")
-        if wanted is not None and isinstance(kind, Kind) and length:
-            self._keep(into, wanted.keyword, kind, vr, length, level.little)
+        if wanted is not None and isinstance(kind, Kind):
+            self._check_value(wanted.keyword, kind, vr, length)
+            start = self._need(length)
+            order = "<" if level.little or vr == b"UN" else ">"
+            self._keep(into, wanted.keyword, kind, self._window[start : start + length], order)
         self.position = after
         return False
 
@@ -382,25 +395,23 @@ class _Walk:
         """Where the innermost sequence or item ends that says where it does."""
         return next((level.end for level in reversed(self._levels) if level.end is not None), None)
 
-    def _keep(self, into: Attributes, keyword: str, kind: Kind, vr: bytes | None, length: int, little: bool) -> None:
+    def _check_value(self, keyword: str, kind: Kind, vr: bytes | None, length: int) -> None:
         if vr is not None and vr not in _VRS[kind]:
             raise Malformed(f"{keyword} has the VR {vr.decode('ascii', 'replace')}")
         if length > MAXIMUM_VALUE_BYTES:
             raise Malformed(f"{keyword} has {length} bytes")
-        start = self._need(length)
-        raw = self._window[start : start + length]
+
+    def _keep(self, into: Attributes, keyword: str, kind: Kind, raw: bytes, order: str) -> None:
+        if keyword in into.texts or keyword in into.words:
+            raise Malformed(f"{keyword} occurs twice")
         if kind is Kind.TEXT:
             raw = raw.rstrip(b" \0")
-            if into.texts.setdefault(keyword, raw) != raw:
-                raise Malformed(f"{keyword} occurs twice")
-            if not raw:
-                del into.texts[keyword]
-            return
-        if length % 2:
-            raise Malformed(f"{keyword} has {length} bytes, which are no whole number of values")
-        words = struct.unpack(f"{'<' if little or vr == b'UN' else '>'}{length // 2}H", raw)
-        if into.words.setdefault(keyword, words) != words:
-            raise Malformed(f"{keyword} occurs twice")
+            if raw:
+                into.texts[keyword] = raw
+        elif len(raw) % 2:
+            raise Malformed(f"{keyword} has {len(raw)} bytes, which are no whole number of values")
+        elif raw:
+            into.words[keyword] = struct.unpack(f"{order}{len(raw) // 2}H", raw)
 
     def _open(
         self, level: _Level, into: Attributes, tag: int, vr: bytes | None, length: int, wanted: Wanted | None
@@ -469,4 +480,5 @@ _TAG_LITTLE, _TAG_BIG = struct.Struct("<HH"), struct.Struct(">HH")
 _LONG_LITTLE, _LONG_BIG = struct.Struct("<I"), struct.Struct(">I")
 _ITEM_LITTLE, _ITEM_BIG = struct.Struct("<HHI"), struct.Struct(">HHI")
 _SHORT_LITTLE = frozenset(int.from_bytes(vr, "little") for vr in _SHORT_LENGTH)
-_LONG_LITTLE_VRS = frozenset(int.from_bytes(vr, "little") for vr in _LONG_LENGTH)
+_LONG_LITTLE_VRS = frozenset(int.from_bytes(vr, "little") for vr in _LONG_LENGTH | {b"SQ"})
+_VRS_LITTLE = {kind: frozenset(int.from_bytes(vr, "little") for vr in vrs) for kind, vrs in _VRS.items()}
