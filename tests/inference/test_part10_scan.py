@@ -45,7 +45,7 @@ def plain(found: part10.Attributes) -> dict[str, object]:
 def expected(dataset: Dataset, schema: part10.Schema, *, little: bool) -> dict[str, object]:
     """The same by pydicom, from the bytes of its elements."""
     values: dict[str, object] = {}
-    for tag, (keyword, kind) in schema.items():
+    for tag, (keyword, kind, _) in schema.items():
         if tag not in dataset:
             continue
         if not isinstance(kind, part10.Kind):
@@ -120,7 +120,7 @@ def _texts(keyword: str) -> st.SearchStrategy[object]:
 def _data_sets(schema: part10.Schema) -> st.SearchStrategy[Dataset]:
     """Some of what is looked for, and much that is not, before and behind it."""
     choices: dict[str, st.SearchStrategy[object]] = {}
-    for keyword, kind in schema.values():
+    for keyword, kind, _ in schema.values():
         if kind is part10.Kind.TEXT:
             choices[keyword] = _texts(keyword)
         elif keyword == "LUTData":
