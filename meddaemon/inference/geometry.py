@@ -6,6 +6,7 @@ A stack that cannot keep it is refused with a reason, the numbers and the instan
 or thinned out in silence.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -115,7 +116,7 @@ def _refuse_unusable(plane: Plane) -> None:
         raise UnsoundVolume(reason, message, sop_instance_uid=plane.sop_instance_uid, numbers=numbers)
 
     numbers = (*plane.position, *plane.orientation, *plane.pixel_spacing)
-    if not all(np.isfinite(numbers)) or max(map(abs, numbers)) > 1e6:
+    if not all(map(math.isfinite, numbers)) or max(map(abs, numbers)) > 1e6:
         refuse(
             "not_finite",
             "position, orientation or pixel spacing is not a finite, plausible number",
@@ -123,9 +124,9 @@ def _refuse_unusable(plane: Plane) -> None:
             orientation=plane.orientation,
             pixel_spacing=plane.pixel_spacing,
         )
-    row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
-    lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
-    cosine = float(row @ column)
+    row, column = plane.orientation[:3], plane.orientation[3:]
+    lengths = math.hypot(*row), math.hypot(*column)
+    cosine = sum(a * b for a, b in zip(row, column, strict=True))
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1)) > 1e-3 or abs(cosine) > 1e-3:
         refuse(
             "orientation",
@@ -155,7 +156,7 @@ def _refuse_mixture(first: Plane, plane: Plane) -> None:
         (
             "mixed_orientation",
             "Image Orientation (Patient)",
-            not np.allclose(plane.orientation, first.orientation, rtol=0, atol=COSINE_TOLERANCE),
+            max(abs(a - b) for a, b in zip(plane.orientation, first.orientation, strict=True)) > COSINE_TOLERANCE,
             lambda each: each.orientation,
         ),
         (

@@ -37,7 +37,7 @@ class Rescale:
     @property
     def is_whole(self) -> bool:
         """Whether whole numbers stay whole numbers of few bits."""
-        return all(each.is_integer() and abs(each) < 2**15 for each in (self.slope, self.intercept))
+        return all(float(each).is_integer() and abs(each) < 2**15 for each in (self.slope, self.intercept))
 
     def range(self, lowest: int, highest: int) -> tuple[float, float]:
         """Return the smallest and largest value that stored values from `lowest` to `highest` can become."""
@@ -120,7 +120,10 @@ def _rescale_whole(stored: NDArray[np.generic], modality: Rescale, out: NDArray[
     if not modality.is_whole:
         raise NotWhole
     lowest, highest = stored_range(bits, signed=stored.dtype.kind == "i")
-    if not _fits(modality, lowest, highest) and not _fits(modality, int(stored.min()), int(stored.max())):
+    # Only the end that may be too far is looked for.
+    if not _fits(modality, lowest, 0 if lowest else highest):
+        lowest = int(stored.min())
+    if not _fits(modality, lowest, highest) and not _fits(modality, lowest, int(stored.max())):
         raise NotWhole
     # Modulo 2**16 every step is exact, and the last value fits: so it is the right one, whatever came between.
     target = out.view(np.uint16)

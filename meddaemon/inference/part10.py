@@ -18,8 +18,8 @@ EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 DEFLATED_LITTLE = "1.2.840.10008.1.2.1.99"
 
 MAXIMUM_DEPTH = 64
-MAXIMUM_ELEMENTS = 2**22
-"""A header of more elements is not read: 64 000 frames with 60 elements each stay below."""
+MAXIMUM_HEADER_BYTES = 2**28
+"""A header of more bytes, without the long values that are passed over, is not read."""
 
 MAXIMUM_VALUE_BYTES = 2**18
 """No value that is looked for is longer; a Modality LUT has 128 KiB at most."""
@@ -54,29 +54,27 @@ class Kind(Enum):
     TABLE = "table"
 
 
-_VRS = {Kind.TEXT: _TEXT_VRS, Kind.WORDS: _WORD_VRS, Kind.TABLE: _TABLE_VRS}
-
-
 class Wanted(NamedTuple):
-    """An attribute that is looked for: its keyword, and its kind or, for a sequence, what is looked for in it."""
+    """An attribute that is looked for: keyword, kind or what is looked for in a sequence, and the VRs it may have."""
 
     keyword: str
     kind: "Kind | Schema"
+    vrs: frozenset[bytes] = _SEQUENCE_VRS
 
 
 Schema = Mapping[int, Wanted]
 
 
 def _text(keyword: str) -> Wanted:
-    return Wanted(keyword, Kind.TEXT)
+    return Wanted(keyword, Kind.TEXT, _TEXT_VRS)
 
 
 def _words(keyword: str) -> Wanted:
-    return Wanted(keyword, Kind.WORDS)
+    return Wanted(keyword, Kind.WORDS, _WORD_VRS)
 
 
 _RESCALE: Schema = {0x00281052: _text("RescaleIntercept"), 0x00281053: _text("RescaleSlope")}
-_MODALITY_LUT: Schema = {0x00283002: _words("LUTDescriptor"), 0x00283006: Wanted("LUTData", Kind.TABLE)}
+_MODALITY_LUT: Schema = {0x00283002: _words("LUTDescriptor"), 0x00283006: Wanted("LUTData", Kind.TABLE, _TABLE_VRS)}
 _FUNCTIONAL_GROUPS: Schema = {
     0x00209113: Wanted("PlanePositionSequence", {0x00200032: _text("ImagePositionPatient")}),
     0x00209116: Wanted("PlaneOrientationSequence", {0x00200037: _text("ImageOrientationPatient")}),
@@ -243,7 +241,7 @@ class _Walk:
         self.position = position
         self._size = size
         self._implicit, self._little = implicit, little
-        self._elements = 0
+        self._read = 0
         self._first_group = self._last_group = 0
         self._previous = -1
         self._levels: list[_Level] = []
@@ -268,7 +266,7 @@ class _Walk:
                 self._item(level)
             else:
                 if level.little:
-                    self._skip(level)
+                    self._pass(level, level.into)
                 if self.position != level.end and self._element(level, level.into):
                     return found
 
@@ -277,39 +275,51 @@ class _Walk:
         start = self.position - self._base
         if start + count > len(self._window):
             self._window, self._base, start = self._source.read(self.position, max(count, _WINDOW)), self.position, 0
+            self._read += len(self._window)
+            if self._read > MAXIMUM_HEADER_BYTES:
+                raise Malformed(f"the header has more than {MAXIMUM_HEADER_BYTES} bytes")
             if len(self._window) < count:
                 raise Malformed(f"cut inside an element at byte {self.position}")
         return start
 
-    def _skip(self, level: _Level) -> None:
-        """Go past the elements in the window that are plain and not looked for, which is what nearly all of them are.
+    def _pass(self, level: _Level, into: Attributes) -> None:
+        """Go past the elements in the window that need no closer look, which is what nearly all of them are.
 
-        Stops before everything that needs a closer look: `_element` says the same of all that is passed here, and
-        takes several times as long.
+        Keeps what is looked for among them. Stops before everything else: `_element` says the same of all that is
+        passed here, and takes several times as long.
         """
-        schema, window, implicit, at_top = level.schema, self._window, level.implicit, len(self._levels) == 1
-        unpack = _HEAD_LITTLE.unpack_from
-        bound = self._bound
+        schema, window, implicit, unpack = level.schema, self._window, level.implicit, _HEAD_LITTLE.unpack_from
+        at_top, bound = len(self._levels) == 1, self._bound
         limit = len(window) if bound is None else min(len(window), bound - self._base)
-        position, previous, passed, last = self.position - self._base, self._previous, 0, self._last_group
-        while position + 12 <= limit:
+        stop = self._last_group << 16 if self._last_group == _PIXEL_GROUP and at_top else (self._last_group + 1) << 16
+        position, last = self.position - self._base, limit - 12
+        # The order of elements is checked at the top level only.
+        previous, ordered = (self._previous, -1) if at_top else (-1, 0)
+        while position <= last:
             group, number, third, fourth = unpack(window, position)
             tag = group << 16 | number
-            if tag in schema or group > last or group == _PIXEL_GROUP or (at_top and tag <= previous):
+            if tag <= previous or tag >= stop:
                 break
             if implicit:
-                after = position + 8 + (third | fourth << 16)
+                start = position + 8
+                after = start + (third | fourth << 16)
             elif third in _SHORT_LITTLE:
-                after = position + 8 + fourth
+                start = position + 8
+                after = start + fourth
             elif third in _LONG_LITTLE_VRS:
-                after = position + 12 + _LONG_LITTLE.unpack_from(window, position + 8)[0]
+                start = position + 12
+                after = start + _LONG_LITTLE.unpack_from(window, position + 8)[0]
             else:
                 break
             if after > limit:
                 break
-            position, previous, passed = after, tag, passed + 1
+            if tag in schema:
+                keyword, kind, vrs = schema[tag]
+                if not isinstance(kind, Kind) or not (implicit or window[position + 4 : position + 6] in vrs):
+                    break
+                self._keep(into, keyword, kind, window[start:after], "<")
+            position, previous = after, tag & ordered
         self.position = position + self._base
-        self._elements += passed
         if at_top:
             self._previous = previous
 
@@ -330,7 +340,7 @@ class _Walk:
             return False
         if at_top and not self._first_group <= group <= self._last_group and group != 0xFFFE:
             return True
-        self._count(tag, at_top=at_top)
+        self._check_place(tag, at_top=at_top)
         vr, length = self._vr_and_length(level, tag, start)
         if tag == _PIXEL_DATA and at_top:
             self.pixels = PixelValue(self.position, None if length == _UNDEFINED else length, vr)
@@ -343,22 +353,22 @@ class _Walk:
         after = self.position + length
         if bound is not None and after > bound:
             raise Malformed(f"element {_name(tag)} claims {length} bytes, {bound - self.position} are there")
-        if wanted is not None and isinstance(kind, Kind) and length:
-            self._keep(into, wanted.keyword, kind, vr, length, level.little)
+        if wanted is not None and isinstance(kind, Kind):
+            self._check_value(wanted, vr, length)
+            start = self._need(length)
+            order = "<" if level.little or vr == b"UN" else ">"
+            self._keep(into, wanted.keyword, kind, self._window[start : start + length], order)
         self.position = after
         return False
 
-    def _count(self, tag: int, *, at_top: bool) -> None:
-        """Refuse an element where none belongs, or after too many."""
+    def _check_place(self, tag: int, *, at_top: bool) -> None:
+        """Refuse an element where none belongs."""
         if tag >> 16 == 0xFFFE:
             raise Malformed(f"a delimiter or item where none belongs at byte {self.position}")
         if at_top:
             if tag <= self._previous:
                 raise Malformed(f"element {_name(tag)} out of order at byte {self.position}")
             self._previous = tag
-        self._elements += 1
-        if self._elements > MAXIMUM_ELEMENTS:
-            raise Malformed(f"more than {MAXIMUM_ELEMENTS} elements")
 
     def _vr_and_length(self, level: _Level, tag: int, start: int) -> tuple[bytes | None, int]:
         """Return the VR, None where none is written, and the length of an element, and go to its value."""
@@ -382,25 +392,23 @@ class _Walk:
         """Where the innermost sequence or item ends that says where it does."""
         return next((level.end for level in reversed(self._levels) if level.end is not None), None)
 
-    def _keep(self, into: Attributes, keyword: str, kind: Kind, vr: bytes | None, length: int, little: bool) -> None:
-        if vr is not None and vr not in _VRS[kind]:
-            raise Malformed(f"{keyword} has the VR {vr.decode('ascii', 'replace')}")
+    def _check_value(self, wanted: Wanted, vr: bytes | None, length: int) -> None:
+        if vr is not None and vr not in wanted.vrs:
+            raise Malformed(f"{wanted.keyword} has the VR {vr.decode('ascii', 'replace')}")
         if length > MAXIMUM_VALUE_BYTES:
-            raise Malformed(f"{keyword} has {length} bytes")
-        start = self._need(length)
-        raw = self._window[start : start + length]
+            raise Malformed(f"{wanted.keyword} has {length} bytes")
+
+    def _keep(self, into: Attributes, keyword: str, kind: Kind, raw: bytes, order: str) -> None:
+        if keyword in into.texts or keyword in into.words:
+            raise Malformed(f"{keyword} occurs twice")
         if kind is Kind.TEXT:
             raw = raw.rstrip(b" \0")
-            if into.texts.setdefault(keyword, raw) != raw:
-                raise Malformed(f"{keyword} occurs twice")
-            if not raw:
-                del into.texts[keyword]
-            return
-        if length % 2:
-            raise Malformed(f"{keyword} has {length} bytes, which are no whole number of values")
-        words = struct.unpack(f"{'<' if little or vr == b'UN' else '>'}{length // 2}H", raw)
-        if into.words.setdefault(keyword, words) != words:
-            raise Malformed(f"{keyword} occurs twice")
+            if raw:
+                into.texts[keyword] = raw
+        elif len(raw) % 2:
+            raise Malformed(f"{keyword} has {len(raw)} bytes, which are no whole number of values")
+        elif raw:
+            into.words[keyword] = struct.unpack(f"{order}{len(raw) // 2}H", raw)
 
     def _open(
         self, level: _Level, into: Attributes, tag: int, vr: bytes | None, length: int, wanted: Wanted | None
@@ -469,4 +477,4 @@ _TAG_LITTLE, _TAG_BIG = struct.Struct("<HH"), struct.Struct(">HH")
 _LONG_LITTLE, _LONG_BIG = struct.Struct("<I"), struct.Struct(">I")
 _ITEM_LITTLE, _ITEM_BIG = struct.Struct("<HHI"), struct.Struct(">HHI")
 _SHORT_LITTLE = frozenset(int.from_bytes(vr, "little") for vr in _SHORT_LENGTH)
-_LONG_LITTLE_VRS = frozenset(int.from_bytes(vr, "little") for vr in _LONG_LENGTH)
+_LONG_LITTLE_VRS = frozenset(int.from_bytes(vr, "little") for vr in _LONG_LENGTH | {b"SQ"})

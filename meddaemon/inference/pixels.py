@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from meddaemon.domain.errors import UndecodablePixels
 from meddaemon.inference import part10
+from meddaemon.inference.modality import stored_range
 
 Stored = NDArray[np.generic]
 
@@ -246,9 +247,24 @@ def _jpeg2k_decode(stream: bytes, out: Stored | None = None) -> Stored:
     return decoded
 
 
-def _decode_htj2k(stream: bytes, layout: Layout, out: Stored) -> Precision:
+def _decode_htj2k_lossless(stream: bytes, layout: Layout, out: Stored) -> Precision:
     stream = _code_stream(stream)
-    return _through(imagecodecs.htj2k_decode, stream, _jpeg2000_precision(stream, layout), out)
+    precision = _jpeg2000_precision(stream, layout)
+    # OpenJPH is several times as fast as OpenJPEG, but what a lossy stream overshoots comes out of it at the other
+    # end of the range. (OpenJPEG decodes the lossy syntax.)
+    if not _is_reversible(stream):
+        raise Damaged("an irreversible stream in a lossless transfer syntax")
+    return _through(imagecodecs.htj2k_decode, stream, precision, out)
+
+
+def _is_reversible(stream: bytes) -> bool:
+    """Whether the code stream says that its wavelet is that of whole numbers (ISO/IEC 15444-1 A.6.1)."""
+    position = 2
+    while stream[position : position + 1] == b"\xff" and stream[position + 1 : position + 2] not in {b"\x90", b""}:
+        if stream[position + 1] == 0x52:
+            return stream[position + 13 : position + 14] == b"\x01"
+        position += 2 + int.from_bytes(stream[position + 2 : position + 4])
+    return False
 
 
 def _code_stream(stream: bytes) -> bytes:
@@ -264,6 +280,7 @@ class Syntax(NamedTuple):
 
     name: str
     decode: Decoder | None = None
+    lossy: bool = False
 
 
 SYNTAXES: dict[str, Syntax] = {
@@ -272,17 +289,17 @@ SYNTAXES: dict[str, Syntax] = {
     part10.EXPLICIT_BIG: Syntax("Explicit VR Big Endian"),
     part10.DEFLATED_LITTLE: Syntax("Deflated Explicit VR Little Endian"),
     "1.2.840.10008.1.2.5": Syntax("RLE Lossless", _decode_rle),
-    "1.2.840.10008.1.2.4.50": Syntax("JPEG Baseline (Process 1)", _jpeg(_BASELINE)),
-    "1.2.840.10008.1.2.4.51": Syntax("JPEG Extended (Process 2 and 4)", _jpeg(_EXTENDED)),
+    "1.2.840.10008.1.2.4.50": Syntax("JPEG Baseline (Process 1)", _jpeg(_BASELINE), lossy=True),
+    "1.2.840.10008.1.2.4.51": Syntax("JPEG Extended (Process 2 and 4)", _jpeg(_EXTENDED), lossy=True),
     "1.2.840.10008.1.2.4.57": Syntax("JPEG Lossless (Process 14)", _jpeg(_LOSSLESS)),
     "1.2.840.10008.1.2.4.70": Syntax("JPEG Lossless (Process 14, Selection Value 1)", _jpeg(_LOSSLESS)),
     "1.2.840.10008.1.2.4.80": Syntax("JPEG-LS Lossless", _decode_jpeg_ls),
-    "1.2.840.10008.1.2.4.81": Syntax("JPEG-LS Near-lossless", _decode_jpeg_ls),
+    "1.2.840.10008.1.2.4.81": Syntax("JPEG-LS Near-lossless", _decode_jpeg_ls, lossy=True),
     "1.2.840.10008.1.2.4.90": Syntax("JPEG 2000 Lossless", _decode_jpeg2000),
-    "1.2.840.10008.1.2.4.91": Syntax("JPEG 2000", _decode_jpeg2000),
-    "1.2.840.10008.1.2.4.201": Syntax("HTJ2K Lossless", _decode_htj2k),
-    "1.2.840.10008.1.2.4.202": Syntax("HTJ2K Lossless RPCL", _decode_htj2k),
-    "1.2.840.10008.1.2.4.203": Syntax("HTJ2K", _decode_htj2k),
+    "1.2.840.10008.1.2.4.91": Syntax("JPEG 2000", _decode_jpeg2000, lossy=True),
+    "1.2.840.10008.1.2.4.201": Syntax("HTJ2K Lossless", _decode_htj2k_lossless),
+    "1.2.840.10008.1.2.4.202": Syntax("HTJ2K Lossless RPCL", _decode_htj2k_lossless),
+    "1.2.840.10008.1.2.4.203": Syntax("HTJ2K", _decode_jpeg2000, lossy=True),
 }
 """Every transfer syntax that is taken, with its one decoder."""
 
@@ -476,18 +493,28 @@ class Pixels:
 def _settle(out: Stored, layout: Layout, precision: Precision) -> None:
     """Make stored values of decoded ones, in place: no stray high bits, and the sign that the header says.
 
-    Where header and code stream disagree about the sign, the bits are right and the header says what they mean.
+    Where header and code stream disagree about the sign, the bits are right and the header says what they mean. That
+    is no answer for a stream of fewer bits than are stored, once its highest bit is used: raises `Damaged`. What a
+    lossy stream of more bits overshoots is cut off at the ends of the range.
     """
-    bits = layout.bits_stored
-    if precision.signed != layout.signed:
-        bits = min(bits, precision.bits)
-    elif precision.bits < bits:
-        return
-    unused = layout.bits_allocated - bits
-    if not unused:
-        return
-    if layout.signed:
+    unused = layout.bits_allocated - layout.bits_stored
+    same_sign = precision.signed == layout.signed
+    if precision.bits < layout.bits_stored:
+        if not same_sign and _uses_highest_bit(out, precision):
+            raise Damaged(
+                f"{precision.bits} bits {'with' if precision.signed else 'without'} a sign in the stream contradict"
+                f" {layout.bits_stored} bits {'with' if layout.signed else 'without'} one in its header"
+            )
+    elif unused and same_sign and SYNTAXES[layout.transfer_syntax_uid].lossy:
+        np.clip(out, *stored_range(layout.bits_stored, signed=layout.signed), out=out)
+    elif unused and layout.signed:
         np.left_shift(out, unused, out=out)
         np.right_shift(out, unused, out=out)
-    else:
-        np.bitwise_and(out, np.array((1 << bits) - 1, out.dtype), out=out)
+    elif unused:
+        np.bitwise_and(out, np.array((1 << layout.bits_stored) - 1, out.dtype), out=out)
+
+
+def _uses_highest_bit(out: Stored, precision: Precision) -> bool:
+    if precision.signed:
+        return bool(out.view(out.dtype.str.replace("u", "i")).min() < 0)
+    return bool(out.view(out.dtype.str.replace("i", "u")).max() >= 1 << precision.bits - 1)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -217,9 +217,16 @@ def _in_order(do: Callable[[_T], _U], each: Sequence[_T], threads: int) -> list[
     """Return what `do` makes of each; the error that is raised is that of the first which has one."""
     if threads < 2 or len(each) < 2:
         return [do(one) for one in each]
-    with ThreadPoolExecutor(min(threads, len(each)), thread_name_prefix="decode") as pool:
+
+    def some(part: Sequence[_T]) -> list[_U]:
+        return [do(one) for one in part]
+
+    # In parts, because handing over a task costs as much as reading a small plane.
+    step = max(1, len(each) // (threads * 8))
+    parts = [each[start : start + step] for start in range(0, len(each), step)]
+    with ThreadPoolExecutor(min(threads, len(parts)), thread_name_prefix="decode") as pool:
         try:
-            return list(pool.map(do, each))
+            return list(chain.from_iterable(pool.map(some, parts)))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

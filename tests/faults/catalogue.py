@@ -134,6 +134,14 @@ FAULTS: dict[int, Fault] = {
         "not sent to the model, or not evaluable by its limits, and why is told",
     ),
     92: Fault("a series over time", "refused with the reason"),
+    # Pixel data.
+    93: Fault("pixel data that are absent, empty or short", "kept bit for bit; the job is refused with the instance"),
+    94: Fault("claims of gigabytes, frames that are no number", "refused; nothing is allocated on a header's word"),
+    95: Fault("attributes of another VR, 7 bits allocated", "kept; refused by the loader with the name"),
+    96: Fault("a code stream that is cut, no fragments, a wrong offset table", "kept; refused with the frame"),
+    97: Fault("a form of pixel data that contradicts the transfer syntax", "C000; the loader refuses it too"),
+    98: Fault("bombs: RLE, JPEG 2000, JPEG, deflate", "refused in seconds, within the memory of the file"),
+    100: Fault("a decoder that is wrong without a word", "twins and a second decoder for every transfer syntax"),
     # Storage.
     101: Fault("a full disk", "A700, nothing torn, goes on without a restart"),
     102: Fault("no inodes", "A700, goes on"),
