@@ -128,6 +128,8 @@ FAULTS: dict[int, Fault] = {
     90: Fault("left and right, another frame of reference", "results lie where the images say; mixtures refused"),
     91: Fault("another body part or modality, too few planes", "not sent to the model, and why is told"),
     92: Fault("a series over time", "refused with the reason"),
+    # Pixels.
+    99: Fault("a decoder that crashes or runs away", "its process ends, the job is refused and names the instance"),
     # Storage.
     101: Fault("a full disk", "A700, nothing torn, goes on without a restart"),
     102: Fault("no inodes", "A700, goes on"),
@@ -154,6 +156,16 @@ FAULTS: dict[int, Fault] = {
     122: Fault("a schema that is newer than we are", "refuses to start, and says which"),
     123: Fault("clocks that differ", "leases go by the clock of the database"),
     124: Fault("a million instances", "queries stay quick"),
+    # Models.
+    130: Fault(
+        "memory that runs out in the host", "the model's process goes first; the job is tried again, not for ever"
+    ),
+    131: Fault(
+        "a GPU without memory", "tried alone, then on the CPU where the contract allows it, which the result tells"
+    ),
+    132: Fault("a CUDA error that sticks", "the process ends and is replaced"),
+    133: Fault("a model that hangs", "ended at its time limit, at a lost lease, or at the end of the drain"),
+    175: Fault("a bundle that phones home or reads other studies", "no socket, no file but its own, no other process"),
 }
 
 
