@@ -255,7 +255,7 @@ def test_the_worker_side_never_imports_torch() -> None:
     code = (
         "import sys, meddaemon.inference.runtime, meddaemon.inference.volume, meddaemon.inference.analysis,"
         " meddaemon.inference.messages, meddaemon.inference.child, meddaemon.inference.warm,"
-        " meddaemon.inference.loader_child, meddaemon.inference.forkserver, meddaemon.roles.work;"
+        " meddaemon.inference.loader_child, meddaemon.inference.forkserver;"
         "print([name for name in ('torch', 'monai', 'scipy', 'multiprocessing') if name in sys.modules])"
     )
     root = str(Path(__file__).parents[2])
