@@ -167,6 +167,10 @@ class WorkerSettings(_Section):
     """How jobs are worked on."""
 
     concurrency: Count = 1
+    gpus: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")], ...] = ("all",)
+    memory_bytes: Annotated[int, Field(ge=0)] = 0
+    scratch_bytes: Annotated[int, Field(ge=2**20)] = 8_589_934_592
+    sandbox: Literal["required", "preferred", "off"] = "required"
     lease_seconds: Seconds = 60.0
     heartbeat_seconds: Seconds = 15.0
     maximum_attempts: Count = 3

@@ -36,6 +36,9 @@ port = 0            # any free port of the loopback interface
 [completeness]
 quiet_seconds = 2   # a scanner wants 30 or more
 
+[worker]
+sandbox = "preferred"   # models run confined as far as this kernel can; yours should be "required"
+
 [logging]
 format = "text"
 

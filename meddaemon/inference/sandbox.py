@@ -20,6 +20,8 @@ from typing import NamedTuple
 import meddaemon
 from meddaemon.domain.errors import MeddaemonError
 
+_ADVICE = 'models would run with less isolation; if that is what you want, set worker.sandbox = "preferred"'
+
 
 class SandboxUnavailable(MeddaemonError):
     """The kernel does not offer what the sandbox is made of, or refused it."""
@@ -40,24 +42,27 @@ def missing() -> tuple[str, ...]:
     return tuple(lacks)
 
 
+def require() -> None:
+    """Raise `SandboxUnavailable` when this kernel lacks anything for the sandbox."""
+    if lacks := missing():
+        raise SandboxUnavailable(f"this kernel has no {' and no '.join(lacks)}: {_ADVICE}")
+
+
 def confine(read: Iterable[Path], write: Iterable[Path], *, required: bool = True) -> None:
     """Confine this process for good; it must have one thread only.
 
     `read` and everything below may be read, beside what Python and its libraries need; `write` may be changed too.
     Raises `SandboxUnavailable`; unless `required`, what the kernel lacks is left out.
     """
+    if required:
+        require()
     lacks = missing()
-    if lacks and required:
-        raise SandboxUnavailable(f"this kernel has no {' and no '.join(lacks)}: {ADVICE}")
     _libc().prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if "Landlock" not in lacks:
         _restrict_files([*read, *runtime_paths()], list(write))
     _drop_capabilities()
     if "seccomp" not in lacks:
         _filter_system_calls()
-
-
-ADVICE = 'models would run without isolation; if that is what you want, set worker.sandbox = "preferred"'
 
 
 def limit(*, data_bytes: int | None = None, file_bytes: int | None = None) -> None:

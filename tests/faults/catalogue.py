@@ -141,6 +141,7 @@ FAULTS: dict[int, Fault] = {
     96: Fault("a code stream that is cut, no fragments, a wrong offset table", "kept; refused with the frame"),
     97: Fault("a form of pixel data that contradicts the transfer syntax", "C000; the loader refuses it too"),
     98: Fault("bombs: RLE, JPEG 2000, JPEG, deflate", "refused in seconds, within the memory of the file"),
+    99: Fault("a decoder that crashes or runs away", "its process ends, the job is refused and names the instance"),
     100: Fault("a decoder that is wrong without a word", "twins and a second decoder for every transfer syntax"),
     # Storage.
     101: Fault("a full disk", "A700, nothing torn, goes on without a restart"),
@@ -169,10 +170,19 @@ FAULTS: dict[int, Fault] = {
     123: Fault("clocks that differ", "leases go by the clock of the database"),
     124: Fault("a million instances", "queries stay quick"),
     # Models.
+    130: Fault(
+        "memory that runs out in the host", "the model's process goes first; the job is tried again, not for ever"
+    ),
+    131: Fault(
+        "a GPU without memory", "tried alone, then on the CPU where the contract allows it, which the result tells"
+    ),
+    132: Fault("a CUDA error that sticks", "the process ends and is replaced"),
+    133: Fault("a model that hangs", "ended at its time limit, at a lost lease, or at the end of the drain"),
     173: Fault(
         "NaN, nothing or everything segmented, scores that are no probabilities, boxes that cannot be",
         "a result that is marked, with the reason, and never sent",
     ),
+    175: Fault("a bundle that phones home or reads other studies", "no socket, no file but its own, no other process"),
     176: Fault("labels, scores or boxes that the contract does not name", "refused: what cannot be coded is not sent"),
 }
 
