@@ -15,7 +15,7 @@ from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.db.registration import Namesake
 from meddaemon.domain.errors import IdentityTaken, RefusedInstance, StoreUnavailable
 from meddaemon.ingest.content import Content
-from meddaemon.ingest.filing import Filed, Filing, file_abandoned
+from meddaemon.ingest.filing import Filing, Waiting, file_abandoned
 from meddaemon.ingest.journal import Entry, Journal
 from meddaemon.ingest.receive import Header, Incoming, Receiver, cannot_store, identity_refused, namesake, normal
 from meddaemon.ingest.store import InstanceStore
@@ -166,7 +166,7 @@ class Intake:
         came = time.monotonic()
         filing.file(
             [
-                Filed(record=record, sop_instance_uid=arrival.uid, expected=arrival.announced, came=came)
+                Waiting(record=record, expected=arrival.announced, came=came)
                 for record, arrival in zip(records, accepted, strict=False)
                 if arrival.announced is not None
             ]
@@ -241,6 +241,7 @@ class _Arrival:
         incoming = self.incoming
         return Entry(
             content=self.content,
+            sop_instance_uid=self.uid,
             calling_ae_title=incoming.calling_ae_title,
             called_ae_title=incoming.called_ae_title,
         )

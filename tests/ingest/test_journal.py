@@ -49,7 +49,7 @@ def own(folder: Path, segments: int = 2) -> Journal:
 def entry(data: bytes, buffers: Buffers, folder: Path) -> Entry:
     content = Content(b"", buffers=buffers, folder=folder, maximum_bytes=2**30)
     content.write(data)
-    return Entry(content=content, calling_ae_title="CT1", called_ae_title="MED\u00c4")
+    return Entry(content=content, sop_instance_uid="2.25.10", calling_ae_title="CT1", called_ae_title="MED\u00c4")
 
 
 def appended(journal: Journal, datas: list[bytes], folder: Path) -> list[Record]:
@@ -359,7 +359,6 @@ def test_a_record_that_the_disk_damaged_is_reported_and_keeps_nobody_waiting(sit
     with site.database.read() as connection:
         (refusal,) = connection.execute(tables.refusal.select()).all()
     assert refusal.sop_instance_uid == "2.25.10"
-    assert refusal.study_instance_uid == "2.25.1"
     assert "damaged on the disk" in refusal.reason
     assert set(site.registered()) == {"2.25.11", "2.25.12"}
 
