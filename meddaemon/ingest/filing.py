@@ -34,6 +34,8 @@ LONGEST_SECONDS = 2.0
 GROUP = 64
 """Files and rows cost less by the dozen."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
+_ONCE_MORE_SECONDS = 1.0
+"""How long who brings an object waits for what came before to be filed, where that failed."""
 _log = log(__name__)
 
 
@@ -59,7 +61,7 @@ class Filing:
         self._last_came = 0.0
         self._expected: dict[str, list[Namesake]] = {}
         self._problem = ""
-        self._closing = False
+        self._is_asked_again = self._closing = False
         self._thread = Thread(target=self._run, name="filing", daemon=True)
         self._thread.start()
 
@@ -68,10 +70,18 @@ class Filing:
         """How much has been acknowledged and will still be written to the store."""
         return self._waiting_bytes
 
+    @property
+    def is_well(self) -> bool:
+        """Whether nothing stood in the way of filing when it was last tried."""
+        return not self._problem
+
     def require_well(self) -> None:
-        """Raise StoreUnavailable while what was acknowledged cannot be filed."""
-        if self._problem:
-            raise StoreUnavailable(f"what came before cannot be filed: {self._problem}")
+        """Raise StoreUnavailable while what was acknowledged cannot be filed; first it is tried once more."""
+        with self._changed:
+            self._is_asked_again = True
+            self._changed.notify_all()
+            if not self._changed.wait_for(lambda: self.is_well, _ONCE_MORE_SECONDS):
+                raise StoreUnavailable(f"what came before cannot be filed: {self._problem}")
 
     def expect(self, sop_instance_uid: str, one: Namesake) -> list[Namesake]:
         """Announce an object, and return those that carry its SOP Instance UID and are not registered yet."""
@@ -127,12 +137,14 @@ class Filing:
                 self._waiting.extendleft(reversed(left))
                 if not left:
                     pause, self._problem = 0.0, ""
+                    self._changed.notify_all()
                     continue
                 pause = min(max(_FIRST_PAUSE_SECONDS, 2 * pause), _LONGEST_PAUSE_SECONDS)
                 _log.error("cannot file what was received: it stays in the journal", reason=self._problem)
                 if self._closing:
                     return
-                self._changed.wait_for(lambda: self._closing, pause)
+                self._is_asked_again = False
+                self._changed.wait_for(lambda: self._closing or self._is_asked_again, pause)
 
     def _next_group(self) -> list[Waiting]:
         """Wait until there is something to be filed, and time for it; return nothing when it is over."""

@@ -190,7 +190,9 @@ class Intake:
         # A question to a database on another machine is a wait like any other.
         is_here = self._database.dialect == "sqlite"
         try:
-            filing.require_well()
+            if not filing.is_well:
+                with TURN.given_up():
+                    filing.require_well()
             self._store.require_free(sum(arrival.content.size for arrival in group) + filing.waiting_bytes)
             for arrival in group:
                 self._receiver.require_share(arrival.incoming)
