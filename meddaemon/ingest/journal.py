@@ -430,19 +430,26 @@ class Journal:
             self._make_more()
 
 
-def waiting(parent: Path) -> int:
-    """Return how many records stand in the journals under `parent` that have not been filed, also while some are."""
-    return sum(unfiled(folder) for folder in parent.glob("*/"))
+FOLDER = "journal"
+"""Where the journals lie in the store."""
 
 
-def unfiled(folder: Path) -> int:
-    """Return how many records stand in one journal that have not been filed."""
-    count = 0
-    for path in folder.glob("*.segment"):
+def waiting(parent: Path) -> list[str]:
+    """Return the SOP Instance UIDs of what stands in the journals under `parent` and has not been filed.
+
+    Journals that are being written to and filed are looked at, too: what was filed a moment ago may be named.
+    """
+    return [uid for folder in sorted(parent.glob("*/")) for uid in waiting_in(folder)]
+
+
+def waiting_in(folder: Path) -> list[str]:
+    """Return the SOP Instance UIDs of what stands in one journal and has not been filed."""
+    found: list[str] = []
+    for path in sorted(folder.glob("*.segment")):
         segment = _Segment(path)
-        count += len(segment.headers())
+        found += [record.sop_instance_uid for record in segment.headers()]
         segment.close()
-    return count
+    return found
 
 
 def _open_direct(path: Path) -> int:
