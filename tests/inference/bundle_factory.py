@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from meddaemon.domain.picture import Pictures
 from meddaemon.domain.volume import Geometry, Volume
+
+torch = pytest.importorskip("torch")
 
 LOAD = {"_target_": "LoadImaged", "keys": "image"}
 CHANNEL = {"_target_": "EnsureChannelFirstd", "keys": "image"}
@@ -77,8 +80,6 @@ def steps(*transforms: Mapping[str, Any]) -> dict[str, Any]:
 
 def above_50(dimensions: int = 3) -> Any:
     """Return the convolution that makes class 1 of every voxel above 50."""
-    import torch
-
     network = torch.nn.Conv3d(1, 2, 1) if dimensions == 3 else torch.nn.Conv2d(1, 2, 1)
     with torch.no_grad():
         network.weight.copy_(torch.tensor([0.0, 1.0]).reshape(2, 1, *[1] * dimensions))
@@ -111,8 +112,6 @@ def write_bundle(
 
 def saved(models: Path) -> None:
     """Write the weights as MONAI's CheckpointSaver does."""
-    import torch
-
     torch.save({"model": above_50().state_dict()}, models / "model.pt")
 
 
@@ -156,6 +155,19 @@ def phantom(turn: np.ndarray | None = None) -> Volume:
     voxels[11:15, 24:34, 8:20] = 100
     voxels[5:13, 10:18, 28:40] = 100
     return make_volume(voxels, turn=turn)
+
+
+def balls(turn: np.ndarray | None = None) -> tuple[Volume, list[tuple[slice, ...]]]:
+    """Return a volume with three soft balls off centre, and the box around each: faces would hide half a voxel."""
+    voxels = np.zeros((20, 48, 52))
+    index = np.moveaxis(np.indices(voxels.shape), 0, -1) * (2.5, 1.0, 1.0)
+    boxes = []
+    for centre, radius in (((6, 13, 12), 9), ((13, 34, 16), 8), ((8, 15, 38), 10)):
+        distance = np.linalg.norm(index - np.array(centre) * (2.5, 1.0, 1.0), axis=-1)
+        voxels = np.maximum(voxels, np.clip(50 + 20 * (radius - distance), 0, 100))
+        reach = (int(radius / 2.5) + 2, radius + 2, radius + 2)
+        boxes.append(tuple(slice(max(0, at - far), at + far + 1) for at, far in zip(centre, reach, strict=True)))
+    return make_volume(voxels, turn=turn), boxes
 
 
 def pictures(frames: np.ndarray) -> Pictures:

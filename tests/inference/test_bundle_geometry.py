@@ -13,7 +13,7 @@ from bundle_factory import (
     LOADER,
     RAS,
     SOFTMAX,
-    SPACING,
+    balls,
     config,
     dice,
     make_volume,
@@ -35,6 +35,7 @@ session = pytest.importorskip("meddaemon.inference.bundles.session")
 Terms = pytest.importorskip("meddaemon.inference.bundles.terms").Terms
 Feed = pytest.importorskip("meddaemon.inference.bundles.terms").Feed
 
+SPACING = {"_target_": "Spacingd", "keys": "image", "pixdim": [1.3, 1.3, 1.7], "mode": "bilinear"}
 CROP = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image", "margin": 2, "allow_smaller": True}
 RESIZE = {"_target_": "Resized", "keys": "image", "spatial_size": [40, 40, 40], "mode": "trilinear"}
 PAD = {"_target_": "SpatialPadd", "keys": "image", "spatial_size": [64, 64, 64]}
@@ -60,7 +61,9 @@ INVERSIONS = {
 
 
 @pytest.mark.parametrize("after", INVERSIONS)
-@pytest.mark.parametrize("before", [(), (RAS,), (LPI,), (LPI, PAD), (RAS, CROP)], ids=["as is", "RAS", "SPL", "pad", "crop"])
+@pytest.mark.parametrize(
+    "before", [(), (RAS,), (LPI,), (LPI, PAD), (RAS, CROP)], ids=["as is", "RAS", "SPL", "pad", "crop"]
+)
 @pytest.mark.filterwarnings("ignore")
 def test_what_only_turns_crops_or_pads_comes_back_exactly(before: Any, after: str, tmp_path: Path) -> None:
     volume = phantom(rotation(3))
@@ -72,19 +75,18 @@ def test_what_only_turns_crops_or_pads_comes_back_exactly(before: Any, after: st
 @pytest.mark.parametrize("before", [(RAS, SPACING), (SPACING, LPI), (RESIZE,), (RAS, SPACING, CROP, PAD)])
 @pytest.mark.filterwarnings("ignore")
 def test_what_resamples_comes_back_within_its_blur(before: Any, after: str, tmp_path: Path) -> None:
-    volume = phantom(rotation(5))
+    volume, around = balls(rotation(5))
     labels = run(tmp_path, (LOAD, CHANNEL, *before), INVERSIONS[after], volume)
     truth = volume.voxels > 50
     assert labels.shape == truth.shape
-    assert dice(labels > 0, truth) > 0.93
-    # Half a voxel of shift would show here: the three bodies keep their centres.
-    for body in ((slice(3, 9), slice(6, 20), slice(5, 17)), (slice(11, 15), slice(24, 34), slice(8, 20))):
-        around = tuple(slice(max(0, each.start - 2), each.stop + 2) for each in body)
-        centre = np.mean(np.argwhere(labels[around] > 0), axis=0)
-        assert np.abs(centre - np.mean(np.argwhere(truth[around]), axis=0)).max() < 0.3
+    assert dice(labels > 0, truth) > 0.92
+    # A shift of half a voxel of any ball would show here.
+    for box in around:
+        centre = np.mean(np.argwhere(labels[box] > 0), axis=0)
+        assert np.abs(centre - np.mean(np.argwhere(truth[box]), axis=0)).max() < 0.2
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     order=st.permutations([0, 1, 2]),
     flips=st.tuples(*[st.sampled_from([1, -1])] * 3),
@@ -124,9 +126,9 @@ def test_labels_are_never_interpolated_between_their_numbers(tmp_path: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_prediction_of_another_size_without_a_place_is_refused(tmp_path: Path) -> None:
+def test_a_prediction_of_another_size_is_refused(tmp_path: Path) -> None:
     smaller = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x.as_tensor()[..., 1:]"}
-    with pytest.raises(ModelFailed, match="does not know where it lies"):
+    with pytest.raises(ModelFailed, match="lies on another grid than the source, and than the image"):
         run(tmp_path, (LOAD, CHANNEL), (smaller,), phantom())
 
 
@@ -145,9 +147,7 @@ def summed(models: Path) -> None:
 
 
 def two_series(folder: Path) -> Any:
-    content = config(
-        preprocessing=steps(LOAD, RAS), network_def=SUM, postprocessing=steps(SOFTMAX, INVERT, ARGMAX)
-    )
+    content = config(preprocessing=steps(LOAD, RAS), network_def=SUM, postprocessing=steps(SOFTMAX, INVERT, ARGMAX))
     feeds = (Feed(name="t1", key="image"), Feed(name="t2", key="image"))
     bundle = write_bundle(folder / "b", content, weights=summed)
     return session.load(bundle, scratch=folder, terms=Terms(feeds=feeds, segments=(1,), kind=ModelKind.SEGMENTATION))

@@ -184,7 +184,7 @@ def test_weights_of_the_contract_replace_those_of_a_checkpoint_loader(tmp_path: 
     assert np.array_equal(loaded.predict({"image": volume}).labels, volume.voxels > 50)
     with pytest.raises(ModelFailed, match="names 2 files of weights"):
         session.load(folder, scratch=tmp_path, weights=[given, tmp_path / "elsewhere/other.pt"])
-    with pytest.raises(ModelFailed, match="no entry 'weights'.*0 checkpoint loaders"):
+    with pytest.raises(ModelFailed, match=r"no entry 'weights'.*0 checkpoint loaders"):
         session.load(write_bundle(tmp_path / "c", config()), scratch=tmp_path, weights=[given])
 
 
@@ -199,7 +199,7 @@ def test_batch_statistics_count_as_weights(tmp_path: Path) -> None:
         ),
         weights=lambda models: torch.save({"model": state}, models / "model.pt"),
     )
-    with pytest.raises(ModelFailed, match="2 of 4 parameters would be random.*running_mean, running_var"):
+    with pytest.raises(ModelFailed, match=r"2 of 4 parameters would be random.*running_mean, running_var"):
         session.load(folder, scratch=tmp_path)
 
 

@@ -5,7 +5,7 @@ Only for the model child.
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
@@ -33,6 +33,10 @@ class Grid:
 
     shape: tuple[int, ...]
     affine: NDArray[np.float64]
+
+    def lies_as(self, other: Self) -> bool:
+        """Say whether another grid has the same voxels in the same places."""
+        return self.shape == other.shape and float(np.abs(self.affine - other.affine).max()) <= AFFINE_TOLERANCE
 
 
 class TakeImaged(MapTransform):  # type: ignore[misc]
@@ -182,8 +186,7 @@ def _image(pixels: NDArray[np.float32], affine: NDArray[np.float64], name: str, 
 def _onto(volume: Volume, first: Volume) -> NDArray[np.float32]:
     """Return the voxels (x, y, z) of a volume on the grid of the first, interpolated where the grids differ."""
     grid = Grid(shape=first.voxels.shape[::-1], affine=image_affine(first))
-    off = np.abs(image_affine(volume) - grid.affine).max()
-    if volume.voxels.shape[::-1] == grid.shape and off <= AFFINE_TOLERANCE:
+    if Grid(shape=volume.voxels.shape[::-1], affine=image_affine(volume)).lies_as(grid):
         return volume.voxels.transpose().astype(np.float32)
     one, other = first.geometry.frame_of_reference_uid, volume.geometry.frame_of_reference_uid
     if not one or one != other:

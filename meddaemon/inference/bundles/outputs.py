@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from meddaemon.domain.contract import BoxFrame
 from meddaemon.domain.errors import ModelFailed
 from meddaemon.domain.result import Box, Labels, Landmark
-from meddaemon.inference.bundles.images import AFFINE_TOLERANCE, Grid, grid_of, resampled
+from meddaemon.inference.bundles.images import Grid, grid_of, resampled
 
 THRESHOLD = 0.5
 """From this probability on a voxel belongs to a segment that may overlap others."""
@@ -35,14 +35,15 @@ class Drawn:
     doubts: tuple[str, ...] = ()
 
 
-def drawn(prediction: object, grid: Grid, segments: Sequence[int] = ()) -> Drawn:
-    """Return a prediction as it lies on `grid`.
+def drawn(prediction: object, grid: Grid, segments: Sequence[int] = (), *, seen: Grid | None = None) -> Drawn:
+    """Return a prediction as it lies on `grid`, that of the source. `seen` is that of the image the network saw.
 
     One channel is a map of labels. Several are one class each, background first, where there is one more than the
-    highest label of `segments` and they exclude each other, and else one segment each. A prediction on another grid,
-    of a bundle that does not invert what it did, is resampled by its affine: labels to the nearest voxel,
-    probabilities linearly. Raises `ModelFailed` for a prediction that does not know where it lies, for several
-    channels that the contract does not explain, and for values that are neither labels nor probabilities.
+    highest label of `segments` and they exclude each other, and else one segment each. A prediction on the grid of
+    the network's image, of a bundle that does not invert what it did, is resampled by its affine: labels to the
+    nearest voxel, probabilities linearly. Raises `ModelFailed` for a prediction that does not know where it lies or
+    lies on any third grid, for several channels that the contract does not explain, and for values that are neither
+    labels nor probabilities.
     """
     if not isinstance(prediction, MetaTensor):
         raise ModelFailed(f"the prediction is a {type(prediction).__name__} that does not know where it lies")
@@ -56,15 +57,15 @@ def drawn(prediction: object, grid: Grid, segments: Sequence[int] = ()) -> Drawn
         image = torch.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
     channels = image.shape[0]
     if channels == 1:
-        values = _on(image, grid, nearest=_whole(image))[0]
+        values = _on(image, grid, seen)[0]
         return Drawn(labels=_labels(values.numpy()), doubts=doubts)
     lowest, highest = float(image.min()), float(image.max())
     probable = lowest >= 0 and highest <= 1
     if segments and channels == max(segments) + 1 and not (probable and _overlapping(image)):
-        values = _on(image, grid, nearest=_whole(image))
+        values = _on(image, grid, seen)
         return Drawn(labels=_labels(values.argmax(dim=0).numpy()), doubts=doubts)
     if segments and probable and channels in {len(segments), max(segments) + 1}:
-        values = _on(image, grid, nearest=_whole(image)) >= THRESHOLD
+        values = _on(image, grid, seen) >= THRESHOLD
         chosen = range(channels) if channels == len(segments) else segments
         masks = np.stack([values[each].numpy().transpose() for each in chosen])
         return Drawn(masks=np.ascontiguousarray(masks), doubts=doubts)
@@ -116,17 +117,17 @@ def boxes(
     `ModelFailed` when a tensor is missing, or they are not of one length.
     """
     corners, labels, certain = (_named(found, name) for name in ("box", "label", "score"))
-    corners = corners.reshape(len(labels), -1)
     dimensions = len(place.source) - 1
-    if len(certain) != len(labels) or (len(labels) and corners.shape[1] != 2 * dimensions):
+    if not len(corners) == len(labels) == len(certain) or corners.size != len(labels) * 2 * dimensions:
         raise ModelFailed(f"boxes {corners.shape}, labels {labels.shape} and scores {certain.shape} are not one list")
     if not len(labels):
         return ()
+    corners = corners.reshape(len(labels), -1)
     if mode:
         corners = np.asarray(convert_box_mode(corners, src_mode=mode, dst_mode="xyzxyz" if dimensions == 3 else "xyxy"))
     ends = corners.reshape(-1, 2, dimensions)
     result = []
-    for end, label, score in zip(ends, labels, certain, strict=True):
+    for end, label, score in zip(ends, labels.ravel(), certain.ravel(), strict=True):
         every = np.array(list(product(*end.T)))
         on_source = place.on_source(every)
         if not np.isfinite(on_source).all():
@@ -173,13 +174,19 @@ def landmarks(
     return tuple(result)
 
 
-def _on(image: MetaTensor, grid: Grid, *, nearest: bool) -> torch.Tensor:
-    """Return the image on `grid`, on the CPU: itself where it lies there, else resampled by its affine."""
+def _on(image: MetaTensor, grid: Grid, seen: Grid | None) -> torch.Tensor:
+    """Return the image on `grid`, on the CPU: itself where it lies there, resampled where it lies as `seen` does."""
     found = grid_of(image)
-    if found.shape == grid.shape and float(np.abs(found.affine - grid.affine).max()) <= AFFINE_TOLERANCE:
+    if found.lies_as(grid):
         plain: torch.Tensor = image.as_tensor().cpu()
         return plain
-    return resampled(image, grid, nearest=nearest).cpu()
+    if seen is None or not found.lies_as(seen):
+        off = np.abs(found.affine - grid.affine).max()
+        raise ModelFailed(
+            f"the prediction lies on another grid than the source, and than the image that the network saw: its shape"
+            f" is {found.shape}, that of the source {grid.shape}, and its affine is {off:.4g} mm off"
+        )
+    return resampled(image, grid, nearest=_whole(image)).cpu()
 
 
 def _whole(image: MetaTensor) -> bool:

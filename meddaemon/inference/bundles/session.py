@@ -165,7 +165,7 @@ class Session:
                 raise ModelFailed(f"the bundle returns no {self.output!r} but {', '.join(sorted(map(str, data)))}")
         match self.terms.kind:
             case ModelKind.SEGMENTATION:
-                each = [outputs.drawn(data[self.output], item.grid, self.terms.segments) for item, data in found]
+                each = [self._drawn(item, data) for item, data in found]
                 return _segmented(result, each, flat=len(found[0][0].grid.shape) == 2)
             case ModelKind.CLASSIFICATION | ModelKind.REGRESSION:
                 numbers_of = [outputs.scores(data[self.output], self.terms.outputs) for _, data in found]
@@ -187,6 +187,11 @@ class Session:
                     for point in self._landmarks(item, data, first)
                 ]
                 return replace(result, landmarks=tuple(points))
+
+    def _drawn(self, item: Item, data: Mapping[Any, Any]) -> outputs.Drawn:
+        image = _image_of(item.data, self.terms)
+        seen = images.grid_of(image) if isinstance(image, MetaTensor) else None
+        return outputs.drawn(data[self.output], item.grid, self.terms.segments, seen=seen)
 
     def _boxes(self, item: Item, data: Mapping[Any, Any]) -> tuple[Box, ...]:
         value = data[self.output]
