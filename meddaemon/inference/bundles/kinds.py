@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from meddaemon.inference.bundles.edges import LOADER
+from meddaemon.inference.bundles.edges import LOADER, SAVER
 from meddaemon.inference.bundles.reading import Reading, components, target, texts
 
 WHOLE_SLIDE = re.compile(r"WSIReader|\w*WSI\w*")
@@ -31,7 +31,8 @@ NAMES: Mapping[str, str] = {
 
 def obstacles(reading: Reading) -> list[str]:
     """Return why a bundle cannot run here, one reason each; empty when nothing is known against it."""
-    parts = [part for _, part in components(reading.config)]
+    # Savers are left out: what they need is needed by nobody.
+    parts = [part for _, part in components(reading.config) if not SAVER.fullmatch(target(part))]
     if any(WHOLE_SLIDE.fullmatch(target(part)) for part in parts) or any(
         "WSIReader" in text for text in texts(reading.config)
     ):
