@@ -116,15 +116,15 @@ def _numpy_names(reading: Reading) -> bool:
     import numpy as np  # noqa: PLC0415 - changed here, and only in the process that runs the bundle
 
     used = {name for text in _code(reading) for name in _NUMPY_NAME.findall(text)}
-    missing = sorted(name for name in used if name not in vars(np))
-    for name in missing:
+    for name in sorted(name for name in used if name not in vars(np)):
         setattr(np, name, NUMPY_TYPES[name] if name in NUMPY_TYPES else getattr(np, NUMPY_NAMES[name]))
-    return bool(missing)
+        _PUT_BACK.add(name)
+    return not _PUT_BACK.isdisjoint(used)
 
 
 def _torchvision(reading: Reading) -> bool:
-    """Declare the one operator without which torchvision cannot be imported beside a torch without CUDA."""
-    if not any("torchvision" in text or "TorchVision" in text for text in _code(reading)):
+    """Declare the operators without which torchvision cannot be imported beside a torch without CUDA."""
+    if not any(re.search("torchvision|retinanet|resnet_fpn", text, re.IGNORECASE) for text in _code(reading)):
         return False
     import torch  # noqa: PLC0415 - this is only for the process that runs the bundle
 
@@ -136,17 +136,33 @@ def _torchvision(reading: Reading) -> bool:
     except ImportError:
         return False  # which `kinds` has to say
     else:
-        return False
+        return bool(_KEPT_ALIVE)
     for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
         del sys.modules[name]
     library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
-    library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
+    for name in ("nms", "qnms"):
+        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")  # type: ignore[no-untyped-call]
     library.impl("nms", _suppressed, "CPU")  # type: ignore[no-untyped-call]
     _KEPT_ALIVE.append(library)
+    importlib.import_module("torchvision")
+    _resume_imports("torchvision")
     return True
 
 
+_PUT_BACK: set[str] = set()
 _KEPT_ALIVE: list[object] = []
+
+
+def _resume_imports(package: str) -> None:
+    """Import what MONAI could not when it was imported itself: it keeps the error where the module would be."""
+    wanted = re.compile(rf"(?:from (?P<module>{package}\S*) )?import (?P<name>\S+)")
+    for module in [module for name, module in list(sys.modules.items()) if name.partition(".")[0] == "monai"]:
+        for name, value in list(vars(module).items()):
+            error = vars(value).get("_exception") if type(value).__name__ == "_LazyRaise" else None
+            found = wanted.match(str(error)) if error else None
+            if found and (found["module"] or found["name"]).partition(".")[0] == package:
+                here = importlib.import_module(found["module"] or found["name"])
+                setattr(module, name, getattr(here, found["name"]) if found["module"] else here)
 
 
 def _suppressed(boxes: Any, scores: Any, limit: float) -> Any:
@@ -217,7 +233,7 @@ SHIMS: tuple[Shim, ...] = (
     Shim(
         name="torchvision_nms",
         symptom="torchvision from PyPI does not import beside a torch without CUDA: no operator torchvision::nms",
-        remedy="the operator is declared, in torch",
+        remedy="the operator is declared, and computed by torch",
         apply=_torchvision,
     ),
 )
