@@ -19,18 +19,16 @@ from numpy.typing import DTypeLike, NDArray
 
 from meddaemon.domain.errors import InputRefused
 from meddaemon.inference import messages, sandbox
-from meddaemon.inference.inputs import Header, Inputs, input_from_message
+from meddaemon.inference.inputs import Header, Inputs
+from meddaemon.inference.loading import BEGUN, DONE
 from meddaemon.inference.messages import Memory, Sealed
-from meddaemon.inference.values import Input, array_of, input_message, refusal_message
+from meddaemon.inference.values import Input, array_of, input_from_message, input_message, refusal_message
 
 SPARE_BYTES = 2**30
 """What decoding may ask for beyond the volume: libraries, threads, fragments of memory."""
 HEADER_SECONDS, HEADERS_PER_SECOND = 30.0, 20
 DECODER_SECONDS, DECODER_BYTES_PER_SECOND = 60.0, 2**20
 """Processor time that an honest file never needs: the slowest decoder yields many times that many bytes."""
-
-BEGUN, DONE = 1, 2
-"""What the loader writes at the place of a file, so that after a crash it is known which one it was."""
 
 
 def main(connection: socket.socket) -> int:

@@ -270,7 +270,13 @@ def _environment() -> dict[str, str]:
         # The one library that would start threads by being loaded, and so forbid every fork.
         "OPENBLAS_NUM_THREADS": "1",
         "HOME": "/",
-        "PYTHONPATH": str(Path(meddaemon.__file__).resolve().parents[1]),
+        # Libraries come from where ours come from.
+        "PYTHONPATH": os.pathsep.join(
+            dict.fromkeys(
+                [str(Path(meddaemon.__file__).resolve().parents[1])]
+                + [each for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each]
+            )
+        ),
         # A bundle's folder stays as it was digested, and hashing is the same in every run.
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONHASHSEED": "0",
