@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 from numpy.typing import DTypeLike, NDArray
 
 from meddaemon.domain.conditions import ALWAYS
-from meddaemon.domain.contract import InputContract, InputKind, InputLimits, Range, Voi
+from meddaemon.domain.contract import GeometryPolicy, InputContract, InputKind, InputLimits, Range, Unevenness, Voi
 from meddaemon.domain.errors import NotEvaluable
 from meddaemon.inference import pictures, volume, waveforms
 from meddaemon.inference.dataset import opened, refuse_other_study, text
@@ -86,7 +86,10 @@ class Inputs:
                 headers = self._pictures[each.slot]
                 found[each.slot] = pictures.assemble(headers, voi=each.voi, allocate=allocate, watch=watch)
             else:
-                found[each.slot] = volume.assemble_read(self._volumes[each.slot], allocate=allocate, watch=watch)
+                headers_of_volume = self._volumes[each.slot]
+                found[each.slot] = volume.assemble_read(
+                    headers_of_volume, each.geometry, allocate=allocate, watch=watch
+                )
         self._refuse_beyond(found)
         return found
 
@@ -117,6 +120,7 @@ def input_as_message(wanted: InputContract) -> dict[str, Any]:
         "name": wanted.slot,
         "kind": wanted.kind.value,
         "voi": wanted.voi.value,
+        "geometry": {"tilt": wanted.geometry.tilt.value, "irregular": wanted.geometry.irregular.value},
         "modalities": list(limits.modalities),
         "limits": {name: [each.minimum, each.maximum] for name, each in ranges.items() if each is not None},
     }
@@ -131,5 +135,6 @@ def input_from_message(message: Mapping[str, Any]) -> InputContract:
         series=ALWAYS,
         kind=InputKind(message["kind"]),
         voi=Voi(message["voi"]),
+        geometry=GeometryPolicy(**{name: Unevenness(each) for name, each in message["geometry"].items()}),
         limits=InputLimits(modalities=tuple(message["modalities"]), **ranges),
     )

@@ -171,15 +171,17 @@ def _texts(parts: Mapping[str, Any]) -> dict[str, str]:
 
 def _geometry(parts: Mapping[str, Any]) -> Geometry:
     planes, rows, columns = (int(each) for each in parts["shape"])
+    positions = parts.get("positions_lps")
     geometry = Geometry(
         shape=(planes, rows, columns),
         affine_lps=np.array(parts["affine_lps"], dtype=np.float64).reshape(4, 4),
         frame_of_reference_uid=str(parts["frame_of_reference_uid"]),
         sop_instance_uids=tuple(map(str, parts["sop_instance_uids"])),
         frame_numbers=tuple(map(int, parts["frame_numbers"])),
+        positions_lps=None if positions is None else np.array(positions, dtype=np.float64).reshape(planes, 3),
     )
-    if not np.isfinite(geometry.affine_lps).all():
-        raise ValueError("an affine that is not finite")
+    if not np.isfinite(geometry.affine_lps).all() or not np.isfinite(geometry.positions).all():
+        raise ValueError("an affine or positions that are not finite")
     if not len(geometry.sop_instance_uids) == len(geometry.frame_numbers) == planes:
         raise ValueError("as many sources as planes")
     return geometry
