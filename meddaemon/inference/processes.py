@@ -204,7 +204,7 @@ class Child:
 
     def _wait(self, seconds: float) -> int | None:
         with self._ending:
-            if self._returncode is None and self._pidfd >= 0 and _is_readable(self._status, seconds):
+            if self._returncode is None and self._pidfd >= 0 and is_readable(self._status, seconds):
                 status = os.read(self._status, STATUS.size)
                 # Nothing: the fork server is gone, which the child does not survive.
                 self._returncode = STATUS.unpack(status)[0] if len(status) == STATUS.size else -signal.SIGKILL
@@ -222,10 +222,11 @@ class Child:
             return True
 
 
-def _is_readable(descriptor: int, seconds: float) -> bool:
+def is_readable(descriptor: int, seconds: float) -> bool:
+    """Return whether a descriptor has something to read, or its end, within so many seconds."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
+    return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 class _Output:
