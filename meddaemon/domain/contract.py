@@ -21,12 +21,16 @@ class ModelKind(StrEnum):
 
 
 class InputKind(StrEnum):
-    """What an input is made of: a volume, each image by itself, the slices of a volume, or a waveform."""
+    """What an input is made of: a volume, each image by itself, the slices of a volume, a waveform, frames in time.
+
+    A cine is one image (x, y, 1, frame) of all frames, as NIfTI keeps it.
+    """
 
     VOLUME = "volume"
     PICTURES = "pictures"
     SLICES = "slices"
     WAVEFORM = "waveform"
+    CINE = "cine"
 
 
 class Voi(StrEnum):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from meddaemon.config.digest import bundle_digest
 from meddaemon.domain.errors import InputRefused, ModelFailed
 from meddaemon.inference import messages, sandbox
+from meddaemon.inference.bundles.terms import Terms
 from meddaemon.inference.messages import Received
 from meddaemon.inference.values import input_from, prediction_message, refusal_message
 
@@ -94,7 +95,11 @@ def _load(settings: Mapping[str, Any]) -> "Session":
     from meddaemon.inference import monai_bundle  # noqa: PLC0415
 
     session = monai_bundle.load(
-        bundle, output=settings["output"], weights=weights, scratch=Path.cwd(), device=settings["device"]
+        bundle,
+        weights=weights,
+        scratch=Path.cwd(),
+        device=settings["device"],
+        terms=Terms.from_message(settings["terms"]),
     )
     torch = sys.modules["torch"]
     if torch.cuda.is_initialized() and settings["gpu_fraction"] < 1:

@@ -23,6 +23,7 @@ from meddaemon.domain.errors import ModelFailed, OutOfMemory
 from meddaemon.domain.result import Prediction
 from meddaemon.durable import Staging
 from meddaemon.inference import messages
+from meddaemon.inference.bundles.terms import Terms
 from meddaemon.inference.ledger import Use
 from meddaemon.inference.loading import Loader, Prepared
 from meddaemon.inference.messages import Received
@@ -202,7 +203,7 @@ class ModelProcess:
             "contract_file": str(contract.contract_file.resolve()),
             "weights": [str(path.resolve()) for path in contract.weights],
             "digest": contract.digest,
-            "output": contract.output,
+            "terms": Terms.of(contract).message(),
             "device": self._device,
             "environment": {"CUDA_VISIBLE_DEVICES": ""} if self._device == "cpu" else {},
             "scratch": str(warm.scratch),
