@@ -10,6 +10,7 @@ from pydicom import Dataset
 from meddaemon.db import tables
 from meddaemon.domain.states import JobState
 from tests.dicom_factory import make_series
+from tests.other_objects import channel, group, image, recording
 from tests.running import Home, wait_until
 from tests.system.site import Pacs, head, make_site, send
 
@@ -92,3 +93,122 @@ def test_limits_mark_a_result_and_nothing_of_it_is_delivered(tmp_path: Path) -> 
     (segmentation,), (report,) = pacs.of("SEG"), pacs.of("SR")
     assert numbers(report) == [0.0]
     assert not np.any(segmentation.pixel_array)
+
+
+NETWORK = """
+import torch
+
+class Toy(torch.nn.Module):
+    def forward(self, x):
+        {answer}
+"""
+BUNDLE = {
+    "imports": ["$import torch", "$from scripts.toy import Toy"],
+    "bundle_root": ".",
+    "network": "$Toy()",
+    "preprocessing": {
+        "_target_": "Compose",
+        "transforms": [
+            {"_target_": "LoadImaged", "keys": "image"},
+            {"_target_": "EnsureChannelFirstd", "keys": "image"},
+        ],
+    },
+    "inferer": {"_target_": "SimpleInferer"},
+}
+HEAD = """
+name = "{name}"
+title = "{name}"
+version = "1"
+manufacturer = "nobody"
+kind = "{kind}"
+"""
+RADIOGRAPH = """
+[[inputs]]
+key = "image"
+kind = "pictures"
+voi = "window"
+series = { attribute = "Modality", equals = "DX" }
+limits = { modalities = ["DX"], planes = { max = 1 } }
+
+[[classes]]
+name = "air"
+finding = { value = "36118008", scheme = "SCT", meaning = "Pneumothorax" }
+threshold = 0.5
+
+[[classes]]
+name = "nodule"
+finding = { value = "27925004", scheme = "SCT", meaning = "Nodule" }
+threshold = 0.5
+"""
+ECG = """
+[[inputs]]
+key = "image"
+kind = "waveform"
+series = { attribute = "Modality", equals = "ECG" }
+
+[[scores]]
+name = { value = "V1", scheme = "99TEST", meaning = "Largest deflection" }
+unit = { value = "uV", scheme = "UCUM", meaning = "microvolt" }
+plausible = { max = 10000 }
+"""
+RULE = """
+[[rules]]
+name = "{name}"
+models = ["{name}"]
+destinations = ["pacs"]
+"""
+
+
+def add_model(home: Home, name: str, kind: str, contract: str, answer: str) -> None:
+    """Deploy a bundle whose network gives this answer, and a rule that runs it."""
+    folder = home.folder / "models" / name
+    (folder / "configs").mkdir(parents=True)
+    (folder / "scripts").mkdir()
+    (folder / "scripts/__init__.py").touch()
+    (folder / "scripts/toy.py").write_text(NETWORK.format(answer=answer))
+    (folder / "configs/inference.json").write_text(json.dumps(BUNDLE))
+    (folder / "configs/metadata.json").write_text(json.dumps({"name": name, "version": "1"}))
+    (folder / "contract.toml").write_text(HEAD.format(name=name, kind=kind) + contract)
+    home.config.write_text(home.config.read_text() + RULE.format(name=name))
+
+
+def test_a_classifier_and_a_regression_end_in_rows_and_deliver_nothing(tmp_path: Path) -> None:
+    """A radiograph in inverse grey and an ECG, each to its own model."""
+    brightness = np.full((16, 20), 4095 // 4, np.uint16)
+    radiograph = image(
+        tmp_path,
+        brightness,
+        Modality="DX",
+        PhotometricInterpretation="MONOCHROME1",
+        BitsStored=12,
+        HighBit=11,
+        WindowCenter="2048",
+        WindowWidth="4096",
+    )
+    samples = np.array([[3, -7, 5], [1, 2, 3]], np.int16)
+    (tmp_path / "ecg").mkdir()
+    ecg = recording(tmp_path / "ecg", group(samples, [channel("I", unit="mV"), channel("II")]))
+    pacs = Pacs()
+    with pacs.listening() as port:
+        home = make_site(tmp_path / "home", {"pacs": port})
+        add_model(
+            home, "chest", "classification", RADIOGRAPH, "return torch.stack([x.mean(), 1 - x.mean()]).unsqueeze(0)"
+        )
+        add_model(home, "heart", "regression", ECG, "return x.abs().max().reshape(1, 1)")
+        with home.running("serve") as daemon:
+            send([radiograph, ecg], daemon.port())
+            finished(home, 2)
+            rows = {row["finding"]: row for row in json.loads(home.cli("results", "--format", "json").stdout)}
+            explained = "".join(home.cli("explain", str(study)).stdout for study in (1, 2))
+            log = daemon.log_text()
+    assert {row["status"] for row in rows.values()} == {"plausible"}
+    # A quarter of the range in inverse grey is three quarters bright.
+    assert rows["Pneumothorax"]["value"] == pytest.approx(75, abs=0.1)
+    assert rows["Nodule"]["value"] == pytest.approx(25, abs=0.1)
+    assert [rows[name]["present"] for name in ("Pneumothorax", "Nodule")] == [True, False]
+    assert (rows["Largest deflection"]["value"], rows["Largest deflection"]["unit"]) == (7000.0, "uV")
+    assert [row["objects"] for row in rows.values()] == [0, 0, 0]
+    assert explained.count("no DICOM object carries it: nothing is drawn") == 2
+    assert '"objects": []' in log or "objects=[]" in log
+    assert not pacs.received
+    assert home.rows(tables.delivery) == []
