@@ -22,8 +22,11 @@ maximum_foreground = 0.5
 
 
 def site(folder: Path, port: int) -> Home:
-    """A home whose model takes at least five planes and may find nothing."""
+    """A home whose model takes at least five planes and may find nothing; of a series of 30 it makes NaN."""
     home = make_site(folder, {"pacs": port})
+    script = folder / "models" / "toy" / "scripts" / "toy.py"
+    drawing = "return (x > 50).float()"
+    script.write_text(script.read_text().replace(drawing, f"{drawing} * (float('nan') if order == 30 else 1)"))
     contract = folder / "models" / "toy" / "contract.toml"
     text = contract.read_text().replace("plausible_volume_ml = { min = 0.001, max = 1000 }\n", LIMITS)
     contract.write_text(text.replace('key = "image"\n', 'key = "image"\nlimits = { planes = { min = 5 } }\n'))
@@ -70,9 +73,11 @@ def test_limits_mark_a_result_and_nothing_of_it_is_delivered(tmp_path: Path) -> 
             finished(home, 1)
             send(painted(tmp_path / "full", "full", 101), daemon.port())
             finished(home, 2)
+            send(painted(tmp_path / "broken", "broken", 30), daemon.port())
+            finished(home, 3)
             assert not pacs.received
             send(painted(tmp_path / "empty", "empty", 10), daemon.port())
-            finished(home, 3)
+            finished(home, 4)
             wait_until(lambda: pacs.of("SR"), what="the report that nothing was found")
             explained = [home.cli("explain", str(study)).stdout for study in (1, 2)]
             rows = json.loads(home.cli("results", "--format", "json").stdout)
@@ -80,14 +85,16 @@ def test_limits_mark_a_result_and_nothing_of_it_is_delivered(tmp_path: Path) -> 
     assert statuses == [
         ("not_evaluable", "beyond_limits: input image: planes 4; the model takes at least 5"),
         ("implausible", "100.0% of all voxels are segmented; plausible are at most 50.0%"),
+        ("implausible", "the prediction holds 1152 values that are not finite"),
         ("plausible", ""),
     ]
     assert "planes 4; the model takes at least 5" in explained[0]
     assert "Brain: not measured" in explained[0]
     assert "100.0% of all voxels are segmented" in explained[1]
-    thin, full, empty = rows[::-1]
+    thin, full, broken, empty = rows[::-1]
     assert (thin["value"], thin["present"], thin["objects"]) == (None, False, 0)
     assert (full["present"], full["objects"]) == (True, 0)
+    assert (broken["present"], broken["objects"]) == (False, 0)
     assert (empty["value"], empty["present"], empty["objects"]) == (0.0, False, 2)
     # Nothing found is an answer: it is reported, and its segmentation is empty.
     (segmentation,), (report,) = pacs.of("SEG"), pacs.of("SR")
