@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from meddaemon.config.conditions import parse_condition
-from meddaemon.config.contract_terms import Limits, Strict, check_unique
+from meddaemon.config.conditions import complaint_about, parse_condition
+from meddaemon.config.contract_terms import Limits, LongString, Strict, check_unique
 from meddaemon.config.problems import Problems
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.conditions import ALWAYS, Condition
@@ -28,6 +28,7 @@ class LimitsTable(Strict):
     """What an input must be for the model to say anything about it."""
 
     modalities: tuple[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_ ]{0,15}$")], ...] = ()
+    attributes: Mapping[str, Annotated[tuple[LongString, ...], Field(min_length=1)]] = Field(default_factory=dict)
     spacing_mm: Limits | None = None
     extent_mm: Limits | None = None
     planes: Limits | None = None
@@ -72,6 +73,7 @@ class InputTable(Strict):
             unit=self.unit,
             limits=InputLimits(
                 modalities=self.limits.modalities,
+                attributes=dict(self.limits.attributes),
                 spacing_mm=_range(self.limits.spacing_mm),
                 extent_mm=_range(self.limits.extent_mm),
                 planes=_range(self.limits.planes),
@@ -135,6 +137,9 @@ def _check_settings(each: InputTable, keys: Keys, problems: Problems) -> None:
     if each.unit:
         # Better no result than one on values in another unit than the model was made for.
         problems.add((*keys, "unit"), f"{each.unit} is not computed yet: the values are those of the series")
+    for keyword in each.limits.attributes:
+        if complaint := complaint_about(keyword):
+            problems.add((*keys, "limits", "attributes", keyword), complaint)
     if each.geometry != GeometryTable():
         problems.add((*keys, "geometry"), "resampling is not carried out yet: such a series is refused")
     for name in ("spacing_mm", "extent_mm", "planes"):

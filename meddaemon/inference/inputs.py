@@ -14,7 +14,7 @@ from meddaemon.domain.conditions import ALWAYS
 from meddaemon.domain.contract import GeometryPolicy, InputContract, InputKind, InputLimits, Range, Unevenness, Voi
 from meddaemon.domain.errors import NotEvaluable
 from meddaemon.inference import pictures, volume, waveforms
-from meddaemon.inference.dataset import opened, refuse_other_study, text
+from meddaemon.inference.dataset import components, opened, refuse_other_study
 from meddaemon.inference.guard import check_input
 from meddaemon.inference.pictures import Picture
 from meddaemon.inference.values import Input
@@ -95,20 +95,19 @@ class Inputs:
 
     def _refuse_beyond(self, found: Mapping[str, Input]) -> None:
         problems = [
-            problem
-            for each in self._wanted
-            for problem in check_input(found[each.slot], each, modality=self._modality(each))
+            problem for each in self._wanted for problem in check_input(found[each.slot], each, self._header(each))
         ]
         if problems:
             first = found[self._wanted[0].slot].series_instance_uid
             raise NotEvaluable("beyond_limits", "; ".join(problems), numbers={"series_instance_uid": first})
 
-    def _modality(self, wanted: InputContract) -> str:
-        """Return the modality of a series (PS3.3 C.7.3.1.1.1), read only where the contract limits it."""
-        if not wanted.limits.modalities:
-            return ""
-        with opened(self._files[wanted.slot][0], only=("Modality",)) as dataset:
-            return text(dataset, "Modality")
+    def _header(self, wanted: InputContract) -> Mapping[str, Sequence[str]]:
+        """Return what the limits name of the header of the series, which its first instance stands for."""
+        keywords = tuple(wanted.limits.values)
+        if not keywords:
+            return {}
+        with opened(self._files[wanted.slot][0], only=keywords) as dataset:
+            return {keyword: components(dataset, keyword) for keyword in keywords}
 
 
 def input_as_message(wanted: InputContract) -> dict[str, Any]:
@@ -122,6 +121,7 @@ def input_as_message(wanted: InputContract) -> dict[str, Any]:
         "voi": wanted.voi.value,
         "geometry": {"tilt": wanted.geometry.tilt.value, "irregular": wanted.geometry.irregular.value},
         "modalities": list(limits.modalities),
+        "attributes": {keyword: list(values) for keyword, values in limits.attributes.items()},
         "limits": {name: [each.minimum, each.maximum] for name, each in ranges.items() if each is not None},
     }
 
@@ -136,5 +136,9 @@ def input_from_message(message: Mapping[str, Any]) -> InputContract:
         kind=InputKind(message["kind"]),
         voi=Voi(message["voi"]),
         geometry=GeometryPolicy(**{name: Unevenness(each) for name, each in message["geometry"].items()}),
-        limits=InputLimits(modalities=tuple(message["modalities"]), **ranges),
+        limits=InputLimits(
+            modalities=tuple(message["modalities"]),
+            attributes={keyword: tuple(values) for keyword, values in message["attributes"].items()},
+            **ranges,
+        ),
     )

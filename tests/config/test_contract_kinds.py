@@ -146,6 +146,7 @@ def test_every_new_key_reaches_the_domain(tmp_path: Path) -> None:
 voi = "window"
 [inputs.limits]
 modalities = ["CT", "PT"]
+attributes = { BodyPartExamined = ["HEAD", "BRAIN"] }
 spacing_mm = { min = 0.5, max = 3 }
 extent_mm = { min = 100 }
 planes = { max = 500 }
@@ -170,6 +171,7 @@ nested = { deep = [true, "x", 0.5] }
     assert (only.kind, only.voi, only.unit) == (InputKind.PICTURES, Voi.WINDOW, "")
     assert only.limits == InputLimits(
         modalities=("CT", "PT"),
+        attributes={"BodyPartExamined": ("HEAD", "BRAIN")},
         spacing_mm=Range(minimum=0.5, maximum=3),
         extent_mm=Range(minimum=100),
         planes=Range(maximum=500),
@@ -252,6 +254,18 @@ def test_several_series_are_channels_of_one_key(tmp_path: Path) -> None:
             'key = "image"',
             'key = "image"\ngeometry = { tilt = "maybe" }',
             "should be 'refuse' or 'resample'",
+        ),
+        (
+            DETECTION,
+            'key = "image"',
+            'key = "image"\nlimits = { attributes = { BodyPart = ["HEAD"] } }',
+            "9: inputs[0].limits.attributes.BodyPart: 'BodyPart' is no DICOM keyword",
+        ),
+        (
+            DETECTION,
+            'key = "image"',
+            'key = "image"\nlimits = { attributes = { instances = ["5"] } }',
+            "'instances' is no DICOM keyword",
         ),
         (REGRESSION, '"UCUM"', '"SCT"', "scores[0].unit.scheme: units are of UCUM"),
         (REGRESSION, "max = 120", "max = -1", "scores[0].plausible: min 0 is greater than max -1"),

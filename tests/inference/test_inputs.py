@@ -56,7 +56,12 @@ def test_what_the_reading_process_is_told_comes_back_as_it_was() -> None:
     asked = wanted(
         kind=InputKind.PICTURES,
         voi=Voi.WINDOW,
-        limits=InputLimits(modalities=("CR", "DX"), planes=Range(minimum=2), intensity=Range(minimum=-1, maximum=1)),
+        limits=InputLimits(
+            modalities=("CR", "DX"),
+            attributes={"BodyPartExamined": ("CHEST",)},
+            planes=Range(minimum=2),
+            intensity=Range(minimum=-1, maximum=1),
+        ),
     )
     assert input_from_message(input_as_message(asked)) == asked
 
@@ -132,7 +137,7 @@ def test_what_is_beyond_the_limits_is_not_evaluable_with_all_the_numbers(loader:
     with pytest.raises(NotEvaluable) as refused:
         loaded(loader, wanted(limits=limits), files=files)
     assert str(refused.value) == (
-        "beyond_limits: input image: modality MR; the model takes CT; "
+        "beyond_limits: input image: Modality MR; the model takes CT; "
         "input image: spacing 2 × 1.5 × 1.25 mm; the model takes at most 1.3 mm; "
         "input image: planes 4; the model takes at least 20"
     )
