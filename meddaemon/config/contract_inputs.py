@@ -134,14 +134,13 @@ def _check_channels(each: InputTable, before: Sequence[InputTable], keys: Keys, 
 def _check_settings(each: InputTable, keys: Keys, problems: Problems) -> None:
     if each.voi is not Voi.NONE and each.kind in {*_IN_SPACE, InputKind.WAVEFORM}:
         problems.add((*keys, "voi"), f"is of pictures, not of kind {each.kind.value!r}")
-    if each.unit:
-        # Better no result than one on values in another unit than the model was made for.
-        problems.add((*keys, "unit"), f"{each.unit} is not computed yet: the values are those of the series")
+    if each.unit and each.kind not in _IN_SPACE:
+        problems.add((*keys, "unit"), f"is of volumes and slices, not of kind {each.kind.value!r}")
     for keyword in each.limits.attributes:
         if complaint := complaint_about(keyword):
             problems.add((*keys, "limits", "attributes", keyword), complaint)
-    if each.geometry != GeometryTable():
-        problems.add((*keys, "geometry"), "resampling is not carried out yet: such a series is refused")
+    if each.geometry != GeometryTable() and each.kind is not InputKind.VOLUME:
+        problems.add((*keys, "geometry"), f"is of volumes, not of kind {each.kind.value!r}")
     for name in ("spacing_mm", "extent_mm", "planes"):
         if each.kind is InputKind.WAVEFORM and getattr(each.limits, name) is not None:
             problems.add((*keys, "limits", name), "a waveform has none")

@@ -13,9 +13,11 @@ from numpy.typing import DTypeLike, NDArray
 from meddaemon.domain.conditions import ALWAYS
 from meddaemon.domain.contract import GeometryPolicy, InputContract, InputKind, InputLimits, Range, Unevenness, Voi
 from meddaemon.domain.errors import NotEvaluable
+from meddaemon.domain.volume import Volume
 from meddaemon.inference import pictures, volume, waveforms
 from meddaemon.inference.dataset import components, opened, refuse_other_study
 from meddaemon.inference.guard import check_input
+from meddaemon.inference.pet import as_uptake
 from meddaemon.inference.pictures import Picture
 from meddaemon.inference.values import Input
 from meddaemon.inference.volume import Frames
@@ -69,9 +71,10 @@ class Inputs:
     @property
     def decoding_bytes(self) -> int:
         """How much memory decoding can honestly need."""
-        return sum(map(volume.decoding_bytes, self._volumes.values())) + sum(
-            map(pictures.decoding_bytes, self._pictures.values())
-        )
+        # In another unit there are two of a volume for a while.
+        twice = [each for wanted in self._wanted if wanted.unit for each in self._volumes[wanted.slot]]
+        volumes = sum(map(volume.decoding_bytes, [*self._volumes.values(), twice]))
+        return volumes + sum(map(pictures.decoding_bytes, self._pictures.values()))
 
     def read(self, *, allocate: Allocate, watch: Watch) -> dict[str, Input]:
         """Decode everything, each file within its `watch`, into memory of `allocate`.
@@ -86,12 +89,14 @@ class Inputs:
                 headers = self._pictures[each.slot]
                 found[each.slot] = pictures.assemble(headers, voi=each.voi, allocate=allocate, watch=watch)
             else:
-                headers_of_volume = self._volumes[each.slot]
-                found[each.slot] = volume.assemble_read(
-                    headers_of_volume, each.geometry, allocate=allocate, watch=watch
-                )
+                found[each.slot] = self._volume(each, allocate, watch)
         self._refuse_beyond(found)
         return found
+
+    def _volume(self, wanted: InputContract, allocate: Allocate, watch: Watch) -> Volume:
+        headers = self._volumes[wanted.slot]
+        found = volume.assemble_read(headers, wanted.geometry, allocate=allocate, watch=watch)
+        return as_uptake(found, self._files[wanted.slot], allocate=allocate) if wanted.unit else found
 
     def _refuse_beyond(self, found: Mapping[str, Input]) -> None:
         problems = [
@@ -119,6 +124,7 @@ def input_as_message(wanted: InputContract) -> dict[str, Any]:
         "name": wanted.slot,
         "kind": wanted.kind.value,
         "voi": wanted.voi.value,
+        "unit": wanted.unit,
         "geometry": {"tilt": wanted.geometry.tilt.value, "irregular": wanted.geometry.irregular.value},
         "modalities": list(limits.modalities),
         "attributes": {keyword: list(values) for keyword, values in limits.attributes.items()},
@@ -135,6 +141,7 @@ def input_from_message(message: Mapping[str, Any]) -> InputContract:
         series=ALWAYS,
         kind=InputKind(message["kind"]),
         voi=Voi(message["voi"]),
+        unit=message["unit"],
         geometry=GeometryPolicy(**{name: Unevenness(each) for name, each in message["geometry"].items()}),
         limits=InputLimits(
             modalities=tuple(message["modalities"]),

@@ -10,6 +10,7 @@ from meddaemon.domain.conditions import Equals
 from meddaemon.domain.contract import (
     BoxFrame,
     ClassContract,
+    GeometryPolicy,
     InputKind,
     InputLimits,
     ModelContract,
@@ -18,6 +19,7 @@ from meddaemon.domain.contract import (
     OutputLimits,
     Range,
     ScoreContract,
+    Unevenness,
     Voi,
 )
 from meddaemon.domain.errors import InvalidConfiguration
@@ -194,6 +196,13 @@ def test_several_series_are_channels_of_one_key(tmp_path: Path) -> None:
     ]
 
 
+def test_a_volume_may_be_straightened_and_in_suv(tmp_path: Path) -> None:
+    more = 'key = "image"\ngeometry = { tilt = "resample", irregular = "resample" }\nunit = "SUVbw"'
+    (only,) = _load(tmp_path, SEGMENTATION.replace('key = "image"', more)).inputs
+    assert only.geometry == GeometryPolicy(tilt=Unevenness.RESAMPLE, irregular=Unevenness.RESAMPLE)
+    assert only.unit == "SUVbw"
+
+
 @pytest.mark.parametrize(
     ("text", "old", "new", "problem"),
     [
@@ -218,7 +227,7 @@ def test_several_series_are_channels_of_one_key(tmp_path: Path) -> None:
         (CLASSIFICATION, '"Pneumothorax"', '"Nodule"', "14: classes[0].finding.meaning: SCT 36118008 means"),
         (CLASSIFICATION, '"36118008", scheme = "SCT"', '"999999", scheme = "DCM"', "DCM 999999 is not in PS3.16"),
         (CLASSIFICATION, 'scheme = "SCT"', 'scheme = "SNOMED"', "'SNOMED' is not a known Coding Scheme Designator"),
-        (CLASSIFICATION, 'key = "image"', 'key = "image"\nunit = "SUVbw"', "inputs[0].unit: SUVbw is not computed yet"),
+        (CLASSIFICATION, 'key = "image"', 'key = "image"\nunit = "SUVbw"', "inputs[0].unit: is of volumes and slices"),
         (CLASSIFICATION, 'key = "image"', 'key = "image"\nvoi = "widow"', "9: inputs[0].voi: should be 'none' or"),
         (CLASSIFICATION, '"nobody"', '"nobody"\nframe = "ras"', "5: frame: is that of boxes and landmarks"),
         (CLASSIFICATION, '"nobody"', '"nobody"\nmemory_bytes = 0', "5: memory_bytes: should be greater than 0"),
@@ -244,10 +253,10 @@ def test_several_series_are_channels_of_one_key(tmp_path: Path) -> None:
             "inputs[0].extra.since: must",
         ),
         (
-            DETECTION,
+            CLASSIFICATION,
             'key = "image"',
             'key = "image"\ngeometry = { tilt = "resample" }',
-            "9: inputs[0].geometry: resampling is not carried out yet",
+            "9: inputs[0].geometry: is of volumes, not of kind 'pictures'",
         ),
         (
             DETECTION,
