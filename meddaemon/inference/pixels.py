@@ -189,7 +189,7 @@ def _decode_rle(stream: bytes, layout: Layout, out: Stored) -> Precision:
     bounds = [*offsets[:segments], len(stream)]
     if bounds[0] != 64 or any(end <= start for start, end in pairwise(bounds)):
         raise Damaged("the RLE segments do not follow each other within the frame")
-    decoded = imagecodecs.dicomrle_decode(stream, out.dtype.newbyteorder("<"), out=memoryview(out).cast("B"))
+    decoded = imagecodecs.dicomrle_decode(stream, out.dtype.newbyteorder("<"), out=out.data.cast("B"))
     if len(decoded) != out.nbytes:
         raise Damaged(f"{len(decoded)} bytes instead of {out.nbytes}")
     return Precision(layout.bits_allocated, layout.signed)
@@ -368,7 +368,7 @@ class Pixels:
 
     def _read(self, frame: int, out: Stored) -> None:
         position = self._position + frame * out.nbytes
-        rest = memoryview(out).cast("B")
+        rest = out.data.cast("B")
         while rest:
             count = os.preadv(self._file, [rest], position)
             if not count:

@@ -15,10 +15,11 @@ from typing import NoReturn, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from meddaemon.domain.contract import GeometryPolicy
 from meddaemon.domain.errors import ContradictoryIdentity, UndecodablePixels, UnsoundVolume
 from meddaemon.domain.volume import Volume
 from meddaemon.inference import modality, part10, pixels
-from meddaemon.inference.geometry import Plane, arrange
+from meddaemon.inference.geometry import STRICT, Plane, arrange
 from meddaemon.inference.modality import Modality, NotFinite, NotWhole, Rescale
 from meddaemon.inference.part10 import Attributes
 from meddaemon.inference.pixels import Layout
@@ -93,16 +94,23 @@ def decoding_bytes(headers: Sequence[Frames]) -> int:
     return 4 * sum(planes) + _threads(None) * (16 * max(planes, default=0) + 2 * max(files, default=0) + 2**24)
 
 
-def assemble_read(headers: Sequence[Frames], *, allocate: Allocate = np.empty, threads: int | None = None) -> Volume:
+def assemble_read(
+    headers: Sequence[Frames],
+    policy: GeometryPolicy = STRICT,
+    *,
+    allocate: Allocate = np.empty,
+    threads: int | None = None,
+) -> Volume:
     """Return the one volume that files make whose headers were read; raises what `assemble` raises.
 
+    What is no box is refused unless `policy` takes it.
     The voxels are int16 where that holds every value exactly, else float32; never are there two of them. `allocate`
     is called again when int16 turns out not to do, after the first array is gone.
     """
     for level in ("patient", "study", "series"):
         _refuse_mixture(level, headers)
     _refuse_repetition(headers)
-    geometry, order = arrange([plane for header in headers for plane in header.planes])
+    geometry, order = arrange([plane for header in headers for plane in header.planes], policy)
     voxels: Voxels | None = None
     if may_be_int16(headers):
         voxels = allocate(geometry.shape, np.int16)
