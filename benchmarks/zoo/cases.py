@@ -127,7 +127,7 @@ CASES: Mapping[str, Case] = {
         4,
         names=("t1c", "t1", "t2", "flair"),
         shape=(40, 64, 64),
-        **_SMALL,
+        **{**_SMALL, "low": 20},
         changes={"inferer#roi_size": [64, 64, 48]},
         note="ROI 64×64×48 for 240×240×160",
         sigmoid=True,
@@ -178,7 +178,7 @@ CASES: Mapping[str, Case] = {
         ModelKind.SEGMENTATION, (256, 256, 3), output="type_map", segments=SEGMENTS
     ),
     "pathology_nuclick_annotation": _picture(
-        ModelKind.SEGMENTATION, (256, 256, 3), extra={"foreground": [[60, 70], [150, 120]]}, note="two clicks"
+        ModelKind.SEGMENTATION, (256, 256, 3), extra={"foreground": [[60, 70]]}, note="one click"
     ),
 }
 NOT_APPLICABLE: Mapping[str, str] = {

@@ -181,3 +181,17 @@ def test_series_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     elsewhere.geometry.affine_lps[:3, 3] += 0.4
     with pytest.raises(InputRefused, match="other_frame_of_reference"):
         loaded.predict({"t1": first, "t2": elsewhere})
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("moves", [(), (LPI,)])
+def test_a_result_without_a_place_is_believed_only_where_nothing_was_moved(moves: Any, tmp_path: Path) -> None:
+    """After a turn it could be meant before or after its inversion: the same numbers, in another place."""
+    placeless = {"_target_": "Lambdad", "keys": "pred", "func": "$lambda x: x.argmax(0).numpy()", "track_meta": False}
+    volume = make_volume(phantom(rotation(2)).voxels[:18, :18, :18], spacing=(1, 1, 1))
+    if moves:
+        with pytest.raises(ModelFailed, match="does not know where it lies"):
+            run(tmp_path, (LOAD, CHANNEL, *moves), (placeless,), volume)
+    else:
+        labels = run(tmp_path, (LOAD, CHANNEL, *moves), (placeless,), volume)
+        assert np.array_equal(labels, volume.voxels > 50)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -345,3 +346,18 @@ def test_networks_of_every_family_compute_what_their_state_says(name: str, tmp_p
         expected = network(torch.from_numpy(voxels.transpose().copy()).float()[None, None])[0].argmax(0).numpy()
     assert np.array_equal(loaded.predict({"image": make_volume(voxels)}).labels, expected.transpose())
     assert ("shims" in loaded.provenance) == (name == "SwinUNETR")
+
+
+def test_a_bundle_is_judged_without_torch(tmp_path: Path) -> None:
+    """`models add` and the worker ask what a bundle is; only the model's process may load torch for it."""
+    folder = write_bundle(tmp_path / "b", config(checkpointloader=LOADER))
+    asked = f"""
+import sys
+from pathlib import Path
+from meddaemon.inference.bundles.kinds import obstacles
+from meddaemon.inference.bundles.reading import read_bundle
+from meddaemon.inference.bundles.terms import Terms
+print(obstacles(read_bundle(Path({str(folder)!r}))), "torch" in sys.modules, "monai" in sys.modules)
+"""
+    said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.strip() == "[] False False"

@@ -45,6 +45,10 @@ def drawn(prediction: object, grid: Grid, segments: Sequence[int] = (), *, seen:
     lies on any third grid, for several channels that the contract does not explain, and for values that are neither
     labels nor probabilities.
     """
+    unplaced = isinstance(prediction, torch.Tensor | np.ndarray) and not isinstance(prediction, MetaTensor)
+    # Where nothing was moved, there is one place for it; after any move it could be meant before or after.
+    if unplaced and seen is not None and seen.lies_as(grid):
+        prediction = MetaTensor(torch.as_tensor(prediction), affine=torch.from_numpy(_padded(grid.affine)))
     if not isinstance(prediction, MetaTensor):
         raise ModelFailed(f"the prediction is a {type(prediction).__name__} that does not know where it lies")
     image = prediction if prediction.ndim > len(grid.shape) else prediction.unsqueeze(0)
@@ -187,6 +191,14 @@ def _on(image: MetaTensor, grid: Grid, seen: Grid | None) -> torch.Tensor:
             f" is {found.shape}, that of the source {grid.shape}, and its affine is {off:.4g} mm off"
         )
     return resampled(image, grid, nearest=_whole(image)).cpu()
+
+
+def _padded(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return an affine of any dimension as one of three, which `MetaTensor` keeps."""
+    kept = [*range(len(affine) - 1), 3]
+    padded = np.eye(4)
+    padded[np.ix_(kept, kept)] = affine
+    return padded
 
 
 def _whole(image: MetaTensor) -> bool:

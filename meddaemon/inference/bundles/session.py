@@ -39,8 +39,8 @@ from meddaemon.inference.bundles.weights import (
     refuse_unfilled,
 )
 
-# Of `initialize`, what runs or sets seeds is ours.
-_OURS = ("@evaluator", "@trainer", "set_determinism")
+# Of `initialize`, what runs, sets seeds or is there for savers is ours.
+_OURS = ("@evaluator", "@trainer", "set_determinism", "register_writer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,8 @@ def load(
     with witness.watching(), torch.no_grad():
         session, loaded = _built(parser, found, reading.root, terms, chosen)
         modules = [each for each in parser.ref_resolver.resolved_content.values() if isinstance(each, torch.nn.Module)]
-        unfilled, count = witness.unfilled([*modules, session.network])
+        network = session.network if isinstance(session.network, torch.nn.Module) else None
+        unfilled, count = witness.unfilled(network, modules)
         looked_for = [*(f"the checkpoint loader {at}" for at in found.checkpoints), *CONVENTION]
         refuse_unfilled(unfilled, count, looked_for)
     provenance = {

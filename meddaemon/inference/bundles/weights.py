@@ -126,11 +126,18 @@ class Witness:
             torch.load = load
             torch.jit.load = jit_load
 
-    def unfilled(self, modules: Sequence[torch.nn.Module]) -> tuple[list[str], int]:
-        """Return the names of the parameters and running statistics that no file has filled, and how many there are."""
+    def unfilled(self, network: torch.nn.Module | None, others: Sequence[torch.nn.Module]) -> tuple[list[str], int]:
+        """Return the names of the parameters and running statistics that no file has filled, and how many there are.
+
+        Every one of `network` counts, and of the `others` that the configuration makes, but not the left-over layers
+        of one that another, which is filled wholly, was built from.
+        """
+        wholes = [each for each in others if all(id(value) in self._filled for _, value in _tensors(each))]
+        used = {id(value) for whole in [*wholes, *([network] if network else [])] for _, value in _tensors(whole)}
+        apart = [each for each in others if used.isdisjoint(id(value) for _, value in _tensors(each))]
         names: dict[int, str] = {}
         count: set[int] = set()
-        for module in modules:
+        for module in [*([network] if network else []), *wholes, *apart]:
             for name, value in _tensors(module):
                 count.add(id(value))
                 if id(value) not in self._filled:
