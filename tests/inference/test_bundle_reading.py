@@ -117,6 +117,13 @@ WRITTEN: dict[str, dict[str, Any]] = {
         checkpointloader=LOADER,
         initialize=["$monai.utils.set_determinism(seed=123)", "$import json", "$setattr(torch, 'tiny_was_here', 1)"],
     ),
+    "a loader in an expression": config(
+        checkpointloader=LOADER,
+        preprocessing=steps("$monai.transforms.LoadImaged(['image'], 'ITKReader', ensure_channel_first=True)", RAS),
+    ),
+    "a loader in its own code": config(
+        checkpointloader=LOADER, preprocessing={"_target_": "scripts.net.preprocessing", "key": "image"}
+    ),
     "no postprocessing": config(checkpointloader=LOADER, postprocessing=None),
     "a network_def only": config(
         network=None, checkpointloader={**LOADER, "load_dict": {"model": "@network_def"}}, evaluator=None
@@ -124,9 +131,17 @@ WRITTEN: dict[str, dict[str, Any]] = {
 }
 
 
+OWN_CODE = """
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+
+def preprocessing(key):
+    return Compose([LoadImaged(keys=key, reader="ITKReader"), EnsureChannelFirstd(keys=key)])
+"""
+
+
 @pytest.mark.parametrize("way", WRITTEN)
 def test_a_bundle_runs_however_it_is_written(way: str, tmp_path: Path) -> None:
-    folder = write_bundle(tmp_path / "b", WRITTEN[way], weights=saved)
+    folder = write_bundle(tmp_path / "b", WRITTEN[way], weights=saved, scripts={"net": OWN_CODE})
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     runs(folder, tmp_path / "scratch")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
@@ -240,7 +255,7 @@ def test_what_cannot_run_here_says_why(content: dict[str, Any], message: str, tm
 def test_nothing_is_held_against_what_runs(tmp_path: Path) -> None:
     for way, content in WRITTEN.items():
         if "no.such" not in json.dumps(content):
-            assert obstacles(read_bundle(write_bundle(tmp_path / way, content))) == [], way
+            assert obstacles(read_bundle(write_bundle(tmp_path / way, content, scripts={"net": OWN_CODE}))) == [], way
 
 
 # --- shims ----------------------------------------------------------------------------------------------------------

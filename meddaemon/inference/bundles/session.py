@@ -245,7 +245,7 @@ def load(
     parser = ConfigParser(reading.config)
     parser.read_meta(reading.metadata.model_dump(exclude_unset=True))
     witness = Witness()
-    with witness.watching(), torch.no_grad():
+    with witness.watching(), images.loaders_replaced(), torch.no_grad():
         session, loaded = _built(parser, found, reading.root, terms, chosen)
         modules = [each for each in parser.ref_resolver.resolved_content.values() if isinstance(each, torch.nn.Module)]
         network = session.network if isinstance(session.network, torch.nn.Module) else None
