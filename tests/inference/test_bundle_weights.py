@@ -109,6 +109,9 @@ def test_the_provenance_says_where_weights_came_from(tmp_path: Path) -> None:
     loaded = session.load(write_bundle(tmp_path / "b", content, weights=weights), scratch=tmp_path)
     assert loaded.provenance["weights_from"] == "model.pt by handlers::1"
     assert "shims" not in loaded.provenance
+    content, weights = WAYS["TorchScript by expression"]
+    loaded = session.load(write_bundle(tmp_path / "script", content, weights=weights), scratch=tmp_path)
+    assert loaded.provenance["weights_from"] == "model.ts"
     content, weights = WAYS["NumPy beside them"]
     loaded = session.load(write_bundle(tmp_path / "c", content, weights=weights), scratch=tmp_path)
     assert loaded.provenance["shims"] == "numpy_in_checkpoint"

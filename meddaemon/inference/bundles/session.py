@@ -259,7 +259,7 @@ def load(
         "bundle": f"{reading.metadata.name or bundle.name} {reading.metadata.version}".strip(),
         "configuration": " + ".join(reading.files),
         "mode": "direct" if session.evaluation is None else "evaluator",
-        "weights_from": ", ".join(loaded),
+        "weights_from": ", ".join(loaded or dict.fromkeys(witness.files)),
         "shims": ", ".join([*shims, *sorted(witness.shims)]),
     }
     return replace(session, provenance={key: value for key, value in provenance.items() if value})

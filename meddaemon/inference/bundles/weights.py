@@ -75,13 +75,14 @@ class Checkpoint:
 class Witness:
     """Knows which parameters were filled from a file while it watched, by whoever did it.
 
-    `shims` are those that loading needed.
+    `shims` are those that loading needed, `files` the names of what was read, whoever read it.
     """
 
     def __init__(self) -> None:
         # The tensors themselves are held: an id is one tensor's only as long as that tensor lives.
         self._filled: dict[int, torch.Tensor] = {}
         self.shims: set[str] = set()
+        self.files: list[str] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -108,12 +109,12 @@ class Witness:
                 with torch.serialization.safe_globals(_numpy_globals()):
                     content = load(*args, **kwargs)
                 self.shims.add(NUMPY_IN_CHECKPOINT)
-            self._fill(content)
+            self._read(args, content)
             return content
 
         def watched_jit(*args: Any, **kwargs: Any) -> Any:
             module = jit_load(*args, **kwargs)  # type: ignore[no-untyped-call]
-            self._fill(module)
+            self._read(args, module)
             return module
 
         torch.nn.Module.load_state_dict = watched_state  # type: ignore[assignment, method-assign]
@@ -144,7 +145,9 @@ class Witness:
                     names.setdefault(id(value), name)
         return list(names.values()), len(count)
 
-    def _fill(self, content: object) -> None:
+    def _read(self, arguments: tuple[Any, ...], content: object) -> None:
+        if arguments and isinstance(arguments[0], str | Path):
+            self.files.append(Path(arguments[0]).name)
         if isinstance(content, torch.nn.Module):
             self._filled.update((id(value), value) for _, value in _tensors(content))
 
