@@ -41,6 +41,8 @@ from meddaemon.results.query import count_instances
 from meddaemon.telemetry import log
 
 LOOK_AGAIN_SECONDS = 60.0
+FILING_SECONDS = 1.0
+"""When a question about objects is looked at again that are about to be filed."""
 _log = log(__name__)
 
 
@@ -355,6 +357,10 @@ def commit(database: Database, store: Path, peers: Mapping[str, RemoteEntity], r
     remote = peers.get(claim.request.calling_ae_title)
     outcome = examine(database, store, claim.request)
     gone = Problem(verdict=Verdict.HOLD, reason="the AE that asked is not among [[peers]] any more")
+    if outcome is None:
+        with database.write() as connection:
+            commitments.fail(connection, claim, reason="some of it is still being filed", delay_seconds=FILING_SECONDS)
+        return True
     problem = gone if remote is None else report(remote, outcome)
     said = {"commitment": claim.id, "committed": len(outcome.committed), "failed": len(outcome.failed)}
     try:

@@ -11,7 +11,16 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from meddaemon.config import environment, toml_file
 from meddaemon.config.conditions import COMPUTED_ATTRIBUTES, parse_condition
@@ -120,6 +129,13 @@ class ListenerSettings(_Section):
     association_timeout_seconds: Seconds = 30.0
     idle_timeout_seconds: Seconds = 60.0
     caller_bytes_per_day: Annotated[int, Field(ge=0)] = 0
+
+    @field_validator("processes")
+    @classmethod
+    def _on_one_port(cls, processes: int, info: ValidationInfo) -> int:
+        if processes > 1 and info.data.get("port") == 0:
+            raise ValueError("several processes need one port to share: set listener.port")
+        return processes
 
     @property
     def ae_titles(self) -> tuple[str, ...]:

@@ -61,6 +61,24 @@ class InputLimits:
     intensity: Range | None = None
 
 
+class Unevenness(StrEnum):
+    """What becomes of a stack of planes that is no box of voxels: refused, or straightened for the model."""
+
+    REFUSE = "refuse"
+    RESAMPLE = "resample"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeometryPolicy:
+    """What a model takes that is no box: planes that shift sideways at each step (gantry tilt), uneven distances.
+
+    The model is given a straightened copy; what it says comes back to the planes of the source, which never change.
+    """
+
+    tilt: Unevenness = Unevenness.REFUSE
+    irregular: Unevenness = Unevenness.REFUSE
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputContract:
     """One input of the bundle: `key` in its data dictionary, and the series that may fill it.
@@ -78,6 +96,7 @@ class InputContract:
     voi: Voi = Voi.NONE
     unit: str = ""
     limits: InputLimits = InputLimits()
+    geometry: GeometryPolicy = GeometryPolicy()
     extra: Mapping[str, object] = field(default_factory=dict)
 
 

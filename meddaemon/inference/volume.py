@@ -38,9 +38,10 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from meddaemon.domain.contract import GeometryPolicy
 from meddaemon.domain.errors import ContradictoryIdentity, InputRefused, UndecodablePixels, UnsoundVolume
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.geometry import Plane, arrange
+from meddaemon.inference.geometry import STRICT, Plane, arrange
 
 # One decoder per transfer syntax, so that the same file gives the same pixels on every machine: pydicom alone
 # would try one after the other. GDCM only where nothing else (without a copyleft licence) can.
@@ -141,13 +142,16 @@ def decoding_bytes(headers: Sequence[Frames]) -> int:
     return 4 * sum(planes) + 64 * max(planes, default=0) + 2 * max(files, default=0)
 
 
-def assemble_read(headers: Sequence[Frames]) -> Volume:
-    """Return the one volume that files make whose headers were read; raises what `assemble` raises."""
+def assemble_read(headers: Sequence[Frames], policy: GeometryPolicy = STRICT) -> Volume:
+    """Return the one volume that files make whose headers were read; raises what `assemble` raises.
+
+    What is no box is refused unless `policy` takes it.
+    """
     for level in ("patient", "study", "series"):
         _refuse_mixture(level, headers)
     _refuse_repetition(headers)
     planes = [plane for header in headers for plane in header.planes]
-    geometry, order = arrange(planes)
+    geometry, order = arrange(planes, policy)
     place = {source: plane for plane, source in enumerate(order)}
     voxels = np.empty(geometry.shape, dtype=np.float32)
     source = 0

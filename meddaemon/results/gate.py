@@ -254,7 +254,7 @@ def _frames(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
         position = np.array(item.PlanePositionSequence[0].ImagePositionPatient, float)
         for name, wanted in (
             ("source image", source.positions[key]),
-            ("volume", geometry.affine_lps[:3] @ [planes[key], 0, 0, 1]),
+            ("volume", geometry.positions[planes[key]]),
         ):
             distance = float(np.linalg.norm(position - wanted))
             if not distance < (_TOLERANCE_MM if name == "source image" else _GRID_TOLERANCE_MM):
