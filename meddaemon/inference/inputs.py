@@ -10,8 +10,7 @@ from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import DTypeLike, NDArray
 
-from meddaemon.domain.conditions import ALWAYS
-from meddaemon.domain.contract import GeometryPolicy, InputContract, InputKind, InputLimits, Range, Unevenness, Voi
+from meddaemon.domain.contract import InputContract, InputKind
 from meddaemon.domain.errors import NotEvaluable
 from meddaemon.domain.volume import Volume
 from meddaemon.inference import pictures, volume, waveforms
@@ -23,7 +22,6 @@ from meddaemon.inference.values import Input
 from meddaemon.inference.volume import Frames
 
 _IN_SPACE = frozenset({InputKind.VOLUME, InputKind.SLICES})
-_LIMITS = ("spacing_mm", "extent_mm", "planes", "intensity")
 
 
 class Header(Protocol):
@@ -113,39 +111,3 @@ class Inputs:
             return {}
         with opened(self._files[wanted.slot][0], only=keywords) as dataset:
             return {keyword: components(dataset, keyword) for keyword in keywords}
-
-
-def input_as_message(wanted: InputContract) -> dict[str, Any]:
-    """Return what the reading process must know of an input, as JSON values."""
-    limits = wanted.limits
-    ranges = {name: getattr(limits, name) for name in _LIMITS}
-    return {
-        "key": wanted.key,
-        "name": wanted.slot,
-        "kind": wanted.kind.value,
-        "voi": wanted.voi.value,
-        "unit": wanted.unit,
-        "geometry": {"tilt": wanted.geometry.tilt.value, "irregular": wanted.geometry.irregular.value},
-        "modalities": list(limits.modalities),
-        "attributes": {keyword: list(values) for keyword, values in limits.attributes.items()},
-        "limits": {name: [each.minimum, each.maximum] for name, each in ranges.items() if each is not None},
-    }
-
-
-def input_from_message(message: Mapping[str, Any]) -> InputContract:
-    """Return the input that `input_as_message` made a message of; which series may fill it is settled."""
-    ranges = {name: Range(minimum=low, maximum=high) for name, (low, high) in message["limits"].items()}
-    return InputContract(
-        key=message["key"],
-        name=message["name"],
-        series=ALWAYS,
-        kind=InputKind(message["kind"]),
-        voi=Voi(message["voi"]),
-        unit=message["unit"],
-        geometry=GeometryPolicy(**{name: Unevenness(each) for name, each in message["geometry"].items()}),
-        limits=InputLimits(
-            modalities=tuple(message["modalities"]),
-            attributes={keyword: tuple(values) for keyword, values in message["attributes"].items()},
-            **ranges,
-        ),
-    )

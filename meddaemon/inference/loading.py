@@ -12,13 +12,22 @@ from typing import Any, Self
 from meddaemon.domain.conditions import ALWAYS
 from meddaemon.domain.contract import InputContract, ModelContract
 from meddaemon.domain.errors import ModelFailed, OutOfMemory, UndecodablePixels
-from meddaemon.inference import loader_child, messages
-from meddaemon.inference.inputs import input_as_message
+from meddaemon.inference import messages
 from meddaemon.inference.messages import Received, Sealed
 from meddaemon.inference.processes import Child, ForkServer, Interrupted, cause
-from meddaemon.inference.values import Input, failure_from, input_from, refusal_from
+from meddaemon.inference.values import (
+    Input,
+    array_of,
+    failure_from,
+    input_as_message,
+    input_from,
+    input_message,
+    refusal_from,
+)
 
 _MODULE = "meddaemon.inference.loader_child"
+BEGUN, DONE = 1, 2
+"""What the loader writes at the place of a file, so that after a crash it is known which one it was."""
 _DECODERS = tuple(f"imagecodecs._{name}" for name in ("imcd", "jpeg8", "jpegls", "jpeg2k", "htj2k"))
 
 
@@ -55,6 +64,14 @@ class Prepared:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def prepared(contract: ModelContract, values: Mapping[str, Input]) -> Prepared:
+    """Return inputs that are in memory already, by the slots of the contract, ready for a run. Raises MemoryError."""
+    return Prepared(
+        contract=contract,
+        inputs={name: (input_message(value)[0], Sealed.of(array_of(value))) for name, value in values.items()},
+    )
 
 
 class Loader:
@@ -154,7 +171,7 @@ def _prepared(contract: ModelContract, received: Received) -> Prepared:
 def _begun(progress: int, instances: Sequence[str]) -> list[str]:
     """Return which instances were being decoded when the loader ended."""
     notes = os.pread(progress, len(instances), 0)
-    return [uid for uid, note in zip(instances, notes, strict=False) if note == loader_child.BEGUN]
+    return [uid for uid, note in zip(instances, notes, strict=False) if note == BEGUN]
 
 
 def _ended(child: Child, begun: Sequence[str]) -> Exception:

@@ -7,6 +7,8 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from meddaemon.domain.conditions import ALWAYS
+from meddaemon.domain.contract import GeometryPolicy, InputContract, InputKind, InputLimits, Range, Unevenness, Voi
 from meddaemon.domain.errors import (
     ContradictoryIdentity,
     InputRefused,
@@ -30,6 +32,43 @@ REFUSALS: Mapping[str, type[InputRefused]] = {
 }
 Value = TypeVar("Value")
 _MAX_OBJECTS = 100_000
+_LIMITS = ("spacing_mm", "extent_mm", "planes", "intensity")
+
+
+def input_as_message(wanted: InputContract) -> dict[str, Any]:
+    """Return what the reading process must know of an input, as JSON values."""
+    limits = wanted.limits
+    ranges = {name: getattr(limits, name) for name in _LIMITS}
+    return {
+        "key": wanted.key,
+        "name": wanted.slot,
+        "kind": wanted.kind.value,
+        "voi": wanted.voi.value,
+        "unit": wanted.unit,
+        "geometry": {"tilt": wanted.geometry.tilt.value, "irregular": wanted.geometry.irregular.value},
+        "modalities": list(limits.modalities),
+        "attributes": {keyword: list(values) for keyword, values in limits.attributes.items()},
+        "limits": {name: [each.minimum, each.maximum] for name, each in ranges.items() if each is not None},
+    }
+
+
+def input_from_message(message: Mapping[str, Any]) -> InputContract:
+    """Return the input that `input_as_message` made a message of; which series may fill it is settled."""
+    ranges = {name: Range(minimum=low, maximum=high) for name, (low, high) in message["limits"].items()}
+    return InputContract(
+        key=message["key"],
+        name=message["name"],
+        series=ALWAYS,
+        kind=InputKind(message["kind"]),
+        voi=Voi(message["voi"]),
+        unit=message["unit"],
+        geometry=GeometryPolicy(**{name: Unevenness(each) for name, each in message["geometry"].items()}),
+        limits=InputLimits(
+            modalities=tuple(message["modalities"]),
+            attributes={keyword: tuple(values) for keyword, values in message["attributes"].items()},
+            **ranges,
+        ),
+    )
 
 
 def input_message(value: Input) -> tuple[dict[str, Any], NDArray[Any]]:

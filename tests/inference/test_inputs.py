@@ -23,9 +23,8 @@ from meddaemon.domain.contract import (
 from meddaemon.domain.errors import ContradictoryIdentity, InputRefused, NotEvaluable, UndecodablePixels
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.inputs import input_as_message, input_from_message
 from meddaemon.inference.loading import Loader
-from meddaemon.inference.values import Input
+from meddaemon.inference.values import Input, input_as_message, input_from_message
 from tests.dicom_factory import make_series
 
 
