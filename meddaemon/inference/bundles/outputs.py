@@ -212,7 +212,7 @@ def _whole(image: MetaTensor) -> bool:
 def _overlapping(image: MetaTensor) -> bool:
     sums = image.as_tensor().sum(dim=0, dtype=torch.float64)
     # Where a bundle padded, no class has any probability, which argmax makes background.
-    return bool(((sums - 1).abs() > SUM_TOLERANCE).logical_and(sums > SUM_TOLERANCE).any())
+    return bool(((sums - 1).abs() > SUM_TOLERANCE).logical_and(sums > 0).any())
 
 
 def _labels(values: NDArray[Any]) -> Labels:
