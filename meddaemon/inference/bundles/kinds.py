@@ -40,6 +40,9 @@ def obstacles(reading: Reading) -> list[str]:
         return ["the bundle works on whole-slide images, which are no DICOM series here"]
     if not any(LOADER.fullmatch(target(part)) for part in parts) and not any(map(_LOADS.search, code(reading))):
         return ["the bundle takes no image: there is no LoadImage in its configuration"]
+    datasets = (part for part in parts if target(part).endswith("Dataset"))
+    if "preprocessing" not in reading.config and not any("transform" in part for part in datasets):
+        return ["the bundle takes no image: there is nothing that would prepare one in its configuration"]
     return [f"the bundle needs the package {NAMES.get(name, name)}" for name in sorted(set(_missing(reading, parts)))]
 
 
