@@ -135,6 +135,7 @@ def dcm2niix(folder: Path) -> dict[str, object]:
     values = stored.reshape(shape)[:, ::-1] * (slope or 1) + intercept
     return {
         "seconds": seconds,
+        "cpu": usage.ru_utime + usage.ru_stime,
         "peak_kb": usage.ru_maxrss,
         "digest": _digest(values.astype(np.int16)),
         "dtype": "int16",
