@@ -21,6 +21,7 @@ from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import InputRefused, LeaseLost, ModelFailed, NotFound, StudyHeld
 from meddaemon.domain.result import EncodedObject, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
+from meddaemon.domain.schedule import patience
 from meddaemon.domain.series import Study
 from meddaemon.domain.states import JobState
 from meddaemon.domain.uids import digest_of
@@ -261,6 +262,10 @@ def _carry_out(connection: Connection, study: Study, rule: Rule, decision: Decis
                 inputs=inputs,
                 priority=rule.priority,
                 maximum_attempts=settings.worker.maximum_attempts,
+                patience=patience(rule.priority, settings.worker.ageing_seconds, rule.deadline_seconds),
+                window=rule.window,
+                deadline_seconds=rule.deadline_seconds,
+                when_late=rule.when_late,
                 caveat=plan.caveat,
             ),
             rule.destinations,

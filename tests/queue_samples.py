@@ -16,6 +16,7 @@ from meddaemon.db.jobs import Job, NewJob
 from meddaemon.db.results import StoredObject
 from meddaemon.domain.codes import MILLILITRE, VOLUME, Code
 from meddaemon.domain.result import Analysis, EncodedObject, Finding, Measurement, ResultStatus, Segment
+from meddaemon.domain.schedule import patience
 from meddaemon.domain.volume import Geometry
 
 BRAIN = Code(value="12738006", scheme="SCT", meaning="Brain")
@@ -59,7 +60,10 @@ def new_job(study_id: int, **values: Any) -> NewJob:
         "priority": 5,
         "maximum_attempts": 3,
     }
-    return NewJob(study_id=study_id, **{**told, **values})
+    told |= values
+    return NewJob(
+        study_id=study_id, **{"patience": patience(told["priority"], 600, told.get("deadline_seconds")), **told}
+    )
 
 
 KINDS = dict.fromkeys(("pacs", "research", "early", "late"), ("SEG", "SR"))

@@ -106,7 +106,7 @@ def parse_times(text: str) -> tuple[Span, ...]:
     if found is None:
         raise ValueError(f'{text!r} is not of the form "Mon-Fri 18:00-06:00", "Sat,Sun 00:00-24:00" or "18:00-06:00"')
     begin, end = _minute(found["begin"]), _minute(found["end"])
-    if begin == _DAY or begin == end:
+    if begin in {_DAY, end}:
         raise ValueError(f'{text!r} begins at its own end, or at 24:00; a whole day is "00:00-24:00"')
     days = _days(found["days"] or f"{DAYS[0]}-{DAYS[-1]}")
     length = (end - begin) % _DAY or _DAY
