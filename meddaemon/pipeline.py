@@ -1,13 +1,13 @@
-"""The whole story on one screen: `admit` a quiet study, `process` a job.
+"""The whole story on one screen: `admit` a quiet study, take a job through `JobStages`.
 
-Both end in one transaction each. `admit`: what the rules decided and the jobs they make. `process`: findings,
-outbox rows and the job's completion. Delivery drains the outbox on its own.
+Both end in one transaction each. `admit`: what the rules decided and the jobs they make. `publish`, the last stage:
+findings, outbox rows and the job's completion. Delivery drains the outbox on its own.
 """
 
 import errno
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meddaemon.config.settings import Settings
@@ -19,7 +19,7 @@ from meddaemon.db.results import StoredObject
 from meddaemon.domain.completeness import Step
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import InputRefused, LeaseLost, ModelFailed, NotFound, StudyHeld
-from meddaemon.domain.result import EncodedObject, ResultStatus
+from meddaemon.domain.result import EncodedObject, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.schedule import patience
 from meddaemon.domain.series import Study
@@ -293,14 +293,53 @@ def _key(study: Study, contract: ModelContract, inputs: Mapping[str, tuple[str, 
     return digest_of(study.study_instance_uid, contract.name, contract.digest, caveat, *flat)
 
 
-def process(database: Database, settings: Settings, models: WarmModels, staging: Staging, job: Job) -> None:
-    """Run a job from its instances to findings, result objects and outbox rows.
+@dataclass(frozen=True, kw_only=True)
+class PreparedJob:
+    """A job whose input is at hand."""
 
-    Raises InputRefused (never to be retried), ModelFailed, ObjectRefusedByGate, LeaseLost, OSError.
+    contract: ModelContract
+    inputs: Mapping[str, list[Path]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferredJob:
+    """A job whose model has answered."""
+
+    prepared: PreparedJob
+    prediction: Prediction
+
+
+class JobStages:
+    """A job from its instances to findings, result objects and outbox rows: the stages that a worker takes it through.
+
+    Each raises InputRefused (never to be retried), ModelFailed, ObjectRefusedByGate, LeaseLost, OSError.
     """
-    contract = _contract(settings, job)
-    inputs = _input_files(settings, job)
-    prediction = models.predict(contract, inputs)
+
+    def __init__(self, database: Database, settings: Settings, models: WarmModels, staging: Staging) -> None:
+        self._database = database
+        self._settings = settings
+        self._models = models
+        self._staging = staging
+
+    def prepare(self, job: Job) -> PreparedJob:
+        """Find the model's contract and the input files."""
+        return PreparedJob(contract=_contract(self._settings, job), inputs=_input_files(self._settings, job))
+
+    def infer(self, job: Job, prepared: PreparedJob) -> InferredJob:
+        """Run the model."""
+        return InferredJob(prepared=prepared, prediction=self._models.predict(prepared.contract, prepared.inputs))
+
+    def publish(self, job: Job, inferred: InferredJob) -> None:
+        """Make findings and result objects of the prediction, and complete the job with them."""
+        _publish(self._database, self._settings, self._staging, job, inferred)
+
+    def interrupt(self) -> None:
+        """Make the model that is running fail at once."""
+        self._models.interrupt()
+
+
+def _publish(database: Database, settings: Settings, staging: Staging, job: Job, inferred: InferredJob) -> None:
+    contract, inputs, prediction = inferred.prepared.contract, inferred.prepared.inputs, inferred.prediction
     started = time.monotonic()
     with database.read() as connection:
         predecessors = results.predecessor_objects(connection, job)

@@ -143,7 +143,7 @@ def stored_objects(job: Job, kinds: Sequence[str] = ("SEG", "SR")) -> list[Store
 def finish(
     connection: Connection, job: Job, *, kinds: Mapping[str, Sequence[str]] | None = None, value: float = 1400.0
 ) -> int:
-    """Complete a job with a result in the caller's transaction, as `pipeline.process` does; return the result's id."""
+    """Complete a job with a result in the caller's transaction, as `JobStages` does; return the result's id."""
     return record(connection, jobs.complete(connection, job), kinds=kinds, value=value)
 
 
@@ -161,6 +161,27 @@ def record(
         seconds={"predict": 1.0},
         kinds={**KINDS, **(kinds or {})},
     )
+
+
+class OneStage:
+    """Stages for a worker that do everything where the model would run; what is prepared, and when, is noted."""
+
+    def __init__(self, process: Callable[[Job], None], interrupt: Callable[[], None] = lambda: None) -> None:
+        self.prepared: list[int] = []
+        self._process = process
+        self._interrupt = interrupt
+
+    def prepare(self, job: Job) -> None:
+        self.prepared.append(job.id)
+
+    def infer(self, job: Job, prepared: None) -> None:
+        self._process(job)
+
+    def publish(self, job: Job, inferred: None) -> None:
+        pass
+
+    def interrupt(self) -> None:
+        self._interrupt()
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0, what: str = "it") -> None:

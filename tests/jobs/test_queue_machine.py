@@ -193,8 +193,8 @@ class Queue(RuleBasedStateMachine):
                 waited_seconds=waited,
                 like=DIGESTS.get(like, ""),
             )
-        now = self._tick()
         self._expire()
+        now = self._tick()
         waiting = self._claimable(now, waited, models or "mn")
         wanted = waiting[0] if waiting else None
         if wanted is not None and (grown := self.expected[wanted].grown(now)) != URGENT:
@@ -427,15 +427,15 @@ class Queue(RuleBasedStateMachine):
         return each
 
     def _expire(self) -> list[int]:
-        expired = []
+        expired, now = [], self._tick()
         for job_id, each in self.expected.items():
-            if JobEvent.RELEASE in JOB_TRANSITIONS[each.state] and each.lease_until < self.clock:
+            if JobEvent.RELEASE in JOB_TRANSITIONS[each.state] and each.lease_until < now:
                 if each.state is JobState.PREPARED:
                     assert each.take(JobEvent.RELEASE)
                     each.attempt -= 1
                 else:
                     assert each.take(JobEvent.EXPIRE if each.attempt < MAXIMUM_ATTEMPTS else JobEvent.EXHAUST)
-                    each.available = self.clock
+                    each.available = now
                 expired.append(job_id)
         return sorted(expired)
 
