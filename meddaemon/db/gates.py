@@ -93,7 +93,7 @@ def listing(connection: Connection) -> list[Gate]:
     """Return every gate, the queue's own first, and also those that jobs name and that are not there."""
     job = tables.job
     waiting = select(job.c.gate, func.count()).where(tables.job_waiting).group_by(job.c.gate)
-    counts: dict[str, int] = dict(connection.execute(waiting).tuples())
+    counts: dict[str, int] = dict(connection.execute(waiting).all())
     at = clock(connection)
     gates = [
         _as_gate(row, counts.pop(row.name, 0))
