@@ -247,7 +247,8 @@ class Worker(Generic[Prepared, Inferred]):
         if hand is None:
             return False
         if self._prepare(hand, leases):
-            if not self._slot.state()[1]:
+            if not is_awaited:
+                # Claimed from among those that have waited: whether it is its turn is asked before it begins.
                 self._rest(hand)
             self._slot.put(hand)
         return True
