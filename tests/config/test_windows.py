@@ -51,7 +51,7 @@ def test_a_window_and_a_deadline_are_read(tmp_path: Path) -> None:
         ("Europe/Berlin", "Europe/Atlantis", "7: windows[0].time_zone: 'Europe/Atlantis' is no time zone"),
         ("Europe/Berlin", "Europe", "7: windows[0].time_zone: 'Europe' is no time zone"),
         ("Europe/Berlin", "../../etc/passwd", "7: windows[0].time_zone: '../../etc/passwd' is no time zone"),
-        ('window = "nights"', 'window = "night"', "11: rules[0].window: there is no window 'night'; did you mean 'nights'?"),
+        ('window = "nights"', 'window = "night"', "11: rules[0].window: there is no window 'night'; did you mean"),
         ("deadline_seconds = 3600\n", "", "12: rules[0].when_late: nothing is late without deadline_seconds"),
         ("deadline_seconds = 3600", "deadline_seconds = 0", "12: rules[0].deadline_seconds: should be greater than 0"),
         ("[[rules]]", '[[windows]]\nname = "nights"\ntimes = ["01:00-02:00"]\ntime_zone = "UTC"\n[[rules]]',

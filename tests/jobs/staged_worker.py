@@ -1,4 +1,4 @@
-"""A worker in a process of its own that tells its stages; its inference waits for a file, and poison kills it."""
+"""A worker in a process of its own that tells its stages; its inference waits for a file."""
 
 import os
 import signal
@@ -18,8 +18,12 @@ database = Database(url)
 
 
 def tell(said: str) -> None:
+    """Say what begins now; what the file `poison` names is the end of this process."""
     sys.stdout.write(f"{said}\n")
     sys.stdout.flush()
+    poison = folder / "poison"
+    if poison.exists() and poison.read_text() == said:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Told:
@@ -30,14 +34,13 @@ class Told:
 
     def infer(self, job: Job, prepared: None) -> None:
         tell(f"infer {job.id}")
-        poison = folder / "poison"
-        if poison.exists() and poison.read_text() == str(job.id):
-            os.kill(os.getpid(), signal.SIGKILL)
         wait_until((folder / "go").exists, seconds=120)
 
     def publish(self, job: Job, inferred: None) -> None:
         with database.write() as connection:
             finish(connection, job)
+            tell(f"publish {job.id}")
+        tell(f"published {job.id}")
 
     def interrupt(self) -> None:
         """Nothing can be interrupted."""

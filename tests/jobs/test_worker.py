@@ -319,6 +319,7 @@ def _ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
+@pytest.mark.fault(126)
 def test_the_job_of_a_killed_worker_runs_again_within_its_lease_and_has_one_result(
     database: Database, database_url: str, study: int, tmp_path: Path
 ) -> None:
@@ -341,6 +342,7 @@ def test_the_job_of_a_killed_worker_runs_again_within_its_lease_and_has_one_resu
     assert get(database, job_id).worker == "survivor"
 
 
+@pytest.mark.fault(134)
 def test_a_worker_that_was_stopped_past_its_lease_writes_nothing_when_it_goes_on(
     database: Database, database_url: str, study: int, tmp_path: Path
 ) -> None:
