@@ -53,6 +53,16 @@ def passes(connection: Connection, name: str) -> bool:
     return set(rows.scalars()) == wanted
 
 
+def why_shut(connection: Connection, name: str) -> str:
+    """Return why no job of this gate may begin, "" when one may."""
+    shut = select(_gate.c.reason).where(_gate.c.name == QUEUE, _gate.c.open_until <= now())
+    reason = connection.execute(shut).scalar()
+    if reason is not None:
+        return f"the queue is paused: {reason}"
+    is_open = select(_gate.c.id).where(_gate.c.name == name, _gate.c.open_until > now())
+    return "" if connection.execute(is_open).first() else f"window {name!r} is closed"
+
+
 def pause(connection: Connection, reason: str) -> None:
     """Shut the queue: no job begins, those that run go on, and what was prepared is given back."""
     _set(connection, QUEUE, open_until=now(), reason=reason)

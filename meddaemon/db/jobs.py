@@ -250,8 +250,8 @@ def must_wait(
 
     Its gate is shut, its deadline has passed, or a job waits that is more urgent by now.
     """
-    if job.window not in gates.open_names(connection):
-        return "the queue is paused" if not job.window else f"the queue is paused or window {job.window!r} is closed"
+    if why := gates.why_shut(connection, job.window):
+        return why
     if job.when_late is WhenLate.DISCARD and job.deadline_at is not None and job.deadline_at < gates.clock(connection):
         return "its deadline has passed"
     first = _first(connection, *_claimable(model_digests, waited_seconds))

@@ -350,6 +350,18 @@ def test_a_paused_queue_begins_nothing_and_goes_on_where_it_was(database: Databa
         assert gates.listing(connection)[0].open
 
 
+def test_why_a_job_does_not_begin_is_told(database: Database, study: int) -> None:
+    def why(window: str) -> str:
+        with database.read() as connection:
+            return gates.why_shut(connection, window)
+
+    assert [why(each) for each in ("", "nights")] == ["", "window 'nights' is closed"]
+    _open(database, "nights", 60)
+    assert why("nights") == ""
+    _pause(database)
+    assert {why(each) for each in ("", "nights")} == {"the queue is paused: the power is to be cut"}
+
+
 def test_leases_run_out_in_a_paused_queue_too(database: Database, study: int) -> None:
     enqueue(database, study)
     held = claim(database, lease_seconds=OVER)

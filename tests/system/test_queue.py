@@ -34,6 +34,8 @@ def test_a_queue_is_paused_resumed_and_drained_and_prepares_the_next_study_while
             assert "(queue)" in told
             assert "until all are here" in told
             assert {row.state for row in home.rows(tables.job)} == {JobState.AVAILABLE}
+            assert "waits: the queue is paused: until all are here" in home.cli("explain", "1").stdout
+            assert "until all are here; `meddaemon jobs resume`" in home.cli("doctor").stdout
             assert home.cli("jobs", "hurry", "3").returncode == 0
             assert home.cli("jobs", "resume").returncode == 0
             wait_until(lambda: len(pacs.of("SR")) == 3, what="three SRs")
