@@ -329,6 +329,9 @@ class JobStages:
         """Run the model."""
         return InferredJob(prepared=prepared, prediction=self._models.predict(prepared.contract, prepared.inputs))
 
+    def discard(self, prepared: PreparedJob) -> None:
+        """Nothing is held for a job that was only prepared."""
+
     def publish(self, job: Job, inferred: InferredJob) -> None:
         """Make findings and result objects of the prediction, and complete the job with them."""
         _publish(self._database, self._settings, self._staging, job, inferred)

@@ -177,6 +177,9 @@ class OneStage:
     def infer(self, job: Job, prepared: None) -> None:
         self._process(job)
 
+    def discard(self, prepared: None) -> None:
+        pass
+
     def publish(self, job: Job, inferred: None) -> None:
         pass
 

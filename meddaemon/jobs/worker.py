@@ -41,7 +41,11 @@ class Stages(Protocol[Prepared, Inferred]):
         ...
 
     def infer(self, job: Job, prepared: Prepared) -> Inferred:
-        """Run the model; always in the thread that called `Worker.run`."""
+        """Run the model, always in the thread that called `Worker.run`; what was prepared is its own from then on."""
+        ...
+
+    def discard(self, prepared: Prepared) -> None:
+        """Let go of what was prepared and will not be inferred."""
         ...
 
     def publish(self, job: Job, inferred: Inferred) -> None:
@@ -100,6 +104,7 @@ class _Hand:
     rested: bool = False
     """Whether the queue knows it as prepared, and must be asked before it begins."""
     prepared: Any = None
+    is_prepared: bool = False
 
     @property
     def said(self) -> dict[str, object]:
@@ -203,12 +208,12 @@ class Worker(Generic[Prepared, Inferred]):
             _away(failure)
             begins = False
         if not begins:
-            leases.drop(hand)
+            self._let_go(hand, leases)
             _log.info("prepared job given back", **hand.said)
         return begins
 
     def _infer(self, hand: _Hand, leases: "_Leases") -> Inferred | _Failure:
-        prepared, hand.prepared = hand.prepared, None
+        prepared, hand.prepared, hand.is_prepared = hand.prepared, None, False
         return self._attempt(hand, leases, Stage.INFER, lambda: self._stages.infer(hand.job, prepared))
 
     # --- in the thread of the publisher
@@ -277,7 +282,7 @@ class Worker(Generic[Prepared, Inferred]):
         prepared = self._attempt(hand, leases, Stage.PREPARE, lambda: self._stages.prepare(hand.job))
         if isinstance(prepared, _Failure):
             return False
-        hand.prepared = prepared
+        hand.prepared, hand.is_prepared = prepared, True
         leases.enter(hand, Stage.REST)
         return True
 
@@ -348,7 +353,14 @@ class Worker(Generic[Prepared, Inferred]):
             # Nobody renews the lease any more: it runs out, and the job runs again.
             _away(failure)
         finally:
-            leases.drop(hand)
+            self._let_go(hand, leases)
+
+    def _let_go(self, hand: _Hand, leases: "_Leases") -> None:
+        leases.drop(hand)
+        if hand.is_prepared:
+            hand.is_prepared = False
+            self._stages.discard(hand.prepared)
+            hand.prepared = None
 
 
 class _Slot:

@@ -36,6 +36,9 @@ class Told:
         tell(f"infer {job.id}")
         wait_until((folder / "go").exists, seconds=120)
 
+    def discard(self, prepared: None) -> None:
+        """Nothing is held."""
+
     def publish(self, job: Job, inferred: None) -> None:
         with database.write() as connection:
             finish(connection, job)

@@ -62,6 +62,9 @@ class Line:
         self._pass("infer", job)
         return f"output of {job.id}"
 
+    def discard(self, prepared: str) -> None:
+        self.told.append(f"discard {prepared.rsplit(maxsplit=1)[-1]}")
+
     def publish(self, job: Job, inferred: str) -> None:
         assert inferred == f"output of {job.id}"
         self._pass("publish", job)
@@ -97,6 +100,7 @@ def _running(
 ) -> Iterator[threading.Event]:
     stop = threading.Event()
     failed: list[BaseException] = []
+    before = len(line.told)
 
     def run() -> None:
         try:
@@ -114,6 +118,13 @@ def _running(
         thread.join(60)
         assert not thread.is_alive()
         assert failed == []
+    # Whatever was prepared was inferred or let go, once.
+    told = [each for each in line.told[before:] if not each.startswith(("publish", "inferd"))]
+    prepared, used = (
+        sorted(int(each.split()[1]) for each in told if each.startswith(stages))
+        for stages in (("prepared ",), ("infer ", "discard "))
+    )
+    assert [each for each in prepared if each not in line.refused] == used
 
 
 def _events(database: Database, job_id: int) -> list[JobEvent]:
