@@ -372,7 +372,8 @@ class _Slot:
         self.closed = False
         self._changed = threading.Condition()
         self._hand: _Hand | None = None
-        self._awaited = False
+        # From the beginning: nothing is inferred before the first job has come.
+        self._awaited = True
 
     def state(self) -> tuple[_Hand | None, bool]:
         """Return the job in it, and whether the next one is awaited: then nothing is inferred meanwhile."""

@@ -491,7 +491,7 @@ def test_a_job_that_kills_every_worker_ends_as_a_dead_letter_and_the_others_are_
     database: Database, database_url: str, study: int, tmp_path: Path
 ) -> None:
     poison = enqueue(database, study, priority=0, maximum_attempts=2)
-    others = [enqueue(database, study, maximum_attempts=1) for _ in range(2)]
+    others = [enqueue(database, study) for _ in range(2)]
     (tmp_path / "go").touch()
     (tmp_path / "poison").write_text(f"infer {poison}")
     for _ in range(2):
