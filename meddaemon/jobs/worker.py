@@ -172,6 +172,7 @@ class Worker(Generic[Prepared, Inferred]):
         while (hand := self._slot.take(stop)) is not None:
             if not self._begins(hand, leases):
                 continue
+            self._slot.begin()
             inferred = self._infer(hand, leases)
             if behind is not None:
                 behind.result()
@@ -242,9 +243,12 @@ class Worker(Generic[Prepared, Inferred]):
 
     def _look_ahead(self, leases: "_Leases") -> bool:
         """Fill the slot, or look whether what rests in it should; return False when there was nothing to do."""
-        resting, is_awaited = self._slot.state()
+        resting, phase = self._slot.state()
+        if phase is _Phase.CHOOSING:
+            return False
         if resting is not None:
-            return self._reconsider(resting, leases)
+            return phase is _Phase.BUSY and self._reconsider(resting, leases)
+        is_awaited = phase is _Phase.AWAITING
         if not (is_awaited or self._settings.prefetch) or not self._ready():
             return False
         waited_seconds = 0.0 if is_awaited else self._settings.unclaimed_seconds
@@ -363,6 +367,16 @@ class Worker(Generic[Prepared, Inferred]):
             hand.prepared = None
 
 
+class _Phase(StrEnum):
+    """What the thread that infers is doing."""
+
+    AWAITING = "awaiting"
+    """It has no job: the next one is the one whose turn it is, and begins at once."""
+    CHOOSING = "choosing"
+    """It asks whether the job that was prepared begins: nobody claims another one meanwhile."""
+    BUSY = "busy"
+
+
 class _Slot:
     """The place of the one job that is prepared ahead, between the thread that prepares and the one that infers."""
 
@@ -372,13 +386,12 @@ class _Slot:
         self.closed = False
         self._changed = threading.Condition()
         self._hand: _Hand | None = None
-        # From the beginning: nothing is inferred before the first job has come.
-        self._awaited = True
+        self._phase = _Phase.AWAITING
 
-    def state(self) -> tuple[_Hand | None, bool]:
-        """Return the job in it, and whether the next one is awaited: then nothing is inferred meanwhile."""
+    def state(self) -> tuple[_Hand | None, _Phase]:
+        """Return the job in it, and what goes on meanwhile."""
         with self._changed:
-            return self._hand, self._awaited
+            return self._hand, self._phase
 
     def put(self, hand: _Hand) -> None:
         with self._changed:
@@ -388,16 +401,21 @@ class _Slot:
     def take(self, stop: threading.Event) -> _Hand | None:
         """Wait for the next job and take it; None when there will be none."""
         with self._changed:
-            self._awaited = self._hand is None
+            self._phase = _Phase.AWAITING
             self.news.set()
             while self._hand is None and not self.closed and not stop.is_set():
                 self._changed.wait(LOOK_SECONDS)
-            self._awaited = False
             if stop.is_set():
                 return None
+            self._phase = _Phase.CHOOSING
             hand, self._hand = self._hand, None
-            self.news.set()
             return hand
+
+    def begin(self) -> None:
+        """Note that the job that was taken is inferred now: the next one may be prepared."""
+        with self._changed:
+            self._phase = _Phase.BUSY
+        self.news.set()
 
     def remove(self, hand: _Hand) -> bool:
         """Take out this very job; return whether it was still there."""
