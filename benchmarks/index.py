@@ -17,7 +17,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Table, insert
 from sqlalchemy.engine import make_url
 
-from meddaemon.db import commitments, deliveries, history, holds, instances, jobs, results, studies, tables
+from meddaemon.db import commitments, deliveries, gates, history, holds, instances, jobs, results, studies, tables
 from meddaemon.db.engine import Database
 from meddaemon.domain.errors import IdentityTaken
 from meddaemon.domain.states import DeliveryState, JobState, StudyState
@@ -133,6 +133,7 @@ class Index:
             "doctor: jobs": jobs.state_counts,
             "deliver: changed models": lambda asked: studies.reopen_for_changed_models(asked, {"lung": "d"}),
             "doctor: waiting jobs": jobs.waiting_models,
+            "jobs windows": gates.listing,
             "doctor: deliveries": deliveries.state_counts,
             "doctor: commitments": commitments.state_counts,
             "admit: due studies": studies.due_ids,
@@ -141,6 +142,9 @@ class Index:
             "commitment: versions of an instance": lambda asked: instances.versions(asked, "1.2.3.4.17"),
             ONE_PREFIX: lambda asked: instances.indexed(asked, "7f"),
             "store: one of 256 prefixes, results": lambda asked: instances.indexed_results(asked, "7f"),
+            "work: claim in a batch": lambda asked: jobs.claim(asked, worker="w", lease_seconds=60, like="other"),
+            "work: may it begin": lambda asked: jobs.must_wait(asked, jobs.get(asked, last), model_digests=["d"]),
+            "deliver: late jobs": jobs.miss,
             "work: claim": lambda asked: jobs.claim(asked, worker="w", lease_seconds=60, model_digests=["d"]),
             "deliver: claim": lambda asked: deliveries.claim(asked, destination="pacs", lease_seconds=60),
         }
@@ -288,6 +292,10 @@ def _job(number: int, count: int) -> dict[str, object]:
         "inputs": {"image": [_digest("input", number)]},
         "caveat": "",
         "priority": 5,
+        "gate": "",
+        "patience": 9000.0,
+        "turn_at": number + 9000.0,
+        "when_late": "run",
         "state": JobState.AVAILABLE if number > count - 500 else state,
         "attempt": 1,
         "maximum_attempts": 3,

@@ -1,13 +1,13 @@
-"""The whole story on one screen: `admit` a quiet study, `process` a job.
+"""The whole story on one screen: `admit` a quiet study, take a job through `JobStages`.
 
-Both end in one transaction each. `admit`: what the rules decided and the jobs they make. `process`: findings,
-outbox rows and the job's completion. Delivery drains the outbox on its own.
+Both end in one transaction each. `admit`: what the rules decided and the jobs they make. `publish`, the last stage:
+findings, outbox rows and the job's completion. Delivery drains the outbox on its own.
 """
 
 import errno
 import time
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meddaemon.config.settings import Settings
@@ -21,11 +21,13 @@ from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import InputRefused, LeaseLost, ModelFailed, NotEvaluable, NotFound, StudyHeld
 from meddaemon.domain.result import Analysis, EncodedObject, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
+from meddaemon.domain.schedule import patience
 from meddaemon.domain.series import Study
 from meddaemon.domain.states import JobState
 from meddaemon.domain.uids import digest_of
 from meddaemon.durable import Staging, write_new
 from meddaemon.inference.analysis import analyse, not_evaluable
+from meddaemon.inference.loading import Prepared
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.commitment import examine
 from meddaemon.ingest.completeness import ANSWER_SECONDS, ask, hear, is_left_to_a_person, readiness
@@ -263,6 +265,10 @@ def _carry_out(connection: Connection, study: Study, rule: Rule, decision: Decis
                 inputs=inputs,
                 priority=rule.priority,
                 maximum_attempts=settings.worker.maximum_attempts,
+                patience=patience(rule.priority, settings.worker.ageing_seconds, rule.deadline_seconds),
+                window=rule.window,
+                deadline_seconds=rule.deadline_seconds,
+                when_late=rule.when_late,
                 caveat=plan.caveat,
             ),
             rule.destinations,
@@ -290,15 +296,70 @@ def _key(study: Study, contract: ModelContract, inputs: Mapping[str, tuple[str, 
     return digest_of(study.study_instance_uid, contract.name, contract.digest, caveat, *flat)
 
 
-def process(database: Database, settings: Settings, models: WarmModels, staging: Staging, job: Job) -> None:
-    """Run a job from its instances to findings, result objects and outbox rows.
+@dataclass(frozen=True, kw_only=True)
+class PreparedJob:
+    """A job whose input was read, in memory, or is `beyond` what its model can say anything about."""
 
-    Raises InputRefused (never to be retried), ModelFailed, ObjectRefusedByGate, LeaseLost, OSError.
+    contract: ModelContract
+    inputs: Mapping[str, list[Path]]
+    loaded: Prepared | None = None
+    beyond: NotEvaluable | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferredJob:
+    """A job whose model has answered, or was not asked."""
+
+    prepared: PreparedJob
+    prediction: Prediction
+
+
+class JobStages:
+    """A job from its instances to findings, result objects and outbox rows: the stages that a worker takes it through.
+
+    Each raises InputRefused (never to be retried), ModelFailed, ObjectRefusedByGate, LeaseLost, OSError.
     """
-    contract = _contract(settings, job)
-    inputs = _input_files(settings, job)
-    prediction, analysis = _answer(models, contract, inputs, job)
+
+    def __init__(self, database: Database, settings: Settings, models: WarmModels, staging: Staging) -> None:
+        self._database = database
+        self._settings = settings
+        self._models = models
+        self._staging = staging
+
+    def prepare(self, job: Job) -> PreparedJob:
+        """Find the model's contract and the input files, and read and decode these."""
+        contract, inputs = _contract(self._settings, job), _input_files(self._settings, job)
+        try:
+            return PreparedJob(contract=contract, inputs=inputs, loaded=self._models.prepare(contract, inputs))
+        except NotEvaluable as beyond:
+            return PreparedJob(contract=contract, inputs=inputs, beyond=beyond)
+
+    def infer(self, job: Job, prepared: PreparedJob) -> InferredJob:
+        """Run the model."""
+        if prepared.loaded is None:
+            series = str(prepared.beyond.numbers["series_instance_uid"]) if prepared.beyond else ""
+            return InferredJob(prepared=prepared, prediction=Prediction(series_instance_uid=series))
+        with prepared.loaded as loaded:
+            return InferredJob(prepared=prepared, prediction=self._models.predict(prepared.contract, loaded))
+
+    def discard(self, prepared: PreparedJob) -> None:
+        """Give the memory of the input back."""
+        if prepared.loaded is not None:
+            prepared.loaded.close()
+
+    def publish(self, job: Job, inferred: InferredJob) -> None:
+        """Make findings and result objects of the prediction, and complete the job with them."""
+        _publish(self._database, self._settings, self._staging, job, inferred)
+
+    def interrupt(self) -> None:
+        """Make the model that is running fail at once."""
+        self._models.interrupt()
+
+
+def _publish(database: Database, settings: Settings, staging: Staging, job: Job, inferred: InferredJob) -> None:
+    contract, inputs, prediction = inferred.prepared.contract, inferred.prepared.inputs, inferred.prediction
     started = time.monotonic()
+    analysis = _analysis(inferred, job)
     with database.read() as connection:
         predecessors = results.predecessor_objects(connection, job)
     objects: tuple[EncodedObject, ...] = ()
@@ -342,20 +403,16 @@ def process(database: Database, settings: Settings, models: WarmModels, staging:
     _log.info("result", job=job.id, kind=contract.kind.value, **said, **seconds)
 
 
-def _answer(
-    models: WarmModels, contract: ModelContract, inputs: Mapping[str, list[Path]], job: Job
-) -> tuple[Prediction, Analysis]:
-    """Run the model, or say that nothing can be said of such an input; both are results."""
-    try:
-        prediction = models.predict(contract, inputs)
-        analysis = analyse(prediction, contract, entropy=job.key)
-    except NotEvaluable as beyond:
-        prediction = Prediction(series_instance_uid=str(beyond.numbers["series_instance_uid"]))
-        return prediction, not_evaluable(contract, "; ".join(filter(None, (job.caveat, str(beyond)))))
-    if job.caveat:
-        reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
-        analysis = replace(analysis, status=ResultStatus.IMPLAUSIBLE, reason=reason)
-    return prediction, analysis
+def _analysis(inferred: InferredJob, job: Job) -> Analysis:
+    """Return what the model said, or that nothing can be said of such an input; both are results."""
+    contract, beyond = inferred.prepared.contract, inferred.prepared.beyond
+    if beyond is not None:
+        return not_evaluable(contract, "; ".join(filter(None, (job.caveat, str(beyond)))))
+    analysis = analyse(inferred.prediction, contract, entropy=job.key)
+    if not job.caveat:
+        return analysis
+    reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
+    return replace(analysis, status=ResultStatus.IMPLAUSIBLE, reason=reason)
 
 
 def commit(database: Database, store: Path, peers: Mapping[str, RemoteEntity], retry: Retry) -> bool:

@@ -16,6 +16,7 @@ from meddaemon.db.jobs import Job, NewJob
 from meddaemon.db.results import StoredObject
 from meddaemon.domain.codes import MILLILITRE, VOLUME, Code
 from meddaemon.domain.result import Analysis, EncodedObject, Finding, Measurement, ResultStatus, Segment
+from meddaemon.domain.schedule import patience
 from meddaemon.domain.volume import Geometry
 
 BRAIN = Code(value="12738006", scheme="SCT", meaning="Brain")
@@ -59,7 +60,10 @@ def new_job(study_id: int, **values: Any) -> NewJob:
         "priority": 5,
         "maximum_attempts": 3,
     }
-    return NewJob(study_id=study_id, **{**told, **values})
+    told |= values
+    return NewJob(
+        study_id=study_id, **{"patience": patience(told["priority"], 600, told.get("deadline_seconds")), **told}
+    )
 
 
 KINDS = dict.fromkeys(("pacs", "research", "early", "late"), ("SEG", "SR"))
@@ -139,7 +143,7 @@ def stored_objects(job: Job, kinds: Sequence[str] = ("SEG", "SR")) -> list[Store
 def finish(
     connection: Connection, job: Job, *, kinds: Mapping[str, Sequence[str]] | None = None, value: float = 1400.0
 ) -> int:
-    """Complete a job with a result in the caller's transaction, as `pipeline.process` does; return the result's id."""
+    """Complete a job with a result in the caller's transaction, as `JobStages` does; return the result's id."""
     return record(connection, jobs.complete(connection, job), kinds=kinds, value=value)
 
 
@@ -157,6 +161,30 @@ def record(
         seconds={"predict": 1.0},
         kinds={**KINDS, **(kinds or {})},
     )
+
+
+class OneStage:
+    """Stages for a worker that do everything where the model would run; what is prepared, and when, is noted."""
+
+    def __init__(self, process: Callable[[Job], None], interrupt: Callable[[], None] = lambda: None) -> None:
+        self.prepared: list[int] = []
+        self._process = process
+        self._interrupt = interrupt
+
+    def prepare(self, job: Job) -> None:
+        self.prepared.append(job.id)
+
+    def infer(self, job: Job, prepared: None) -> None:
+        self._process(job)
+
+    def discard(self, prepared: None) -> None:
+        pass
+
+    def publish(self, job: Job, inferred: None) -> None:
+        pass
+
+    def interrupt(self) -> None:
+        self._interrupt()
 
 
 def wait_until(condition: Callable[[], bool], *, seconds: float = 60.0, what: str = "it") -> None:

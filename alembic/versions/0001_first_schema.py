@@ -204,6 +204,12 @@ def upgrade() -> None:
         sa.Column("replaces", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("caveat", sa.Text(), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
+        sa.Column("gate", sa.String(length=64), nullable=False),
+        sa.Column("turn_at", sa.Double(), nullable=False),
+        sa.Column("patience", sa.Double(), nullable=False),
+        sa.Column("deadline_at", sa.Double(), nullable=True),
+        sa.Column("deadline_seconds", sa.Double(), nullable=True),
+        sa.Column("when_late", sa.String(length=16), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("maximum_attempts", sa.Integer(), nullable=False),
@@ -224,14 +230,14 @@ def upgrade() -> None:
             "ix_job_executing",
             ["lease_expires_at"],
             unique=False,
-            sqlite_where=sa.text("state = 'executing'"),
-            postgresql_where=sa.text("state = 'executing'"),
+            sqlite_where=sa.text("state IN ('executing', 'prepared')"),
+            postgresql_where=sa.text("state IN ('executing', 'prepared')"),
         )
         batch_op.create_index(batch_op.f("ix_job_replaces"), ["replaces"], unique=False)
         batch_op.create_index(batch_op.f("ix_job_study_id"), ["study_id"], unique=False)
         batch_op.create_index(
             "ix_job_waiting",
-            ["priority", "id"],
+            ["gate", "turn_at", "id"],
             unique=False,
             sqlite_where=sa.text("state IN ('available', 'retryable')"),
             postgresql_where=sa.text("state IN ('available', 'retryable')"),
@@ -476,8 +482,22 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_location")),
         sa.UniqueConstraint("finding_id", name=op.f("uq_location_finding_id")),
     )
+    # The queue's own gate is always there, so that who shuts it and who claims a job meet at its row.
+    gate = op.create_table(
+        "gate",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("open_until", sa.Double(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("changed_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_gate")),
+        sa.UniqueConstraint("name", name=op.f("uq_gate_name")),
+    )
+    op.create_index(op.f("ix_gate_open_until"), "gate", ["open_until"])
+    op.bulk_insert(gate, [{"name": "", "open_until": 253402300799.0, "reason": "", "changed_at": 0.0}])
 
     # What listings and counts go by, where millions of instances are.
+    missable = "state IN ('available', 'retryable') AND deadline_at IS NOT NULL AND when_late = 'discard'"
     alarm = "substr(reason, 1, 52) = 'the SOP Instance UID is that of an object of another'"
     for name, table, columns, condition in (
         ("ix_study_accession_number", "study", ["accession_number"], None),
@@ -486,6 +506,7 @@ def upgrade() -> None:
         ("ix_instance_missing", "instance", ["id"], "missing"),
         ("ix_refusal_alarm", "refusal", ["id"], alarm),
         ("ix_job_finished", "job", ["state", "id"], "state IN ('completed', 'discarded', 'cancelled')"),
+        ("ix_job_missable", "job", ["deadline_at"], missable),
         ("ix_result_object_sha256", "result_object", ["sha256"], None),
         ("ix_delivery_sending", "delivery", ["lease_expires_at"], "state = 'sending'"),
         ("ix_commitment_held", "commitment", ["id"], "state = 'held'"),
@@ -498,6 +519,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Drop the tables."""
     op.drop_table("location")
+    op.drop_table("gate")
     with op.batch_alter_table("measurement", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_measurement_finding_id"))
         batch_op.drop_index(batch_op.f("ix_measurement_code_value_value"))
@@ -556,8 +578,8 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_job_replaces"))
         batch_op.drop_index(
             "ix_job_executing",
-            sqlite_where=sa.text("state = 'executing'"),
-            postgresql_where=sa.text("state = 'executing'"),
+            sqlite_where=sa.text("state IN ('executing', 'prepared')"),
+            postgresql_where=sa.text("state IN ('executing', 'prepared')"),
         )
 
     op.drop_table("job")

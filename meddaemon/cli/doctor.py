@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from meddaemon.cli.output import shown
 from meddaemon.config.settings import Settings
-from meddaemon.db import commitments, deliveries, holds, instances, jobs, processes, studies
+from meddaemon.db import commitments, deliveries, gates, holds, instances, jobs, processes, studies
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import DeliveryState, JobState
@@ -172,6 +173,14 @@ def _jobs(connection: Connection, settings: Settings) -> Iterator[Check]:
     counts = jobs.state_counts(connection)
     said = ", ".join(f"{count} {state}" for state, count in sorted(counts.items())) or "none"
     yield Check(what="jobs", well=None if counts.get(JobState.DISCARDED) else True, said=said)
+    configured = {gates.QUEUE, *(window.name for window in settings.windows)}
+    for gate in gates.listing(connection):
+        if gate.name == gates.QUEUE and not gate.open:
+            said = f"paused since {shown(gate.changed_at)}: {gate.reason}; `meddaemon jobs resume` lets jobs begin"
+            yield Check(what="queue", well=None, said=said)
+        elif gate.name not in configured and gate.waiting:
+            said = f"{gate.waiting} wait for a window that is not configured: `meddaemon jobs hurry` or `cancel` them"
+            yield Check(what=f"jobs of window {gate.name}", well=False, said=said)
     digests = {name: contract.digest for name, contract in settings.contracts.items()}
     for (model, digest), count in sorted(jobs.waiting_models(connection).items()):
         if digests.get(model) != digest:

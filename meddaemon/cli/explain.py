@@ -5,11 +5,11 @@ from textwrap import shorten
 from typing import Any
 
 from meddaemon.cli.output import shown
-from meddaemon.db import announcements, deliveries, history, holds, inquiries, jobs, results, studies
+from meddaemon.db import announcements, deliveries, gates, history, holds, inquiries, jobs, results, studies
 from meddaemon.db.engine import Connection
 from meddaemon.domain.errors import NotFound
 from meddaemon.domain.result import ResultStatus
-from meddaemon.domain.states import StudyState
+from meddaemon.domain.states import JobEvent, StudyState, sources
 
 
 def explain(connection: Connection, wanted: str) -> Iterator[str]:
@@ -169,6 +169,8 @@ def _jobs(connection: Connection, study_id: int) -> Iterator[str]:
             f"  job {job.id}  {job.model} for rule {job.rule!r}, generation {job.generation}: {job.state.value}, "
             f"attempt {job.attempt} of {job.maximum_attempts}" + (f": {shown(job.reason)}" if job.reason else "")
         )
+        if job.state in sources(JobEvent.CLAIM) and (why := gates.why_shut(connection, job.window)):
+            yield f"    waits: {shown(why)}"
         for event in jobs.history(connection, job.id):
             detail = f": {shown(event.detail)}" if event.detail else ""
             by = f" by {event.worker}" if event.worker else ""

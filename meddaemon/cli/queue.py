@@ -1,17 +1,34 @@
 """`meddaemon jobs` and `meddaemon deliveries`: what waits, what runs, what went wrong, and what to do about it."""
 
+import time
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated
 
 import typer
 
-from meddaemon.cli.opening import Before, Config, Limit, Output, open_database, open_settings, reading
+from meddaemon.cli.opening import Before, Config, Limit, Output, fail, open_database, open_settings, reading
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.db import deliveries as outbox
-from meddaemon.db import jobs, requests
+from meddaemon.db import gates, jobs, requests
+from meddaemon.db.engine import Database
 from meddaemon.domain.states import JobState
+
+DRAIN_LOOK_SECONDS = 0.5
 
 jobs_app = typer.Typer(help="Look at the queue and change it.", no_args_is_help=True)
 deliveries_app = typer.Typer(help="Look at the outbox and change it.", no_args_is_help=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowRow:
+    """Whether the jobs of a window may begin; `until` is when that changes, as far as it is known."""
+
+    name: str
+    open: bool
+    until: datetime | None
+    waiting: int
+    reason: str
 
 
 @jobs_app.command("list")
@@ -31,6 +48,8 @@ def jobs_list(
         "model": "model",
         "rule": "rule",
         "prio": "priority",
+        "window": "window",
+        "deadline": "deadline_at",
         "state": "state",
         "attempt": "attempt",
         "worker": "worker",
@@ -50,6 +69,8 @@ def jobs_show(job: int, config: Config = None) -> None:
     typer.echo(
         f"job {row.id}: {row.model} on study {row.study_id} (generation {row.generation}) for rule {row.rule!r}\n"
         f"  {row.state.value}, attempt {row.attempt} of {row.maximum_attempts}, priority {row.priority}"
+        + (f", only in window {row.window!r}" if row.window else "")
+        + (f"\n  should begin by {shown(row.deadline_at)}; late: {row.when_late}" if row.deadline_at else "")
         + (f"\n  {shown(row.reason)}" if row.reason else "")
         + (f"\n  its result goes to {', '.join(destinations)}" if destinations else "")
     )
@@ -66,6 +87,77 @@ def jobs_requeue(job: int, config: Config = None) -> None:
     """Run a discarded or cancelled job again, or a waiting one at once."""
     with open_database(open_settings(config)) as database, database.write() as connection:
         jobs.requeue(connection, job)
+
+
+@jobs_app.command("hurry")
+def jobs_hurry(job: int, config: Config = None) -> None:
+    """Let a waiting job begin before all others, outside its window and however late."""
+    with open_database(open_settings(config)) as database, database.write() as connection:
+        jobs.hurry(connection, job)
+
+
+Reason = Annotated[str, typer.Argument(help="Why; shown by `jobs windows`.", show_default=False)]
+
+
+@jobs_app.command("pause")
+def jobs_pause(reason: Reason, config: Config = None) -> None:
+    """Let no job begin until `jobs resume`; those that run go on, and studies are received as ever."""
+    with open_database(open_settings(config)) as database, database.write() as connection:
+        gates.pause(connection, reason)
+
+
+@jobs_app.command("resume")
+def jobs_resume(config: Config = None) -> None:
+    """Let jobs begin again."""
+    with open_database(open_settings(config)) as database, database.write() as connection:
+        gates.resume(connection)
+
+
+@jobs_app.command("drain")
+def jobs_drain(
+    reason: Reason,
+    timeout: Annotated[float, typer.Option(min=0, help="Seconds to wait at most; the pause stays.")] = 3600.0,
+    config: Config = None,
+) -> None:
+    """Pause, and wait until no worker has a job in hand; for maintenance. `jobs resume` ends the pause."""
+    with open_database(open_settings(config)) as database:
+        with database.write() as connection:
+            gates.pause(connection, reason)
+        deadline = time.monotonic() + timeout
+        while in_hand := _in_hand(database):
+            if time.monotonic() > deadline:
+                fail(f"the queue is paused, and {in_hand} jobs still run after {timeout:g} s")
+            time.sleep(DRAIN_LOOK_SECONDS)
+
+
+def _in_hand(database: Database) -> int:
+    with database.write() as connection:
+        # Who died with a job in hand has none.
+        jobs.expire(connection)
+        counts = jobs.state_counts(connection)
+    return counts.get(JobState.EXECUTING, 0) + counts.get(JobState.PREPARED, 0)
+
+
+@jobs_app.command("windows")
+def jobs_windows(output: Output = Format.TABLE, config: Config = None) -> None:
+    """Show whether jobs may begin: the queue first, then each window, and how many jobs wait for it."""
+    settings = open_settings(config)
+    with open_database(settings) as database, database.read() as connection:
+        rows = gates.listing(connection)
+        at = gates.clock(connection)
+    opens = {window.name: window.opens_at(at) for window in settings.windows}
+    shown_rows = [
+        WindowRow(
+            name=gate.name or "(queue)",
+            open=gate.open,
+            until=gate.open_until if gate.open and gate.open_until < gates.FOREVER else opens.get(gate.name),
+            waiting=gate.waiting,
+            reason=gate.reason,
+        )
+        for gate in rows
+    ]
+    columns = {"window": "name", "open": "open", "until": "until", "waiting": "waiting", "reason": "reason"}
+    print_rows(shown_rows, columns, output)
 
 
 @jobs_app.command("cancel")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
@@ -33,6 +34,7 @@ from meddaemon.domain.conditions import ALWAYS, Condition
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import InvalidConfiguration
 from meddaemon.domain.rules import Rule
+from meddaemon.domain.schedule import WhenLate, Window, parse_times
 from meddaemon.domain.series import SeriesKind
 
 DATABASE_NAME = "meddaemon.sqlite"
@@ -61,6 +63,20 @@ def _database_url(text: str) -> str:
     if scheme == "sqlite" and rest.lstrip("/") in ("", ":memory:"):
         raise ValueError("must name a file: the processes of the daemon share the database")
     return text
+
+
+def _times(text: str) -> str:
+    parse_times(text)
+    return text
+
+
+def _time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        # OSError: what is a folder of the time zone database, such as "Europe".
+        raise ValueError(f'{name!r} is no time zone such as "Europe/Berlin", or this machine has no tzdata') from error
+    return name
 
 
 AeTitle = Annotated[str, AfterValidator(_ae_title)]
@@ -192,6 +208,9 @@ class WorkerSettings(_Section):
     maximum_attempts: Count = 3
     backoff_seconds: Seconds = 10.0
     poll_seconds: Seconds = 1.0
+    prefetch: bool = True
+    batch_jobs: Count = 8
+    ageing_seconds: Seconds = 1800.0
 
 
 class DeliverySettings(_Section):
@@ -248,6 +267,14 @@ class PeerSettings(_Section):
     query: bool = False
 
 
+class WindowSettings(_Section):
+    """One window as it is written; `meddaemon.domain.schedule.Window` is what it becomes."""
+
+    name: Name
+    times: Annotated[tuple[Annotated[str, AfterValidator(_times)], ...], Field(min_length=1)]
+    time_zone: Annotated[str, AfterValidator(_time_zone)]
+
+
 class RuleSettings(_Section):
     """One rule as it is written; `meddaemon.domain.rules.Rule` is what it becomes."""
 
@@ -265,6 +292,9 @@ class RuleSettings(_Section):
     maximum_wait_seconds: Annotated[float, Field(ge=0)] | None = None
     when_incomplete: Annotated[WhenIncomplete, Field(strict=False)] | None = None
     priority: Annotated[int, Field(ge=0, le=9)] = 5
+    window: str = ""
+    deadline_seconds: Seconds | None = None
+    when_late: Annotated[WhenLate, Field(strict=False)] = WhenLate.RUN
 
 
 class Document(_Section):
@@ -282,6 +312,7 @@ class Document(_Section):
     models: ModelsSettings = ModelsSettings()
     destinations: tuple[DestinationSettings, ...] = ()
     peers: tuple[PeerSettings, ...] = ()
+    windows: tuple[WindowSettings, ...] = ()
     rules: tuple[RuleSettings, ...] = ()
 
 
@@ -305,6 +336,7 @@ class Settings:
     models: ModelsSettings
     destinations: tuple[DestinationSettings, ...] = ()
     peers: tuple[PeerSettings, ...] = ()
+    windows: tuple[Window, ...] = ()
     rules: tuple[Rule, ...] = ()
     contracts: Mapping[str, ModelContract] = field(default_factory=dict)
     file: Path | None = None
@@ -396,6 +428,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
             each.model_copy(update={"ca": places.file(each.ca, ("peers", index, "ca"))})
             for index, each in enumerate(document.peers)
         ),
+        windows=tuple(_window(each) for each in document.windows),
         rules=tuple(_rule(rule, *conditions[index]) for index, rule in enumerate(document.rules) if rule.enabled),
         contracts=contracts,
         file=file.resolve() if file else None,
@@ -489,8 +522,16 @@ def _rule(rule: RuleSettings, study: Condition, series: Condition, requires: Req
         maximum_wait_seconds=rule.maximum_wait_seconds,
         when_incomplete=rule.when_incomplete,
         priority=rule.priority,
+        window=rule.window,
+        deadline_seconds=rule.deadline_seconds,
+        when_late=rule.when_late,
         fallback=rule.fallback,
     )
+
+
+def _window(window: WindowSettings) -> Window:
+    spans = tuple(span for times in window.times for span in parse_times(times))
+    return Window(name=window.name, spans=spans, zone=ZoneInfo(window.time_zone))
 
 
 def _check_web(data: Mapping[str, Any], problems: Problems) -> None:
@@ -530,10 +571,11 @@ def _check_at_most(
 def _check_names(data: Mapping[str, Any], problems: Problems) -> None:
     """Check that names are unique, and that what rules name is there."""
     destinations, rules = tables(data.get("destinations")), tables(data.get("rules"))
-    peers = tables(data.get("peers"))
+    peers, windows = tables(data.get("peers")), tables(data.get("windows"))
     for array, key, elements in (
         ("destinations", "name", destinations),
         ("peers", "ae_title", peers),
+        ("windows", "name", windows),
         ("rules", "name", rules),
     ):
         first: dict[object, int] = {}
@@ -547,6 +589,11 @@ def _check_names(data: Mapping[str, Any], problems: Problems) -> None:
             if name not in names:
                 message = f"there is no destination {name!r}{did_you_mean(name, names)}"
                 problems.add(("rules", index, "destinations", place), message)
+        window, known = rule.get("window", ""), [str(each.get("name")) for _, each in windows]
+        if isinstance(window, str) and window and window not in known:
+            problems.add(("rules", index, "window"), f"there is no window {window!r}{did_you_mean(window, known)}")
+        if rule.get("when_late") == WhenLate.DISCARD and "deadline_seconds" not in rule:
+            problems.add(("rules", index, "when_late"), "nothing is late without deadline_seconds")
     own_hosts = {_raw(data, "listener", "host"), "127.0.0.1", "localhost", "::1"}
     for index, each in destinations:
         if each.get("port") == _raw(data, "listener", "port") and each.get("host") in own_hosts:

@@ -1,5 +1,8 @@
 """The job queue: one row a job, moved by the transitions of `domain.states` and by nothing else.
 
+Of the jobs that may begin, the one whose turn is earliest goes first (`domain.schedule.patience`); a turn never changes
+while a job waits, so that an index has the order. A gate that is shut holds back the jobs that name it (`db.gates`).
+
 A claim gives a lease and a fencing token (`fence`). Whoever writes for a job carries that token, so a worker that
 was paused past its lease writes nothing (LeaseLost). On PostgreSQL claims skip rows that others hold; on SQLite
 writers follow one another.
@@ -7,15 +10,16 @@ writers follow one another.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, func, insert, or_, select, type_coerce, update
 
-from meddaemon.db import tables
-from meddaemon.db.clock import after, now
+from meddaemon.db import gates, tables
+from meddaemon.db.clock import Utc, after, now
 from meddaemon.db.insertion import insert_unless_there
 from meddaemon.db.paging import earlier
 from meddaemon.domain.errors import LeaseLost, NotFound
+from meddaemon.domain.schedule import URGENT, WhenLate, level, patience
 from meddaemon.domain.states import JobEvent, JobState, sources, target
 
 _job = tables.job
@@ -27,7 +31,7 @@ PARTS = (tables.job_waiting, tables.job_executing, tables.job_finished)
 """The conditions of the indexes that have all jobs together; whoever asks for states asks part by part."""
 _PART = {
     **dict.fromkeys((JobState.AVAILABLE, JobState.RETRYABLE), tables.job_waiting),
-    JobState.EXECUTING: tables.job_executing,
+    **dict.fromkeys((JobState.EXECUTING, JobState.PREPARED), tables.job_executing),
     **dict.fromkeys((JobState.COMPLETED, JobState.DISCARDED, JobState.CANCELLED), tables.job_finished),
 }
 
@@ -36,12 +40,25 @@ was_outdated = and_(_job.c.state == JobState.CANCELLED, _job.c.reason.startswith
 """Holds for jobs that were cancelled because nobody asked for them any more."""
 
 LONGEST_BACKOFF_SECONDS = 3600.0
+AGEING_SECONDS = 1800.0
+"""So much waiting counts as much as one step of priority, where nothing else is said."""
+MISSED_AT_ONCE = 1000
+"""So many jobs are discarded in one transaction, so that no worker waits long for its end."""
 
-_NOT_BY_A_WORKER = frozenset({JobEvent.EXPIRE, JobEvent.CANCEL, JobEvent.REQUEUE})
+_NOT_BY_A_WORKER = frozenset({JobEvent.EXPIRE, JobEvent.MISS, JobEvent.HURRY, JobEvent.CANCEL, JobEvent.REQUEUE})
 """Events that somebody else causes than the worker that had the job last."""
 
-_AFRESH = {"attempt": 0, "available_at": now(), "finished_at": None, "reason": ""}
+_AFRESH = {
+    "attempt": 0,
+    "available_at": now(),
+    "turn_at": type_coerce(now() + _job.c.patience, Utc),
+    "deadline_at": type_coerce(now() + _job.c.deadline_seconds, Utc),
+    "finished_at": None,
+    "reason": "",
+}
 """What a job that is queued again begins with."""
+_UNWORKED = {"attempt": _job.c.attempt - 1, "lease_expires_at": None}
+"""What an attempt that does not count leaves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +66,9 @@ class NewJob:
     """Work to be queued.
 
     `inputs` maps an input key of the model to the content digests of its instances; `caveat` says why the result is
-    not to be believed whatever it is (the operator forced a series that the model does not take).
+    not to be believed whatever it is (the operator forced a series that the model does not take). `patience` is what
+    `domain.schedule.patience` says of its priority and deadline, `window` the gate that it must pass ("" is none), and
+    `deadline_seconds` counts from now until it should have begun.
     """
 
     key: str
@@ -61,6 +80,10 @@ class NewJob:
     inputs: Mapping[str, tuple[str, ...]]
     priority: int
     maximum_attempts: int
+    patience: float
+    window: str = ""
+    deadline_seconds: float | None = None
+    when_late: WhenLate = WhenLate.RUN
     caveat: str = ""
 
 
@@ -79,6 +102,12 @@ class Job:
     replaces: int | None
     caveat: str
     priority: int
+    window: str
+    patience: float
+    turn_at: datetime
+    deadline_at: datetime | None
+    deadline_seconds: float | None
+    when_late: WhenLate
     state: JobState
     attempt: int
     maximum_attempts: int
@@ -120,6 +149,12 @@ def enqueue(connection: Connection, new: NewJob) -> tuple[int, bool]:
             "inputs": {key: list(value) for key, value in new.inputs.items()},
             "caveat": new.caveat,
             "priority": new.priority,
+            "gate": new.window,
+            "patience": new.patience,
+            "turn_at": after(new.patience),
+            "deadline_at": None if new.deadline_seconds is None else after(new.deadline_seconds),
+            "deadline_seconds": new.deadline_seconds,
+            "when_late": new.when_late,
             "state": JobState.AVAILABLE,
             "attempt": 0,
             "maximum_attempts": new.maximum_attempts,
@@ -161,31 +196,35 @@ def revive(connection: Connection, job_id: int, generation: int) -> None:
 
 
 def claim(
-    connection: Connection, *, worker: str, lease_seconds: float, model_digests: Collection[str] | None = None
+    connection: Connection,
+    *,
+    worker: str,
+    lease_seconds: float,
+    model_digests: Collection[str] | None = None,
+    ageing_seconds: float = AGEING_SECONDS,
+    waited_seconds: float = 0.0,
+    like: str = "",
 ) -> Job | None:
-    """Take the most urgent waiting job, oldest first, and lease it; None when nothing waits.
+    """Take the job whose turn is earliest of those that may begin, and lease it; None when there is none.
 
-    `model_digests` are the models that the worker has, exactly as jobs name them; None is every model. What a dead
-    worker left behind is taken back first.
+    `model_digests` are the models that the worker has, exactly as jobs name them; None is every model. A job of the
+    model `like` goes before those that are no more urgent by now, except before priority 0. Only jobs that have been
+    available for `waited_seconds` are taken. What a dead worker left behind is taken back first.
     """
     expire(connection)
-    candidate = connection.execute(
-        select(_job.c.id)
-        .where(
-            tables.job_waiting,
-            _job.c.available_at <= now(),
-            *(() if model_digests is None else (_job.c.model_digest.in_(model_digests),)),
-        )
-        .order_by(_job.c.priority, _job.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True, key_share=True)
-    ).scalar()
-    if candidate is None:
+    wanted = _claimable(model_digests, waited_seconds)
+    first = _first(connection, *wanted, lock=True)
+    if first is None:
+        return None
+    if like not in {"", first.model_digest} and (grown := _level(first, ageing_seconds)) != URGENT:
+        no_more_urgent = _job.c.turn_at <= first.now + timedelta(seconds=grown * ageing_seconds)
+        first = _first(connection, *wanted, _job.c.model_digest == like, no_more_urgent, lock=True) or first
+    if not gates.passes(connection, first.gate):
         return None
     row = _apply(
         connection,
         JobEvent.CLAIM,
-        _job.c.id == candidate,
+        _job.c.id == first.id,
         attempt=_job.c.attempt + 1,
         fence=_job.c.fence + 1,
         worker=worker,
@@ -194,10 +233,88 @@ def claim(
     return None if row is None else _as_job(row)
 
 
+def prepare(connection: Connection, job: Job) -> None:
+    """Let a claimed job rest until the worker's hands are free. Raises LeaseLost."""
+    _require(_apply(connection, JobEvent.PREPARE, *_held(job)), job)
+
+
+def must_wait(
+    connection: Connection,
+    job: Job,
+    *,
+    model_digests: Collection[str] | None = None,
+    ageing_seconds: float = AGEING_SECONDS,
+    waited_seconds: float = 0.0,
+) -> str:
+    """Return why a prepared job may not begin now, "" when it may.
+
+    Its gate is shut, its deadline has passed, or a job waits that is more urgent by now.
+    """
+    if why := gates.why_shut(connection, job.window):
+        return why
+    if job.when_late is WhenLate.DISCARD and job.deadline_at is not None and job.deadline_at < gates.clock(connection):
+        return "its deadline has passed"
+    first = _first(connection, *_claimable(model_digests, waited_seconds))
+    if first is None:
+        return ""
+    own = URGENT if job.priority == URGENT else level((job.turn_at - first.now).total_seconds(), ageing_seconds)
+    return f"job {first.id} is more urgent" if _level(first, ageing_seconds) < own else ""
+
+
+def start(
+    connection: Connection,
+    job: Job,
+    *,
+    model_digests: Collection[str] | None = None,
+    ageing_seconds: float = AGEING_SECONDS,
+) -> bool:
+    """Begin a prepared job, or give it back when it may not begin now; return whether it begins. Raises LeaseLost."""
+    why = must_wait(connection, job, model_digests=model_digests, ageing_seconds=ageing_seconds)
+    if why or not gates.passes(connection, job.window):
+        release(connection, job, why)
+        return False
+    _require(_apply(connection, JobEvent.START, *_held(job)), job)
+    return True
+
+
+def _claimable(model_digests: Collection[str] | None, waited_seconds: float) -> tuple[ColumnElement[bool], ...]:
+    return (
+        _job.c.available_at <= after(-waited_seconds),
+        or_(_job.c.when_late == WhenLate.RUN, _job.c.deadline_at.is_(None), _job.c.deadline_at > now()),
+        *(() if model_digests is None else (_job.c.model_digest.in_(model_digests),)),
+    )
+
+
+def _first(
+    connection: Connection, *wanted: ColumnElement[bool], lock: bool = False
+) -> Row[tuple[int, int, datetime, str, str, datetime]] | None:
+    """Return the waiting job with the earliest turn behind the gates that are open."""
+    query = (
+        select(_job.c.id, _job.c.priority, _job.c.turn_at, _job.c.gate, _job.c.model_digest, now().label("now"))
+        .where(tables.job_waiting, *wanted)
+        .order_by(_job.c.turn_at, _job.c.id)
+        .limit(1)
+    )
+    if lock:
+        query = query.with_for_update(skip_locked=True, key_share=True)
+    # One look for each gate, which goes straight to the job; they are few.
+    heads = [connection.execute(query.where(_job.c.gate == name)).first() for name in gates.open_names(connection)]
+    return min((head for head in heads if head is not None), key=lambda head: (head.turn_at, head.id), default=None)
+
+
+def _level(row: Row[tuple[int, int, datetime, str, str, datetime]], ageing_seconds: float) -> int:
+    if row.priority == URGENT:
+        return URGENT
+    return level((row.turn_at - row.now).total_seconds(), ageing_seconds)
+
+
 def renew(connection: Connection, job: Job, *, lease_seconds: float) -> None:
     """Extend the lease. Raises LeaseLost when somebody else holds the job, or it was cancelled."""
     renewed = connection.execute(
-        update(_job).where(*_held(job)).values(lease_expires_at=after(lease_seconds)).returning(_job.c.id)
+        update(_job)
+        .where(*_held(job), _job.c.state.in_(sources(JobEvent.RELEASE)))
+        .values(lease_expires_at=after(lease_seconds))
+        .returning(_job.c.id)
     ).first()
     if renewed is None:
         raise LeaseLost(f"job {job.id}: the lease of attempt {job.attempt} is over")
@@ -232,27 +349,54 @@ def refuse(connection: Connection, job: Job, reason: str) -> None:
     _require(_apply(connection, JobEvent.REFUSE, *_held(job), finished_at=now(), reason=reason, detail=reason), job)
 
 
-def release(connection: Connection, job: Job) -> None:
+def release(connection: Connection, job: Job, detail: str = "") -> None:
     """Give a claimed job back unworked; the attempt does not count. Raises LeaseLost."""
-    row = _apply(connection, JobEvent.RELEASE, *_held(job), attempt=_job.c.attempt - 1, lease_expires_at=None)
-    _require(row, job)
+    _require(_apply(connection, JobEvent.RELEASE, *_held(job), **_UNWORKED, detail=detail), job)
 
 
 def expire(connection: Connection) -> list[int]:
-    """Take back the jobs whose lease ran out; a job that used up its attempts so is discarded."""
+    """Take back the jobs whose lease ran out; a job that used up its attempts so is discarded.
+
+    The attempt of one that rested does not count: whatever befell its worker was not its doing.
+    """
     rows = connection.execute(
-        select(_job.c.id, _job.c.attempt, _job.c.maximum_attempts, _job.c.fence, _job.c.worker)
+        select(_job.c.id, _job.c.state, _job.c.attempt, _job.c.maximum_attempts, _job.c.fence, _job.c.worker)
         .where(tables.job_executing, _job.c.lease_expires_at < now())
         .with_for_update(skip_locked=True, key_share=True)
     ).all()
     for row in rows:
         reason = f"worker {row.worker} stopped renewing its lease in attempt {row.attempt}"
         held = (_job.c.id == row.id, _job.c.fence == row.fence)
-        if row.attempt >= row.maximum_attempts:
+        if row.state == JobState.PREPARED:
+            _apply(connection, JobEvent.RELEASE, *held, **_UNWORKED, detail=reason)
+        elif row.attempt >= row.maximum_attempts:
             _apply(connection, JobEvent.EXHAUST, *held, finished_at=now(), reason=reason, detail=reason)
         else:
             _apply(connection, JobEvent.EXPIRE, *held, available_at=now(), reason=reason, detail=reason)
     return [row.id for row in rows]
+
+
+def miss(connection: Connection) -> list[int]:
+    """Discard the jobs that are of no use any more because their deadline has passed; at most so many at once."""
+    late = (
+        select(_job.c.id, _job.c.deadline_at)
+        .where(tables.job_missable, _job.c.deadline_at < now())
+        .order_by(_job.c.deadline_at)
+        .limit(MISSED_AT_ONCE)
+        .with_for_update(skip_locked=True, key_share=True)
+    )
+    rows = connection.execute(late).all()
+    for row in rows:
+        reason = f"it had not begun at its deadline, {row.deadline_at:%Y-%m-%d %H:%M:%S} UTC"
+        _apply(connection, JobEvent.MISS, _job.c.id == row.id, finished_at=now(), reason=reason, detail=reason)
+    return [row.id for row in rows]
+
+
+def hurry(connection: Connection, job_id: int) -> None:
+    """Let a waiting job begin before all others, outside its window and however late. Raises NotFound."""
+    urgent = patience(URGENT, AGEING_SECONDS)
+    values = {"priority": URGENT, "patience": urgent, "turn_at": after(urgent), "available_at": now(), "gate": ""}
+    _operate(connection, JobEvent.HURRY, job_id, **values, deadline_at=None, deadline_seconds=None)
 
 
 def cancel(connection: Connection, job_id: int) -> None:
@@ -261,8 +405,11 @@ def cancel(connection: Connection, job_id: int) -> None:
 
 
 def requeue(connection: Connection, job_id: int) -> None:
-    """Make a discarded, cancelled or waiting job available at once, with fresh attempts. Raises NotFound."""
-    _operate(connection, JobEvent.REQUEUE, job_id, **_AFRESH)
+    """Make a discarded, cancelled or waiting job available at once, with fresh attempts, however late.
+
+    Raises NotFound.
+    """
+    _operate(connection, JobEvent.REQUEUE, job_id, **{**_AFRESH, "deadline_at": None})
 
 
 def get(connection: Connection, job_id: int) -> Job:
@@ -323,7 +470,7 @@ def state_counts(connection: Connection) -> dict[JobState, int]:
 
 
 def _held(job: Job) -> tuple[ColumnElement[bool], ...]:
-    return (_job.c.id == job.id, _job.c.fence == job.fence, _job.c.state == JobState.EXECUTING)
+    return (_job.c.id == job.id, _job.c.fence == job.fence)
 
 
 def _apply(
@@ -376,6 +523,12 @@ def _as_job(row: Row[tuple[object, ...]]) -> Job:
         replaces=row.replaces,
         caveat=row.caveat,
         priority=row.priority,
+        window=row.gate,
+        patience=row.patience,
+        turn_at=row.turn_at,
+        deadline_at=row.deadline_at,
+        deadline_seconds=row.deadline_seconds,
+        when_late=WhenLate(row.when_late),
         state=JobState(row.state),
         attempt=row.attempt,
         maximum_attempts=row.maximum_attempts,

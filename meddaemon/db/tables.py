@@ -23,6 +23,7 @@ from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from meddaemon.db.clock import Utc
 from meddaemon.domain.errors import IdentityTaken
+from meddaemon.domain.schedule import WhenLate
 from meddaemon.domain.states import DeliveryState, JobState, StudyState
 
 metadata = MetaData(
@@ -193,6 +194,15 @@ job = Table(
     # Why the result must not be taken for truth whatever it says; empty for what a rule asked for.
     Column("caveat", Text, nullable=False),
     Column("priority", Integer, nullable=False),
+    # The gate that must be open for it to begin, beside the queue's own; empty: no other.
+    Column("gate", String(64), nullable=False),
+    # Of those that wait, the earliest turn goes first; it came so many seconds after the job was queued.
+    Column("turn_at", Utc, nullable=False),
+    Column("patience", Double, nullable=False),
+    # When it should have begun, and how many seconds after it was queued that is; late it may be of no use.
+    Column("deadline_at", Utc),
+    Column("deadline_seconds", Double),
+    Column("when_late", String(16), nullable=False),
     Column("state", String(16), nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("maximum_attempts", Integer, nullable=False),
@@ -206,12 +216,29 @@ job = Table(
     Column("finished_at", Utc),
 )
 job_waiting = text(f"state IN ('{JobState.AVAILABLE}', '{JobState.RETRYABLE}')")
-job_executing = text(f"state = '{JobState.EXECUTING}'")
-Index("ix_job_waiting", job.c.priority, job.c.id, sqlite_where=job_waiting, postgresql_where=job_waiting)
+job_executing = text(f"state IN ('{JobState.EXECUTING}', '{JobState.PREPARED}')")
+# Gate by gate, so that what waits for its window costs those that may begin nothing.
+Index("ix_job_waiting", job.c.gate, job.c.turn_at, job.c.id, sqlite_where=job_waiting, postgresql_where=job_waiting)
 Index("ix_job_executing", job.c.lease_expires_at, sqlite_where=job_executing, postgresql_where=job_executing)
 
 job_finished = text(f"state IN ('{JobState.COMPLETED}', '{JobState.DISCARDED}', '{JobState.CANCELLED}')")
 Index("ix_job_finished", job.c.state, job.c.id, sqlite_where=job_finished, postgresql_where=job_finished)
+
+job_missable = text(f"{job_waiting} AND deadline_at IS NOT NULL AND when_late = '{WhenLate.DISCARD}'")
+Index("ix_job_missable", job.c.deadline_at, sqlite_where=job_missable, postgresql_where=job_missable)
+
+# Gates that jobs pass to begin: the queue's own, whose name is empty, and one for each window. One that has no row is
+# shut, and one that nobody keeps open shuts by itself.
+gate = Table(
+    "gate",
+    metadata,
+    _id(),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("open_until", Utc, nullable=False, index=True),
+    # Why an operator shut it.
+    Column("reason", Plain(), nullable=False),
+    Column("changed_at", Utc, nullable=False),
+)
 
 request = Table(
     "request",

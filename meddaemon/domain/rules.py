@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from meddaemon.domain.completeness import Requirement, WhenIncomplete
 from meddaemon.domain.conditions import ALWAYS, Condition
+from meddaemon.domain.schedule import WhenLate
 from meddaemon.domain.series import SeriesKind
 
 FORCED = "forced: "
@@ -19,7 +20,8 @@ class Rule:
     `quiet_seconds` overrides the default quiet time; `priority` 0 is the most urgent, 9 the least. A `fallback`
     rule is looked at only when no other rule matched. `requires` names series that must be there;
     `maximum_wait_seconds` and `when_incomplete` override the defaults of how long is waited for what is missing, and
-    of what becomes of the study then.
+    of what becomes of the study then. Its jobs begin only in its `window` ("" is at any time); `deadline_seconds`
+    after they were queued they should have begun, else `when_late` says what becomes of them.
     """
 
     name: str
@@ -33,4 +35,7 @@ class Rule:
     maximum_wait_seconds: float | None = None
     when_incomplete: WhenIncomplete | None = None
     priority: int = 5
+    window: str = ""
+    deadline_seconds: float | None = None
+    when_late: WhenLate = WhenLate.RUN
     fallback: bool = False

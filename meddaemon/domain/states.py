@@ -74,6 +74,8 @@ class JobState(StrEnum):
 
     AVAILABLE = "available"
     EXECUTING = "executing"
+    PREPARED = "prepared"
+    """A worker has it in hand, its input read, until the one before is done."""
     RETRYABLE = "retryable"
     COMPLETED = "completed"
     DISCARDED = "discarded"
@@ -84,6 +86,10 @@ class JobEvent(StrEnum):
     """What can happen to a job."""
 
     CLAIM = "claim"
+    PREPARE = "prepare"
+    """Its input is ready while the worker is busy with another job: now it rests."""
+    START = "start"
+    """Its turn has come, and nothing more urgent waits."""
     COMPLETE = "complete"
     FAIL = "fail"
     """The attempt failed and attempts are left."""
@@ -94,7 +100,11 @@ class JobEvent(StrEnum):
     EXPIRE = "expire"
     """The lease ran out: the worker died or hung; attempts are left."""
     RELEASE = "release"
-    """The worker gives the job back unworked (drain); the attempt does not count."""
+    """The worker gives the job back unworked (drain), or ended while it rested; the attempt does not count."""
+    MISS = "miss"
+    """Its deadline passed before it began, and late it is of no use."""
+    HURRY = "hurry"
+    """An operator lets a waiting job go first: before others, outside its window and however late."""
     CANCEL = "cancel"
     REQUEUE = "requeue"
 
@@ -102,14 +112,25 @@ class JobEvent(StrEnum):
 JOB_TRANSITIONS: Mapping[JobState, Mapping[JobEvent, JobState]] = {
     JobState.AVAILABLE: {
         JobEvent.CLAIM: JobState.EXECUTING,
+        JobEvent.MISS: JobState.DISCARDED,
+        JobEvent.HURRY: JobState.AVAILABLE,
         JobEvent.CANCEL: JobState.CANCELLED,
     },
     JobState.RETRYABLE: {
         JobEvent.CLAIM: JobState.EXECUTING,
+        JobEvent.MISS: JobState.DISCARDED,
+        JobEvent.HURRY: JobState.AVAILABLE,
         JobEvent.CANCEL: JobState.CANCELLED,
         JobEvent.REQUEUE: JobState.AVAILABLE,
     },
+    # Its lease runs out like any other, but then nothing that happened to its worker was its doing.
+    JobState.PREPARED: {
+        JobEvent.START: JobState.EXECUTING,
+        JobEvent.RELEASE: JobState.AVAILABLE,
+        JobEvent.CANCEL: JobState.CANCELLED,
+    },
     JobState.EXECUTING: {
+        JobEvent.PREPARE: JobState.PREPARED,
         JobEvent.COMPLETE: JobState.COMPLETED,
         JobEvent.FAIL: JobState.RETRYABLE,
         JobEvent.EXHAUST: JobState.DISCARDED,

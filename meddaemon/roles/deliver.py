@@ -1,11 +1,13 @@
-"""Owner of every timed thing: completeness, expired leases, deliveries, questions to peers."""
+"""Owner of every timed thing: completeness, expired leases, windows, deadlines, deliveries, questions to peers."""
 
 import logging
 import os
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 
 from apscheduler.executors.pool import ThreadPoolExecutor
@@ -13,8 +15,9 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from meddaemon import pipeline
 from meddaemon.config.settings import DestinationSettings, PeerSettings, Settings
-from meddaemon.db import announcements, jobs, studies
+from meddaemon.db import announcements, gates, jobs, studies
 from meddaemon.db.engine import Database
+from meddaemon.domain.schedule import Window
 from meddaemon.ingest.volume import Volume, open_volume
 from meddaemon.results.delivery import Retry
 from meddaemon.results.delivery import deliver as deliver_to
@@ -23,6 +26,10 @@ from meddaemon.roles.remote import remote_of
 from meddaemon.telemetry import log
 
 FORGET_SECONDS = 3600.0
+WINDOW_SECONDS = 2.0
+"""How late a window may open; it closes by the database's clock, whether anybody looks or not."""
+CLOCK_SECONDS = 1.0
+"""How far the clock is set back when it counts as set back."""
 _log = log(__name__)
 
 
@@ -53,6 +60,9 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 partial(_on_volume, volume, partial(_drain, database, settings, destination, stop)),
                 "delivery",
             )
+        _remove_windows(database, settings.windows)
+        if settings.windows:
+            every(WINDOW_SECONDS, "windows", lambda: _keep_windows(database, settings.windows))
         every(FORGET_SECONDS, "forget", lambda: _forget(database))
         for peer in settings.listening_peers:
             if peer.query:
@@ -71,7 +81,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
         with announced(database, "deliver", "", stop):
             scheduler.start()
             _log.info("delivering", destinations=[each.name for each in settings.destinations])
-            stop.wait()
+            _run(scheduler, stop)
             scheduler.pause()
             if not _finished(scheduler):
                 # A peer that does not answer holds a thread that Python would wait for at exit. What it was sent
@@ -80,6 +90,17 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 _log.warning("left a delivery in progress: it will be repeated")
                 sys.stderr.flush()
                 os._exit(0)
+
+
+def _run(scheduler: BackgroundScheduler, stop: threading.Event) -> None:
+    """Wait for the end. A clock that is set back would have every task wait for the time that it showed before."""
+    ahead = time.time() - time.monotonic()
+    while not stop.wait(CLOCK_SECONDS):
+        before, ahead = ahead, time.time() - time.monotonic()
+        if ahead < before - CLOCK_SECONDS:
+            _log.warning("the clock was set back: every task runs now", seconds=round(before - ahead))
+            for task in scheduler.get_jobs():
+                task.modify(next_run_time=datetime.now(UTC))
 
 
 def _on_volume(volume: Volume, task: Callable[[], object]) -> None:
@@ -109,8 +130,32 @@ def _retry(settings: Settings) -> Retry:
 def _expire(database: Database) -> None:
     with database.write() as connection:
         expired = jobs.expire(connection)
+        missed = jobs.miss(connection)
     if expired:
         _log.warning("took back jobs whose worker went silent", jobs=expired)
+    if missed:
+        _log.warning("discarded jobs whose deadline passed before they began", jobs=missed)
+
+
+def _keep_windows(database: Database, windows: Sequence[Window]) -> None:
+    """Open each window until its next close, and shut those that should be shut, by the database's clock."""
+    with database.write() as connection:
+        at = gates.clock(connection)
+        for window in windows:
+            until = window.open_until(at)
+            if gates.keep(connection, window.name, until):
+                _log.info("window", window=window.name, open_until=until.isoformat() if until else "closed")
+
+
+def _remove_windows(database: Database, windows: Sequence[Window]) -> None:
+    """Shut the windows that are not configured any more, and tell of the jobs that wait for them in vain."""
+    with database.write() as connection:
+        for gone in gates.remove(connection, but=[window.name for window in windows]):
+            _log.error(
+                "jobs wait for a window that is not configured: `meddaemon jobs hurry` or `cancel` them",
+                window=gone.name,
+                jobs=gone.waiting,
+            )
 
 
 def _forget(database: Database) -> None:

@@ -3,7 +3,6 @@
 import threading
 from contextlib import ExitStack
 
-from meddaemon import pipeline
 from meddaemon.config.settings import Settings
 from meddaemon.config.settings import WorkerSettings as Configured
 from meddaemon.durable import Staging
@@ -12,6 +11,7 @@ from meddaemon.inference.runtime import Limits
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.volume import Volume, open_volume
 from meddaemon.jobs.worker import Worker, WorkerSettings
+from meddaemon.pipeline import JobStages
 from meddaemon.roles.process import DRAIN_SECONDS, announced, database_of, process_name
 from meddaemon.roles.slots import memory_share
 from meddaemon.telemetry import log
@@ -20,7 +20,7 @@ _log = log(__name__)
 
 
 def work(settings: Settings, stop: threading.Event) -> None:
-    """Run jobs until `stop` is set; a job in hand may finish, else it is given back unworked.
+    """Run jobs until `stop` is set; a model that runs then may finish, every other job is given back unworked.
 
     Raises SandboxUnavailable when models may only run confined and the kernel cannot do it.
     """
@@ -44,9 +44,11 @@ def work(settings: Settings, stop: threading.Event) -> None:
                 poll_seconds=settings.worker.poll_seconds,
                 drain_seconds=DRAIN_SECONDS,
                 model_digests=[contract.digest for contract in settings.contracts.values()],
+                prefetch=settings.worker.prefetch,
+                batch_jobs=settings.worker.batch_jobs,
+                ageing_seconds=settings.worker.ageing_seconds,
             ),
-            process=lambda job: pipeline.process(database, settings, models, staging, job),
-            interrupt=models.interrupt,
+            JobStages(database, settings, models, staging),
             # Without its volume every job would fail, and use up its attempts.
             ready=lambda: _is_ready(volume, staging),
         )

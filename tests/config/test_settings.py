@@ -371,6 +371,7 @@ def test_a_password_that_everybody_may_read_is_warned_about(folder: Path, mode: 
 ARRAYS = {
     "destinations": settings_module.DestinationSettings,
     "peers": settings_module.PeerSettings,
+    "windows": settings_module.WindowSettings,
     "rules": settings_module.RuleSettings,
 }
 
@@ -434,6 +435,7 @@ def test_every_setting_is_read_by_somebody() -> None:
     code = "\n".join(path.read_text() for path in sources)
     # Those below are read here, on the way from the file to rules, contracts and the database URL.
     here = {"rules.enabled", "rules.required_series", "models.directories", "models.enabled", "destinations.kind"}
+    here |= {"windows.times", "windows.time_zone"}
     assert {each for each in _keys(Document) if not re.search(rf"\.{each.split('.')[1]}\b", code)} <= here
 
 

@@ -169,7 +169,12 @@ FAULTS: dict[int, Fault] = {
     122: Fault("a schema that is newer than we are", "refuses to start, and says which"),
     123: Fault("clocks that differ", "leases go by the clock of the database"),
     124: Fault("a million instances", "queries stay quick"),
-    # Models.
+    # Processes and the queue.
+    125: Fault("kill -9 while objects are received", "nothing that was acknowledged is lost, nothing torn is seen"),
+    126: Fault("kill -9 at any stage of a job", "it runs again and has one result, which is delivered once"),
+    127: Fault("SIGTERM within a transfer or a job", "finished or given back, and ended within 15 s"),
+    128: Fault("SIGSTOP within a transfer", "goes on where it was; everything is stored"),
+    129: Fault("the clock is set by hours", "no task waits for the time before, and none is done twice"),
     130: Fault(
         "memory that runs out in the host", "the model's process goes first; the job is tried again, not for ever"
     ),
@@ -178,6 +183,13 @@ FAULTS: dict[int, Fault] = {
     ),
     132: Fault("a CUDA error that sticks", "the process ends and is replaced"),
     133: Fault("a model that hangs", "ended at its time limit, at a lost lease, or at the end of the drain"),
+    134: Fault("a worker that loses its lease and lives", "its late result is refused by the fencing token"),
+    135: Fault("a job that kills its worker each time", "so many attempts, then a dead letter; the others are done"),
+    136: Fault("a role that dies again and again", "started after ever longer pauses; the others go on"),
+    137: Fault("a window that closes", "what runs finishes; nothing begins, not even what was prepared"),
+    138: Fault("a queue of ten thousand jobs", "fair, in order, and a claim reads a few rows"),
+    139: Fault("two workers and one job", "one of them has it"),
+    # Models.
     173: Fault(
         "NaN, nothing or everything segmented, scores that are no probabilities, boxes that cannot be",
         "a result that is marked, with the reason, and never sent",

@@ -230,6 +230,7 @@ def test_a_second_serve_on_the_same_store_refuses(tmp_path: Path) -> None:
 # --- the order of things ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(127)
 @pytest.mark.peer
 def test_peers_that_stop_in_the_middle_of_a_pdu_do_not_hold_up_the_end(tmp_path: Path) -> None:
     home = Home.make(tmp_path)

@@ -80,11 +80,13 @@ def _kill_on(home: Home, cycles: int) -> int:
     return len(acknowledged)
 
 
+@pytest.mark.fault(125)
 @pytest.mark.timeout(1500)  # the two cores of a busy machine make it three times as long
 def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     assert _kill_cycles(tmp_path, CYCLES) >= CYCLES
 
 
+@pytest.mark.fault(125)
 def test_kill_9_loses_nothing_without_a_journal(tmp_path: Path) -> None:
     assert _kill_cycles(tmp_path, 10, journal_bytes=0) >= 10
 

@@ -406,8 +406,7 @@ def test_a_job_whose_file_was_deleted_is_refused_with_the_reason_and_one_whose_v
             database,
             "worker",
             WorkerSettings(lease_seconds=60, heartbeat_seconds=20, backoff_seconds=60, poll_seconds=1, drain_seconds=1),
-            process=lambda job: pipeline.process(database, settings, models, staging, job),
-            interrupt=models.interrupt,
+            pipeline.JobStages(database, settings, models, staging),
         )
         deleted = enqueue(database, study, **asked)
         assert worker.work_one()

@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from queue_samples import finish, wait_until
+from queue_samples import OneStage, finish, wait_until
 
 from meddaemon.db.engine import Database
 from meddaemon.db.jobs import Job
@@ -32,4 +32,4 @@ settings = WorkerSettings(
     poll_seconds=0.1,
     drain_seconds=5,
 )
-Worker(database, name, settings, process, interrupt=lambda: None).run(threading.Event())
+Worker(database, name, settings, OneStage(process)).run(threading.Event())

@@ -147,6 +147,7 @@ def test_a_claim_is_told_to_everybody(database: Database, study: int) -> None:
     assert get(database, job.id) == job
 
 
+@pytest.mark.fault(139)
 def test_processes_never_claim_the_same_job(database: Database, database_url: str, study: int) -> None:
     queued = {enqueue(database, study, priority=number % 3) for number in range(30)}
     said = run_together(*[[str(CLAIMER), database_url, f"worker {number}"] for number in range(4)])
@@ -154,6 +155,7 @@ def test_processes_never_claim_the_same_job(database: Database, database_url: st
     assert sorted(claims) == sorted(f"{job_id} 1" for job_id in queued)
 
 
+@pytest.mark.fault(139)
 def test_threads_never_claim_the_same_job(database: Database, study: int) -> None:
     queued = [enqueue(database, study) for _ in range(24)]
     together = threading.Barrier(8)
@@ -233,6 +235,7 @@ LATE: dict[str, Callable[[Connection, Job], object]] = {
 }
 
 
+@pytest.mark.fault(134)
 @pytest.mark.parametrize("late", LATE)
 @pytest.mark.parametrize("meanwhile", ["taken back", "claimed by another", "cancelled", "claimed again by itself"])
 def test_a_worker_that_comes_too_late_writes_nothing(database: Database, study: int, late: str, meanwhile: str) -> None:
@@ -255,6 +258,7 @@ def test_a_worker_that_comes_too_late_writes_nothing(database: Database, study: 
 # --- attempts ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.fault(135)
 def test_the_backoff_doubles_until_the_job_is_a_dead_letter(database: Database, study: int) -> None:
     job_id = enqueue(database, study, maximum_attempts=4)
     delays = []
@@ -279,6 +283,7 @@ def _make_due(database: Database, job_id: int) -> None:
         connection.exec_driver_sql(f"UPDATE job SET available_at = 0 WHERE id = {job_id}")
 
 
+@pytest.mark.fault(135)
 def test_a_job_that_kills_its_workers_is_a_dead_letter_in_the_end(database: Database, study: int) -> None:
     job_id = enqueue(database, study, maximum_attempts=2)
     for _ in range(2):

@@ -1,30 +1,50 @@
 """Whatever happens in whatever order, jobs move by the table of states and by nothing else.
 
-Hypothesis drives the real queue on real SQLite beside a model of it that fits on a page.
+Hypothesis drives the real queue on real SQLite beside a model of it that fits on a page. Hours pass, and with them
+leases, windows, deadlines and turns, by moving every time in the database back.
 """
 
 import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from queue_samples import KINDS, OVER, new_job, received
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL
 
-from meddaemon.db import jobs, registration, requests
+from meddaemon.db import gates, jobs, registration, requests
 from meddaemon.db.engine import Database
 from meddaemon.db.jobs import Job
 from meddaemon.domain.errors import LeaseLost, NotFound
+from meddaemon.domain.schedule import URGENT, WhenLate, patience
 from meddaemon.domain.states import JOB_TRANSITIONS, JobEvent, JobState
 
 MAXIMUM_ATTEMPTS = 2
 HOUR = 3600.0
+AGEING = 600.0
+DIGESTS = {"m": "m" * 64, "n": "n" * 64}
+WORK = st.tuples(
+    st.sampled_from("pqrs"),
+    st.sampled_from("mn"),
+    st.integers(0, 2),
+    st.sampled_from(["", "", "", "w"]),
+    st.sampled_from([(None, WhenLate.RUN), (None, WhenLate.RUN), (5000.0, WhenLate.RUN), (700.0, WhenLate.DISCARD)]),
+)
+"""Rule, model, priority, window, deadline and what is done about it."""
 
 
 @dataclass
@@ -32,12 +52,19 @@ class Expected:
     """What the model knows of a job."""
 
     key: str
+    model: str
     priority: int
+    window: str
+    deadline_seconds: float | None
+    when_late: WhenLate
+    queued: float
+    available: float
+    patience: float
+    deadline: float | None = None
     state: JobState = JobState.AVAILABLE
     attempt: int = 0
     fence: int = 0
-    lease_over: bool = False
-    waits: bool = False
+    lease_until: float = 0.0
     outdated: bool = False
     """Why it is cancelled, if it is: nobody asks for it any more."""
     events: list[JobEvent] = field(default_factory=list)
@@ -50,6 +77,26 @@ class Expected:
         self.events.append(event)
         self.outdated = False
         return True
+
+    def begin_again(self, now: float) -> None:
+        self.attempt, self.queued, self.available = 0, now, now
+        self.deadline = None if self.deadline_seconds is None else now + self.deadline_seconds
+
+    @property
+    def turn(self) -> float:
+        return self.queued + self.patience
+
+    def is_missed(self, now: float) -> bool:
+        return self.when_late is WhenLate.DISCARD and self.deadline is not None and self.deadline < now
+
+    def grown(self, now: float) -> int:
+        """Return the priority that it has by now: one step nearer to 1 for every `AGEING` that it has waited."""
+        if self.priority == URGENT:
+            return URGENT
+        steps = 1
+        while self.turn - now > steps * AGEING:
+            steps += 1
+        return steps
 
 
 class Queue(RuleBasedStateMachine):
@@ -65,9 +112,13 @@ class Queue(RuleBasedStateMachine):
         with self.database.write() as connection:
             self.study = registration.register(connection, received("a"), quiet_seconds=0).study_id
         self.expected: dict[int, Expected] = {}
-        self.asked_for: dict[str, int] = {}
-        """The job that the one rule there is asks for, by model."""
+        self.asked_for: dict[tuple[str, str], int] = {}
+        """The job that is asked for, by rule and model."""
         self.claims: list[Job] = []
+        self.clock = 1e6
+        """By which the model goes; a little passes with every step."""
+        self.paused = False
+        self.window_until = 0.0
 
     def teardown(self) -> None:
         self.database.close()
@@ -75,52 +126,169 @@ class Queue(RuleBasedStateMachine):
 
     # --- what can happen
 
-    @rule(
-        model=st.sampled_from(["m", "n"]), generation=st.integers(1, 3), inputs=st.sampled_from("ab"),
-        priority=st.integers(0, 2),
-    )  # fmt: skip
-    def enqueue(self, model: str, generation: int, inputs: str, priority: int) -> None:
-        key = f"{model} {inputs}"
+    @initialize(many=st.lists(WORK, min_size=3, max_size=6))
+    def enqueue_many(self, many: list[tuple[str, str, int, str, tuple[float | None, WhenLate]]]) -> None:
+        for work in many:
+            self.enqueue(work, 1, "a")
+
+    @rule(work=WORK, generation=st.integers(1, 3), inputs=st.sampled_from("ab"))
+    def enqueue(
+        self, work: tuple[str, str, int, str, tuple[float | None, WhenLate]], generation: int, inputs: str
+    ) -> None:
+        asking, model, priority, window, (seconds, when_late) = work
+        key = f"{asking} {model} {inputs}"
         new = new_job(
             self.study,
             key=key,
+            rule=asking,
             model=model,
+            model_digest=DIGESTS[model],
             generation=generation,
             priority=priority,
+            patience=patience(priority, AGEING, seconds),
+            window=window,
+            deadline_seconds=seconds,
+            when_late=when_late,
             maximum_attempts=MAXIMUM_ATTEMPTS,
         )
         with self.database.write() as connection:
             job_id, is_new = requests.ask(connection, new, ["pacs"])
             requests.settle(connection, self.study, generation, KINDS)
+        now = self._tick()
         known = {each.key: each_id for each_id, each in self.expected.items()}
         assert is_new is (key not in known)
         assert known.get(key, job_id) == job_id
         if is_new:
-            self.expected[job_id] = Expected(key=key, priority=priority)
-        self.asked_for[model] = job_id
+            self.expected[job_id] = Expected(
+                key=key,
+                model=model,
+                priority=priority,
+                window=window,
+                deadline_seconds=seconds,
+                when_late=when_late,
+                queued=now,
+                available=now,
+                patience=new.patience,
+                deadline=None if seconds is None else now + seconds,
+            )
+        self.asked_for[asking, model] = job_id
         for each_id, each in self.expected.items():
             if each_id not in self.asked_for.values():
                 each.outdated = each.take(JobEvent.CANCEL) or each.outdated
             elif each.outdated and each.take(JobEvent.REQUEUE):
-                each.attempt, each.waits = 0, False
+                each.begin_again(now)
 
-    @rule(over=st.booleans())
-    def claim(self, over: bool) -> None:
+    @rule(
+        lease=st.sampled_from([OVER, HOUR]), like=st.sampled_from(["", "m", "n"]), waited=st.sampled_from([0.0, 300.0]),
+        models=st.sampled_from([None, "m", "mn"]),
+    )  # fmt: skip
+    def claim(self, lease: float, like: str, waited: float, models: str | None) -> None:
         with self.database.write() as connection:
-            job = jobs.claim(connection, worker="w", lease_seconds=OVER if over else HOUR)
+            job = jobs.claim(
+                connection,
+                worker="w",
+                lease_seconds=lease,
+                model_digests=None if models is None else [DIGESTS[each] for each in models],
+                ageing_seconds=AGEING,
+                waited_seconds=waited,
+                like=DIGESTS.get(like, ""),
+            )
         self._expire()
-        waiting = [
-            (each.priority, job_id)
-            for job_id, each in self.expected.items()
-            if JobEvent.CLAIM in JOB_TRANSITIONS[each.state] and not each.waits
-        ]
-        assert (None if job is None else job.id) == (min(waiting)[1] if waiting else None)
+        now = self._tick()
+        waiting = self._claimable(now, waited, models or "mn")
+        wanted = waiting[0] if waiting else None
+        if wanted is not None and (grown := self.expected[wanted].grown(now)) != URGENT:
+            alike = [each for each in waiting if self.expected[each].model == like]
+            wanted = next((each for each in alike if self.expected[each].grown(now) <= grown), wanted)
+        assert (None if job is None else job.id) == wanted
         if job is not None:
             each = self.expected[job.id]
             assert each.take(JobEvent.CLAIM)
-            each.attempt, each.fence, each.lease_over = each.attempt + 1, each.fence + 1, over
+            each.attempt, each.fence, each.lease_until = each.attempt + 1, each.fence + 1, now + lease
             assert (job.attempt, job.fence) == (each.attempt, each.fence)
             self.claims.append(job)
+
+    @precondition(lambda self: self.claims)
+    @rule(data=st.data())
+    def prepare(self, data: st.DataObject) -> None:
+        self._by_a_worker(data, JobEvent.PREPARE, jobs.prepare)
+
+    @rule(like=st.sampled_from(["", "m", "n"]))
+    def prefetch(self, like: str) -> None:
+        self.claim(HOUR, like, 0.0, None)
+        executing = [job for job in self.claims[-1:] if self.expected[job.id].state is JobState.EXECUTING]
+        for job in executing:
+            self._do(job, JobEvent.PREPARE, jobs.prepare)
+
+    @precondition(lambda self: any(each.state is JobState.PREPARED for each in self.expected.values()))
+    @rule(data=st.data(), models=st.sampled_from(["m", "mn"]))
+    def start(self, data: st.DataObject, models: str) -> None:
+        """Begin what was prepared, or give it back: an older claim of the same job is told that it is too late."""
+        resting = [job for job in self.claims if self.expected[job.id].state is JobState.PREPARED]
+        held = data.draw(st.sampled_from(resting))
+        each, now = self.expected[held.id], self._tick()
+        digests = [DIGESTS[model] for model in models]
+        if each.fence != held.fence:
+            with pytest.raises(LeaseLost), self.database.write() as connection:
+                jobs.start(connection, held, model_digests=digests, ageing_seconds=AGEING)
+            return
+        with self.database.write() as connection:
+            begun = jobs.start(connection, held, model_digests=digests, ageing_seconds=AGEING)
+        more_urgent = [
+            other for other in self._claimable(now, 0.0, models) if self.expected[other].grown(now) < each.grown(now)
+        ]
+        assert begun is (self._is_open(each, now) and not each.is_missed(now) and not more_urgent)
+        assert each.take(JobEvent.START if begun else JobEvent.RELEASE)
+        each.attempt -= not begun
+
+    @rule()
+    def pause(self) -> None:
+        with self.database.write() as connection:
+            gates.pause(connection, "maintenance")
+        self.paused = True
+
+    @rule()
+    def resume(self) -> None:
+        with self.database.write() as connection:
+            gates.resume(connection)
+        self.paused = False
+
+    @rule(seconds=st.sampled_from([None, 1000.0, 2500.0]))
+    def the_window_opens_or_closes(self, seconds: float | None) -> None:
+        with self.database.write() as connection:
+            until = None if seconds is None else gates.clock(connection) + timedelta(seconds=seconds)
+            gates.keep(connection, "w", until)
+        self.window_until = 0.0 if seconds is None else self.clock + seconds
+
+    @rule(seconds=st.sampled_from([AGEING, 1300.0, HOUR]))
+    def time_passes(self, seconds: float) -> None:
+        self.clock += seconds
+        with self.database.write() as connection:
+            for column in ("turn_at", "deadline_at", "available_at", "lease_expires_at"):
+                connection.exec_driver_sql(f"UPDATE job SET {column} = {column} - {seconds}")
+            connection.exec_driver_sql(f"UPDATE gate SET open_until = open_until - {seconds} WHERE name = 'w'")
+
+    @rule()
+    def miss(self) -> None:
+        with self.database.write() as connection:
+            missed = jobs.miss(connection)
+        now = self._tick()
+        late = [
+            job_id
+            for job_id, each in self.expected.items()
+            if each.is_missed(now) and JobEvent.MISS in JOB_TRANSITIONS[each.state]
+        ]
+        assert sorted(missed) == sorted(late)
+        assert all(self.expected[job_id].take(JobEvent.MISS) for job_id in late)
+
+    @precondition(lambda self: self.expected)
+    @rule(data=st.data())
+    def hurry(self, data: st.DataObject) -> None:
+        each = self._by_the_operator(data, JobEvent.HURRY, jobs.hurry)
+        if each is not None:
+            each.queued = each.available = self._tick()
+            each.priority, each.patience, each.window = URGENT, patience(URGENT, AGEING), ""
+            each.deadline = each.deadline_seconds = None
 
     @rule()
     def expire(self) -> None:
@@ -152,8 +320,8 @@ class Queue(RuleBasedStateMachine):
         event = JobEvent.FAIL if held.attempt < MAXIMUM_ATTEMPTS else JobEvent.EXHAUST
         backoff = HOUR if wait else OVER
         each = self._do(held, event, lambda connection, job: jobs.fail(connection, job, "x", backoff_seconds=backoff))
-        if each is not None:
-            each.waits = wait and event is JobEvent.FAIL
+        if each is not None and event is JobEvent.FAIL:
+            each.available = self._tick() + backoff
 
     @precondition(lambda self: self.claims)
     @rule(data=st.data(), over=st.booleans())
@@ -162,7 +330,7 @@ class Queue(RuleBasedStateMachine):
         seconds = OVER if over else HOUR
         each = self._do(held, None, lambda connection, job: jobs.renew(connection, job, lease_seconds=seconds))
         if each is not None:
-            each.lease_over = over
+            each.lease_until = self._tick() + seconds
 
     @precondition(lambda self: self.expected)
     @rule(data=st.data())
@@ -174,7 +342,8 @@ class Queue(RuleBasedStateMachine):
     def requeue(self, data: st.DataObject) -> None:
         each = self._by_the_operator(data, JobEvent.REQUEUE, jobs.requeue)
         if each is not None:
-            each.attempt, each.waits = 0, False
+            each.begin_again(self._tick())
+            each.deadline = None
 
     # --- what must hold
 
@@ -203,6 +372,26 @@ class Queue(RuleBasedStateMachine):
 
     # --- how
 
+    def _tick(self) -> float:
+        self.clock += 1e-3
+        return self.clock
+
+    def _is_open(self, each: Expected, now: float) -> bool:
+        return not self.paused and (each.window == "" or self.window_until > now)
+
+    def _claimable(self, now: float, waited: float, models: str) -> list[int]:
+        """Return the jobs that may be claimed, the one whose turn is earliest first."""
+        waiting = [
+            (each.turn, job_id)
+            for job_id, each in self.expected.items()
+            if JobEvent.CLAIM in JOB_TRANSITIONS[each.state]
+            and each.available <= now - waited
+            and each.model in models
+            and self._is_open(each, now)
+            and not each.is_missed(now)
+        ]
+        return [job_id for _, job_id in sorted(waiting)]
+
     def _draw(self, data: st.DataObject) -> Job:
         return data.draw(st.sampled_from(self.claims))
 
@@ -214,7 +403,8 @@ class Queue(RuleBasedStateMachine):
     def _do(self, held: Job, event: JobEvent | None, operation: Callable[[Connection, Job], object]) -> Expected | None:
         """Let a worker do something with a claim that it made at any time before; return the job where it could."""
         each = self.expected[held.id]
-        if each.state is not JobState.EXECUTING or each.fence != held.fence:
+        # To renew a lease is no event; who may give a job back may renew it.
+        if (event or JobEvent.RELEASE) not in JOB_TRANSITIONS[each.state] or each.fence != held.fence:
             with pytest.raises(LeaseLost), self.database.write() as connection:
                 operation(connection, held)
             return None
@@ -237,11 +427,15 @@ class Queue(RuleBasedStateMachine):
         return each
 
     def _expire(self) -> list[int]:
-        expired = []
+        expired, now = [], self._tick()
         for job_id, each in self.expected.items():
-            if each.state is JobState.EXECUTING and each.lease_over:
-                assert each.take(JobEvent.EXPIRE if each.attempt < MAXIMUM_ATTEMPTS else JobEvent.EXHAUST)
-                each.waits = False
+            if JobEvent.RELEASE in JOB_TRANSITIONS[each.state] and each.lease_until < now:
+                if each.state is JobState.PREPARED:
+                    assert each.take(JobEvent.RELEASE)
+                    each.attempt -= 1
+                else:
+                    assert each.take(JobEvent.EXPIRE if each.attempt < MAXIMUM_ATTEMPTS else JobEvent.EXHAUST)
+                    each.available = now
                 expired.append(job_id)
         return sorted(expired)
 
@@ -251,6 +445,6 @@ def test_jobs_move_by_the_table_of_states_and_by_nothing_else(migrated: Callable
     run_state_machine_as_test(
         Queue,
         settings=settings(
-            max_examples=30, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+            max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
         ),
     )

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from queue_samples import claim, enqueue, finish, get, received, register, somebody_waits, wait_until
+from queue_samples import OneStage, claim, enqueue, finish, get, received, register, somebody_waits, wait_until
 from sqlalchemy import select
 
 from meddaemon.db import jobs, tables
@@ -60,12 +61,12 @@ def _worker(
     process: Callable[[Job], None],
     interrupt: Callable[[], None] = lambda: None,
     settings: WorkerSettings = SETTINGS,
-) -> Worker:
-    return Worker(database, "worker", settings, process, interrupt)
+) -> Worker[None, None]:
+    return Worker(database, "worker", settings, OneStage(process, interrupt))
 
 
 @contextmanager
-def _running(worker: Worker) -> Iterator[threading.Event]:
+def _running(worker: Worker[Any, Any]) -> Iterator[threading.Event]:
     """Run a worker in a thread and give the event that stops it."""
     stop = threading.Event()
     thread = threading.Thread(target=worker.run, args=(stop,))
@@ -318,6 +319,7 @@ def _ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
+@pytest.mark.fault(126)
 def test_the_job_of_a_killed_worker_runs_again_within_its_lease_and_has_one_result(
     database: Database, database_url: str, study: int, tmp_path: Path
 ) -> None:
@@ -340,6 +342,7 @@ def test_the_job_of_a_killed_worker_runs_again_within_its_lease_and_has_one_resu
     assert get(database, job_id).worker == "survivor"
 
 
+@pytest.mark.fault(134)
 def test_a_worker_that_was_stopped_past_its_lease_writes_nothing_when_it_goes_on(
     database: Database, database_url: str, study: int, tmp_path: Path
 ) -> None:
@@ -393,7 +396,7 @@ def test_a_worker_without_the_store_s_volume_claims_nothing_until_it_is_there(da
         with database.write() as connection:
             finish(connection, job)
 
-    with _running(Worker(database, "worker", SETTINGS, process, lambda: None, ready)):
+    with _running(Worker(database, "worker", SETTINGS, OneStage(process), ready)):
         for _ in range(3):
             assert asked.acquire(timeout=30)
         assert (get(database, queued).state, get(database, queued).attempt) == (JobState.AVAILABLE, 0)

@@ -127,8 +127,8 @@ def head(folder: Path, *, seed: str = "1", planes: int = 6, order: int = 101, **
     return make_series(folder, voxels=voxels, seed=seed, **other)  # type: ignore[arg-type]
 
 
-def send(files: list[Path], port: int) -> None:
-    """Send files to the daemon; every one must be taken."""
+def outgoing_of(files: list[Path]) -> list[Outgoing]:
+    """Return files as they are to be sent."""
     outgoing = []
     for path in files:
         meta = dcmread(path, stop_before_pixels=True).file_meta
@@ -140,6 +140,11 @@ def send(files: list[Path], port: int) -> None:
                 transfer_syntax_uid=meta.TransferSyntaxUID,
             )
         )
+    return outgoing
+
+
+def send(files: list[Path], port: int) -> None:
+    """Send files to the daemon; every one must be taken."""
     remote = RemoteEntity(ae_title="MEDDAEMON", host="127.0.0.1", port=port, calling_ae_title="SCANNER")
-    for answer in store(remote, outgoing):
+    for answer in store(remote, outgoing_of(files)):
         assert answer.verdict is Verdict.TAKEN, answer.reason

@@ -153,7 +153,7 @@ def test_a_status_that_a_person_must_look_at_holds_the_delivery_and_resources_ar
             wait_until(lambda: len(pacs.received) == 2, what="what was requeued")
 
 
-@pytest.mark.fault(130)
+@pytest.mark.fault(126, 130)
 def test_a_killed_worker_loses_nothing_and_its_job_gives_one_result(tmp_path: Path, pacs: Pacs) -> None:
     with pacs.listening() as port:
         home = make_site(tmp_path / "home", {"pacs": port}, lease=4)
@@ -182,6 +182,7 @@ def test_a_model_that_hangs_is_ended_by_its_time_limit_and_the_queue_goes_on(tmp
     assert "20" in hung.reason
 
 
+@pytest.mark.fault(127)
 def test_sigterm_ends_within_15_seconds_and_the_job_is_given_back(tmp_path: Path, pacs: Pacs) -> None:
     with pacs.listening() as port:
         home = make_site(tmp_path / "home", {"pacs": port})
@@ -208,6 +209,7 @@ def test_an_unsound_series_is_refused_by_name_and_never_retried(tmp_path: Path, 
     assert not pacs.received
 
 
+@pytest.mark.fault(136)
 def test_a_role_that_dies_is_started_again(tmp_path: Path, pacs: Pacs) -> None:
     with pacs.listening() as port:
         home = make_site(tmp_path / "home", {"pacs": port})
