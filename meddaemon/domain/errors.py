@@ -10,6 +10,8 @@
     │   ├── UndecodablePixels   the pixel data cannot be decoded
     │   └── ContradictoryIdentity   the inputs name more than one patient or study
     ├── ModelFailed             the model itself failed: the job is retried
+    ├── NotAdmitted             a model without a green check was asked for: it gets no work
+    ├── BundleRefused           a bundle is not taken: damaged, hostile or changed
     ├── ObjectRefusedByGate     an encoded result contradicts its source: never delivered
     ├── LeaseLost               somebody else holds the job now: write nothing
     ├── StudyHeld               a study contradicts itself: nothing runs on it before an operator releases it
@@ -97,6 +99,14 @@ class ContradictoryIdentity(InputRefused):
 
 class ModelFailed(MeddaemonError):
     """The model raised, crashed or ran out of time."""
+
+
+class NotAdmitted(MeddaemonError):
+    """The model has no green check of what it is now; the message says why, and what to do."""
+
+
+class BundleRefused(MeddaemonError):
+    """A bundle, or what was to become one, is not taken; the message names the file and what is wrong with it."""
 
 
 class ObjectRefusedByGate(MeddaemonError):

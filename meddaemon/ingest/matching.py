@@ -3,6 +3,7 @@
 For every rule: does its study condition hold; then for each model, which series may fill each input: the series
 must be of a kind that the rule admits (only images, unless the rule says so), satisfy the rule's series condition
 and the model's own chooser. Nothing is left out of the record: each series is asked, with the values it showed.
+A model that is not admitted gets no work.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,15 +46,23 @@ def decide(rule: Rule, study: Study, contracts: Mapping[str, ModelContract]) -> 
     plans: list[Plan] = []
     reasons: list[str] = []
     models: dict[str, object] = {}
+    not_admitted: dict[str, str] = {}
     for name in rule.models:
+        admission = contracts[name].admission
+        if admission.refusal:
+            not_admitted[name] = admission.refusal
+            reasons.append(f"{name}: is not admitted")
+            continue
         inputs, explained = _fill(rule, study, contracts[name])
         models[name] = explained
         if missing := [key for key, series in inputs.items() if series is None]:
             reasons.append(f"{name}: no series for input {', '.join(missing)}")
         else:
             plans.append(Plan(model=name, inputs={key: series for key, series in inputs.items() if series}))
-            reasons.append(f"{name}: runs")
+            reasons.append(f"{name}: runs" + (f", admitted by force: {admission.forced}" if admission.forced else ""))
     detail["models"] = models
+    if not_admitted:
+        detail["not_admitted"] = not_admitted
     return Decision(rule=rule.name, matched=bool(plans), reason="; ".join(reasons), detail=detail, plans=tuple(plans))
 
 

@@ -32,7 +32,7 @@ def work(settings: Settings, stop: threading.Event) -> None:
                 backoff_seconds=settings.worker.backoff_seconds,
                 poll_seconds=settings.worker.poll_seconds,
                 drain_seconds=DRAIN_SECONDS,
-                model_digests=[contract.digest for contract in settings.contracts.values()],
+                model_digests=[contract.digest for contract in settings.admitted.values()],
             ),
             process=lambda job: pipeline.process(database, settings, models, staging, job),
             interrupt=models.interrupt,
@@ -40,7 +40,7 @@ def work(settings: Settings, stop: threading.Event) -> None:
             ready=lambda: _is_ready(volume, staging),
         )
         with announced(database, "work", "", stop):
-            _log.info("working", models=sorted(settings.contracts))
+            _log.info("working", models=sorted(settings.admitted))
             worker.run(stop)
         staging.close()
 
