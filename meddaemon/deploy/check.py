@@ -141,9 +141,13 @@ def _run(
                 files = golden.files_of(case, turn, Path(place))
                 prediction = models.predict(contract, {name: files[name] for name in names})
                 value = _compared(prediction, wanted)
-            except (BundleRefused, InputRefused, ModelFailed, NotThere) as error:
+            except (BundleRefused, InputRefused, NotThere) as error:
                 yield result.model_copy(update={"failure": _bounded(error)})
                 continue
+            except ModelFailed as error:
+                # It takes up to its time limit, each time: one failure is enough to know.
+                yield result.model_copy(update={"failure": _bounded(error)})
+                return
         provenance |= prediction.provenance
         if index == 0:
             first = _as_expected(case, prediction)

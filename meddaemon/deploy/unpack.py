@@ -50,7 +50,7 @@ def unpack(archive: Path, folder: Path, limits: Limits = LIMITS) -> None:
             members = _members(opened, limits)
             _check_names(((each.orig_filename, each.file_size) for each in members), limits)
             _Writer(folder, limits).write_all(
-                (name, opened.open(member)) for name, member in _without_common_folder(members)
+                (name, member.file_size, opened.open(member)) for name, member in _without_common_folder(members)
             )
     except zipfile.BadZipFile as error:
         raise BundleRefused(f"{archive.name} is not a sound zip archive: {error}") from error
@@ -64,8 +64,9 @@ def copy(source: Path, folder: Path, limits: Limits = LIMITS) -> None:
     Raises BundleRefused when it holds anything but files and folders.
     """
     files = list(_files_of(source, source, limits))
-    _check_names(((name, path.lstat().st_size) for name, path in files), limits)
-    _Writer(folder, limits).write_all((name, _opened(path, name)) for name, path in files)
+    sizes = {name: path.lstat().st_size for name, path in files}
+    _check_names(sizes.items(), limits)
+    _Writer(folder, limits).write_all((name, sizes[name], _opened(path, name)) for name, path in files)
 
 
 def make_removable(folder: Path) -> None:
@@ -208,15 +209,17 @@ class _Writer:
         self._limits = limits
         self._total = 0
 
-    def write_all(self, files: Iterable[tuple[str, IO[bytes]]]) -> None:
+    def write_all(self, files: Iterable[tuple[str, int, IO[bytes]]]) -> None:
         self._folder.mkdir(parents=True)
-        for name, source in files:
+        for name, claimed, source in files:
             with source:
-                self._write(name, source)
+                written = self._write(name, source)
+            if written != claimed:
+                _refuse(name, f"has {written} bytes and not the {claimed} that it claims")
         for parent, _, _ in os.walk(self._folder, topdown=False):
             Path(parent).chmod(0o555)
 
-    def _write(self, name: str, source: IO[bytes]) -> None:
+    def _write(self, name: str, source: IO[bytes]) -> int:
         target = self._folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o444)
@@ -232,3 +235,4 @@ class _Writer:
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
+        return size
