@@ -48,8 +48,8 @@ class CaseResult(Record):
     @property
     def said(self) -> str:
         """The result in one line."""
-        if self.failure:
-            return f"case {self.case}, {self.variant}: {self.failure}"
+        if self.failure or self.value is None:
+            return f"case {self.case}, {self.variant}: {self.failure or 'no result'}"
         sense = "at least" if self.measure == "dice" else "at most"
         return f"case {self.case}, {self.variant}: {self.measure} {self.value:.4f}, {sense} {self.limit:g} is wanted"
 

@@ -47,6 +47,7 @@ def decide(rule: Rule, study: Study, contracts: Mapping[str, ModelContract]) -> 
     reasons: list[str] = []
     models: dict[str, object] = {}
     not_admitted: dict[str, str] = {}
+    forced: dict[str, str] = {}
     for name in rule.models:
         admission = contracts[name].admission
         if admission.refusal:
@@ -59,10 +60,14 @@ def decide(rule: Rule, study: Study, contracts: Mapping[str, ModelContract]) -> 
             reasons.append(f"{name}: no series for input {', '.join(missing)}")
         else:
             plans.append(Plan(model=name, inputs={key: series for key, series in inputs.items() if series}))
-            reasons.append(f"{name}: runs" + (f", admitted by force: {admission.forced}" if admission.forced else ""))
+            reasons.append(f"{name}: runs")
+            if admission.forced:
+                forced[name] = admission.forced
     detail["models"] = models
     if not_admitted:
         detail["not_admitted"] = not_admitted
+    if forced:
+        detail["admitted_by_force"] = forced
     return Decision(rule=rule.name, matched=bool(plans), reason="; ".join(reasons), detail=detail, plans=tuple(plans))
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import http.server
 import json
+import os
 import ssl
 import threading
 import tomllib
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from typer.testing import CliRunner
 
+from meddaemon.cli.app import app
 from meddaemon.config.contracts import load_contract
 from meddaemon.config.digest import bundle_digest
 from meddaemon.deploy import registry
@@ -201,8 +204,6 @@ def test_the_records_beside_a_contract_are_not_part_of_the_model_and_others_of_t
 
 
 def test_what_is_no_file_cannot_be_digested(tmp_path: Path) -> None:
-    import os  # noqa: PLC0415
-
     bundle = write_bundle(tmp_path / "b")
     os.mkfifo(bundle / "pipe")
     with pytest.raises(ValueError, match="pipe is not a file"):
@@ -281,34 +282,38 @@ def test_an_archive_comes_from_the_network_only_with_its_digest_and_from_its_hos
 # --- the command line -----------------------------------------------------------------------------------------------
 
 
+def said(config: Path, *arguments: str | Path) -> tuple[int, str]:
+    """What a command prints, and its exit code."""
+    done = CliRunner().invoke(app, ["models", *map(str, arguments), "--config", str(config)], catch_exceptions=False)
+    return done.exit_code, done.output
+
+
 def test_the_commands_tell_and_do_what_they_say(tmp_path: Path, models: Path) -> None:
     config = tmp_path / "meddaemon.toml"
-    config.write_text('[models]\ndirectories = ["models"]\n')
-    script = b"import socket\n"
-    archive = zip_of(write_bundle(tmp_path / "b", {"scripts/phone.py": script}), tmp_path / "spleen.zip")
-    added = run_cli("models", "add", archive, "--config", config)
-    assert added.returncode == 0, added.stderr
-    assert "leaves: scripts/phone.py:1: imports socket" in added.stdout
-    assert "complete " in added.stdout
-    audit = run_cli("models", "audit", "spleen_segmentation", "--config", config)
-    assert "leaves: scripts/phone.py:1: imports socket" in audit.stdout
-    shown = run_cli("models", "show", "spleen_segmentation", "--config", config)
-    assert shown.returncode == 2
-    assert "segments[0].type.value" in shown.stderr
-    listed = run_cli("models", "list", "--config", config, "--format", "json")
-    states = {each["name"]: each["state"] for each in json.loads(listed.stdout)}
+    # A rule that names a model which cannot be loaded yet keeps nobody from working on it.
+    config.write_text('[models]\ndirectories = ["models"]\n[[rules]]\nname = "r"\nmodels = ["spleen_segmentation"]\n')
+    archive = zip_of(write_bundle(tmp_path / "b", {"scripts/phone.py": b"import socket\n"}), tmp_path / "spleen.zip")
+    code, text = said(config, "add", archive)
+    assert code == 0, text
+    assert "leaves: scripts/phone.py:1: imports socket" in text
+    assert "complete " in text
+    assert "leaves: scripts/phone.py:1: imports socket" in said(config, "audit", "spleen_segmentation")[1]
+    with pytest.raises(InvalidConfiguration, match=r"segments\[0\]\.type\.value"):
+        said(config, "show", "spleen_segmentation")
+    states = {each["name"]: each["state"] for each in json.loads(said(config, "list", "--format", "json")[1])}
     assert states["spleen_segmentation"] == "no work"
     contract = models / "spleen_segmentation/contract.toml"
     contract.write_text(complete(contract.read_text()))
-    refused = run_cli("models", "check", "spleen_segmentation", "--config", config)
-    assert (refused.returncode, "it has no golden case" in refused.stdout) == (1, True)
-    forced = run_cli("models", "check", "spleen_segmentation", "--force", "seen by Dr N", "--config", config)
-    assert (forced.returncode, "admitted by force: seen by Dr N" in forced.stdout) == (0, True)
-    shown = run_cli("models", "show", "spleen_segmentation", "--config", config)
-    assert "admitted by force: seen by Dr N" in shown.stdout
-    listed = run_cli("models", "list", "--config", config)
-    assert "seen by Dr N" in listed.stdout
-    assert run_cli("models", "remove", "spleen_segmentation", "--config", config).returncode == 0
+    code, text = said(config, "check", "spleen_segmentation")
+    assert (code, "it has no golden case" in text) == (1, True)
+    code, text = said(config, "check", "spleen_segmentation", "--force", "seen by Dr N")
+    assert (code, "admitted by force: seen by Dr N" in text) == (0, True)
+    assert "admitted by force: seen by Dr N" in said(config, "show", "spleen_segmentation")[1]
+    assert "seen by Dr N" in said(config, "list")[1]
+    with pytest.raises(BundleRefused, match="a rule or"):
+        said(config, "remove", "spleen_segmentation")
+    config.write_text('[models]\ndirectories = ["models"]\n')
+    assert said(config, "remove", "spleen_segmentation") == (0, "removed spleen_segmentation\n")
     assert list(models.iterdir()) == []
 
 

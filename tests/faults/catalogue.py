@@ -154,6 +154,13 @@ FAULTS: dict[int, Fault] = {
     122: Fault("a schema that is newer than we are", "refuses to start, and says which"),
     123: Fault("clocks that differ", "leases go by the clock of the database"),
     124: Fault("a million instances", "queries stay quick"),
+    # Models.
+    168: Fault("an archive that leads out of its folder: names, links, devices, bombs", "refused, nothing written"),
+    169: Fault("a pickle in the weights that calls for more than tensors", "refused when it is added, by name"),
+    170: Fault("weights that get past that look", "loaded weights-only in the model child, else no work"),
+    171: Fault("a configuration that calls the system", "told before anything of it runs; it never runs unsandboxed"),
+    172: Fault("weights or configuration that change", "no work, with the file named, until it is checked again"),
+    174: Fault("a model that answers by chance", "seeded; a check that differs from run to run lets it not in"),
 }
 
 
