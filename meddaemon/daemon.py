@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,6 +28,7 @@ from meddaemon.domain.errors import MeddaemonError
 from meddaemon.durable import try_lock
 from meddaemon.ingest.volume import open_volume
 from meddaemon.roles.process import SUPERVISOR, Signals
+from meddaemon.roles.slots import worker_environments
 from meddaemon.telemetry import log
 
 KILL_SECONDS = 13.0
@@ -73,9 +74,9 @@ def serve(settings: Settings) -> None:
             *["listen"] * settings.listener.processes,
             *["web"] * settings.web.enabled,
             "deliver",
-            *["work"] * settings.worker.concurrency,
         ]
-        children = [_Child(role) for role in roles]
+        workers = worker_environments(settings.worker, os.environ)
+        children = [*map(_Child, roles), *(_Child("work", environment=each) for each in workers)]
         ready = False
         stop.hung_up = partial(_hang_up, [child for child in children if child.role == "listen"])
         try:
@@ -107,6 +108,8 @@ class _Child:
     """A role in a process of its own, started again after ever longer pauses when it ends unasked."""
 
     role: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What its environment has beyond ours."""
     process: subprocess.Popen[bytes] | None = None
     failures: int = 0
     started_at: float = 0.0
@@ -131,7 +134,8 @@ class _Child:
             if config is not None:
                 arguments += ["--config", str(config)]
             self.started_at = now
-            self.process = subprocess.Popen(arguments, env={**os.environ, SUPERVISOR: str(os.getpid())})
+            environment = {**os.environ, **self.environment, SUPERVISOR: str(os.getpid())}
+            self.process = subprocess.Popen(arguments, env=environment)
 
 
 def _hang_up(children: list[_Child]) -> None:

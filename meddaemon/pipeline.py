@@ -18,14 +18,22 @@ from meddaemon.db.jobs import Job, NewJob
 from meddaemon.db.results import StoredObject
 from meddaemon.domain.completeness import Step
 from meddaemon.domain.contract import ModelContract
-from meddaemon.domain.errors import InputRefused, LeaseLost, ModelFailed, NotAdmitted, NotFound, StudyHeld
-from meddaemon.domain.result import EncodedObject, ResultStatus
+from meddaemon.domain.errors import (
+    InputRefused,
+    LeaseLost,
+    ModelFailed,
+    NotAdmitted,
+    NotEvaluable,
+    NotFound,
+    StudyHeld,
+)
+from meddaemon.domain.result import Analysis, EncodedObject, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.series import Study
 from meddaemon.domain.states import JobState
 from meddaemon.domain.uids import digest_of
 from meddaemon.durable import Staging, write_new
-from meddaemon.inference.analysis import analyse
+from meddaemon.inference.analysis import analyse, not_evaluable
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.commitment import examine
 from meddaemon.ingest.completeness import ANSWER_SECONDS, ask, hear, is_left_to_a_person, readiness
@@ -36,11 +44,13 @@ from meddaemon.ingest.part10 import with_keywords
 from meddaemon.results.commitment import report
 from meddaemon.results.delivery import Retry
 from meddaemon.results.dimse import Problem, RemoteEntity, Verdict
-from meddaemon.results.encoding import EncodingRequest, ObjectReference, encode
+from meddaemon.results.encoding import EncodingRequest, ObjectReference, applies, encode
 from meddaemon.results.query import count_instances
 from meddaemon.telemetry import log
 
 LOOK_AGAIN_SECONDS = 60.0
+FILING_SECONDS = 1.0
+"""When a question about objects is looked at again that are about to be filed."""
 _log = log(__name__)
 
 
@@ -298,22 +308,18 @@ def process(database: Database, settings: Settings, models: WarmModels, staging:
     """
     contract = _contract(settings, job)
     inputs = _input_files(settings, job)
-    prediction = models.predict(contract, inputs)
+    prediction, analysis = _answer(models, contract, inputs, job)
     started = time.monotonic()
     with database.read() as connection:
         predecessors = results.predecessor_objects(connection, job)
-    analysis = analyse(prediction, contract, entropy=job.key)
-    if job.caveat:
-        reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
-        analysis = replace(analysis, status=ResultStatus.IMPLAUSIBLE, reason=reason)
     objects: tuple[EncodedObject, ...] = ()
-    if analysis.status is ResultStatus.PLAUSIBLE:
+    if applies(analysis):
         objects = encode(
             EncodingRequest(
                 analysis=analysis,
                 contract=contract,
                 # The first input is the one on whose grid the result lies.
-                sources=inputs[contract.inputs[0].key],
+                sources=inputs[contract.inputs[0].slot],
                 predecessor=next(
                     (
                         ObjectReference(
@@ -343,7 +349,24 @@ def process(database: Database, settings: Settings, models: WarmModels, staging:
             seconds=seconds,
             kinds=settings.kinds,
         )
-    _log.info("result", job=job.id, status=analysis.status.value, reason=analysis.reason, **seconds)
+    said = {"status": analysis.status.value, "reason": analysis.reason, "objects": [each.kind for each in objects]}
+    _log.info("result", job=job.id, kind=contract.kind.value, **said, **seconds)
+
+
+def _answer(
+    models: WarmModels, contract: ModelContract, inputs: Mapping[str, list[Path]], job: Job
+) -> tuple[Prediction, Analysis]:
+    """Run the model, or say that nothing can be said of such an input; both are results."""
+    try:
+        prediction = models.predict(contract, inputs)
+        analysis = analyse(prediction, contract, entropy=job.key)
+    except NotEvaluable as beyond:
+        prediction = Prediction(series_instance_uid=str(beyond.numbers["series_instance_uid"]))
+        return prediction, not_evaluable(contract, "; ".join(filter(None, (job.caveat, str(beyond)))))
+    if job.caveat:
+        reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
+        analysis = replace(analysis, status=ResultStatus.IMPLAUSIBLE, reason=reason)
+    return prediction, analysis
 
 
 def commit(database: Database, store: Path, peers: Mapping[str, RemoteEntity], retry: Retry) -> bool:
@@ -358,6 +381,10 @@ def commit(database: Database, store: Path, peers: Mapping[str, RemoteEntity], r
     remote = peers.get(claim.request.calling_ae_title)
     outcome = examine(database, store, claim.request)
     gone = Problem(verdict=Verdict.HOLD, reason="the AE that asked is not among [[peers]] any more")
+    if outcome is None:
+        with database.write() as connection:
+            commitments.fail(connection, claim, reason="some of it is still being filed", delay_seconds=FILING_SECONDS)
+        return True
     problem = gone if remote is None else report(remote, outcome)
     said = {"commitment": claim.id, "committed": len(outcome.committed), "failed": len(outcome.failed)}
     try:

@@ -23,7 +23,7 @@ from meddaemon.config.settings import Settings, load
 from meddaemon.db import processes, tables
 from meddaemon.db.engine import Database
 from meddaemon.durable import try_lock
-from meddaemon.ingest.journal import unfiled
+from meddaemon.ingest.journal import waiting_in
 from meddaemon.ingest.store import PREAMBLE
 
 Value = TypeVar("Value")
@@ -132,7 +132,8 @@ class Home:
 
     def _being_filed(self) -> int:
         """Return how many records stand in journals of processes that are alive."""
-        return sum(unfiled(folder) for folder in (self.store / "journal").glob("*/") if _is_locked(folder / "lock"))
+        folders = (self.store / "journal").glob("*/")
+        return sum(len(waiting_in(folder)) for folder in folders if _is_locked(folder / "lock"))
 
     def refusals(self) -> Sequence[Row[tuple[object, ...]]]:
         return self.rows(tables.refusal)

@@ -426,6 +426,7 @@ def upgrade() -> None:
         sa.Column("code_value", sa.String(length=16), nullable=False),
         sa.Column("code_scheme", sa.String(length=16), nullable=False),
         sa.Column("code_meaning", sa.String(length=64), nullable=False),
+        sa.Column("present", sa.Boolean(), server_default=sa.true(), nullable=False),
         sa.ForeignKeyConstraint(["result_id"], ["result.id"], name=op.f("fk_finding_result_id"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["segment_id"], ["segment.id"], name=op.f("fk_finding_segment_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_finding")),
@@ -441,7 +442,7 @@ def upgrade() -> None:
         sa.Column("code_value", sa.String(length=16), nullable=False),
         sa.Column("code_scheme", sa.String(length=16), nullable=False),
         sa.Column("code_meaning", sa.String(length=64), nullable=False),
-        sa.Column("value", sa.Double(), nullable=False),
+        sa.Column("value", sa.Double(), nullable=True),
         sa.Column("unit_value", sa.String(length=16), nullable=False),
         sa.Column("unit_meaning", sa.String(length=64), nullable=False),
         sa.ForeignKeyConstraint(
@@ -452,6 +453,29 @@ def upgrade() -> None:
     with op.batch_alter_table("measurement", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_measurement_code_value_value"), ["code_value", "value"], unique=False)
         batch_op.create_index(batch_op.f("ix_measurement_finding_id"), ["finding_id"], unique=False)
+
+    op.create_table(
+        "location",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("finding_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
+        sa.Column("frame_number", sa.Integer(), nullable=False),
+        sa.Column("frame_of_reference_uid", sa.String(length=64), nullable=False),
+        sa.Column("low_plane", sa.Double(), nullable=True),
+        sa.Column("low_row", sa.Double(), nullable=False),
+        sa.Column("low_column", sa.Double(), nullable=False),
+        sa.Column("high_plane", sa.Double(), nullable=True),
+        sa.Column("high_row", sa.Double(), nullable=False),
+        sa.Column("high_column", sa.Double(), nullable=False),
+        sa.Column("x", sa.Double(), nullable=True),
+        sa.Column("y", sa.Double(), nullable=True),
+        sa.Column("z", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["finding_id"], ["finding.id"], name=op.f("fk_location_finding_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_location")),
+        sa.UniqueConstraint("finding_id", name=op.f("uq_location_finding_id")),
+    )
 
     # What listings and counts go by, where millions of instances are.
     alarm = "substr(reason, 1, 52) = 'the SOP Instance UID is that of an object of another'"
@@ -473,6 +497,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop the tables."""
+    op.drop_table("location")
     with op.batch_alter_table("measurement", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_measurement_finding_id"))
         batch_op.drop_index(batch_op.f("ix_measurement_code_value_value"))

@@ -286,9 +286,12 @@ def results_(
         "version": "model_version",
         "status": "status",
         "finding": "finding",
+        "present": "present",
         "measurement": "measurement",
         "value": "value",
         "unit": "unit",
+        "where": "place",
+        "objects": "objects",
         "made": "created_at",
         "accession": "accession_number",
     }

@@ -13,6 +13,7 @@ from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import DeliveryState, JobState
+from meddaemon.inference import sandbox
 from meddaemon.ingest.volume import VolumeGone, check_volume
 from meddaemon.results.dimse import echo
 from meddaemon.roles.process import EXPIRY_WARNING_DAYS, SIGN_OF_LIFE_SECONDS
@@ -33,6 +34,7 @@ def examine(settings: Settings, *, with_network: bool) -> Iterator[Check]:
     """Yield one check after the other; with the network also C-ECHO to every destination."""
     yield _store(settings)
     yield _inference()
+    yield _sandbox(settings)
     for name, contract in sorted(settings.contracts.items()):
         yield _model(name, contract)
     if not settings.contracts:
@@ -98,6 +100,22 @@ def _inference() -> Check:
     if missing:
         return Check(what="inference", well=None, said=f"no {' and '.join(missing)}: this installation runs no models")
     return Check(what="inference", well=True, said="torch and MONAI are installed")
+
+
+def _sandbox(settings: Settings) -> Check:
+    """Say whether models and decoders run confined, as the settings want it."""
+    lacks, wanted = sandbox.missing(), settings.worker.sandbox
+    if wanted == "off":
+        return Check(
+            what="sandbox", well=None, said='models run with the rights of the daemon (worker.sandbox = "off")'
+        )
+    if not lacks:
+        said = f"models run confined (Landlock {sandbox.landlock_abi()}, seccomp)"
+        return Check(what="sandbox", well=True, said=said)
+    said = f"this kernel has no {' and no '.join(lacks)}"
+    if wanted == "preferred":
+        return Check(what="sandbox", well=None, said=f'{said}: models run without (worker.sandbox = "preferred")')
+    return Check(what="sandbox", well=False, said=f'{said}, and worker.sandbox is "required": no model is run')
 
 
 def _database(settings: Settings) -> Iterator[Check]:

@@ -8,6 +8,7 @@ from meddaemon.cli.output import shown
 from meddaemon.db import announcements, deliveries, history, holds, inquiries, jobs, results, studies
 from meddaemon.db.engine import Connection
 from meddaemon.domain.errors import NotFound
+from meddaemon.domain.result import ResultStatus
 from meddaemon.domain.states import StudyState
 
 
@@ -188,12 +189,23 @@ def _results(connection: Connection, study_id: int) -> Iterator[str]:
             yield f"    {shown(head.reason)}"
         for row in results.query(connection, study_id=study_id, superseded=True):
             if row.result_id == head.id:
-                yield f"    {row.finding}: {row.measurement} {row.value:.6g} {row.unit}"
+                yield f"    {row.finding}: {_said(row)}"
         yield "    seconds: " + ", ".join(f"{step} {seconds:g}" for step, seconds in head.seconds.items())
-        for item in results.objects_of(connection, head.id):
+        objects = results.objects_of(connection, head.id)
+        if not objects and head.status is ResultStatus.PLAUSIBLE:
+            yield "    no DICOM object carries it: nothing is drawn, and only drawings are encoded as yet"
+        for item in objects:
             yield f"    {item.kind} {item.sop_instance_uid}, {item.size} bytes"
         for sent in deliveries.listing(connection, result_ids=[head.id]):
             status = f", status {sent.status:04X}H" if sent.status is not None else ""
             reason = f": {shown(sent.reason)}" if sent.reason else ""
             state = sent.state.value if sent.wanted or sent.sent_at else "not to be sent any more"
             yield f"    {sent.kind} to {sent.destination}: {state}, {sent.attempt} attempts{status}{reason}"
+
+
+def _said(row: results.ResultRow) -> str:
+    """Return what was measured of a finding, and whether and where it is."""
+    if row.value is None:
+        return "not measured" if row.status is ResultStatus.NOT_EVALUABLE else "not found"
+    absent = "" if row.present else ", not present"
+    return f"{row.measurement} {row.value:.6g} {row.unit}{absent}" + (f", {row.place}" if row.place else "")

@@ -11,6 +11,7 @@ from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.config.admission import read_check
 from meddaemon.config.settings import ModelFolders, load_model_folders
 from meddaemon.domain.errors import NotFound
+from meddaemon.inference.runtime import Limits
 
 models_app = typer.Typer(help="Take models in, check them, and let them work.", no_args_is_help=True)
 
@@ -96,8 +97,10 @@ def models_check(
     """Run a model's golden cases, as given and turned; only a model whose check is green is given work."""
     from meddaemon.deploy import check, registry  # noqa: PLC0415  as above
 
-    contract = registry.load(name, _folders(config).directories)
-    admission = check.check(contract, force=force.strip(), say=lambda line: typer.echo(shown(line))).admission
+    folders = _folders(config)
+    contract = registry.load(name, folders.directories)
+    with check.processes(Limits(sandbox=folders.sandbox)) as models:
+        admission = check.check(contract, models, force=force.strip(), say=_say).admission
     if admission.refusal:
         typer.echo(f"{name} gets no work: {shown(admission.refusal)}")
         raise typer.Exit(FAILED)
@@ -116,7 +119,8 @@ def models_golden(
     """Freeze what the model makes of these series as a golden case: only once a person has found it right."""
     from meddaemon.deploy import check, registry  # noqa: PLC0415  as above
 
-    contract = registry.load(name, _folders(config).directories)
+    folders = _folders(config)
+    contract = registry.load(name, folders.directories)
     inputs = {}
     for each in series:
         key, _, folder = each.partition("=")
@@ -125,7 +129,8 @@ def models_golden(
         fail(f"name one KEY=FOLDER for each of: {', '.join(dict.fromkeys(each.key for each in contract.inputs))}")
     if not case.replace("_", "").replace("-", "").isalnum() or not case.isascii():
         fail(f"{case!a} is not a name for a case: letters, digits, _ and -")
-    typer.echo(f"wrote {check.freeze(contract, case, inputs, modality)}")
+    with check.processes(Limits(sandbox=folders.sandbox)) as models:
+        typer.echo(f"wrote {check.freeze(contract, models, case, inputs, modality)}")
 
 
 @models_app.command("remove")
@@ -157,6 +162,10 @@ def models_audit(
     typer.echo(f"{len(findings)} findings" if findings else "nothing leaves MONAI, torch and NumPy")
     if any(each.kind is audit.Kind.HOSTILE for each in findings):
         raise typer.Exit(FAILED)
+
+
+def _say(line: str) -> None:
+    typer.echo(shown(line))
 
 
 def _folders(config: Path | None) -> ModelFolders:

@@ -45,7 +45,7 @@ def store_check(
         with database.read() as connection:
             registered = instances.count(connection)
     typer.echo(f"{registered} instances registered, {problems} problems")
-    if in_journal := waiting(store.journals):
+    if in_journal := len(waiting(store.journals)):
         typer.echo(f"{in_journal} more stand in the ingest journal: the listener, or its next start, registers them")
     if problems:
         raise typer.Exit(FAILED)

@@ -6,21 +6,20 @@ wrong results that look right.
 
 import importlib.metadata
 import re
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError
 
 from meddaemon.config import toml_file
-from meddaemon.config.conditions import parse_condition
+from meddaemon.config.contract_inputs import InputTable, check_inputs, parse_conditions
+from meddaemon.config.contract_outputs import OutputTables
+from meddaemon.config.contract_terms import LongString, Strict
 from meddaemon.config.digest import bundle_digest, file_digest, weights_digest
-from meddaemon.config.problems import Problems, did_you_mean, frozen, relative_to, tables
+from meddaemon.config.problems import Problems, frozen, relative_to, tables
 from meddaemon.config.toml_file import Keys
-from meddaemon.domain.codes import Code
-from meddaemon.domain.conditions import ALWAYS
-from meddaemon.domain.contract import InputContract, MeasurementKind, ModelContract, PlausibleRange, SegmentContract
+from meddaemon.domain.contract import BoxFrame, ModelContract
 
 CONTRACT_NAME = "contract.toml"
 BUILTIN_DIRECTORY = Path(__file__).resolve().parents[1] / "inference" / "builtin"
@@ -29,87 +28,28 @@ BUILTIN_DIRECTORY = Path(__file__).resolve().parents[1] / "inference" / "builtin
 _EXTRAS = {"deepbet": "brain"}
 """Which extra of ours installs a package that carries weights."""
 
-_SCHEMES = ("SCT", "DCM", "UCUM", "LN", "FMA", "RADLEX", "NCIt", "UMLS", "IBSI", "MDC", "NEU", "I10", "ICDO3")
-_RETIRED_SCHEMES = ("SRT", "SNM3", "99SDM")
-
-# PS3.5 6.2: LO holds 64 characters, SH 16; neither holds a backslash or control characters.
-_LongString = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\\\x00-\x1f\x7f]*$")]
-_ShortString = Annotated[str, Field(min_length=1, max_length=16, pattern=r"^[^\\\s\x00-\x1f\x7f]*$")]
 _Name = Annotated[str, Field(max_length=64, pattern=r"^[a-z][a-z0-9_]*$")]
+_ConfigName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.(json|ya?ml)$")]
 _PathText = Annotated[str, Field(pattern=r"^[^\x00]+$")]
-_Byte = Annotated[int, Field(ge=0, le=255)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class _Code(_Strict):
-    """A coded concept (PS3.3 8.1: Code Value, Coding Scheme Designator, Code Meaning)."""
-
-    value: _ShortString
-    scheme: _ShortString
-    meaning: _LongString
-
-    @field_validator("scheme")
-    @classmethod
-    def _known(cls, scheme: str) -> str:
-        if scheme in _RETIRED_SCHEMES:
-            raise ValueError(f"{scheme!r} is retired from DICOM; use the SCT code of the same concept")
-        if scheme not in _SCHEMES and not scheme.startswith("99"):
-            raise ValueError(
-                f"{scheme!r} is not a known Coding Scheme Designator{did_you_mean(scheme, _SCHEMES)}; "
-                "a private one begins with 99"
-            )
-        return scheme
-
-    def as_code(self) -> Code:
-        return Code(value=self.value, scheme=self.scheme, meaning=self.meaning)
-
-
-class _PlausibleRange(_Strict):
-    min: Annotated[float, Field(ge=0)]
-    max: Annotated[float, Field(gt=0)]
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min >= self.max:
-            raise ValueError(f"min {self.min:g} is not less than max {self.max:g}")
-        return self
-
-
-class _Input(_Strict):
-    key: Annotated[str, Field(min_length=1, max_length=64)]
-    series: Any
-    prefer: tuple[Any, ...] = ()
-
-
-class _Segment(_Strict):
-    label: Annotated[int, Field(ge=1, le=65535)]
-    name: _LongString
-    category: _Code
-    type: _Code
-    finding: _Code | None = None
-    laterality: _Code | None = None
-    colour: tuple[_Byte, _Byte, _Byte]
-    measure: tuple[Annotated[MeasurementKind, Field(strict=False)], ...] = (MeasurementKind.VOLUME,)
-    plausible_volume_ml: _PlausibleRange | None = None
-
-
-class _Contract(_Strict):
+class _Contract(OutputTables, Strict):
     """The keys of `contract.toml`."""
 
     name: _Name
-    title: _LongString
-    version: _LongString
-    manufacturer: _LongString
+    title: LongString
+    version: LongString
+    manufacturer: LongString
     bundle: _PathText = "."
     weights: tuple[_PathText, ...] = ()
     output: Annotated[str, Field(min_length=1)] = "pred"
     time_limit_seconds: Annotated[float, Field(gt=0)] = 900.0
     series_description: Annotated[str, Field(max_length=64, pattern=r"^[^\\\x00-\x1f\x7f]*$")] = ""
-    inputs: Annotated[tuple[_Input, ...], Field(min_length=1)]
-    segments: Annotated[tuple[_Segment, ...], Field(min_length=1)]
+    frame: Annotated[BoxFrame, Field(strict=False)] = BoxFrame.RAS
+    configs: tuple[_ConfigName, ...] = ()
+    memory_bytes: Annotated[int, Field(gt=0)] | None = None
+    cpu_fallback: bool = True
+    inputs: Annotated[tuple[InputTable, ...], Field(min_length=1)]
 
 
 def find_contracts(name: str, directories: Sequence[Path]) -> list[Path]:
@@ -141,23 +81,27 @@ def load_contract(file: Path) -> ModelContract:
     """
     document = toml_file.read(file)
     problems = Problems(document)
-    inputs = tuple(_input(raw, ("inputs", index), problems) for index, raw in tables(document.data.get("inputs")))
+    conditions = [
+        parse_conditions(raw, ("inputs", index), problems) for index, raw in tables(document.data.get("inputs"))
+    ]
     try:
         contract = _Contract.model_validate(frozen(document.data))
     except ValidationError as error:
         problems.add_invalid(error, _Contract)
         raise problems.error from error
-    _check_unique("inputs", "key", [each.key for each in contract.inputs], problems)
-    _check_unique("segments", "label", [each.label for each in contract.segments], problems)
-    _check_unique("segments", "name", [each.name for each in contract.segments], problems)
-    for index, segment in enumerate(contract.segments):
-        _check_codes(segment, ("segments", index), problems)
+    check_inputs(contract.inputs, contract.kind, problems)
+    contract.check(problems)
+    if "frame" in contract.model_fields_set and not contract.objects:
+        problems.add(("frame",), "is that of boxes and landmarks: this model has no [[objects]]")
     weights = tuple(
         _resolved(entry, file, ("weights", index), problems) for index, entry in enumerate(contract.weights)
     )
     bundle = relative_to(file, Path(contract.bundle))
     if not bundle.is_dir():
         problems.add(("bundle",), f"{bundle} is not a directory")
+    for index, each in enumerate(contract.configs):
+        if bundle.is_dir() and not (bundle / "configs" / each).is_file():
+            problems.add(("configs", index), f"{bundle / 'configs'} has no file {each!r}")
     problems.raise_if_any()
     try:
         digests = bundle_digest(bundle, file, weights), weights_digest(weights)
@@ -172,79 +116,23 @@ def load_contract(file: Path) -> ModelContract:
         bundle=bundle,
         contract_file=file.resolve(),
         digest=digests[0],
-        inputs=inputs,
+        inputs=tuple(each.as_contract(*asked) for each, asked in zip(contract.inputs, conditions, strict=True)),
         output=contract.output,
-        segments=tuple(_segment(each) for each in contract.segments),
+        kind=contract.kind,
+        segments=tuple(each.as_contract() for each in contract.segments),
+        classes=tuple(each.as_contract() for each in contract.classes),
+        scores=tuple(each.as_contract() for each in contract.scores),
+        objects=tuple(each.as_contract() for each in contract.objects),
+        frame=contract.frame,
+        output_limits=contract.output_limits.as_contract(),
+        configs=contract.configs,
+        memory_bytes=contract.memory_bytes,
+        cpu_fallback=contract.cpu_fallback,
         time_limit_seconds=contract.time_limit_seconds,
         series_description=contract.series_description,
         weights=weights,
         weights_digest=digests[1],
     )
-
-
-def _input(raw: Mapping[str, object], keys: Keys, problems: Problems) -> InputContract:
-    prefer = raw.get("prefer", ())
-    return InputContract(
-        key=str(raw.get("key")),
-        series=parse_condition(raw["series"], (*keys, "series"), problems) if "series" in raw else ALWAYS,
-        prefer=tuple(
-            parse_condition(each, (*keys, "prefer", index), problems)
-            for index, each in enumerate(prefer if isinstance(prefer, list) else ())
-        ),
-    )
-
-
-def _segment(raw: _Segment) -> SegmentContract:
-    plausible = raw.plausible_volume_ml
-    return SegmentContract(
-        label=raw.label,
-        name=raw.name,
-        category=raw.category.as_code(),
-        type=raw.type.as_code(),
-        colour=raw.colour,
-        laterality=raw.laterality.as_code() if raw.laterality else None,
-        finding=raw.finding.as_code() if raw.finding else None,
-        measure=raw.measure,
-        plausible_volume_ml=PlausibleRange(minimum=plausible.min, maximum=plausible.max) if plausible else None,
-    )
-
-
-def _check_unique(array: str, key: str, values: Sequence[object], problems: Problems) -> None:
-    for index, value in enumerate(values):
-        if value in values[:index]:
-            problems.add((array, index, key), f"{value!r} stands there already in {array}[{values.index(value)}]")
-
-
-def _check_codes(segment: _Segment, keys: Keys, problems: Problems) -> None:
-    """Check the SCT codes of a segment against the context groups that SEG takes them from (PS3.3 C.8.20.4)."""
-    for name, code, context_group in (
-        ("category", segment.category, 7150),
-        ("type", segment.type, 7151),
-        ("laterality", segment.laterality, 244),
-    ):
-        if code is None or code.scheme != "SCT":
-            continue
-        meanings = _context_group(context_group)
-        meaning = meanings.get(code.value)
-        if meaning is None:
-            named = next((value for value, text in meanings.items() if text.casefold() == code.meaning.casefold()), "")
-            hint = f"; {code.meaning!r} is {named}" if named else ""
-            problems.add((*keys, name, "value"), f"SCT {code.value} is not in CID {context_group} of PS3.16{hint}")
-        elif meaning.casefold() != code.meaning.casefold():
-            problems.add(
-                (*keys, name, "meaning"), f"SCT {code.value} means {meaning!r} in PS3.16, not {code.meaning!r}"
-            )
-
-
-@cache
-def _context_group(number: int) -> Mapping[str, str]:
-    """Return code value -> meaning of the SCT codes in a context group of PS3.16, its included groups with it."""
-    # Imported where it is needed: the dictionary costs a third of a second and most commands load no contract.
-    from pydicom.sr.codedict import codes  # noqa: PLC0415
-
-    group = getattr(codes, f"cid{number}")
-    concepts = (getattr(group, keyword) for keyword in group.dir())
-    return {code.value: code.meaning for code in concepts if code.scheme_designator == "SCT"}
 
 
 _PYPI = re.compile(

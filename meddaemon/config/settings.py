@@ -11,7 +11,16 @@ from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from meddaemon.config import environment, toml_file
 from meddaemon.config.admission import admitted
@@ -122,6 +131,13 @@ class ListenerSettings(_Section):
     idle_timeout_seconds: Seconds = 60.0
     caller_bytes_per_day: Annotated[int, Field(ge=0)] = 0
 
+    @field_validator("processes")
+    @classmethod
+    def _on_one_port(cls, processes: int, info: ValidationInfo) -> int:
+        if processes > 1 and info.data.get("port") == 0:
+            raise ValueError("several processes need one port to share: set listener.port")
+        return processes
+
     @property
     def ae_titles(self) -> tuple[str, ...]:
         """Every AE title that we have."""
@@ -168,6 +184,10 @@ class WorkerSettings(_Section):
     """How jobs are worked on."""
 
     concurrency: Count = 1
+    gpus: tuple[Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$")], ...] = ("all",)
+    memory_bytes: Annotated[int, Field(ge=0)] = 0
+    scratch_bytes: Annotated[int, Field(ge=2**20)] = 8_589_934_592
+    sandbox: Literal["required", "preferred", "off"] = "required"
     lease_seconds: Seconds = 60.0
     heartbeat_seconds: Seconds = 15.0
     maximum_attempts: Count = 3
@@ -389,10 +409,11 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolders:
-    """Where models lie, and which of them rules or `models.enabled` name."""
+    """Where models lie, which of them rules or `models.enabled` name, and how their processes are confined."""
 
     directories: tuple[Path, ...]
     named: frozenset[str]
+    sandbox: str
 
 
 def load_model_folders(path: Path | None, environ: Mapping[str, str]) -> ModelFolders:
@@ -402,7 +423,11 @@ def load_model_folders(path: Path | None, environ: Mapping[str, str]) -> ModelFo
     """
     data, problems = _read(path, environ)
     places = _Places(data, problems)
-    return ModelFolders(directories=tuple(places.directories), named=frozenset(_named_models(data).values()))
+    return ModelFolders(
+        directories=tuple(places.directories),
+        named=frozenset(_named_models(data).values()),
+        sandbox=str(_raw(data, "worker", "sandbox")),
+    )
 
 
 def _read(path: Path | None, environ: Mapping[str, str]) -> tuple[dict[str, Any], Problems]:

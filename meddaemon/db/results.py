@@ -12,7 +12,7 @@ from meddaemon.db.clock import now
 from meddaemon.db.jobs import Job
 from meddaemon.db.paging import earlier
 from meddaemon.db.requests import is_asked_for
-from meddaemon.domain.result import Analysis, EncodedObject, ResultStatus
+from meddaemon.domain.result import Analysis, EncodedObject, Location, ResultStatus
 
 _job, _result, _study = tables.job, tables.result, tables.study
 
@@ -52,8 +52,36 @@ class ResultRow:
     segment: str
     measurement_value: str
     measurement: str
-    value: float
+    value: float | None
+    """None for what was to be measured and could not be."""
     unit: str
+    present: bool
+    """False for a finding that was looked for and not found, or could not be looked for."""
+    objects: int
+    """How many DICOM objects carry the result."""
+    sop_instance_uid: str | None
+    """The image that a box or a landmark lies on; None for other findings, and so are the following."""
+    frame_number: int | None
+    low_plane: float | None
+    low_row: float | None
+    low_column: float | None
+    high_plane: float | None
+    high_row: float | None
+    high_column: float | None
+    x: float | None
+    """Centre in LPS mm, in a volume."""
+    y: float | None
+    z: float | None
+
+    @property
+    def place(self) -> str:
+        """Where a box or a landmark lies, in words: its centre in the patient, or on its picture."""
+        if self.x is not None and self.y is not None and self.z is not None:
+            return f"{self.x:.1f} {self.y:.1f} {self.z:.1f} mm LPS"
+        if self.low_row is None or self.low_column is None or self.high_row is None or self.high_column is None:
+            return ""
+        row, column = (self.low_row + self.high_row) / 2, (self.low_column + self.high_column) / 2
+        return f"row {row:.1f} column {column:.1f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,9 +188,12 @@ def _record_findings(connection: Connection, result_id: int, analysis: Analysis)
                 code_value=finding.code.value,
                 code_scheme=finding.code.scheme,
                 code_meaning=finding.code.meaning,
+                present=finding.present,
             )
             .returning(tables.finding.c.id)
         ).scalar_one()
+        if place := analysis.location(finding):
+            connection.execute(insert(tables.location).values(finding_id=finding_id, **_columns(place)))
         for measurement in finding.measurements:
             connection.execute(
                 insert(tables.measurement).values(
@@ -175,6 +206,22 @@ def _record_findings(connection: Connection, result_id: int, analysis: Analysis)
                     unit_meaning=measurement.unit.meaning,
                 )
             )
+
+
+def _columns(place: Location) -> dict[str, object]:
+    """Return a location as a row; on a picture there is no plane."""
+    low, high = ((None, *corner) if len(corner) == 2 else corner for corner in (place.low, place.high))
+    x, y, z = place.centre_lps or (None, None, None)
+    return {
+        "sop_instance_uid": place.sop_instance_uid,
+        "frame_number": place.frame_number,
+        "frame_of_reference_uid": place.frame_of_reference_uid,
+        **dict(zip(("low_plane", "low_row", "low_column"), low, strict=True)),
+        **dict(zip(("high_plane", "high_row", "high_column"), high, strict=True)),
+        "x": x,
+        "y": y,
+        "z": z,
+    }
 
 
 def _record_object(connection: Connection, result_id: int, stored: StoredObject) -> None:
@@ -259,6 +306,8 @@ def query(
     With `before`, those that were made before the measurement of that id.
     """
     finding, measurement, segment = tables.finding, tables.measurement, tables.segment
+    place, carried = tables.location, tables.result_object
+    objects = select(func.count(carried.c.id)).where(carried.c.result_id == _result.c.id).scalar_subquery()
     statement = (
         select(
             measurement.c.id,
@@ -281,12 +330,26 @@ def query(
             measurement.c.code_meaning.label("measurement"),
             measurement.c.value,
             measurement.c.unit_value.label("unit"),
+            finding.c.present,
+            objects.label("objects"),
+            place.c.sop_instance_uid,
+            place.c.frame_number,
+            place.c.low_plane,
+            place.c.low_row,
+            place.c.low_column,
+            place.c.high_plane,
+            place.c.high_row,
+            place.c.high_column,
+            place.c.x,
+            place.c.y,
+            place.c.z,
         )
         .join(_study, _study.c.id == _result.c.study_id)
         .join(_job, _job.c.id == _result.c.job_id)
         .join(finding, finding.c.result_id == _result.c.id)
         .join(measurement, measurement.c.finding_id == finding.c.id)
         .outerjoin(segment, segment.c.id == finding.c.segment_id)
+        .outerjoin(place, place.c.finding_id == finding.c.id)
         .where(*earlier(measurement.c.id, before))
         .order_by(measurement.c.id.desc())
         .limit(limit)
@@ -317,7 +380,14 @@ def query(
     if until is not None:
         statement = statement.where(_result.c.created_at < until)
     return [
-        ResultRow(**{**row._mapping, "superseded": bool(row.superseded), "status": ResultStatus(row.status)})
+        ResultRow(
+            **{
+                **row._mapping,
+                "superseded": bool(row.superseded),
+                "present": bool(row.present),
+                "status": ResultStatus(row.status),
+            }
+        )
         for row in connection.execute(statement)
     ]
 

@@ -283,6 +283,8 @@ finding = Table(
     Column("code_value", String(16), nullable=False, index=True),
     Column("code_scheme", String(16), nullable=False),
     Column("code_meaning", String(64), nullable=False),
+    # False for what was looked for and not found, or could not be looked for.
+    Column("present", Boolean, nullable=False, server_default=true()),
 )
 
 measurement = Table(
@@ -293,10 +295,33 @@ measurement = Table(
     Column("code_value", String(16), nullable=False),
     Column("code_scheme", String(16), nullable=False),
     Column("code_meaning", String(64), nullable=False),
-    Column("value", Double, nullable=False),
+    # Null for what was to be measured and could not be.
+    Column("value", Double),
     Column("unit_value", String(16), nullable=False),
     Column("unit_meaning", String(64), nullable=False),
     Index(None, "code_value", "value"),
+)
+
+# Where a finding lies that is a box or a landmark: on its image in pixels, edges for a box, and in the patient.
+location = Table(
+    "location",
+    metadata,
+    _id(),
+    Column("finding_id", _Id, ForeignKey("finding.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("sop_instance_uid", _Uid, nullable=False),
+    Column("frame_number", Integer, nullable=False),
+    Column("frame_of_reference_uid", _Uid, nullable=False),
+    # Null on a picture, which is no plane of anything.
+    Column("low_plane", Double),
+    Column("low_row", Double, nullable=False),
+    Column("low_column", Double, nullable=False),
+    Column("high_plane", Double),
+    Column("high_row", Double, nullable=False),
+    Column("high_column", Double, nullable=False),
+    # The centre in LPS mm, where there is a patient coordinate system.
+    Column("x", Double),
+    Column("y", Double),
+    Column("z", Double),
 )
 
 result_object = Table(

@@ -36,6 +36,9 @@ port = 0            # any free port of the loopback interface
 [completeness]
 quiet_seconds = 2   # a scanner wants 30 or more
 
+[worker]
+sandbox = "preferred"   # models run confined as far as this kernel can; yours should be "required"
+
 [logging]
 format = "text"
 
@@ -116,8 +119,8 @@ def _watch(database: Database, say: Callable[[str], None], since: float) -> resu
                     raise DemoFailed(f"the {delivery.kind} was not taken: {delivery.reason}")
             found = results.query(connection)
             for row in found:
-                if row.status is ResultStatus.IMPLAUSIBLE:
-                    raise DemoFailed(f"the result is implausible and was not sent: {row.reason}")
+                if row.status is not ResultStatus.PLAUSIBLE:
+                    raise DemoFailed(f"the result is {row.status.value} and was not sent: {row.reason}")
         delivered = bool(sent) and all(delivery.state is DeliveryState.SENT for delivery in sent)
         return found[0] if found and delivered else None
 

@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from meddaemon.deploy import pickles
+from meddaemon.domain.errors import ModelFailed
+from meddaemon.inference.bundles.kinds import obstacles
+from meddaemon.inference.bundles.reading import read_bundle
 
 MAXIMUM_TEXT_BYTES = 16 * 2**20
 _MAXIMUM_DEPTH = 200
@@ -97,7 +100,6 @@ _AMBIGUOUS = frozenset(
 )
 _SYSTEM = frozenset(sys.stdlib_module_names) - _AMBIGUOUS
 
-_WHOLE_SLIDE = re.compile(r"(WSIReader|WSIDataset|PatchWSIDataset|SlidingPatchWSIDataset|MaskedPatchWSIDataset|cucim)")
 _REFERENCE = re.compile(r"@(?:\w*)(?:(?:::|#)\w*)*")
 _NO_IMAGE = frozenset({"noise", "latent", "latents", "points", "prompt"})
 
@@ -118,6 +120,7 @@ def audit(bundle: Path) -> tuple[Finding, ...]:
                 for each in pickles.scan(path)
             ]
     findings += _without_image(bundle)
+    findings += _obstacles(bundle, findings)
     return tuple(dict.fromkeys(findings))
 
 
@@ -187,8 +190,6 @@ def _strings(value: object, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, 
 
 
 def _target(text: str, name: str, where: str, own: frozenset[str]) -> Iterator[Finding]:
-    if _WHOLE_SLIDE.search(text):
-        yield Finding(kind=Kind.CANNOT_RUN, file=name, where=where, what=f"{text} reads whole slides")
     if "." not in text:
         # A component of MONAI, found by its short name.
         return
@@ -375,6 +376,19 @@ def _is_there(root: str) -> bool:
         return importlib.util.find_spec(root) is not None
     except (ImportError, ValueError):
         return False
+
+
+def _obstacles(bundle: Path, found: list[Finding]) -> Iterator[Finding]:
+    """Yield what the runner knows against a bundle before it is loaded, but for what is told already."""
+    try:
+        reading = read_bundle(bundle)
+    except ModelFailed as error:
+        yield Finding(kind=Kind.CANNOT_RUN, file="configs", where="", what=str(error))
+        return
+    told = " ".join(each.what for each in found if each.kind is Kind.CANNOT_RUN)
+    for what in obstacles(reading):
+        if what.removeprefix("the bundle ") not in told:
+            yield Finding(kind=Kind.CANNOT_RUN, file="configs", where="", what=what)
 
 
 def _without_image(bundle: Path) -> Iterator[Finding]:

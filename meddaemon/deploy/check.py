@@ -5,9 +5,12 @@ wherever work is given out.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+
+import numpy as np
 
 from meddaemon.config.admission import CaseResult, Check, admitted, file_digests
 from meddaemon.config.digest import CHECK_NAME, record_file
@@ -17,14 +20,29 @@ from meddaemon.deploy.registry import now, operator, require_unchanged, write_re
 from meddaemon.domain.contract import InputKind, ModelContract
 from meddaemon.domain.errors import BundleRefused, InputRefused, InvalidConfiguration, ModelFailed
 from meddaemon.domain.result import Prediction
-from meddaemon.inference.volume import assemble
+from meddaemon.domain.volume import Volume
+from meddaemon.inference.loading import Prepared
+from meddaemon.inference.runtime import Limits
 from meddaemon.inference.warm import WarmModels
 
 AGAIN = "the same once more"
 _FAILURE_CHARACTERS = 300
 
 
-def check(contract: ModelContract, *, force: str = "", say: Callable[[str], None] = lambda _: None) -> ModelContract:
+@contextmanager
+def processes(limits: Limits | None = None) -> Iterator[WarmModels]:
+    """Give the processes in which models are checked; `limits` are those of the worker."""
+    with tempfile.TemporaryDirectory(prefix="meddaemon-check-") as scratch, WarmModels(Path(scratch), limits) as models:
+        yield models
+
+
+def check(
+    contract: ModelContract,
+    models: WarmModels,
+    *,
+    force: str = "",
+    say: Callable[[str], None] = lambda _: None,
+) -> ModelContract:
     """Run every golden case of a model, record what was found, and return the contract with its admission.
 
     `force` is the reason for which somebody lets it in whatever was found; it is recorded, and not where the check is
@@ -33,11 +51,8 @@ def check(contract: ModelContract, *, force: str = "", say: Callable[[str], None
     require_unchanged(contract.contract_file, contract.bundle)
     results: list[CaseResult] = []
     provenance: dict[str, str] = {}
-    # A folder of their own for the processes: they sweep away whatever else lies there.
-    with (
-        tempfile.TemporaryDirectory(prefix="meddaemon-check-") as folder,
-        WarmModels(Path(folder, "scratch")) as models,
-    ):
+    # Not in the scratch folder of the processes: they sweep away whatever else lies there.
+    with tempfile.TemporaryDirectory(prefix="meddaemon-cases-") as folder:
         for each in golden.find_cases(contract):
             for result in _run(each, contract, models, Path(folder), provenance):
                 results.append(result)
@@ -74,7 +89,9 @@ def force(contract: ModelContract, reason: str) -> ModelContract:
     return admitted(contract)
 
 
-def freeze(contract: ModelContract, name: str, inputs: Mapping[str, list[Path]], modality: str) -> Path:
+def freeze(
+    contract: ModelContract, models: WarmModels, name: str, inputs: Mapping[str, list[Path]], modality: str
+) -> Path:
     """Keep what the model makes of these series now as a golden case beside its contract; return its folder.
 
     A person has looked at that result and vouches for it. Nothing but voxels, places and labels is kept.
@@ -83,19 +100,15 @@ def freeze(contract: ModelContract, name: str, inputs: Mapping[str, list[Path]],
     folder = contract.contract_file.parent / "golden" / name
     if folder.exists():
         raise BundleRefused(f"{folder} is there already")
-    sources = []
-    for key, files in inputs.items():
-        volume = assemble(files)
-        grid = Grid(voxels=volume.voxels, affine_lps=volume.geometry.affine_lps)
-        sources.append(Source(key=key, modality=modality, grid=grid))
-    with tempfile.TemporaryDirectory(prefix="meddaemon-check-") as scratch, WarmModels(Path(scratch)) as models:
-        prediction = models.predict(contract, inputs)
+    with models.prepare(contract, inputs) as prepared:
+        sources = _grids(prepared, dict.fromkeys(inputs, modality))
+        prediction = models.predict(contract, prepared)
     geometry = prediction.geometry
     golden.write_case(
         folder,
         Case(
             name=name,
-            sources=tuple(sources),
+            sources=sources,
             labels=prediction.labels,
             affine_lps=geometry.affine_lps if geometry else None,
             scores=prediction.scores,
@@ -104,6 +117,17 @@ def freeze(contract: ModelContract, name: str, inputs: Mapping[str, list[Path]],
         ),
     )
     return folder
+
+
+def _grids(prepared: Prepared, modalities: Mapping[str, str]) -> tuple[Source, ...]:
+    """Return the inputs of a run as grids, decoded as those of patients are. Raises BundleRefused."""
+    sources = []
+    for key, value in prepared.values().items():
+        if not isinstance(value, Volume):
+            raise BundleRefused(f"input {key} is no volume: only volumes have a place in the patient")
+        grid = Grid(voxels=np.array(value.voxels, np.float32), affine_lps=value.geometry.affine_lps)
+        sources.append(Source(key=key, modality=modalities[key], grid=grid))
+    return tuple(sources)
 
 
 def _record(contract: ModelContract, found: Check) -> None:
@@ -138,6 +162,8 @@ def _run(
         )
         with tempfile.TemporaryDirectory(prefix="case-", dir=scratch) as place:
             try:
+                if turn is not golden.AS_GIVEN and any(source.grid is None for source in case.sources):
+                    case = _as_grids(case, names, contract, models)
                 files = golden.files_of(case, turn, Path(place))
                 prediction = models.predict(contract, {name: files[name] for name in names})
                 value = _compared(prediction, wanted)
@@ -152,6 +178,16 @@ def _run(
         if index == 0:
             first = _as_expected(case, prediction)
         yield result.model_copy(update={"value": value})
+
+
+def _as_grids(case: Case, names: Sequence[str], contract: ModelContract, models: WarmModels) -> Case:
+    """Return a case whose files are read, so that they can be turned.
+
+    Raises InputRefused, ModelFailed, BundleRefused.
+    """
+    files = {source.key: source.files for source in case.sources}
+    with models.prepare(contract, {name: files[name] for name in names}) as prepared:
+        return replace(case, sources=_grids(prepared, {source.key: source.modality for source in case.sources}))
 
 
 def _compared(prediction: Prediction, wanted: Case) -> float:

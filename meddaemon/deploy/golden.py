@@ -18,9 +18,7 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydicom import dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
     UID,
     CTImageStorage,
@@ -35,7 +33,6 @@ from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import BundleRefused
 from meddaemon.domain.result import Labels
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME, derived_uid
-from meddaemon.inference.volume import assemble
 
 CASE_NAME = "case.toml"
 MAXIMUM_ARRAY_BYTES = 2**31
@@ -193,19 +190,18 @@ def turned(grid: Grid, turn: Turn) -> Grid:
 
 
 def files_of(case: Case, turn: Turn, folder: Path) -> dict[str, list[Path]]:
-    """Return the files of a case's inputs, turned, by their keys; those that are written lie below `folder`.
+    """Return the files of a case's inputs by their keys: files as they are, grids turned and written below `folder`.
 
-    Raises BundleRefused when a series cannot be turned.
+    Raises BundleRefused when a grid cannot be turned.
     """
     given: dict[str, list[Path]] = {}
     for index, source in enumerate(case.sources):
-        if source.files and turn is AS_GIVEN:
-            paths = list(source.files)
+        if source.grid is None:
+            given[source.key] = list(source.files)
         else:
-            grid = source.grid or _read_grid(source.files)
             identity = (case.name, turn.name)
-            paths = _write_series(turned(grid, turn), folder / str(index), source.modality, identity, index)
-        given[source.key] = paths
+            written = turned(source.grid, turn)
+            given[source.key] = _write_series(written, folder / str(index), source.modality, identity, index)
     return given
 
 
@@ -301,22 +297,6 @@ def _arrays(path: Path, wanted: Sequence[str]) -> Mapping[str, NDArray[np.generi
     if missing := set(wanted) - found.keys():
         raise BundleRefused(f"{path} has no array {', '.join(sorted(missing))}")
     return found
-
-
-def _read_grid(files: Sequence[Path]) -> Grid:
-    """Return the volume of a series. Only plain pixels are read here: decoders run nowhere but in disposable children.
-
-    Raises BundleRefused, InputRefused.
-    """
-    for path in files:
-        try:
-            syntax = UID(dcmread(path, stop_before_pixels=True, specific_tags=[]).file_meta.TransferSyntaxUID)
-        except (InvalidDicomError, AttributeError) as error:
-            raise BundleRefused(f"{path.name} is not a DICOM file") from error
-        if syntax.is_encapsulated or syntax.is_deflated:
-            raise BundleRefused(f"{path.name} is compressed: a case that is turned needs plain pixels")
-    volume = assemble(files)
-    return Grid(voxels=np.asarray(volume.voxels, np.float32), affine_lps=volume.geometry.affine_lps)
 
 
 def _write_series(grid: Grid, folder: Path, modality: str, identity: tuple[str, str], number: int) -> list[Path]:

@@ -16,6 +16,7 @@ from meddaemon.deploy.audit import read_metadata
 from meddaemon.domain.contract import ModelKind
 
 _MODALITIES = {"ct": "CT", "mr": "MR", "mri": "MR", "pet": "PT", "pt": "PT", "xr": "DX", "us": "US"}
+_WITH_PLACES = (ModelKind.DETECTION, ModelKind.LANDMARKS)
 _BACKGROUND = re.compile(r"back[\s_-]?ground|other|none|unlabel", re.IGNORECASE)
 _ANATOMICAL_STRUCTURE = '{ value = "91723000", scheme = "SCT", meaning = "Anatomical Structure" }'
 
@@ -39,6 +40,7 @@ def scaffold(bundle: Path, name: str, folder: str) -> str:
             f"bundle = {_quoted(folder)}",
             f"output = {_quoted(_line(output))}",
             *([] if kind is ModelKind.SEGMENTATION else [f'kind = "{kind.value}"']),
+            *(['#frame = "ras"  # in which the bundle gives positions'] if kind in _WITH_PLACES else []),
             *_inputs(_table(formats.get("inputs")), metadata),
             *_meaning(kind, _channels(_table(described))),
             "",

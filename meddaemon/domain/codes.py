@@ -22,3 +22,5 @@ class Code:
 VOLUME = Code(value="118565006", scheme="SCT", meaning="Volume")
 MILLILITRE = Code(value="mL", scheme="UCUM", meaning="Milliliter")
 CUBIC_MILLIMETRE = Code(value="mm3", scheme="UCUM", meaning="Cubic Millimeter")
+CERTAINTY_OF_FINDING = Code(value="111012", scheme="DCM", meaning="Certainty of Finding")
+PERCENT = Code(value="%", scheme="UCUM", meaning="Percent")

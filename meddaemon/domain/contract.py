@@ -1,5 +1,6 @@
 """What a deployed model promises in DICOM terms: which series it takes and what its numbers mean."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -20,12 +21,16 @@ class ModelKind(StrEnum):
 
 
 class InputKind(StrEnum):
-    """What an input is made of: a volume, each image by itself, the slices of a volume, or a waveform."""
+    """What an input is made of: a volume, each image by itself, the slices of a volume, a waveform, frames in time.
+
+    A cine is one image (x, y, 1, frame) of all frames, as NIfTI keeps it.
+    """
 
     VOLUME = "volume"
     PICTURES = "pictures"
     SLICES = "slices"
     WAVEFORM = "waveform"
+    CINE = "cine"
 
 
 class Voi(StrEnum):
@@ -42,6 +47,16 @@ class Range:
     minimum: float | None = None
     maximum: float | None = None
 
+    def holds(self, value: float) -> bool:
+        """Return whether a value lies within; what is not a number never does."""
+        above = math.isfinite(value) if self.minimum is None else value >= self.minimum
+        return above and (math.isfinite(value) if self.maximum is None else value <= self.maximum)
+
+    def __str__(self) -> str:
+        if self.minimum is None:
+            return "anything" if self.maximum is None else f"at most {self.maximum:g}"
+        return f"at least {self.minimum:g}" if self.maximum is None else f"{self.minimum:g} to {self.maximum:g}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class InputLimits:
@@ -57,6 +72,24 @@ class InputLimits:
     intensity: Range | None = None
 
 
+class Unevenness(StrEnum):
+    """What becomes of a stack of planes that is no box of voxels: refused, or straightened for the model."""
+
+    REFUSE = "refuse"
+    RESAMPLE = "resample"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeometryPolicy:
+    """What a model takes that is no box: planes that shift sideways at each step (gantry tilt), uneven distances.
+
+    The model is given a straightened copy; what it says comes back to the planes of the source, which never change.
+    """
+
+    tilt: Unevenness = Unevenness.REFUSE
+    irregular: Unevenness = Unevenness.REFUSE
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputContract:
     """One input of the bundle: `key` in its data dictionary, and the series that may fill it.
@@ -64,6 +97,7 @@ class InputContract:
     Among several series that satisfy `series`, the one that satisfies the earliest of `prefer` wins, then the one
     with the most instances. Inputs of one `key` are its channels, in this order, on the grid of the first; each has a
     `name` of its own. `extra` is put beside the image in the data dictionary, for bundles that ask for more.
+    `unit` is what the values must be in: empty for those of the series, `SUVbw` for the standardized uptake value.
     """
 
     key: str
@@ -74,7 +108,13 @@ class InputContract:
     voi: Voi = Voi.NONE
     unit: str = ""
     limits: InputLimits = InputLimits()
+    geometry: GeometryPolicy = GeometryPolicy()
     extra: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def slot(self) -> str:
+        """What tells it from the other inputs of the model: its name, or its key where it has none."""
+        return self.name or self.key
 
 
 class MeasurementKind(StrEnum):
@@ -112,9 +152,10 @@ class SegmentContract:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassContract:
-    """What one score of the output means; from `threshold` on (0 to 1) it is reported as a finding.
+    """What one score of the output means; from `threshold` on (0 to 1) the finding is there.
 
-    Classes of one `group` exclude each other, and their scores add up to 1 (softmax); without one each stands alone.
+    Classes of one `group` exclude each other, and their scores add up to 1 (softmax): the highest is the answer, if it
+    reaches its threshold where it has one. Without a group each stands alone, and needs a threshold.
     """
 
     name: str
@@ -154,11 +195,14 @@ class ObjectContract:
 class OutputLimits:
     """What a prediction must be to be believed.
 
-    `may_be_empty`: nothing segmented is an answer, as it is for lesions. `maximum_foreground` is a part of all voxels.
+    `may_be_empty`: nothing segmented, or a landmark that is not found, is an answer, as it is for lesions; a
+    detection that finds nothing always is one. `maximum_foreground` is a part of all voxels. The scores of a group of
+    classes add up to 1 within `probability_tolerance`.
     """
 
     may_be_empty: bool = False
     maximum_foreground: float = 0.95
+    probability_tolerance: float = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,10 @@
     ├── InputRefused            a job's input cannot give a right answer: the job is discarded, never retried
     │   ├── UnsoundVolume       the series is not a sound volume
     │   ├── UndecodablePixels   the pixel data cannot be decoded
-    │   └── ContradictoryIdentity   the inputs name more than one patient or study
+    │   ├── ContradictoryIdentity   the inputs name more than one patient or study
+    │   └── NotEvaluable        the input is sound, but not what the model was made for: a result says so
     ├── ModelFailed             the model itself failed: the job is retried
+    │   └── OutOfMemory         it asked for more memory than there is, on the GPU or in the host
     ├── NotAdmitted             a model without a green check was asked for: it gets no work
     ├── BundleRefused           a bundle is not taken: damaged, hostile or changed
     ├── ObjectRefusedByGate     an encoded result contradicts its source: never delivered
@@ -97,8 +99,23 @@ class ContradictoryIdentity(InputRefused):
     """The input instances name more than one patient or study."""
 
 
+class NotEvaluable(InputRefused):
+    """The input lies beyond what the contract says that the model was made for; `numbers` names its series."""
+
+
 class ModelFailed(MeddaemonError):
     """The model raised, crashed or ran out of time."""
+
+
+class OutOfMemory(ModelFailed):
+    """The model asked for more memory than there is; `where` is "gpu" or "host"."""
+
+    def __init__(self, message: str, where: str) -> None:
+        super().__init__(message)
+        self.where = where
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (type(self), (str(self), self.where))
 
 
 class NotAdmitted(MeddaemonError):

@@ -94,10 +94,10 @@ def reported(value: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One number with a name (coded) and a unit (UCUM)."""
+    """One number with a name (coded) and a unit (UCUM); None is for what was to be measured and could not be."""
 
     name: Code
-    value: float
+    value: float | None
     unit: Code
 
 
@@ -118,19 +118,40 @@ class Segment:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One finding and its measurements, and what shows it: a segment, a box, a landmark, or the study as a whole."""
+    """One finding and its measurements, and what shows it: a segment, a box, a landmark, or the study as a whole.
+
+    One that is not `present` was looked for and not found, or nobody could look: its measurements tell which.
+    """
 
     code: Code
     segment_number: int | None
     measurements: tuple[Measurement, ...]
     box: Box | None = None
     landmark: Landmark | None = None
+    present: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where a box or a landmark lies: on which image, where on it, and where in the patient.
+
+    `low` and `high` are edges of voxels (see `Box`), the same point for a landmark. `sop_instance_uid` and
+    `frame_number` (1-based) name the image that its centre lies on; `centre_lps` in mm is known in a volume only.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    sop_instance_uid: str
+    frame_number: int
+    frame_of_reference_uid: str = ""
+    centre_lps: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
     """Everything that one run says: findings over segments, drawn on `labels` (segment numbers, 0 background).
 
+    Without `labels` nothing is drawn: segments that overlap are measured only, and other findings need no drawing.
     `reason` explains a status that is not plausible with the numbers.
     """
 
@@ -145,6 +166,30 @@ class Analysis:
     def drawn(self) -> tuple[Labels, Geometry]:
         """The segments as they are drawn, and where they lie. Raises ValueError where nothing is."""
         return _drawn(self.labels, self.geometry)
+
+    def location(self, finding: Finding) -> Location | None:
+        """Return where the box or landmark of a finding lies; None for a finding without."""
+        if finding.box is not None:
+            low, high, source = finding.box.low, finding.box.high, finding.box.source
+        elif finding.landmark is not None:
+            low = high = finding.landmark.position
+            source = finding.landmark.source
+        else:
+            return None
+        if self.geometry is None or source is not None:
+            uid, frame = source or ("", 0)
+            return Location(low=low, high=high, sop_instance_uid=uid, frame_number=frame)
+        centre = tuple((first + last) / 2 for first, last in zip(low, high, strict=True))
+        x, y, z = (self.geometry.affine_lps @ (*centre, 1.0))[:3].tolist()
+        plane = min(max(round(centre[0]), 0), self.geometry.shape[0] - 1)
+        return Location(
+            low=low,
+            high=high,
+            sop_instance_uid=self.geometry.sop_instance_uids[plane],
+            frame_number=self.geometry.frame_numbers[plane],
+            frame_of_reference_uid=self.geometry.frame_of_reference_uid,
+            centre_lps=(x, y, z),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

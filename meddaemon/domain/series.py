@@ -9,12 +9,16 @@ from meddaemon.domain.conditions import Attributes
 
 
 class SeriesKind(StrEnum):
-    """What a series is for; only `image` reaches a model unless a rule admits another kind by name."""
+    """What a series is for; only `image` reaches a model unless a rule admits another kind by name.
+
+    A `waveform` reaches the inputs that take one, and nothing else does.
+    """
 
     IMAGE = "image"
     LOCALIZER = "localizer"
     MOSAIC = "mosaic"
     DOSE_REPORT = "dose_report"
+    WAVEFORM = "waveform"
     NON_IMAGE = "non_image"
 
 

@@ -1,56 +1,123 @@
-"""What a prediction says: segments, measurements, findings, and whether they may be believed. Pure NumPy."""
+"""What a prediction says: segments, findings, measurements, and whether they may be believed. Pure NumPy.
+
+Each kind of model has one function here that turns its output into findings; `guard` judges the prediction as such.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from meddaemon.domain.codes import MILLILITRE, VOLUME
-from meddaemon.domain.contract import MeasurementKind, ModelContract, SegmentContract
+from meddaemon.domain.codes import CERTAINTY_OF_FINDING, MILLILITRE, PERCENT, VOLUME, Code
+from meddaemon.domain.contract import (
+    ClassContract,
+    MeasurementKind,
+    ModelContract,
+    ModelKind,
+    ObjectContract,
+    ScoreContract,
+    SegmentContract,
+)
 from meddaemon.domain.errors import ModelFailed
-from meddaemon.domain.result import Analysis, Finding, Labels, Measurement, Prediction, ResultStatus, Segment, reported
+from meddaemon.domain.result import (
+    Analysis,
+    Box,
+    Finding,
+    Labels,
+    Landmark,
+    Measurement,
+    Prediction,
+    ResultStatus,
+    Segment,
+    reported,
+)
 from meddaemon.domain.uids import derived_uid
+from meddaemon.inference.guard import check_output
 
 MM3_PER_ML = 1000.0
+MAX_OBJECTS = 1000
+"""So many boxes or landmarks are kept, the surest first; no reader looks at more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """What one kind of output says, and what speaks against it."""
+
+    findings: tuple[Finding, ...]
+    doubts: tuple[str, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    labels: Labels | None = None
 
 
 def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) -> Analysis:
-    """Measure every segment of the contract on the prediction and judge it by the contract's limits.
+    """Put what the model said into findings with codes and judge it by the contract's limits.
 
-    `entropy` names the run (the key of its job): tracking UIDs derive from it, the segment number and
-    nothing else, so that the same run made again has the same UIDs. Every segment of the contract becomes a segment
-    of the result, an empty one too, with one finding that holds its measurements.
+    `entropy` names the run (the key of its job): tracking UIDs derive from it, the segment number and nothing else,
+    so that the same run made again has the same UIDs. Everything that the contract names becomes a finding, also what
+    was looked for and not found: every segment, every class, every score, every kind of object.
 
-    Raises `ModelFailed` when the prediction holds a label that the contract does not name: what cannot be coded is
-    not delivered.
+    Raises `ModelFailed` when the prediction holds what the contract does not name, or not what it promises: what
+    cannot be coded is not delivered.
     """
-    labels, geometry = prediction.drawn
-    counts = _counts(labels)
-    known = {segment.label for segment in contract.segments}
-    unknown = [label for label in np.flatnonzero(counts).tolist() if label and label not in known]
-    if unknown:
-        raise ModelFailed(
-            f"{contract.name} {contract.version} produced label(s) {', '.join(map(str, unknown[:8]))},"
-            " which its contract does not name"
-        )
-    voxel_ml = geometry.voxel_volume_mm3 / MM3_PER_ML
+    said = _READINGS[contract.kind](prediction, contract, entropy)
+    doubts = dict.fromkeys((*prediction.doubts, *said.doubts, *check_output(prediction, contract)))
+    return Analysis(
+        status=ResultStatus.IMPLAUSIBLE if doubts else ResultStatus.PLAUSIBLE,
+        reason="; ".join(doubts),
+        segments=said.segments,
+        findings=said.findings,
+        labels=said.labels,
+        geometry=prediction.geometry,
+    )
+
+
+def not_evaluable(contract: ModelContract, reason: str) -> Analysis:
+    """Return the result of a study that the model says nothing about: all that was asked, and no number."""
+    return Analysis(status=ResultStatus.NOT_EVALUABLE, reason=reason, segments=(), findings=_unmeasured(contract))
+
+
+def _segmented(prediction: Prediction, contract: ModelContract, entropy: str) -> _Said:
+    """Measure every segment of the contract, an empty one too; segments that overlap are measured and not drawn."""
+    if prediction.labels is None and prediction.masks is None and prediction.doubts:
+        return _Said(findings=_unmeasured(contract))
+    counts, labels = (
+        _overlapping(prediction, contract) if prediction.labels is None else _labelled(prediction, contract)
+    )
+    geometry = prediction.geometry
+    voxel_ml = geometry.voxel_volume_mm3 / MM3_PER_ML if geometry else math.nan
     segments: list[Segment] = []
     findings: list[Finding] = []
     doubts: list[str] = []
     # Segments are numbered from 1 without holes, whatever the labels of the model are (PS3.3 C.8.20.2).
-    for number, expected in enumerate(contract.segments, start=1):
-        count = int(counts[expected.label]) if expected.label < len(counts) else 0
+    for number, (expected, count) in enumerate(zip(contract.segments, counts, strict=True), start=1):
         segments.append(_segment(number, expected, count, contract, entropy))
-        findings.append(_finding(number, expected, count * voxel_ml))
-        doubts += _doubts(expected, count, count * voxel_ml)
-    if not np.any(counts[1:]):
-        doubts.append("nothing was segmented")
-    return Analysis(
-        status=ResultStatus.IMPLAUSIBLE if doubts else ResultStatus.PLAUSIBLE,
-        reason="; ".join(doubts),
-        segments=tuple(segments),
-        findings=tuple(findings),
-        labels=_numbered(labels, contract),
-        geometry=geometry,
-    )
+        findings.append(_segment_finding(number, expected, count * voxel_ml))
+        doubts += _volume_doubts(expected, count, count * voxel_ml)
+    return _Said(findings=tuple(findings), doubts=tuple(doubts), segments=tuple(segments), labels=labels)
+
+
+def _labelled(prediction: Prediction, contract: ModelContract) -> tuple[list[int], Labels]:
+    """Return the number of voxels of each segment, and the labels as segment numbers."""
+    labels, _ = prediction.drawn
+    counts = _counts(labels)
+    _refuse_unknown(np.flatnonzero(counts[1:]) + 1, [each.label for each in contract.segments], contract)
+    found = [int(counts[each.label]) if each.label < len(counts) else 0 for each in contract.segments]
+    return found, _numbered(labels, contract)
+
+
+def _overlapping(prediction: Prediction, contract: ModelContract) -> tuple[list[int], None]:
+    """Return the number of voxels of each segment, whose masks are in the order of the contract."""
+    masks = prediction.masks
+    if masks is None or prediction.geometry is None:
+        raise ModelFailed(f"{contract.name} {contract.version} drew nothing that lies anywhere")
+    if len(masks) != len(contract.segments):
+        raise ModelFailed(
+            f"{contract.name} {contract.version} drew {len(masks)} masks, its contract names {len(contract.segments)}"
+        )
+    return [sum(int(np.count_nonzero(plane)) for plane in mask) for mask in masks], None
 
 
 def _counts(labels: Labels) -> NDArray[np.int64]:
@@ -88,17 +155,18 @@ def _segment(number: int, expected: SegmentContract, count: int, contract: Model
     )
 
 
-def _finding(number: int, expected: SegmentContract, volume_ml: float) -> Finding:
-    measured = {MeasurementKind.VOLUME: Measurement(name=VOLUME, value=reported(volume_ml), unit=MILLILITRE)}
+def _segment_finding(number: int | None, expected: SegmentContract, volume_ml: float) -> Finding:
+    measured = {MeasurementKind.VOLUME: _measured(VOLUME, volume_ml, MILLILITRE)}
     return Finding(
         # Without a code of its own the finding is the thing that was segmented (PS3.16 TID 1411, Finding).
         code=expected.finding or expected.type,
         segment_number=number,
         measurements=tuple(measured[kind] for kind in expected.measure),
+        present=volume_ml > 0,
     )
 
 
-def _doubts(expected: SegmentContract, count: int, volume_ml: float) -> list[str]:
+def _volume_doubts(expected: SegmentContract, count: int, volume_ml: float) -> list[str]:
     """Return why the volume cannot be believed: nothing where something must be, or beyond the limits."""
     limits = expected.plausible_volume_ml
     if limits is None or limits.minimum <= volume_ml <= limits.maximum:
@@ -106,3 +174,177 @@ def _doubts(expected: SegmentContract, count: int, volume_ml: float) -> list[str
     if count == 0:
         return [f"{expected.name} is empty; plausible are {limits.minimum:g} to {limits.maximum:g} mL"]
     return [f"{expected.name} measures {volume_ml:.1f} mL; plausible are {limits.minimum:g} to {limits.maximum:g} mL"]
+
+
+def _classified(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
+    """Say of each class whether it is there, and how sure that is."""
+    scores = _scores(prediction, len(contract.classes), contract)
+    present = _present(scores, contract.classes)
+    return _Said(
+        findings=tuple(
+            Finding(code=each.finding, segment_number=None, measurements=(_certainty(score),), present=there)
+            for each, score, there in zip(contract.classes, scores, present, strict=True)
+        )
+    )
+
+
+def _present(scores: tuple[float, ...], classes: tuple[ClassContract, ...]) -> list[bool]:
+    """Return which classes are there: the highest of each group, and those alone that reach their threshold."""
+    highest: dict[str, int] = {}
+    for index, (score, each) in enumerate(zip(scores, classes, strict=True)):
+        # The first of equals, as an argmax has it; what is not a number is not the highest.
+        if math.isfinite(score) and (each.group not in highest or score > scores[highest[each.group]]):
+            highest[each.group] = index
+    return [
+        score >= (each.threshold or 0.0) and highest.get(each.group) == index
+        if each.group
+        else each.threshold is not None and score >= each.threshold
+        for index, (score, each) in enumerate(zip(scores, classes, strict=True))
+    ]
+
+
+def _measured_scores(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
+    """Give each number of a regression its name and unit."""
+    values = _scores(prediction, len(contract.scores), contract)
+    return _Said(
+        findings=tuple(_score_finding(each, value) for each, value in zip(contract.scores, values, strict=True)),
+        doubts=tuple(
+            f"{each.name.meaning} is {value:g} {each.unit.value}; plausible are {each.plausible}"
+            for each, value in zip(contract.scores, values, strict=True)
+            if each.plausible is not None and math.isfinite(value) and not each.plausible.holds(value)
+        ),
+    )
+
+
+def _score_finding(expected: ScoreContract, value: float) -> Finding:
+    measured = _measured(expected.name, value, expected.unit)
+    return Finding(
+        code=expected.name, segment_number=None, measurements=(measured,), present=measured.value is not None
+    )
+
+
+def _scores(prediction: Prediction, expected: int, contract: ModelContract) -> tuple[float, ...]:
+    if len(prediction.scores) != expected:
+        raise ModelFailed(
+            f"{contract.name} {contract.version} gave {len(prediction.scores)} scores, its contract names {expected}"
+        )
+    return prediction.scores
+
+
+def _detected(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
+    """Report every box that reaches its threshold; of what was not found, say so."""
+    surest, doubts = _surest(prediction.boxes, prediction, contract)
+    findings = [
+        Finding(
+            code=_of(box.label, contract).finding, segment_number=None, measurements=(_certainty(box.score),), box=box
+        )
+        for box in surest
+    ]
+    return _Said(findings=(*findings, *_absent(surest, contract)), doubts=tuple(doubts))
+
+
+def _marked(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
+    """Report every landmark that reaches its threshold; of what was not found, say so."""
+    surest, doubts = _surest(prediction.landmarks, prediction, contract)
+    findings = [
+        Finding(
+            code=_of(each.label, contract).finding,
+            segment_number=None,
+            measurements=(_certainty(each.score),),
+            landmark=each,
+        )
+        for each in surest
+    ]
+    missing = _missing(surest, contract)
+    if not contract.output_limits.may_be_empty:
+        doubts += [f"{each.name} was not found" for each in missing]
+    return _Said(findings=(*findings, *_absent(surest, contract)), doubts=tuple(doubts))
+
+
+_Object = TypeVar("_Object", Box, Landmark)
+
+
+def _surest(
+    objects: tuple[_Object, ...], prediction: Prediction, contract: ModelContract
+) -> tuple[list[_Object], list[str]]:
+    """Return what reaches its threshold, the surest first, and a doubt where there is more than anybody can read."""
+    _refuse_unknown([each.label for each in objects], [each.label for each in contract.objects], contract)
+    for each in objects:
+        _refuse_nowhere(each, prediction, contract)
+    reached = [each for each in objects if each.score >= _of(each.label, contract).threshold and _is_somewhere(each)]
+    reached.sort(key=lambda each: -each.score)
+    if len(reached) <= MAX_OBJECTS:
+        return reached, []
+    return reached[:MAX_OBJECTS], [f"{len(reached)} objects were found, of which the surest {MAX_OBJECTS} are kept"]
+
+
+def _refuse_nowhere(each: Box | Landmark, prediction: Prediction, contract: ModelContract) -> None:
+    """Refuse what is neither in the volume nor on a picture: nobody could say where it is."""
+    axes = len(each.low) if isinstance(each, Box) else len(each.position)
+    if axes != (2 if each.source else 3) or (each.source is None and prediction.geometry is None):
+        raise ModelFailed(
+            f"{contract.name} {contract.version} gave a place of {axes} axes "
+            + ("on a picture" if each.source else "in a volume" if prediction.geometry else "and no picture for it")
+        )
+
+
+def _is_somewhere(each: Box | Landmark) -> bool:
+    """Return whether the coordinates are numbers; those that are not are the guard's to tell of."""
+    return bool(np.isfinite((*each.low, *each.high) if isinstance(each, Box) else each.position).all())
+
+
+def _absent(found: Iterable[Box | Landmark], contract: ModelContract) -> tuple[Finding, ...]:
+    return tuple(_object_finding(each) for each in _missing(found, contract))
+
+
+def _missing(found: Iterable[Box | Landmark], contract: ModelContract) -> list[ObjectContract]:
+    labels = {each.label for each in found}
+    return [each for each in contract.objects if each.label not in labels]
+
+
+def _object_finding(expected: ObjectContract) -> Finding:
+    """Return the finding of an object that is nowhere."""
+    return Finding(code=expected.finding, segment_number=None, measurements=(_certainty(math.nan),), present=False)
+
+
+def _of(label: int, contract: ModelContract) -> ObjectContract:
+    return next(each for each in contract.objects if each.label == label)
+
+
+def _refuse_unknown(found: Iterable[int], known: Iterable[int], contract: ModelContract) -> None:
+    unknown = sorted({int(each) for each in found} - set(known))
+    if unknown:
+        raise ModelFailed(
+            f"{contract.name} {contract.version} produced label(s) {', '.join(map(str, unknown[:8]))},"
+            " which its contract does not name"
+        )
+
+
+def _unmeasured(contract: ModelContract) -> tuple[Finding, ...]:
+    """Return what the contract asks for, without a number: nobody could look."""
+    return (
+        *(_segment_finding(None, each, math.nan) for each in contract.segments),
+        *(
+            Finding(code=each.finding, segment_number=None, measurements=(_certainty(math.nan),), present=False)
+            for each in contract.classes
+        ),
+        *(_score_finding(each, math.nan) for each in contract.scores),
+        *(_object_finding(each) for each in contract.objects),
+    )
+
+
+def _certainty(score: float) -> Measurement:
+    return _measured(CERTAINTY_OF_FINDING, score * 100, PERCENT)
+
+
+def _measured(name: Code, value: float, unit: Code) -> Measurement:
+    return Measurement(name=name, value=reported(value) if math.isfinite(value) else None, unit=unit)
+
+
+_READINGS: Mapping[ModelKind, Callable[[Prediction, ModelContract, str], _Said]] = {
+    ModelKind.SEGMENTATION: _segmented,
+    ModelKind.CLASSIFICATION: _classified,
+    ModelKind.REGRESSION: _measured_scores,
+    ModelKind.DETECTION: _detected,
+    ModelKind.LANDMARKS: _marked,
+}

@@ -1,68 +1,85 @@
-"""The model child: `python -m meddaemon.inference.child FD`, started by `runtime.ModelProcess` and nobody else.
+"""The model child: forked by the fork server for one bundle, started by `runtime.ModelProcess` and nobody else.
 
-It loads one bundle, says `ready`, and answers one request after another until the connection ends. It may die at any
-moment, by its own fault or another's; nothing is lost with it.
+It confines itself, loads the bundle, says `ready`, and answers one request after another until the connection ends.
+It may die at any moment, by its own fault or another's; nothing is lost with it. It is given volumes, never files.
 """
 
-import ctypes
 import os
-import resource
-import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meddaemon.config.digest import bundle_digest
 from meddaemon.domain.errors import InputRefused, ModelFailed
-from meddaemon.inference import messages
-from meddaemon.inference.volume import assemble_read, decoding_bytes, read_inputs
+from meddaemon.inference import messages, sandbox
+from meddaemon.inference.bundles.terms import Terms
+from meddaemon.inference.messages import Received
+from meddaemon.inference.values import input_from, prediction_message, refusal_message
 
 if TYPE_CHECKING:
     from meddaemon.inference.monai_bundle import Session
 
-PR_SET_PDEATHSIG = 1
+# How those that we meet say that they got no memory; torch and CUDA raise RuntimeError for many things.
+_OUT_OF_GPU_MEMORY = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_OUT_OF_HOST_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "not enough memory: you tried to allocate")
 
-SPARE_BYTES = 2**30
-"""What decoding may ask for beyond the volume: libraries, threads, fragments of memory."""
 
-
-def main() -> int:
-    """Serve the connection whose file descriptor is the one argument."""
-    _die_with_parent()
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.umask(0o077)
-    connection = socket.socket(fileno=int(sys.argv[1]))
+def main(connection: socket.socket) -> int:
+    """Serve the connection."""
     try:
-        serve(connection)
+        _serve(connection)
     except (messages.Ended, BrokenPipeError, ConnectionResetError):
         return 0
     return 0
 
 
-def serve(connection: socket.socket) -> None:
+def _serve(connection: socket.socket) -> None:
     """Load what the first message names, then answer requests; raises `messages.Ended` when the worker hangs up."""
-    settings, _ = messages.receive(connection)
+    settings = messages.receive(connection).said
     started = time.perf_counter()
     try:
+        _settle_in(settings)
         session = _load(settings)
     except Exception as error:  # noqa: BLE001 - whatever a bundle raises is the worker's to judge, and it is told
         messages.send(connection, _failure(error))
         return
-    messages.send(connection, {"ready": {"load": time.perf_counter() - started}})
+    messages.send(connection, {"ready": {"load": time.perf_counter() - started}, "gpu_bytes": _gpu_bytes()})
     while True:
-        request, _ = messages.receive(connection)
+        request = messages.receive(connection)
         try:
-            message, content = _answer(session, request["inputs"])
+            said, arrays = prediction_message(session.predict(_inputs(request)))
+            messages.send(connection, {**said, "gpu_bytes": _gpu_bytes()}, arrays)
         except InputRefused as refusal:
-            messages.send(connection, messages.refusal_message(refusal))
+            messages.send(connection, refusal_message(refusal))
+        except (BrokenPipeError, ConnectionResetError):
+            raise
         except Exception as error:  # noqa: BLE001 - as above; the worker replaces this process afterwards
             messages.send(connection, _failure(error))
-        else:
-            messages.send(connection, message, content)
+        finally:
+            # Nothing of a study is kept beyond its run.
+            request = Received({}, {})
+
+
+def _settle_in(settings: Mapping[str, Any]) -> None:
+    """Become a process that has its scratch folder and the bundle, and nothing else of this machine."""
+    scratch, bundle = Path(settings["scratch"]), Path(settings["bundle"])
+    os.chdir(scratch)
+    os.environ.update({"HOME": str(scratch), "TMPDIR": str(scratch), **settings["environment"]})
+    tempfile.tempdir = None
+    sandbox.limit(data_bytes=settings["data_bytes"], file_bytes=settings["file_bytes"])
+    if settings["sandbox"] != "off":
+        read = [bundle, Path(settings["contract_file"]), *map(Path, settings["weights"]), *_links_below(bundle)]
+        sandbox.confine(read, [scratch], required=settings["sandbox"] == "required")
+
+
+def _links_below(bundle: Path) -> Iterator[Path]:
+    """Yield the files of the bundle that lie elsewhere; the digest names their content like that of the others."""
+    for parent, _, names in os.walk(bundle):
+        yield from (path for path in (Path(parent, name) for name in names) if path.is_symlink())
 
 
 def _load(settings: Mapping[str, Any]) -> "Session":
@@ -74,59 +91,57 @@ def _load(settings: Mapping[str, Any]) -> "Session":
             f"bundle, weights or contract of {settings['name']} changed since they were read:"
             f" SHA-256 {found}, not {settings['digest']}; restart to accept them"
         )
-    # Torch costs seconds and is nobody else's: it comes in here, in the child, and only once the digest is right.
+    # Torch is nobody else's: it is named only here, and only once the digest is right.
     from meddaemon.inference import monai_bundle  # noqa: PLC0415
 
-    return monai_bundle.load(
-        bundle, output=settings["output"], weights=weights, scratch=Path.cwd(), device=settings["device"]
+    session = monai_bundle.load(
+        bundle,
+        weights=weights,
+        scratch=Path.cwd(),
+        device=settings["device"],
+        terms=Terms.from_message(settings["terms"]),
     )
+    torch = sys.modules["torch"]
+    if torch.cuda.is_initialized() and settings["gpu_fraction"] < 1:
+        torch.cuda.set_per_process_memory_fraction(settings["gpu_fraction"])
+    return session
 
 
-def _answer(session: "Session", inputs: Mapping[str, list[str]]) -> tuple[dict[str, Any], memoryview]:
-    started = time.perf_counter()
-    with _memory_limit(4 * SPARE_BYTES):
-        headers = read_inputs({key: [Path(each) for each in paths] for key, paths in inputs.items()})
-    with _memory_limit(SPARE_BYTES + sum(map(decoding_bytes, headers.values()))):
-        volumes = {key: assemble_read(each) for key, each in headers.items()}
-    assembled = time.perf_counter() - started
-    prediction = session.predict(volumes)
-    message, labels = messages.prediction_message(prediction)
-    message["prediction"]["seconds"] = {"assemble": assembled, **prediction.seconds}
-    return message, labels
+def _inputs(request: Received) -> dict[str, Any]:
+    return {
+        str(each["name"]): input_from(each, request.arrays[str(place)])
+        for place, each in enumerate(request.said["inputs"])
+    }
 
 
-@contextmanager
-def _memory_limit(allowed: int) -> Iterator[None]:
-    """Bound what decoders may ask for: a code stream of a few bytes can claim a plane of many gigabytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    limit = pages * resource.getpagesize() + allowed
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+def _gpu_bytes() -> int:
+    """Return how much memory of a GPU this process holds."""
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.memory_reserved()) if torch is not None and torch.cuda.is_initialized() else 0
 
 
 def _failure(error: Exception) -> dict[str, Any]:
     """Return what went wrong and, since MONAI wraps errors, what first did."""
     text = str(error) if isinstance(error, ModelFailed) else f"{type(error).__name__}: {error}"
-    first: BaseException = error
-    while first.__cause__ is not None:
-        first = first.__cause__
+    *_, first = causes = list(_causes(error))
     if first is not error:
         text = f"{text[:2048]}\nbecause of {type(first).__name__}: {first}"
-    return {"failed": text[:4096]}
+    return {"failed": text[:4096], "out_of_memory": next(filter(None, map(_out_of_memory, causes)), None)}
 
 
-def _die_with_parent() -> None:
-    """Ask the kernel for SIGKILL when the parent ends, however it ends (prctl(2)); Linux only, elsewhere EOF does."""
-    parent = os.getppid()
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent or parent == 1:
-        raise SystemExit(1)
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what it was raised from, back to the first."""
+    yield error
+    while error.__cause__ is not None:
+        error = error.__cause__
+        yield error
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _out_of_memory(error: BaseException) -> str | None:
+    """Return where memory ran out, if that is what the error says."""
+    text = str(error)
+    if type(error).__name__ == "OutOfMemoryError" or any(each in text for each in _OUT_OF_GPU_MEMORY):
+        return "gpu"
+    if isinstance(error, MemoryError) or any(each in text for each in _OUT_OF_HOST_MEMORY):
+        return "host"
+    return None

@@ -1,17 +1,19 @@
 """Planes in, one grid out: the pure half of volume assembly.
 
-The grid that is returned is a promise: the centre of the first pixel of every plane lies within `TOLERANCE_MM`,
-along the normal and across it, of where its own Image Position (Patient) says, and the three axes are orthogonal.
-A stack that cannot keep it is refused with a reason, the numbers and the instance, and never resampled, completed
-or thinned out in silence.
+The grid that is returned is a promise: the centre of the first pixel of every plane lies where its own Image
+Position (Patient) says, and unless the contract takes tilted or uneven stacks, within `TOLERANCE_MM` of a grid with
+three orthogonal axes. A stack that cannot keep it is refused with a reason, the numbers and the instance, and never
+resampled, completed or thinned out in silence.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from meddaemon.domain.contract import GeometryPolicy, Unevenness
 from meddaemon.domain.errors import UnsoundVolume
 from meddaemon.domain.volume import Geometry
 
@@ -26,6 +28,17 @@ SAME_PLACE_MM = 1e-3
 
 COSINE_TOLERANCE = 1e-4
 """Direction cosines that differ by less are equal: 0.05 mm over half a metre. Decimal strings carry about 1e-6."""
+
+EXACT_MM = 1e-3
+"""The affine says where a plane lies when it does so to within this; else the geometry says it plane by plane."""
+
+_LARGEST_TILT_DEGREES = 45.0
+"""Gantries tilt by 30 degrees at most."""
+_LARGEST_RESAMPLED_STEP = 3.0
+"""What lies farther apart than so many usual steps is not guessed, whatever the policy."""
+
+STRICT = GeometryPolicy()
+"""Nothing but boxes."""
 
 MAX_VOXELS = 2**31
 """A volume larger than this is refused before memory is asked for; 8 GiB as float32."""
@@ -49,11 +62,11 @@ class Plane:
     frame_of_reference_uid: str
 
 
-def arrange(planes: Sequence[Plane]) -> tuple[Geometry, tuple[int, ...]]:
+def arrange(planes: Sequence[Plane], policy: GeometryPolicy = STRICT) -> tuple[Geometry, tuple[int, ...]]:
     """Return the grid on which the planes lie, and the planes' indices in ascending order along the normal.
 
     The normal is the cross product of row and column direction; positions alone decide order and spacing. The
-    order of `planes` does not matter.
+    order of `planes` does not matter. Tilted and uneven stacks are refused unless `policy` takes them.
 
     Raises `UnsoundVolume` with one of: `too_few_planes`, `not_finite`, `orientation`, `pixel_spacing`,
     `mixed_orientation`, `mixed_size`, `mixed_pixel_spacing`, `mixed_frame_of_reference`, `too_large`, `temporal`,
@@ -80,20 +93,22 @@ def arrange(planes: Sequence[Plane]) -> tuple[Geometry, tuple[int, ...]]:
     heights = positions @ normal
     order = sorted(arrival, key=lambda index: float(heights[index]))
     ordered = [planes[index] for index in order]
-    spacing, start = _even_spacing(ordered, positions[order], heights[order], normal)
+    step, start = _step(ordered, positions[order], heights[order], normal, policy)
     row_spacing, column_spacing = first.pixel_spacing
     affine = np.eye(4)
-    affine[:3, 0] = normal * spacing
+    affine[:3, 0] = step
     # The row index counts down a column and the column index along a row (PS3.3 C.7.6.2.1.1).
     affine[:3, 1] = column_direction * row_spacing
     affine[:3, 2] = row_direction * column_spacing
-    affine[:3, 3] = positions[order[0]] + normal * start
+    affine[:3, 3] = start
+    off = np.abs(positions[order] - (start + np.outer(np.arange(len(order)), step))).max()
     geometry = Geometry(
         shape=(len(order), first.rows, first.columns),
         affine_lps=affine,
         frame_of_reference_uid=first.frame_of_reference_uid,
         sop_instance_uids=tuple(plane.sop_instance_uid for plane in ordered),
         frame_numbers=tuple(plane.frame_number for plane in ordered),
+        positions_lps=positions[order] if off > EXACT_MM else None,
     )
     return geometry, tuple(order)
 
@@ -115,7 +130,7 @@ def _refuse_unusable(plane: Plane) -> None:
         raise UnsoundVolume(reason, message, sop_instance_uid=plane.sop_instance_uid, numbers=numbers)
 
     numbers = (*plane.position, *plane.orientation, *plane.pixel_spacing)
-    if not all(np.isfinite(numbers)) or max(map(abs, numbers)) > 1e6:
+    if not all(map(math.isfinite, numbers)) or max(map(abs, numbers)) > 1e6:
         refuse(
             "not_finite",
             "position, orientation or pixel spacing is not a finite, plausible number",
@@ -123,9 +138,9 @@ def _refuse_unusable(plane: Plane) -> None:
             orientation=plane.orientation,
             pixel_spacing=plane.pixel_spacing,
         )
-    row, column = np.array(plane.orientation[:3]), np.array(plane.orientation[3:])
-    lengths = float(np.linalg.norm(row)), float(np.linalg.norm(column))
-    cosine = float(row @ column)
+    row, column = plane.orientation[:3], plane.orientation[3:]
+    lengths = math.hypot(*row), math.hypot(*column)
+    cosine = sum(a * b for a, b in zip(row, column, strict=True))
     if max(abs(lengths[0] - 1), abs(lengths[1] - 1)) > 1e-3 or abs(cosine) > 1e-3:
         refuse(
             "orientation",
@@ -155,7 +170,7 @@ def _refuse_mixture(first: Plane, plane: Plane) -> None:
         (
             "mixed_orientation",
             "Image Orientation (Patient)",
-            not np.allclose(plane.orientation, first.orientation, rtol=0, atol=COSINE_TOLERANCE),
+            max(abs(a - b) for a, b in zip(plane.orientation, first.orientation, strict=True)) > COSINE_TOLERANCE,
             lambda each: each.orientation,
         ),
         (
@@ -197,18 +212,39 @@ def _refuse_too_large(first: Plane, planes: int) -> None:
         )
 
 
-def _even_spacing(ordered: Sequence[Plane], positions: Vector, heights: Vector, normal: Vector) -> tuple[float, float]:
-    """Return the plane spacing in mm, and where along the normal the grid starts relative to the first plane.
+def _step(
+    ordered: Sequence[Plane], positions: Vector, heights: Vector, normal: Vector, policy: GeometryPolicy
+) -> tuple[Vector, Vector]:
+    """Return the step from plane to plane and the position of the first one, in LPS mm.
 
-    Refuses planes that do not sit one behind the other at even distances.
+    Refuses planes that do not sit one behind the other at even distances, unless the policy takes them.
     """
     steps = np.diff(heights)
     _refuse_same_height(ordered, positions, steps)
-    _refuse_drift(ordered, positions, heights, normal)
+    tilted = _refuse_drift(ordered, positions, heights, normal, policy)
+    if policy.irregular is Unevenness.RESAMPLE:
+        _refuse_gap(ordered, steps, most=_LARGEST_RESAMPLED_STEP)
+        spacing, start, _ = _line(heights)
+    else:
+        _refuse_gap(ordered, steps, most=1.5)
+        spacing, start = _even_spacing(ordered, heights, steps)
+    if not tilted:
+        return normal * spacing, positions[0] + normal * start
+    # What the planes shift sideways at each step, by least squares as well.
+    sideways = positions - np.outer(heights, normal)
+    along = heights - heights.mean()
+    shift = along @ (sideways - sideways.mean(axis=0)) / (along @ along)
+    middle = sideways.mean(axis=0) + heights.mean() * normal
+    step = (normal + shift) * spacing
+    return step, middle - step * (heights.mean() - heights[0] - start) / spacing
+
+
+def _refuse_gap(ordered: Sequence[Plane], steps: Vector, *, most: float) -> None:
+    """Refuse a step of so many times the usual one: planes are missing."""
     # The lower median, so that of two steps the smaller one is the spacing and the larger one the gap.
     usual = float(np.sort(steps)[(len(steps) - 1) // 2])
     for index, step in enumerate(steps.tolist()):
-        if step >= 1.5 * usual:
+        if step >= most * usual:
             raise UnsoundVolume(
                 "gap",
                 f"{step:.6g} mm to the plane before, where {usual:.6g} mm is usual:"
@@ -216,12 +252,23 @@ def _even_spacing(ordered: Sequence[Plane], positions: Vector, heights: Vector, 
                 sop_instance_uid=ordered[index + 1].sop_instance_uid,
                 numbers={"step_mm": step, "usual_step_mm": usual, "plane": index + 1},
             )
-    # The line of least squares: its slope is not at the mercy of how the first and last position were rounded.
+
+
+def _line(heights: Vector) -> tuple[float, float, Vector]:
+    """Return spacing and start of the line of least squares, and how far each height lies off it.
+
+    Its slope is not at the mercy of how the first and last position were rounded. The start is relative to the first.
+    """
     indices = np.arange(len(heights)) - (len(heights) - 1) / 2
     climbed = heights - heights[0]
     spacing = float(indices @ (climbed - climbed.mean()) / (indices @ indices))
     start = float(climbed.mean() + spacing * indices[0])
-    errors = climbed - (start + spacing * np.arange(len(heights)))
+    return spacing, start, climbed - (start + spacing * np.arange(len(heights)))
+
+
+def _even_spacing(ordered: Sequence[Plane], heights: Vector, steps: Vector) -> tuple[float, float]:
+    """Return the plane spacing in mm, and where along the normal the grid starts relative to the first plane."""
+    spacing, start, errors = _line(heights)
     worst = int(np.argmax(np.abs(errors)))
     if abs(errors[worst]) > min(TOLERANCE_MM, spacing / 10):
         raise UnsoundVolume(
@@ -265,16 +312,23 @@ def _refuse_same_height(ordered: Sequence[Plane], positions: Vector, steps: Vect
     raise UnsoundVolume(reason, message, sop_instance_uid=plane.sop_instance_uid, numbers=numbers)
 
 
-def _refuse_drift(ordered: Sequence[Plane], positions: Vector, heights: Vector, normal: Vector) -> None:
-    """Refuse planes that shift sideways: by the same amount at each step (gantry tilt), or anyhow."""
+def _refuse_drift(
+    ordered: Sequence[Plane], positions: Vector, heights: Vector, normal: Vector, policy: GeometryPolicy
+) -> bool:
+    """Refuse planes that shift sideways: by the same amount at each step (gantry tilt), or anyhow.
+
+    Returns whether they are tilted, and may be.
+    """
     offsets = positions - positions[0] - np.outer(heights - heights[0], normal)
     drift = np.linalg.norm(offsets, axis=1)
     worst = int(np.argmax(drift))
     if drift[worst] <= TOLERANCE_MM:
-        return
+        return False
     along = (heights - heights[0]) / (heights[-1] - heights[0])
     steady = bool(np.abs(offsets - np.outer(along, offsets[-1])).max() <= max(TOLERANCE_MM, 0.01 * drift[-1]))
     degrees = float(np.degrees(np.arctan2(drift[-1], heights[-1] - heights[0])))
+    if steady and policy.tilt is Unevenness.RESAMPLE and degrees <= _LARGEST_TILT_DEGREES:
+        return True
     reason, what = ("tilt", f"by {degrees:.3g}° (gantry tilt)") if steady else ("scattered", "unevenly")
     raise UnsoundVolume(
         reason,

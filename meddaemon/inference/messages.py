@@ -1,75 +1,250 @@
-"""What the worker and its model child say to each other, over one stream socket.
+"""What the worker and its child processes say to each other, over one stream socket.
 
-A message is a JSON object and, after it, raw bytes: lengths as two 8-byte big-endian numbers, JSON, bytes. Nothing
-is pickled: the child runs code of bundles and decodes hostile files, so the worker takes values from it, never code.
+A message is a JSON object; arrays travel beside it as descriptors of sealed memory files (memfd_create(2)), which
+the receiver maps: no voxel is copied on the way, and the sender cannot change what it has sent. Nothing is pickled:
+a child runs code of bundles or decodes hostile files, so the worker takes values from it, never code.
+
+    | length of the JSON, 8 bytes big-endian | number of descriptors, 8 bytes | JSON {"said": ..., "arrays": [...]} |
+
+The descriptors come with the first byte (SCM_RIGHTS, unix(7)): those of the arrays first, in their order.
 """
 
+import array
+import ctypes
+import fcntl
 import json
+import mmap
+import os
 import socket
+import stat
 import struct
 import time
-from collections.abc import Mapping
-from typing import Any
+import weakref
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, Self
 
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
-from meddaemon.domain.errors import (
-    ContradictoryIdentity,
-    InputRefused,
-    ModelFailed,
-    UndecodablePixels,
-    UnsoundVolume,
-)
-from meddaemon.domain.result import Prediction
-from meddaemon.domain.volume import Geometry
-
-REFUSALS: Mapping[str, type[InputRefused]] = {
-    kind.__name__: kind for kind in (InputRefused, UnsoundVolume, UndecodablePixels, ContradictoryIdentity)
-}
+from meddaemon.domain.errors import ModelFailed
 
 _HEAD = struct.Struct(">QQ")
 _MAX_TEXT = 2**26
-_MAX_BYTES = 2**32
+_MAX_BYTES = 2**40
+_MAX_DESCRIPTORS = 64
+_MAX_AXES = 5
+_MAX_LENGTH = 2**31
+_INT_BYTES = array.array("i").itemsize
+_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+_DTYPES = frozenset({"bool", "uint8", "uint16", "int16", "int32", "float16", "float32", "float64"})
 
 
 class Ended(Exception):
     """The other side closed the connection."""
 
 
-def send(connection: socket.socket, message: Mapping[str, Any], content: memoryview | bytes = b"") -> None:
-    """Send one message."""
-    text = json.dumps(message, default=_plain).encode()
-    connection.sendall(_HEAD.pack(len(text), len(content)) + text)
-    connection.sendall(content)
+class Sealed:
+    """An array in a sealed memory file: its content never changes again, and any process may map it."""
+
+    def __init__(self, descriptor: int, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+        """Take over a descriptor that was checked to hold exactly such an array."""
+        self.descriptor = descriptor
+        self.dtype = dtype
+        self.shape = shape
+        self._finalizer = weakref.finalize(self, os.close, descriptor)
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> Self:
+        """Return a sealed copy of an array. Raises OSError when memory is short."""
+        memory = Memory(values.shape, values.dtype)
+        np.copyto(memory.array, values)
+        return cls(*memory.seal())
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the array in bytes."""
+        return _size(self.dtype, self.shape)
+
+    def array(self) -> NDArray[Any]:
+        """Return the array, mapped: what is written to it is private to this process (copy on write)."""
+        if not self.nbytes:
+            return np.empty(self.shape, self.dtype)
+        mapped = mmap.mmap(self.descriptor, self.nbytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        return np.frombuffer(mapped, self.dtype).reshape(self.shape)
+
+    def close(self) -> None:
+        """Give the descriptor back; what was mapped stays."""
+        self._finalizer()
 
 
-def receive(connection: socket.socket, *, deadline: float | None = None) -> tuple[dict[str, Any], bytearray]:
-    """Return the next message and its bytes.
+class Memory:
+    """Memory for one array that is filled in place, then sealed without being copied."""
+
+    def __init__(self, shape: Sequence[int], dtype: DTypeLike) -> None:
+        """Have zeroed memory for so many values. Raises OSError when it is short."""
+        self._dtype, self._shape = np.dtype(dtype), tuple(map(int, shape))
+        size = _size(self._dtype, self._shape)
+        self._descriptor = os.memfd_create("meddaemon", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        try:
+            os.ftruncate(self._descriptor, size)
+            self._mapped = mmap.mmap(self._descriptor, size) if size else None
+        except BaseException:
+            os.close(self._descriptor)
+            raise
+        if self._mapped is None:
+            self.array: NDArray[Any] = np.empty(self._shape, self._dtype)
+        else:
+            self.array = np.frombuffer(self._mapped, self._dtype).reshape(self._shape)
+
+    def seal(self) -> tuple[int, np.dtype[Any], tuple[int, ...]]:
+        """Return descriptor, type and shape of the sealed array; `array` can be read on, but not be written to.
+
+        The kernel seals only what nobody can write to: so the mapping under the array is exchanged for a private,
+        read-only one of the same file, at the same place.
+        """
+        self.array.flags.writeable = False
+        if self._mapped is not None:
+            address = self.array.__array_interface__["data"][0]
+            _map_read_only(address, len(self._mapped), self._descriptor)
+        fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        return self._descriptor, self._dtype, self._shape
+
+
+def _map_read_only(address: int, length: int, descriptor: int) -> None:
+    function = ctypes.CDLL(None, use_errno=True).mmap
+    function.restype = ctypes.c_void_p
+    function.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+    fixed = 0x10  # MAP_FIXED, which the mmap module does not name
+    if function(address, length, mmap.PROT_READ, mmap.MAP_PRIVATE | fixed, descriptor, 0) != address:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _size(dtype: np.dtype[Any], shape: tuple[int, ...]) -> int:
+    size = dtype.itemsize
+    for length in shape:
+        size *= length
+    return size
+
+
+class Received(NamedTuple):
+    """One message: what was said, its arrays, and other descriptors, which are the receiver's to close."""
+
+    said: dict[str, Any]
+    arrays: dict[str, Sealed]
+    files: tuple[int, ...] = ()
+
+
+def send(
+    connection: socket.socket,
+    said: Mapping[str, Any],
+    arrays: Mapping[str, NDArray[Any] | Sealed] | None = None,
+    files: Sequence[int] = (),
+    *,
+    deadline: float | None = None,
+) -> None:
+    """Send one message with its arrays, sealing those that are not, and with descriptors of files.
+
+    Raises `TimeoutError` when the other side has not taken it by `deadline` (of `time.monotonic`), and OSError.
+    """
+    sealed = {name: each if isinstance(each, Sealed) else Sealed.of(each) for name, each in (arrays or {}).items()}
+    shapes = [
+        {"name": name, "dtype": each.dtype.name, "shape": [int(length) for length in each.shape]}
+        for name, each in sealed.items()
+    ]
+    text = json.dumps({"said": said, "arrays": shapes}, default=_plain).encode()
+    descriptors = array.array("i", [*(each.descriptor for each in sealed.values()), *files])
+    data = memoryview(_HEAD.pack(len(text), len(descriptors)) + text)
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)] if descriptors else []
+    _limit(connection, deadline)
+    rest = data[connection.sendmsg([data], ancillary) :]
+    _limit(connection, deadline)
+    connection.sendall(rest)
+
+
+def receive(connection: socket.socket, *, deadline: float | None = None) -> Received:
+    """Return the next message.
 
     Raises `Ended` at the end of the connection, `TimeoutError` at `deadline` (of `time.monotonic`), and
-    `ModelFailed` when what comes is not a message.
+    `ModelFailed` when what comes is not a message, or its arrays are not what it says.
     """
-    text_length, content_length = _HEAD.unpack(_read(connection, _HEAD.size, deadline))
-    if text_length > _MAX_TEXT or content_length > _MAX_BYTES:
-        raise ModelFailed(f"the model child sent a message of {text_length} + {content_length} bytes")
+    descriptors: list[int] = []
     try:
-        message = json.loads(_read(connection, text_length, deadline))
-    except ValueError as error:
-        raise ModelFailed("the model child sent something that is not a message") from error
-    if not isinstance(message, dict):
-        raise ModelFailed("the model child sent something that is not a message")
-    return message, _read(connection, content_length, deadline)
+        text_length, count = _HEAD.unpack(_read_head(connection, descriptors, deadline))
+        if text_length > _MAX_TEXT or count != len(descriptors):
+            raise ModelFailed(f"a child sent a message of {text_length} bytes with {len(descriptors)} of {count} files")
+        text = _read(connection, text_length, deadline)
+        try:
+            message = json.loads(text)
+            said, shapes = message["said"], message["arrays"]
+            if not isinstance(said, dict) or not isinstance(shapes, list) or len(shapes) > count:
+                raise ValueError
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            raise ModelFailed("a child sent something that is not a message") from error
+        arrays: dict[str, Sealed] = {}
+        for shape in shapes:
+            name, dtype, lengths = _array_head(shape)
+            _check_memory(descriptors[0], _size(dtype, lengths))
+            arrays[name] = Sealed(descriptors.pop(0), dtype, lengths)
+        files, descriptors = tuple(descriptors), []
+        return Received(said, arrays, files)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _array_head(shape: object) -> tuple[str, np.dtype[Any], tuple[int, ...]]:
+    """Return name, type and shape of an array as its sender describes it."""
+    if isinstance(shape, dict):
+        name, dtype, lengths = (shape.get(key) for key in ("name", "dtype", "shape"))
+        if (
+            isinstance(name, str)
+            and isinstance(dtype, str)
+            and dtype in _DTYPES
+            and isinstance(lengths, list)
+            and len(lengths) <= _MAX_AXES
+            and all(type(each) is int and 0 <= each <= _MAX_LENGTH for each in lengths)
+        ):
+            return name, np.dtype(dtype), tuple(lengths)
+    raise ModelFailed("a child sent an array without a type and a shape that we take")
+
+
+def _check_memory(descriptor: int, size: int) -> None:
+    """Refuse whatever is not memory of exactly this size that nobody can change any more."""
+    status = os.fstat(descriptor)
+    seals = 0
+    with suppress(OSError):  # only memory files have seals
+        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    if not stat.S_ISREG(status.st_mode) or seals & _SEALS != _SEALS:
+        raise ModelFailed("a child sent an array that is not sealed")
+    if size > _MAX_BYTES or status.st_size != size:
+        raise ModelFailed(f"a child sent {status.st_size} bytes for an array of {size}")
+
+
+def _read_head(connection: socket.socket, descriptors: list[int], deadline: float | None) -> bytes:
+    """Return the head of a message, and put the descriptors that come with it into `descriptors`."""
+    head = b""
+    space = socket.CMSG_SPACE(_MAX_DESCRIPTORS * _INT_BYTES)
+    while len(head) < _HEAD.size:
+        _limit(connection, deadline)
+        data, ancillary, flags, _ = connection.recvmsg(_HEAD.size - len(head), space, socket.MSG_CMSG_CLOEXEC)
+        for level, kind, content in ancillary:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                descriptors += array.array("i", content[: len(content) // _INT_BYTES * _INT_BYTES])
+        if flags & socket.MSG_CTRUNC or len(descriptors) > _MAX_DESCRIPTORS:
+            raise ModelFailed(f"a child sent more than {_MAX_DESCRIPTORS} files with a message")
+        if not data:
+            raise Ended
+        head += data
+    return head
 
 
 def _read(connection: socket.socket, length: int, deadline: float | None) -> bytearray:
     data = bytearray(length)
     view = memoryview(data)
     while view:
-        if deadline is not None:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise TimeoutError
-            connection.settimeout(remaining)
+        _limit(connection, deadline)
         count = connection.recv_into(view)
         if count == 0:
             raise Ended
@@ -77,79 +252,16 @@ def _read(connection: socket.socket, length: int, deadline: float | None) -> byt
     return data
 
 
-def prediction_message(prediction: Prediction) -> tuple[dict[str, Any], memoryview]:
-    """Return the prediction as a message and the bytes of its labels."""
-    drawn, geometry = prediction.drawn
-    labels = np.ascontiguousarray(drawn)
-    message = {
-        "prediction": {
-            "dtype": labels.dtype.name,
-            "shape": geometry.shape,
-            "affine_lps": geometry.affine_lps.tolist(),
-            "frame_of_reference_uid": geometry.frame_of_reference_uid,
-            "sop_instance_uids": geometry.sop_instance_uids,
-            "frame_numbers": geometry.frame_numbers,
-            "series_instance_uid": prediction.series_instance_uid,
-            "provenance": prediction.provenance,
-            "seconds": prediction.seconds,
-        }
-    }
-    return message, labels.data.cast("B")
-
-
-def prediction_from(message: Mapping[str, Any], content: bytearray) -> Prediction:
-    """Return the prediction that a message carries; raises `ModelFailed` when its parts contradict each other."""
-    try:
-        planes, rows, columns = (int(each) for each in message["shape"])
-        dtype = {"uint8": np.uint8, "uint16": np.uint16}[message["dtype"]]
-        labels = np.frombuffer(content, dtype=dtype).reshape(planes, rows, columns)
-        geometry = Geometry(
-            shape=(planes, rows, columns),
-            affine_lps=np.array(message["affine_lps"], dtype=np.float64).reshape(4, 4),
-            frame_of_reference_uid=str(message["frame_of_reference_uid"]),
-            sop_instance_uids=tuple(map(str, message["sop_instance_uids"])),
-            frame_numbers=tuple(map(int, message["frame_numbers"])),
-        )
-        if not len(geometry.sop_instance_uids) == len(geometry.frame_numbers) == planes:
-            raise ValueError("as many sources as planes")
-        return Prediction(
-            labels=labels,
-            geometry=geometry,
-            series_instance_uid=str(message["series_instance_uid"]),
-            provenance={str(key): str(value) for key, value in message["provenance"].items()},
-            seconds={str(key): float(value) for key, value in message["seconds"].items()},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ModelFailed(f"the model child sent a prediction that contradicts itself: {error}") from error
-
-
-def refusal_message(refusal: InputRefused) -> dict[str, Any]:
-    """Return a refused input as a message."""
-    return {
-        "refused": {
-            "kind": type(refusal).__name__,
-            "text": str(refusal),
-            "reason": refusal.reason,
-            "sop_instance_uid": refusal.sop_instance_uid,
-            "numbers": refusal.numbers,
-        }
-    }
-
-
-def refusal_from(message: Mapping[str, Any]) -> InputRefused:
-    """Return the refused input that a message carries, as the class that it was."""
-    kind = REFUSALS.get(str(message.get("kind")), InputRefused)
-    uid, numbers = message.get("sop_instance_uid"), message.get("numbers")
-    refusal = kind(
-        str(message.get("reason")),
-        "",
-        sop_instance_uid=None if uid is None else str(uid),
-        numbers=numbers if isinstance(numbers, dict) else {},
-    )
-    refusal.args = (str(message.get("text")),)
-    return refusal
+def _limit(connection: socket.socket, deadline: float | None) -> None:
+    """Let the next call on the connection last until `deadline`. Raises TimeoutError when that is over."""
+    remaining = None if deadline is None else deadline - time.monotonic()
+    if remaining is not None and remaining <= 0:
+        raise TimeoutError
+    connection.settimeout(remaining)
 
 
 def _plain(value: object) -> object:
-    """Return NumPy numbers as Python's; anything else as text."""
+    """Return NumPy numbers and arrays as Python's; anything else as text."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
     return value.item() if isinstance(value, np.generic) else str(value)

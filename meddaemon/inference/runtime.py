@@ -1,51 +1,39 @@
 """Warm model processes as the worker sees them. Nothing here imports torch.
 
-    worker ── ModelProcess ──socket──> child: bundle loaded once, then volume, preprocessing, network, postprocessing
+    files ──> Loader: a process for each job ──volumes──> ModelProcess: bundle loaded once, then
+              headers, decoding, geometry                 preprocessing, network, postprocessing
 
-The child is disposable. It is ended and replaced after anything but a result or a refused input: an exception in the
-bundle (a CUDA error stays in its process), a crash, a time limit. It ends with its parent.
+Both are disposable (see `processes`). The model's is ended and replaced after anything but a result or a refused
+input: an exception in the bundle (a CUDA error stays in its process), a crash, a time limit, memory that ran out.
 """
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from resource import RLIMIT_DATA, prlimit
 from types import TracebackType
-from typing import IO, Any, NoReturn, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
-import meddaemon
 from meddaemon.domain.contract import ModelContract
-from meddaemon.domain.errors import ModelFailed
+from meddaemon.domain.errors import ModelFailed, OutOfMemory
 from meddaemon.domain.result import Prediction
 from meddaemon.durable import Staging
 from meddaemon.inference import messages
+from meddaemon.inference.bundles.terms import Terms
+from meddaemon.inference.ledger import Use
+from meddaemon.inference.loading import Loader, Prepared
+from meddaemon.inference.messages import Received
+from meddaemon.inference.processes import Child, ForkServer, Interrupted, cause
+from meddaemon.inference.values import failure_from, prediction_from, refusal_from
 
-TAIL_BYTES = 4096
-"""So much of what the bundle printed last is kept for the error."""
-
-# Only this of our environment reaches a bundle: no credentials, no proxies, no settings of the daemon.
-_PASSED_ON = (
-    "PATH",
-    "LANG",
-    "LC_ALL",
-    "LC_CTYPE",
-    "TZ",
-    "LD_LIBRARY_PATH",
-    "CUDA_VISIBLE_DEVICES",
-    "CUDA_HOME",
-    "NVIDIA_VISIBLE_DEVICES",
-    "NVIDIA_DRIVER_CAPABILITIES",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-)
+_SLACK_BYTES = 2**28
+"""Stacks of threads and the like: asked for, hardly ever touched."""
+# How the C and C++ libraries say that they got no memory before they end the process.
+_LAST_WORDS = ("std::bad_alloc", "libgomp: Out of memory")
 
 
 class Runtime(Protocol):
@@ -63,62 +51,111 @@ class Runtime(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a model process may have.
+
+    `sandbox` is what `worker.sandbox` says. `memory_bytes` is for memory of its own, `scratch_bytes` for a file that
+    it writes, `gpu_fraction` for the memory of its GPU.
+    """
+
+    sandbox: str = "required"
+    memory_bytes: int = 2**40
+    scratch_bytes: int = 2**33
+    gpu_fraction: float = 1.0
+
+
+def model_server() -> ForkServer:
+    """Return a fork server whose children have torch and MONAI loaded."""
+    return ForkServer("meddaemon.inference.child", ("torch", "monai.bundle", "meddaemon.inference.monai_bundle"))
+
+
 class ModelProcess:
     """A `Runtime`: one child process with one bundle, started at the first prediction and kept warm.
 
-    One thread predicts and closes; another may `kill` at any time. The kernel ends the child when the thread that
-    started it ends (PR_SET_PDEATHSIG), so predict from a thread that lives as long as the worker.
+    One thread predicts and closes; another may `kill` at any time.
     """
 
-    def __init__(self, contract: ModelContract, *, device: str = "", scratch: Path | None = None) -> None:
+    def __init__(
+        self,
+        contract: ModelContract,
+        *,
+        device: str = "",
+        scratch: Path | None = None,
+        limits: Limits | None = None,
+        server: ForkServer | None = None,
+        loader: Loader | None = None,
+    ) -> None:
         """Prepare to run the model of `contract` on a torch `device` (default: the first GPU, else the CPU).
 
         Each child has a folder of its own in `scratch`, where those that dead processes left behind are removed;
-        without `scratch` it lies in the system's folder for temporary files.
+        without `scratch` it lies in the system's folder for temporary files. `server` and `loader` are shared with
+        others, and theirs to close; without them it has its own.
         """
         self._contract = contract
         self._device = device
         self._scratch = scratch
-        self._child: _Child | None = None
+        self._limits = limits or Limits()
+        self._server = server or model_server()
+        self._loader = loader or Loader(sandbox=self._limits.sandbox)
+        self._owned = [each for each, given in ((self._server, server), (self._loader, loader)) if given is None]
+        self._warm: _Warm | None = None
+        self._kills = 0
 
     @property
     def pid(self) -> int | None:
         """Process id of the child, while there is one."""
-        return self._child.process.pid if self._child else None
+        return self._warm.child.pid if self._warm else None
 
     def predict(self, inputs: Mapping[str, Sequence[Path]], *, time_limit: float) -> Prediction:
-        """Return the prediction; `time_limit` bounds loading, when the child is cold, and the run together.
+        """Return the prediction; `time_limit` bounds reading, loading, when the child is cold, and the run together.
 
         `seconds` of the result has `assemble`, `preprocess`, `infer`, `postprocess`, and `start` when it was cold.
         `inputs` is in the order of the contract: the labels lie on the grid of its first entry.
         """
         deadline = time.monotonic() + time_limit
-        seconds: dict[str, float] = {}
-        if self._child is None or self._child.process.poll() is not None:
-            self.close()
-            seconds["start"] = self._start(deadline, time_limit)
-        request = {"inputs": {key: [str(path.resolve()) for path in paths] for key, paths in inputs.items()}}
-        message, content = self._ask(request, deadline, time_limit)
-        if "refused" in message:
-            raise messages.refusal_from(message["refused"])
-        prediction = messages.prediction_from(message.get("prediction") or {}, content)
-        contract = self._contract
-        provenance = {**prediction.provenance, "bundle_digest": contract.digest}
-        if contract.weights_digest:
-            provenance["weights_digest"] = contract.weights_digest
-        return replace(prediction, provenance=provenance, seconds={**seconds, **prediction.seconds})
+        kills = self._kills
+        # The bundle is loaded while the files are read.
+        self._start(deadline, time_limit, self._limits.memory_bytes)
+        with self._loader.load(self._contract, inputs, time_limit=deadline - time.monotonic()) as prepared:
+            return self._infer(prepared, deadline, time_limit, self._limits.memory_bytes, kills)
+
+    def infer(
+        self,
+        prepared: Prepared,
+        *,
+        time_limit: float,
+        deadline: float | None = None,
+        memory_bytes: int | None = None,
+    ) -> Prediction:
+        """Return the prediction for inputs that were prepared; see `predict`.
+
+        `deadline` (of `time.monotonic`) is when `time_limit` is over, if it began before. `memory_bytes` is what this
+        run may have, within what the limits of the process say.
+        Raises `OutOfMemory` where that was it, any other `ModelFailed`, and `InputRefused`.
+        """
+        memory_bytes = self._limits.memory_bytes if memory_bytes is None else memory_bytes
+        deadline = time.monotonic() + time_limit if deadline is None else deadline
+        return self._infer(prepared, deadline, time_limit, memory_bytes, self._kills)
+
+    def use(self) -> Use | None:
+        """Return what memory the child holds now, and held at most; None when there is no child."""
+        return self._warm.use() if self._warm else None
 
     def kill(self) -> None:
         """Make the prediction that is running fail at once, from any thread; the next one starts a fresh child."""
-        child = self._child
-        if child is not None:
-            child.kill()
+        self._kills += 1
+        warm = self._warm
+        if warm is not None:
+            warm.child.kill()
+        if self._loader in self._owned:
+            self._loader.kill()
 
     def close(self) -> None:
-        """End the child, if there is one, and remove its scratch folder."""
-        child, self._child = self._child, None
-        if child is not None:
-            child.end()
+        """End the child, if there is one, and remove its scratch folder; ends also what was not shared."""
+        self._end()
+        for each in self._owned:
+            each.close()
 
     def __enter__(self) -> Self:
         return self
@@ -128,140 +165,188 @@ class ModelProcess:
     ) -> None:
         self.close()
 
-    def _start(self, deadline: float, time_limit: float) -> float:
-        """Start a child, have it load the bundle, and return how many seconds that took."""
-        started = time.monotonic()
+    def _infer(
+        self, prepared: Prepared, deadline: float, time_limit: float, memory_bytes: int, kills: int
+    ) -> Prediction:
+        warm = self._start(deadline, time_limit, memory_bytes)
+        seconds = self._await_ready(warm, deadline, time_limit, kills)
+        warm.allow(memory_bytes)
+        said = [{**part, "name": name} for name, (part, _) in prepared.inputs.items()]
+        arrays = {str(place): array for place, (_, array) in enumerate(prepared.inputs.values())}
+        received = self._ask(warm, {"inputs": said}, arrays, deadline, time_limit, kills)
+        if "refused" in received.said:
+            raise refusal_from(received.said["refused"])
+        try:
+            prediction = prediction_from(received.said.get("prediction") or {}, received.arrays)
+        except ModelFailed as failure:
+            self._fail(warm, failure)
         contract = self._contract
-        self._child = _Child(self._scratch)
+        provenance = {**prediction.provenance, "bundle_digest": contract.digest}
+        if contract.weights_digest:
+            provenance["weights_digest"] = contract.weights_digest
+        seconds = {**seconds, **prepared.seconds, **prediction.seconds}
+        return replace(prediction, provenance=provenance, seconds=seconds)
+
+    def _start(self, deadline: float, time_limit: float, memory_bytes: int) -> "_Warm":
+        """Return the child, a fresh one that begins to load the bundle when there is none that lives."""
+        if self._warm is not None and self._warm.child.poll() is None:
+            return self._warm
+        self._end()
+        contract = self._contract
+        try:
+            self._warm = warm = _Warm(self._server, self._scratch, contract.bundle, deadline)
+        except TimeoutError:
+            raise ModelFailed(f"no model process within the time limit of {time_limit:g} s") from None
         settings = {
             "name": contract.name,
             "bundle": str(contract.bundle.resolve()),
             "contract_file": str(contract.contract_file.resolve()),
             "weights": [str(path.resolve()) for path in contract.weights],
             "digest": contract.digest,
-            "output": contract.output,
+            "terms": Terms.of(contract).message(),
             "device": self._device,
+            "environment": {"CUDA_VISIBLE_DEVICES": ""} if self._device == "cpu" else {},
+            "scratch": str(warm.scratch),
+            "sandbox": self._limits.sandbox,
+            "data_bytes": warm.data_bytes(self._limits.memory_bytes),
+            "file_bytes": self._limits.scratch_bytes,
+            "gpu_fraction": self._limits.gpu_fraction,
         }
-        self._ask(settings, deadline, time_limit)
-        return time.monotonic() - started
+        with suppress(OSError, TimeoutError):  # whoever asks for the answer sees that there is none
+            messages.send(warm.child.connection, settings, deadline=deadline)
+        warm.allow(memory_bytes)
+        return warm
 
-    def _ask(self, request: Mapping[str, Any], deadline: float, time_limit: float) -> tuple[dict[str, Any], bytearray]:
+    def _await_ready(self, warm: "_Warm", deadline: float, time_limit: float, kills: int) -> dict[str, float]:
+        """Return how many seconds the child took to be ready; nothing when it was before."""
+        if warm.is_ready:
+            return {}
+        self._receive(warm, deadline, time_limit, kills)
+        warm.is_ready = True
+        return {"start": time.monotonic() - warm.started}
+
+    def _ask(
+        self,
+        warm: "_Warm",
+        request: Mapping[str, Any],
+        arrays: Mapping[str, Any],
+        deadline: float,
+        time_limit: float,
+        kills: int,
+    ) -> Received:
         """Send one message and return the answer; ends the child and raises `ModelFailed` when there is none."""
-        child = self._child
-        if child is None:
-            raise ModelFailed("the model process was closed")
         try:
-            messages.send(child.connection, request)
-            message, content = messages.receive(child.connection, deadline=deadline)
+            messages.send(warm.child.connection, request, arrays, deadline=deadline)
         except TimeoutError:
-            self._fail(child, f"no answer within the time limit of {time_limit:g} s")
+            self._fail(warm, ModelFailed(f"no answer within the time limit of {time_limit:g} s"))
+        except OSError:
+            self._fail(warm, None)
+        return self._receive(warm, deadline, time_limit, kills)
+
+    def _receive(self, warm: "_Warm", deadline: float, time_limit: float, kills: int) -> Received:
+        try:
+            if self._kills != kills:
+                warm.child.kill()
+            received = messages.receive(warm.child.connection, deadline=deadline)
+        except TimeoutError:
+            self._fail(warm, ModelFailed(f"no answer within the time limit of {time_limit:g} s"))
         except (messages.Ended, OSError):
-            self._fail(child, "the model process ended")
-        except ModelFailed as error:
-            self._fail(child, str(error))
-        if "failed" in message:
-            self._fail(child, str(message["failed"]))
-        return message, content
+            self._fail(warm, None)
+        except ModelFailed as failure:
+            self._fail(warm, failure)
+        if "failed" in received.said:
+            self._fail(warm, failure_from(received.said))
+        warm.gpu_bytes = _count(received.said.get("gpu_bytes"))
+        return received
 
-    def _fail(self, child: "_Child", message: str) -> NoReturn:
-        """End the child and raise `ModelFailed` with how it ended and what it printed last."""
-        self.close()
-        returncode = child.end()
-        died = f" ({_cause(returncode)})" if returncode not in {0, -signal.SIGKILL} or "ended" in message else ""
-        printed = child.tail()
-        raise ModelFailed(f"{message}{died}" + (f"; last output:\n{printed}" if printed else ""))
+    def _fail(self, warm: "_Warm", failure: ModelFailed | None) -> NoReturn:
+        """End the child and raise `failure` with what it printed last, or, without one, with how it ended."""
+        if self._warm is warm:
+            self._warm = None
+        returncode = warm.end()
+        printed = warm.child.told()
+        if failure is None:
+            message = f"the model process ended ({cause(returncode)}){printed}"
+            if returncode == -signal.SIGKILL and warm.child.was_killed:
+                raise Interrupted(message)
+            if returncode == -signal.SIGKILL or any(each in printed for each in _LAST_WORDS):
+                raise OutOfMemory(f"{message}\nmemory seems to have run out", "host")
+            raise ModelFailed(message)
+        died = f" ({cause(returncode)})" if returncode not in {0, -signal.SIGKILL} else ""
+        failure.args = (f"{failure}{died}{printed}",)
+        raise failure
+
+    def _end(self) -> None:
+        warm, self._warm = self._warm, None
+        if warm is not None:
+            warm.end()
 
 
-class _Child:
-    """One child process, its connection, its scratch folder, and the end of what it prints."""
+class _Warm:
+    """One child and its scratch folder, in which the bundle is seen, so that relative paths of a bundle are right."""
 
-    def __init__(self, scratch: Path | None) -> None:
+    def __init__(self, server: ForkServer, scratch: Path | None, bundle: Path, deadline: float) -> None:
+        self.started = time.monotonic()
+        self.is_ready = False
+        self.gpu_bytes = 0
         self._staging = Staging(scratch or Path(tempfile.gettempdir()))
         if scratch is not None:
             self._staging.sweep()
-        self._ending = threading.Lock()
-        self._tail = bytearray()
-        self.connection, theirs = socket.socketpair()
-        with theirs:
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(
-                [sys.executable, "-P", "-m", "meddaemon.inference.child", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                cwd=self._staging.folder,
-                env=_environment(self._staging.folder),
-                # Its own process group, so that what the bundle starts can be ended with it.
-                start_new_session=True,
-            )
-        output = self.process.stdout
-        if output is None:  # pragma: no cover - Popen was asked for a pipe
-            raise ModelFailed("the model process has no output")
-        # Somebody must read, or a talkative bundle would block on a full pipe.
-        self._reader = threading.Thread(target=self._keep_tail, args=(output,), name="model-output", daemon=True)
-        self._reader.start()
+        self.scratch = self._staging.folder.resolve()
+        for entry in bundle.resolve().iterdir():
+            with suppress(FileExistsError):
+                (self.scratch / entry.name).symlink_to(entry)
+        try:
+            self.child: Child = server.fork(deadline=deadline)
+        except BaseException:
+            self._staging.close()
+            raise
+        self._shared = _status(self.child.pid).get("VmData", 0)
+
+    def data_bytes(self, memory_bytes: int) -> int:
+        """Return the limit (RLIMIT_DATA) that lets the child have so much beyond what it was born with."""
+        return self._shared + memory_bytes + _SLACK_BYTES
+
+    def allow(self, memory_bytes: int) -> None:
+        """Let the child have so much memory of its own from now on, within what it may have at most."""
+        with suppress(ProcessLookupError):
+            _, hard = prlimit(self.child.pid, RLIMIT_DATA)
+            asked = self.data_bytes(memory_bytes)
+            prlimit(self.child.pid, RLIMIT_DATA, (asked if hard < 0 else min(asked, hard), hard))
+
+    def use(self) -> Use:
+        """Return what memory the child has for itself: now, and at most since it was born."""
+        status = _status(self.child.pid)
+        now = _private_bytes(self.child.pid)
+        return Use(host=now, peak=now + max(0, status.get("VmHWM", 0) - status.get("VmRSS", 0)), gpu=self.gpu_bytes)
 
     def end(self) -> int:
-        """Kill the process group, wait for it, remove the scratch folder; returns the exit status. Idempotent."""
-        with self._ending:
-            if self.process.poll() is None:
-                # A child that hung up by itself is given the moment it needs to end with its own status.
-                with suppress(subprocess.TimeoutExpired):
-                    self.process.wait(timeout=0.2 if self._hung_up() else 0)
-            self.kill()
-            returncode = self.process.wait()
-            self._reader.join(timeout=5)
-            self.connection.close()
-            self._staging.close()
-            return returncode
-
-    def kill(self) -> None:
-        """Kill the process group: the child and whatever its bundle started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-
-    def tail(self) -> str:
-        """Return the end of what the child printed."""
-        return bytes(self._tail).decode(errors="replace").strip()
-
-    def _hung_up(self) -> bool:
-        if self.connection.fileno() < 0:
-            return True
-        self.connection.settimeout(0)
-        try:
-            return self.connection.recv(1, socket.MSG_PEEK) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
-
-    def _keep_tail(self, output: IO[bytes]) -> None:
-        with output:
-            while chunk := os.read(output.fileno(), 2**16):
-                self._tail += chunk
-                del self._tail[:-TAIL_BYTES]
+        """End the child and remove its folder; returns how it ended."""
+        returncode = self.child.end()
+        self._staging.close()
+        return returncode
 
 
-def _environment(scratch: Path) -> dict[str, str]:
-    """Return the child's environment: what it needs and nothing that is ours to keep."""
-    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-    return {
-        # OpenMP would take every core of the machine, also those that this process may not use.
-        "OMP_NUM_THREADS": str(len(os.sched_getaffinity(0))),
-        **passed_on,
-        "HOME": str(scratch),
-        "TMPDIR": str(scratch),
-        "PYTHONPATH": str(Path(meddaemon.__file__).resolve().parents[1]),
-        # A bundle's folder stays as it was digested, and hashing is the same in every run.
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONHASHSEED": "0",
-        "PYTHONUNBUFFERED": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+def _status(pid: int) -> dict[str, int]:
+    """Return the sizes that the system tells of a process, in bytes; nothing when it is gone."""
+    return _sizes(Path(f"/proc/{pid}/status"))
 
 
-def _cause(returncode: int) -> str:
-    """Return how a process ended, in words."""
-    if returncode < 0:
-        return f"killed by {signal.Signals(-returncode).name}"
-    return f"exit status {returncode}"
+def _private_bytes(pid: int) -> int:
+    """Return how much memory a process shares with nobody."""
+    return _sizes(Path(f"/proc/{pid}/smaps_rollup")).get("Private_Dirty", 0)
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    sizes = {}
+    with suppress(OSError):
+        for line in path.read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if rest.endswith(" kB"):
+                sizes[name] = int(rest.removesuffix(" kB")) * 1024
+    return sizes
+
+
+def _count(value: object) -> int:
+    """Return a number of bytes that a child told; what is none is 0."""
+    return value if type(value) is int and value >= 0 else 0

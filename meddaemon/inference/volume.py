@@ -1,125 +1,82 @@
 """The files of a series to one sound volume, or a refusal that says which instance and which numbers.
 
 Everything in a header is hostile until checked: no memory is asked for on the word of a header alone, and what a
-decoder may raise becomes one of our errors. A decoder may also crash; that is why only the model child comes here.
+decoder may raise becomes one of our errors. A decoder may also crash; that is why only a disposable process comes here.
 """
 
-import struct
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from itertools import accumulate, chain
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
-from pydicom import config as pydicom_config
-from pydicom import dcmread
-from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import InvalidDicomError
-from pydicom.pixels.utils import iter_pixels
-from pydicom.uid import (
-    HTJ2K,
-    JPEG2000,
-    UID,
-    DeflatedExplicitVRLittleEndian,
-    ExplicitVRBigEndian,
-    ExplicitVRLittleEndian,
-    HTJ2KLossless,
-    HTJ2KLosslessRPCL,
-    ImplicitVRLittleEndian,
-    JPEG2000Lossless,
-    JPEGBaseline8Bit,
-    JPEGExtended12Bit,
-    JPEGLossless,
-    JPEGLosslessSV1,
-    JPEGLSLossless,
-    JPEGLSNearLossless,
-    RLELossless,
-)
+from numpy.typing import DTypeLike, NDArray
 
-from meddaemon.domain.errors import ContradictoryIdentity, InputRefused, UndecodablePixels, UnsoundVolume
+from meddaemon.domain.contract import GeometryPolicy
+from meddaemon.domain.errors import ContradictoryIdentity, UndecodablePixels, UnsoundVolume
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.geometry import Plane, arrange
-
-# One decoder per transfer syntax, so that the same file gives the same pixels on every machine: pydicom alone
-# would try one after the other. GDCM only where nothing else (without a copyleft licence) can.
-DECODERS: dict[UID, str] = {
-    ImplicitVRLittleEndian: "",
-    ExplicitVRLittleEndian: "",
-    ExplicitVRBigEndian: "",
-    DeflatedExplicitVRLittleEndian: "",
-    RLELossless: "pydicom",
-    JPEGBaseline8Bit: "gdcm",
-    JPEGExtended12Bit: "gdcm",
-    JPEGLossless: "gdcm",
-    JPEGLosslessSV1: "gdcm",
-    JPEGLSLossless: "pyjpegls",
-    JPEGLSNearLossless: "pyjpegls",
-    JPEG2000Lossless: "pylibjpeg",
-    JPEG2000: "pylibjpeg",
-    HTJ2KLossless: "pylibjpeg",
-    HTJ2KLosslessRPCL: "pylibjpeg",
-    HTJ2K: "pylibjpeg",
-}
+from meddaemon.inference import modality, part10, pixels
+from meddaemon.inference.geometry import STRICT, Plane, arrange
+from meddaemon.inference.modality import Modality, NotFinite, NotWhole, Rescale
+from meddaemon.inference.part10 import Attributes
+from meddaemon.inference.pixels import Layout
 
 MAX_PLANE_PIXELS = 2**26
 """No detector makes a larger plane (8192 × 8192); a larger claim is refused before any decoder sees it."""
 
 MAX_FRAMES = 2**16
 
-# What pydicom and the decoders are known to raise on damaged or hostile input.
-READ_ERRORS = (
-    InvalidDicomError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    OSError,
-    RecursionError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
+Voxels = NDArray[np.int16] | NDArray[np.float32]
+Allocate = Callable[[tuple[int, int, int], DTypeLike], Voxels]
+"""Makes the array of a volume, such as one that another process sees too; it need not be cleared."""
 
+Watch = Callable[["Frames"], AbstractContextManager[object]]
+"""Is entered for each file while it is decoded, perhaps several times, from any thread."""
 
-@dataclass(frozen=True, kw_only=True)
-class Rescale:
-    """Modality transformation of one plane: value = slope · stored value + intercept (PS3.3 C.11.1)."""
-
-    slope: float
-    intercept: float
+_T = TypeVar("_T")
+_U = TypeVar("_U")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Frames:
-    """The header of one file, checked: whose it is, and its planes in the order in which they are stored."""
+    """The header of one file, checked: whose it is, its planes in the order in which they are stored, its pixels.
+
+    `modalities` says for each plane what its stored values mean.
+    """
 
     path: Path
     sop_instance_uid: str
-    transfer_syntax_uid: UID
     identity: Mapping[str, str]
     planes: tuple[Plane, ...]
-    rescales: tuple[Rescale, ...]
+    modalities: tuple[Modality, ...] = field(repr=False)
+    layout: Layout
 
 
 def assemble(instances: Sequence[Path]) -> Volume:
     """Return the one volume that the instances make, in whatever order they are given.
 
     Takes single-frame instances, enhanced multi-frame instances, or both; the planes come out in ascending order
-    along the normal, in real-world values as float32 [plane, row, column].
+    along the normal, in real-world values as int16 or float32 [plane, row, column].
 
     Raises `UnsoundVolume` (see `geometry.arrange` for what concerns the stack; `unreadable`, `duplicate_instance`,
     `missing_<attribute>`, `malformed`, `localizer`, `mosaic`, `samples_per_pixel`, `photometric_interpretation`,
     `bits`, `size`, `frames`, `modality_lut`, `rescale`, `missing_functional_groups`, `not_finite` for single
-    files), `UndecodablePixels` (`no_decoder`, `short_pixel_data`, `damaged_pixel_data`) and
+    files), `UndecodablePixels` (`no_decoder`, `missing_pixel_data`, `short_pixel_data`, `damaged_pixel_data`) and
     `ContradictoryIdentity` (`mixed_patient`, `mixed_study`, `mixed_series`).
     """
-    return assemble_read([read_header(path) for path in instances])
+    return assemble_read(read_headers(instances))
+
+
+def read_headers(paths: Sequence[Path], threads: int | None = None) -> list[Frames]:
+    """Read and check the headers of files, in this order; raises what `read_header` raises, of the first that fails.
+
+    `threads` (default: one per core) hide what the disk takes; the scan itself is too short to be worth one.
+    """
+    return _in_order(read_header, paths, 1 if threads is None else threads)
 
 
 def read_inputs(inputs: Mapping[str, Sequence[Path]]) -> dict[str, tuple[Frames, ...]]:
@@ -127,7 +84,7 @@ def read_inputs(inputs: Mapping[str, Sequence[Path]]) -> dict[str, tuple[Frames,
 
     The inputs may be different series, but only of one patient and one study: else `ContradictoryIdentity`.
     """
-    headers = {key: tuple(read_header(path) for path in paths) for key, paths in inputs.items()}
+    headers = {key: tuple(read_headers(paths)) for key, paths in inputs.items()}
     everything = [header for each in headers.values() for header in each]
     for level in ("patient", "study"):
         _refuse_mixture(level, everything)
@@ -135,93 +92,176 @@ def read_inputs(inputs: Mapping[str, Sequence[Path]]) -> dict[str, tuple[Frames,
 
 
 def decoding_bytes(headers: Sequence[Frames]) -> int:
-    """Return how much memory assembling these files can honestly need: the volume, and a few planes on the way."""
+    """Return how much memory assembling these files can honestly need: the volume, and a few planes for each thread."""
     planes = [plane.rows * plane.columns for header in headers for plane in header.planes]
-    files = [header.path.stat().st_size for header in headers]
-    return 4 * sum(planes) + 64 * max(planes, default=0) + 2 * max(files, default=0)
+    files = [header.layout.size for header in headers]
+    return 4 * sum(planes) + _threads(None) * (16 * max(planes, default=0) + 2 * max(files, default=0) + 2**24)
 
 
-def assemble_read(headers: Sequence[Frames]) -> Volume:
-    """Return the one volume that files make whose headers were read; raises what `assemble` raises."""
+def assemble_read(
+    headers: Sequence[Frames],
+    policy: GeometryPolicy = STRICT,
+    *,
+    allocate: Allocate = np.empty,
+    threads: int | None = None,
+    watch: Watch = nullcontext,
+) -> Volume:
+    """Return the one volume that files make whose headers were read; raises what `assemble` raises.
+
+    What is no box is refused unless `policy` takes it. The voxels are int16 where that holds every value exactly, else float32; never are there two of them. `allocate`
+    is called again when int16 turns out not to do, after the first array is gone. A file is only decoded within its
+    `watch`.
+    """
     for level in ("patient", "study", "series"):
         _refuse_mixture(level, headers)
     _refuse_repetition(headers)
-    planes = [plane for header in headers for plane in header.planes]
-    geometry, order = arrange(planes)
-    place = {source: plane for plane, source in enumerate(order)}
-    voxels = np.empty(geometry.shape, dtype=np.float32)
-    source = 0
-    for header in headers:
-        for frame, rescale in zip(decode(header), header.rescales, strict=True):
-            np.copyto(voxels[place[source]], _rescaled(frame, rescale), casting="same_kind")
-            source += 1
-    for plane, sop_instance_uid in enumerate(geometry.sop_instance_uids):
-        if not np.isfinite(voxels[plane]).all():
-            raise UnsoundVolume("not_finite", "a pixel is not a finite number", sop_instance_uid=sop_instance_uid)
+    geometry, order = arrange([plane for header in headers for plane in header.planes], policy)
+    voxels: Voxels | None = None
+    if may_be_int16(headers):
+        voxels = allocate(geometry.shape, np.int16)
+        try:
+            read_into(headers, order, voxels, threads, watch=watch)
+        except NotWhole:
+            voxels = None
+    if voxels is None:
+        voxels = allocate(geometry.shape, np.float32)
+        read_into(headers, order, voxels, threads, watch=watch)
     return Volume(voxels=voxels, geometry=geometry, series_instance_uid=headers[0].identity["series"])
+
+
+def may_be_int16(headers: Sequence[Frames]) -> bool:
+    """Whether int16 may hold every value exactly, by the headers; only the pixels prove it."""
+    return all(each.is_whole and header.layout.bits_stored <= 16 for header in headers for each in header.modalities)
+
+
+def read_into(
+    headers: Sequence[Frames],
+    order: Sequence[int],
+    out: Voxels,
+    threads: int | None = None,
+    *,
+    watch: Watch = nullcontext,
+) -> None:
+    """Decode the pixels of all files into `out` [plane, row, column], int16 or float32, as real-world values.
+
+    `order` names for each plane of `out` which plane of the headers it is, as `geometry.arrange` returns it. Frames
+    are decoded side by side in `threads` (default: one per core), without a copy of the volume.
+
+    Raises `UndecodablePixels`, `UnsoundVolume` (`not_finite`), always of the first plane in the order of the headers
+    that has an error, and `modality.NotWhole` when int16 does not hold a value.
+    """
+    place = {source: plane for plane, source in enumerate(order)}
+    count = _threads(threads)
+    firsts = accumulate((len(header.planes) for header in headers), initial=0)
+    tasks = [
+        (header, frames, first)
+        for header, first in zip(headers, firsts, strict=False)
+        for frames in _shares(header, count)
+    ]
+
+    def read(task: tuple[Frames, range, int]) -> None:
+        header, frames, first = task
+        with watch(header):
+            _read_frames(header, frames, [out[place[first + frame]] for frame in frames])
+
+    _in_order(read, tasks, count)
+
+
+def _shares(header: Frames, count: int) -> Iterable[range]:
+    """Return the frames of a file in parts, a few for each thread; a deflated file can only be read from its begin."""
+    frames = len(header.planes)
+    if frames == 1 or header.layout.transfer_syntax_uid == part10.DEFLATED_LITTLE:
+        return [range(frames)]
+    step = max(1, frames // (4 * count))
+    return [range(start, min(start + step, frames)) for start in range(0, frames, step)]
+
+
+def _read_frames(header: Frames, frames: range, out: Sequence[Voxels]) -> None:
+    """Read frames of one file as real-world values into one plane each."""
+    layout = header.layout
+    # Where the types have one size the plane itself takes the stored values, and is changed in place.
+    in_place = layout.dtype.itemsize == 2 and out[0].dtype == np.int16
+    scratch = None if in_place else np.empty((layout.rows, layout.columns), layout.dtype)
+    with pixels.Pixels(layout) as source:
+        for frame, plane in zip(frames, out, strict=True):
+            stored = plane.view(layout.dtype) if scratch is None else scratch
+            source.read_into(frame, stored)
+            try:
+                modality.apply(stored, header.modalities[frame], plane, layout.bits_stored)
+            except NotFinite as error:
+                raise UnsoundVolume(
+                    "not_finite", "a pixel is not a finite number", sop_instance_uid=header.sop_instance_uid
+                ) from error
+
+
+def decode(header: Frames) -> Iterator[NDArray[np.generic]]:
+    """Yield the stored values [row, column] of every frame of the file, in stored order; they are the caller's.
+
+    Raises `UndecodablePixels` when the data are absent, short or damaged.
+    """
+    yield from stored_frames(header.layout)
+
+
+def stored_frames(layout: Layout) -> Iterator[NDArray[np.generic]]:
+    """Yield the stored values [row, column] of every frame, in stored order; raises `UndecodablePixels`."""
+    with pixels.Pixels(layout) as source:
+        for frame in range(layout.frames):
+            stored = np.empty((layout.rows, layout.columns), layout.dtype)
+            source.read_into(frame, stored)
+            yield stored
+
+
+def _threads(threads: int | None) -> int:
+    return max(1, len(os.sched_getaffinity(0)) if threads is None else threads)
+
+
+def _in_order(do: Callable[[_T], _U], each: Sequence[_T], threads: int) -> list[_U]:
+    """Return what `do` makes of each; the error that is raised is that of the first which has one."""
+    if threads < 2 or len(each) < 2:
+        return [do(one) for one in each]
+
+    def some(part: Sequence[_T]) -> list[_U]:
+        return [do(one) for one in part]
+
+    # In parts, because handing over a task costs as much as reading a small plane.
+    step = max(1, len(each) // (threads * 8))
+    parts = [each[start : start + step] for start in range(0, len(each), step)]
+    with ThreadPoolExecutor(min(threads, len(parts)), thread_name_prefix="decode") as pool:
+        try:
+            return list(chain.from_iterable(pool.map(some, parts)))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def read_header(path: Path) -> Frames:
     """Read and check the header of one file without its pixels; raises `UnsoundVolume`, `UndecodablePixels`."""
-    try:
-        # Values that break their VR are judged by us, by name; pydicom's warnings would quote them, and so a patient.
-        with pydicom_config.disable_value_validation():
-            dataset = dcmread(path, stop_before_pixels=True)
-            # Values are converted when they are first touched: touch everything while errors are translated.
-            return _Header(path, dataset).frames()
-    except InputRefused:
-        raise
-    except READ_ERRORS as error:
-        # The text of the error may quote a value of the header, and so a patient: name only its type.
-        raise UnsoundVolume(
-            "unreadable", f"not a readable DICOM file ({type(error).__name__})", numbers={"file": path.name}
-        ) from error
+    return _read(path).frames()
 
 
-def decode(header: Frames) -> Iterator[NDArray[np.generic]]:
-    """Yield the stored values [row, column] of every frame of the file, in stored order.
+def read_layout(path: Path, *, samples: int = 1) -> Layout:
+    """Return how the pixels of an image of so many samples are stored, wherever it lies.
 
-    Raises `UndecodablePixels` when the data are absent, short or damaged, or no decoder is installed.
+    Raises what `read_header` raises.
     """
-    plugin = DECODERS[header.transfer_syntax_uid]
-    first = header.planes[0]
-    count = 0
+    return _read(path).layout(samples)
+
+
+def _read(path: Path) -> "_Header":
+    file = -1
     try:
-        # pydicom reads frame by frame from a path, but does not inflate there.
-        deflated = header.transfer_syntax_uid.is_deflated
-        source = dcmread(header.path) if deflated else header.path
-        for frame in iter_pixels(source, raw=True, decoding_plugin=plugin):
-            if frame.shape != (first.rows, first.columns):
-                _undecodable(header, "damaged_pixel_data", f"frame {count + 1} has another shape than its header")
-            count += 1
-            yield frame
-            if count == len(header.planes):
-                break
-    except READ_ERRORS as error:
-        _undecodable(header, "damaged_pixel_data", _decoder_message(error), error)
-    if count != len(header.planes):
-        _undecodable(header, "short_pixel_data", f"{count} of {len(header.planes)} frames are there")
-
-
-def _undecodable(header: Frames, reason: str, message: str, cause: BaseException | None = None) -> NoReturn:
-    raise UndecodablePixels(
-        reason,
-        f"{message} (transfer syntax {header.transfer_syntax_uid.name})",
-        sop_instance_uid=header.sop_instance_uid,
-        numbers={"frames": len(header.planes), "transfer_syntax_uid": str(header.transfer_syntax_uid)},
-    ) from cause
-
-
-def _decoder_message(error: BaseException) -> str:
-    """Return the first line of what the decoder said, bounded; pixel errors quote sizes, never a patient."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
-
-
-def _rescaled(frame: NDArray[np.generic], rescale: Rescale) -> NDArray[np.float32]:
-    """Return real-world values; computed in double precision so that float32 rounds once."""
-    values = frame.astype(np.float64) * rescale.slope + rescale.intercept
-    with np.errstate(over="ignore"):  # infinity is found and refused by the caller
-        return values.astype(np.float32)
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        found = part10.read(file)
+    except part10.Malformed as error:
+        raise UnsoundVolume("unreadable", str(error), numbers={"file": path.name}) from error
+    except OSError as error:
+        raise UnsoundVolume(
+            "unreadable", f"the file cannot be read: {error.strerror}", numbers={"file": path.name}
+        ) from error
+    finally:
+        if file >= 0:
+            os.close(file)
+    return _Header(path, found)
 
 
 def _refuse_mixture(level: str, headers: Sequence[Frames]) -> None:
@@ -248,12 +288,12 @@ def _refuse_repetition(headers: Sequence[Frames]) -> None:
 class _Header:
     """One data set on its way to `Frames`: looks up attributes, refuses by name what is missing or malformed."""
 
-    def __init__(self, path: Path, dataset: FileDataset) -> None:
+    def __init__(self, path: Path, header: part10.Header) -> None:
         self.path = path
-        self.dataset = dataset
-        meta_uid = dataset.file_meta.get("MediaStorageSOPInstanceUID")
+        self.header = header
+        self.dataset = header.data_set
         # Some de-identifiers empty the UID in the data set; the file meta then still names the instance.
-        self.uid = str(dataset.get("SOPInstanceUID") or meta_uid or "")
+        self.uid = self.text("SOPInstanceUID") or self._meta("MediaStorageSOPInstanceUID")
         if not self.uid:
             self.refuse("missing_sop_instance_uid", "has no SOP Instance UID", file=path.name)
 
@@ -262,16 +302,12 @@ class _Header:
 
     def frames(self) -> Frames:
         """Check everything that concerns this file alone."""
-        dataset = self.dataset
-        transfer_syntax_uid = self.transfer_syntax_uid()
         self.refuse_what_is_no_slice()
-        count = self.integer("NumberOfFrames") if dataset.get("NumberOfFrames") is not None else 1
-        rows, columns = self.integer("Rows"), self.integer("Columns")
-        self.refuse_impossible_size(count, rows, columns, transfer_syntax_uid)
-        frame_of_reference_uid = str(dataset.get("FrameOfReferenceUID") or "")
+        layout = self.layout()
+        frame_of_reference_uid = self.text("FrameOfReferenceUID")
         if not frame_of_reference_uid:
             self.refuse("missing_frame_of_reference_uid", "has no Frame of Reference UID")
-        groups = self.functional_groups(count)
+        groups = self.functional_groups(layout.frames)
         planes = tuple(
             Plane(
                 sop_instance_uid=self.uid,
@@ -279,99 +315,146 @@ class _Header:
                 position=self.triple(group),
                 orientation=self.sextuple(group),
                 pixel_spacing=self.pair(group),
-                rows=rows,
-                columns=columns,
+                rows=layout.rows,
+                columns=layout.columns,
                 frame_of_reference_uid=frame_of_reference_uid,
             )
             for number, group in enumerate(groups, start=1)
         )
-        return Frames(
+        lut = self.modality_lut(layout.signed)
+        frames = Frames(
             path=self.path,
             sop_instance_uid=self.uid,
-            transfer_syntax_uid=transfer_syntax_uid,
             identity=self.identity(),
             planes=planes,
-            rescales=tuple(self.rescale(group) for group in groups),
+            modalities=tuple(lut or self.rescale(group) for group in groups),
+            layout=layout,
         )
+        pixels.check(layout)
+        return frames
 
-    def transfer_syntax_uid(self) -> UID:
-        uid = self.dataset.file_meta.get("TransferSyntaxUID")
-        if not uid:
-            self.refuse("missing_transfer_syntax_uid", "file meta names no Transfer Syntax UID")
-        if uid not in DECODERS:
+    def _meta(self, keyword: str) -> str:
+        return self.header.meta.texts.get(keyword, b"").decode("ascii", "replace")
+
+    def text(self, keyword: str) -> str:
+        """Return a text in ASCII, empty where it is absent."""
+        return self.dataset.texts.get(keyword, b"").decode("ascii", "replace").strip()
+
+    def transfer_syntax_uid(self) -> str:
+        uid = self._meta("TransferSyntaxUID")
+        if uid not in pixels.SYNTAXES:
             raise UndecodablePixels(
                 "no_decoder",
-                f"no decoder for transfer syntax {UID(uid).name}",
+                f"no decoder for transfer syntax {uid[:64]}",
                 sop_instance_uid=self.uid,
-                numbers={"transfer_syntax_uid": str(uid)},
+                numbers={"transfer_syntax_uid": uid[:64]},
             )
-        return UID(uid)
+        return uid
 
     def identity(self) -> dict[str, str]:
         """Return patient, study and series; a missing Patient ID is legal (type 2), missing UIDs are not."""
-        dataset = self.dataset
         for keyword in ("StudyInstanceUID", "SeriesInstanceUID"):
-            if not dataset.get(keyword):
+            if not self.text(keyword):
                 self.refuse(_missing(keyword), f"has no {keyword}")
-        patient = f"{dataset.get('PatientID') or ''}\x1f{dataset.get('IssuerOfPatientID') or ''}"
-        return {
-            "patient": patient,
-            "study": str(dataset.StudyInstanceUID),
-            "series": str(dataset.SeriesInstanceUID),
-        }
+        patient = f"{self.characters('PatientID')}\x1f{self.characters('IssuerOfPatientID')}"
+        return {"patient": patient, "study": self.text("StudyInstanceUID"), "series": self.text("SeriesInstanceUID")}
+
+    def characters(self, keyword: str) -> str:
+        """Return a text in whatever character set the file has, told apart by it where it is not ASCII."""
+        raw = self.dataset.texts.get(keyword, b"").strip()
+        if raw.isascii() and b"\x1b" not in raw:
+            return raw.decode("ascii")
+        return f"{self.text('SpecificCharacterSet')}\x1f{raw.hex()}"
 
     def refuse_what_is_no_slice(self) -> None:
         """Refuse images whose pixels are not one grey value per voxel of one plane."""
-        dataset = self.dataset
-        image_type = {str(each).upper() for each in _components(dataset.get("ImageType"))}
+        image_type = {each.upper() for each in self.components(self.dataset, "ImageType")}
         if "LOCALIZER" in image_type:
             self.refuse("localizer", "is a localizer")
         if "MOSAIC" in image_type:
             self.refuse("mosaic", "is a mosaic of many planes")
-        samples = self.integer("SamplesPerPixel")
-        if samples != 1:
-            self.refuse("samples_per_pixel", f"has {samples} samples per pixel", samples_per_pixel=samples)
-        photometric = str(dataset.get("PhotometricInterpretation") or "")
+        self.refuse_other_samples(1)
+        photometric = self.text("PhotometricInterpretation")
         # MONOCHROME1 says how to show a value, not what it means; models are not trained on it, so nobody knows.
         if photometric != "MONOCHROME2":
             self.refuse("photometric_interpretation", f"Photometric Interpretation {photometric[:16]!r} is not taken")
+
+    def refuse_other_samples(self, expected: int) -> None:
+        samples = self.integer("SamplesPerPixel")
+        if samples != expected:
+            self.refuse("samples_per_pixel", f"has {samples} samples per pixel", samples_per_pixel=samples)
+
+    def bits(self) -> tuple[int, int, bool]:
+        """Return the bits that are allocated and stored, and whether they have a sign."""
         allocated = self.integer("BitsAllocated")
         if allocated not in {8, 16, 32, 64}:
             self.refuse("bits", f"has {allocated} bits allocated", bits_allocated=allocated)
-        if dataset.get("BitsStored") is not None and dataset.get("HighBit") is not None:
-            stored, high = self.integer("BitsStored"), self.integer("HighBit")
-            if not 1 <= stored <= allocated or high != stored - 1:
-                self.refuse(
-                    "bits",
-                    f"{allocated} bits allocated, {stored} stored, high bit {high} contradict each other",
-                    bits_allocated=allocated,
-                    bits_stored=stored,
-                    high_bit=high,
-                )
-        if dataset.get("ModalityLUTSequence"):
-            self.refuse("modality_lut", "has a Modality LUT, which is not linear")
+        representation = self.integer("PixelRepresentation", 0)
+        if representation not in {0, 1}:
+            self.refuse("bits", f"has Pixel Representation {representation}", pixel_representation=representation)
+        stored = self.integer("BitsStored", allocated)
+        high = self.integer("HighBit", stored - 1)
+        if not 1 <= stored <= allocated or high != stored - 1:
+            self.refuse(
+                "bits",
+                f"{allocated} bits allocated, {stored} stored, high bit {high} contradict each other",
+                bits_allocated=allocated,
+                bits_stored=stored,
+                high_bit=high,
+            )
+        return allocated, stored, bool(representation)
 
-    def refuse_impossible_size(self, count: int, rows: int, columns: int, transfer_syntax_uid: UID) -> None:
-        """Refuse claims that no scanner makes or that the file is too short to hold."""
+    def layout(self, samples: int = 1) -> Layout:
+        """Return how the pixels are stored; refuses claims that no scanner makes, and another number of samples."""
+        transfer_syntax_uid = self.transfer_syntax_uid()
+        self.refuse_other_samples(samples)
+        allocated, stored, signed = self.bits()
+        count = self.frame_count()
+        rows, columns = self.integer("Rows"), self.integer("Columns")
         if rows < 1 or columns < 1 or rows * columns > MAX_PLANE_PIXELS:
             self.refuse("size", f"{rows} rows and {columns} columns are not taken", rows=rows, columns=columns)
         if not 1 <= count <= MAX_FRAMES:
             self.refuse("frames", f"{count} frames are not taken", frames=count)
-        needed = count * rows * columns * self.integer("BitsAllocated") // 8
-        held = self.path.stat().st_size
-        # Compressed and deflated files are judged by what their decoder yields.
-        native = not transfer_syntax_uid.is_compressed and not transfer_syntax_uid.is_deflated
-        if native and needed > held:
-            raise UndecodablePixels(
-                "short_pixel_data",
-                f"{count} × {rows} × {columns} pixels need {needed} bytes, the file has {held}",
-                sop_instance_uid=self.uid,
-                numbers={"needed_bytes": needed, "file_bytes": held},
-            )
+        return Layout(
+            path=self.path,
+            sop_instance_uid=self.uid,
+            transfer_syntax_uid=transfer_syntax_uid,
+            frames=count,
+            rows=rows,
+            columns=columns,
+            bits_allocated=allocated,
+            bits_stored=stored,
+            signed=signed,
+            value=self.header.pixels,
+            begin=self.header.begin,
+            size=self.header.size,
+            samples=samples,
+        )
 
-    def functional_groups(self, count: int) -> list[tuple[Dataset, ...]]:
+    def frame_count(self) -> int:
+        value = self.text("NumberOfFrames")
+        if not value:
+            return 1
+        try:
+            return int(value.replace("_", "?"))
+        except ValueError:
+            self.refuse("malformed", "NumberOfFrames is not one whole number")
+
+    def modality_lut(self, signed: bool) -> modality.Table | None:
+        """Return the Modality LUT, which there is instead of a rescale (PS3.3 C.11.1)."""
+        items = self.dataset.sequences.get("ModalityLUTSequence")
+        if items is None:
+            return None
+        if len(items) != 1 or self.dataset.texts.keys() & {"RescaleSlope", "RescaleIntercept"}:
+            self.refuse("modality_lut", f"has {len(items)} Modality LUTs, or a rescale beside one", items=len(items))
+        try:
+            return modality.table(items[0], signed=signed)
+        except modality.MalformedTable as error:
+            self.refuse("modality_lut", f"the Modality LUT has {error}")
+
+    def functional_groups(self, count: int) -> list[tuple[Attributes, ...]]:
         """Return for each frame where to look for its attributes, nearest first (PS3.3 C.7.6.16)."""
-        per_frame = self.dataset.get("PerFrameFunctionalGroupsSequence")
+        per_frame = self.dataset.sequences.get("PerFrameFunctionalGroupsSequence")
         if per_frame is None:
             if count > 1:
                 self.refuse("missing_functional_groups", f"{count} frames without functional groups", frames=count)
@@ -380,73 +463,73 @@ class _Header:
             self.refuse(
                 "frames", f"{count} frames, {len(per_frame)} functional groups", frames=count, groups=len(per_frame)
             )
-        shared = self.dataset.get("SharedFunctionalGroupsSequence") or ()
+        shared = self.dataset.sequences.get("SharedFunctionalGroupsSequence", [])
         return [(item, *shared[:1]) for item in per_frame]
 
-    def triple(self, group: tuple[Dataset, ...]) -> tuple[float, float, float]:
+    def triple(self, group: tuple[Attributes, ...]) -> tuple[float, float, float]:
         x, y, z = self.numbers(group, "PlanePositionSequence", "ImagePositionPatient", 3)
         return x, y, z
 
-    def sextuple(self, group: tuple[Dataset, ...]) -> tuple[float, float, float, float, float, float]:
+    def sextuple(self, group: tuple[Attributes, ...]) -> tuple[float, float, float, float, float, float]:
         a, b, c, d, e, f = self.numbers(group, "PlaneOrientationSequence", "ImageOrientationPatient", 6)
         return a, b, c, d, e, f
 
-    def pair(self, group: tuple[Dataset, ...]) -> tuple[float, float]:
+    def pair(self, group: tuple[Attributes, ...]) -> tuple[float, float]:
         row, column = self.numbers(group, "PixelMeasuresSequence", "PixelSpacing", 2)
         return row, column
 
-    def rescale(self, group: tuple[Dataset, ...]) -> Rescale:
+    def rescale(self, group: tuple[Attributes, ...]) -> Rescale:
         """Return the rescale of the frame; an image without any holds its values as they are."""
         pair = []
         for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
-            value = self.look_up(group, "PixelValueTransformationSequence", keyword)
-            pair.append(default if value is None or value == "" else self.number(keyword, value))
+            components = self.look_up(group, "PixelValueTransformationSequence", keyword)
+            if len(components) > 1:
+                self.refuse("malformed", f"{keyword} has {len(components)} components instead of 1")
+            pair.append(self.number(keyword, components[0]) if components else default)
         slope, intercept = pair
         if not np.isfinite(pair).all() or slope == 0:
             self.refuse("rescale", f"rescale slope {slope}, intercept {intercept}", slope=slope, intercept=intercept)
         return Rescale(slope=slope, intercept=intercept)
 
-    def look_up(self, group: tuple[Dataset, ...], sequence: str, keyword: str) -> object:
-        """Return the raw value from the functional group macro, or from the data set itself when it is classic."""
+    def look_up(self, group: tuple[Attributes, ...], sequence: str, keyword: str) -> list[str]:
+        """Return the components from the functional group macro, or from the data set itself when it is classic."""
         for source in group:
             if source is self.dataset:
-                return source.get(keyword)
-            macro = source.get(sequence)
+                return self.components(source, keyword)
+            macro = source.sequences.get(sequence)
             if macro:
-                value: object = macro[0].get(keyword)
-                return value
-        return None
+                return self.components(macro[0], keyword)
+        return []
 
-    def numbers(self, group: tuple[Dataset, ...], sequence: str, keyword: str, count: int) -> list[float]:
-        components = _components(self.look_up(group, sequence, keyword))
+    def numbers(self, group: tuple[Attributes, ...], sequence: str, keyword: str, count: int) -> list[float]:
+        components = self.look_up(group, sequence, keyword)
         if not components:
             self.refuse(_missing(keyword), f"has no {keyword}")
         if len(components) != count:
             self.refuse("malformed", f"{keyword} has {len(components)} components instead of {count}")
         return [self.number(keyword, each) for each in components]
 
-    def number(self, keyword: str, value: object) -> float:
+    def number(self, keyword: str, value: str) -> float:
         try:
-            return float(str(value))
+            # Python's separator of digits is none of DICOM's.
+            return float(value.replace("_", "?"))
         except ValueError:
             self.refuse("malformed", f"{keyword} is not a number")
 
-    def integer(self, keyword: str) -> int:
-        value = self.dataset.get(keyword)
-        if value is None or value == "":
+    def components(self, source: Attributes, keyword: str) -> list[str]:
+        """Return the components of a text value; none where it is absent."""
+        raw = source.texts.get(keyword)
+        return [each.strip() for each in raw.decode("ascii", "replace").split("\\")] if raw else []
+
+    def integer(self, keyword: str, default: int | None = None) -> int:
+        values = self.dataset.words.get(keyword, ())
+        if not values and default is not None:
+            return default
+        if not values:
             self.refuse(_missing(keyword), f"has no {keyword}")
-        if not isinstance(value, int):
+        if len(values) != 1:
             self.refuse("malformed", f"{keyword} is not one whole number")
-        return int(value)
-
-
-def _components(value: object) -> list[object]:
-    """Return the components of a DICOM value, whatever its multiplicity."""
-    if value is None or value == "":
-        return []
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        return [value]
-    return list(value)
+        return values[0]
 
 
 def _missing(keyword: str) -> str:

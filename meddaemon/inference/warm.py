@@ -1,45 +1,78 @@
-"""Models kept warm between jobs, a bounded number of them."""
+"""Models kept warm between jobs, as many as fit into memory."""
 
-from collections import OrderedDict
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from meddaemon.domain.contract import ModelContract
+from meddaemon.domain.errors import OutOfMemory
 from meddaemon.domain.result import Prediction
-from meddaemon.inference.runtime import ModelProcess
+from meddaemon.inference.ledger import Ledger
+from meddaemon.inference.loading import Loader, Prepared
+from meddaemon.inference.processes import Interrupted
+from meddaemon.inference.runtime import Limits, ModelProcess, model_server
+from meddaemon.telemetry import log
 
-MAXIMUM_WARM = 2
+_log = log(__name__)
 
 
 class WarmModels:
-    """One model process for each model that was used lately; the one that rested longest makes room."""
+    """One model process for each model that was used lately; those that rested longest make room.
 
-    def __init__(self, scratch: Path, maximum: int = MAXIMUM_WARM) -> None:
+    One thread predicts, another may `prepare` what comes next, and any may `interrupt`.
+    """
+
+    def __init__(self, scratch: Path, limits: Limits | None = None) -> None:
+        """`limits.memory_bytes` is what all models together may hold."""
         self._scratch = scratch
-        self._maximum = maximum
-        self._processes: OrderedDict[str, ModelProcess] = OrderedDict()
+        self._limits = limits or Limits()
+        self._ledger = Ledger(self._limits.memory_bytes)
+        self._server = model_server()
+        self._loader = Loader(sandbox=self._limits.sandbox)
+        self._processes: dict[str, ModelProcess] = {}
+        self._interrupts = 0
 
-    def predict(self, contract: ModelContract, inputs: Mapping[str, Sequence[Path]]) -> Prediction:
-        """Run a model within its time limit. Raises InputRefused and ModelFailed."""
-        process = self._processes.pop(contract.digest, None)
-        if process is None:
-            while len(self._processes) >= self._maximum:
-                self._processes.popitem(last=False)[1].close()
-            process = ModelProcess(contract, scratch=self._scratch)
-        self._processes[contract.digest] = process
-        return process.predict(inputs, time_limit=contract.time_limit_seconds)
+    def start(self) -> None:
+        """Have the libraries loaded from now on, so that the first job need not wait for it."""
+        self._loader.start()
+        self._server.start()
+
+    def prepare(self, contract: ModelContract, inputs: Mapping[str, Sequence[Path]]) -> Prepared:
+        """Read and decode the inputs of a run, also while another one is on. Raises InputRefused and ModelFailed.
+
+        What is returned is to be closed; `predict` takes it.
+        """
+        return self._loader.load(contract, inputs, time_limit=contract.time_limit_seconds)
+
+    def predict(self, contract: ModelContract, inputs: Mapping[str, Sequence[Path]] | Prepared) -> Prediction:
+        """Run a model within its time limit, on files or on what was prepared. Raises InputRefused and ModelFailed.
+
+        Where memory runs out the run is tried again: alone, then, if it was the GPU's and the contract allows it, on
+        the CPU, which the provenance tells. Raises `OutOfMemory` when there is nothing left to try.
+        """
+        deadline = time.monotonic() + contract.time_limit_seconds
+        interrupts = self._interrupts
+        if isinstance(inputs, Prepared):
+            return self._predict(contract, inputs, deadline, interrupts)
+        with self._loader.load(contract, inputs, time_limit=contract.time_limit_seconds) as prepared:
+            return self._predict(contract, prepared, deadline, interrupts)
 
     def interrupt(self) -> None:
-        """Make the run in progress fail at once, from another thread; the model starts afresh for the next one."""
+        """Make what is in progress fail at once, from another thread; the model starts afresh for the next one."""
+        self._interrupts += 1
         for process in list(self._processes.values()):
             process.kill()
+        self._loader.kill()
 
     def close(self) -> None:
-        """End every model process."""
-        while self._processes:
-            self._processes.popitem()[1].close()
+        """End every process."""
+        for model in list(self._processes):
+            self._end(model)
+        self._server.close()
+        self._loader.close()
 
     def __enter__(self) -> Self:
         return self
@@ -48,3 +81,90 @@ class WarmModels:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _predict(self, contract: ModelContract, prepared: Prepared, deadline: float, interrupts: int) -> Prediction:
+        said = {"model": contract.name}
+        if (contract.memory_bytes or 0) > self._ledger.budget:
+            raise OutOfMemory(
+                f"{contract.name} needs {contract.memory_bytes} bytes of memory, all models together may have"
+                f" {self._ledger.budget}: see worker.memory_bytes",
+                "host",
+            )
+        for model in self._ledger.making_room(contract.digest, contract.memory_bytes):
+            _log.info("a warm model makes room", ended=model[:12], needed=contract.name)
+            self._end(model)
+        try:
+            return self._run(contract, prepared, deadline, interrupts)
+        except OutOfMemory as failure:
+            others = [model for model in self._processes if model != contract.digest]
+            if not others and not (failure.where == "gpu" and contract.cpu_fallback):
+                raise
+            _log.warning("out of memory: trying again", where=failure.where, alone=bool(others), **said)
+            where = failure.where
+        if others:
+            for model in others:
+                self._end(model)
+            try:
+                return self._run(contract, prepared, deadline, interrupts)
+            except OutOfMemory as failure:
+                if failure.where != "gpu" or not contract.cpu_fallback:
+                    raise
+                where = failure.where
+        _log.warning("out of memory: trying on the CPU", where=where, **said)
+        return self._run_on_cpu(contract, prepared, deadline, interrupts)
+
+    def _run(self, contract: ModelContract, prepared: Prepared, deadline: float, interrupts: int) -> Prediction:
+        """Run a model on its warm process, and write down what memory that took."""
+        if self._interrupts != interrupts:
+            raise Interrupted("the run was interrupted")
+        model = contract.digest
+        process = self._processes.get(model)
+        if process is None:
+            process = ModelProcess(
+                contract, scratch=self._scratch, limits=self._limits, server=self._server, loader=self._loader
+            )
+            self._processes[model] = process
+        try:
+            return process.infer(
+                prepared,
+                time_limit=contract.time_limit_seconds,
+                deadline=deadline,
+                memory_bytes=self._ledger.allowance(model),
+            )
+        finally:
+            use = process.use()
+            if use is None:
+                self._end(model)
+            else:
+                self._ledger.note(model, use)
+
+    def _run_on_cpu(self, contract: ModelContract, prepared: Prepared, deadline: float, interrupts: int) -> Prediction:
+        """Run a model once in a process that sees no GPU, which ends afterwards: the next study may fit."""
+        if self._interrupts != interrupts:
+            raise Interrupted("the run was interrupted")
+        with ModelProcess(
+            contract,
+            device="cpu",
+            scratch=self._scratch,
+            limits=self._limits,
+            server=self._server,
+            loader=self._loader,
+        ) as process:
+            self._processes[f"{contract.digest} on the CPU"] = process
+            try:
+                prediction = process.infer(
+                    prepared,
+                    time_limit=contract.time_limit_seconds,
+                    deadline=deadline,
+                    memory_bytes=self._ledger.allowance(contract.digest),
+                )
+            finally:
+                del self._processes[f"{contract.digest} on the CPU"]
+        fallback = {"fallback": "run on the CPU: the memory of the GPU was not enough"}
+        return replace(prediction, provenance={**prediction.provenance, **fallback})
+
+    def _end(self, model: str) -> None:
+        self._ledger.forget(model)
+        process = self._processes.pop(model, None)
+        if process is not None:
+            process.close()

@@ -19,6 +19,7 @@ from meddaemon.domain.commitment import (
     FailureReason,
     ReferencedInstance,
 )
+from meddaemon.ingest import journal
 from meddaemon.ingest.receive import is_uid
 from meddaemon.telemetry import log
 
@@ -99,8 +100,11 @@ def _uid(dataset: Dataset, keyword: str) -> str:
     return uid
 
 
-def examine(database: Database, store: Path, request: CommitmentRequest) -> CommitmentReport:
-    """Return what we can answer for now: every instance is looked up, and its file read and compared."""
+def examine(database: Database, store: Path, request: CommitmentRequest) -> CommitmentReport | None:
+    """Return what we can answer for: every instance is looked up, and its file read and compared.
+
+    None says that some of them have been received, by whichever process, and are about to be filed.
+    """
     committed: list[ReferencedInstance] = []
     failed: dict[ReferencedInstance, FailureReason] = {}
     for referenced in request.instances:
@@ -111,6 +115,9 @@ def examine(database: Database, store: Path, request: CommitmentRequest) -> Comm
             committed.append(referenced)
         else:
             failed[referenced] = reason
+    unknown = {each.sop_instance_uid for each in failed if failed[each] is FailureReason.NO_SUCH_OBJECT_INSTANCE}
+    if unknown and not unknown.isdisjoint(journal.waiting(store.parent / journal.FOLDER)):
+        return None
     return CommitmentReport(transaction_uid=request.transaction_uid, committed=tuple(committed), failed=failed)
 
 

@@ -6,11 +6,24 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from pydicom.uid import (
+    AmbulatoryECGWaveformStorage,
+    ArterialPulseWaveformStorage,
+    CardiacElectrophysiologyWaveformStorage,
+    ElectromyogramWaveformStorage,
+    ElectrooculogramWaveformStorage,
     EnhancedXRayRadiationDoseSRStorage,
+    General32bitECGWaveformStorage,
+    GeneralECGWaveformStorage,
+    HemodynamicWaveformStorage,
+    MultichannelRespiratoryWaveformStorage,
     PatientRadiationDoseSRStorage,
     RadiopharmaceuticalRadiationDoseSRStorage,
+    RespiratoryWaveformStorage,
+    RoutineScalpElectroencephalogramWaveformStorage,
     RTDoseStorage,
     SegmentationStorage,
+    SleepElectroencephalogramWaveformStorage,
+    TwelveLeadECGWaveformStorage,
     XRayRadiationDoseSRStorage,
 )
 
@@ -25,9 +38,38 @@ _DOSE_REPORTS = frozenset(
         RadiopharmaceuticalRadiationDoseSRStorage,
     }
 )
+_WAVEFORMS = frozenset(
+    {
+        AmbulatoryECGWaveformStorage,
+        ArterialPulseWaveformStorage,
+        CardiacElectrophysiologyWaveformStorage,
+        ElectromyogramWaveformStorage,
+        ElectrooculogramWaveformStorage,
+        General32bitECGWaveformStorage,
+        GeneralECGWaveformStorage,
+        HemodynamicWaveformStorage,
+        MultichannelRespiratoryWaveformStorage,
+        RespiratoryWaveformStorage,
+        RoutineScalpElectroencephalogramWaveformStorage,
+        SleepElectroencephalogramWaveformStorage,
+        TwelveLeadECGWaveformStorage,
+    }
+)
 _HAVE_ROWS_BUT_SHOW_NOTHING_NEW = frozenset({SegmentationStorage, RTDoseStorage})
+_OF_SOP_CLASS: Mapping[str, SeriesKind] = {
+    **dict.fromkeys(_DOSE_REPORTS, SeriesKind.DOSE_REPORT),
+    **dict.fromkeys(_WAVEFORMS, SeriesKind.WAVEFORM),
+    **dict.fromkeys(_HAVE_ROWS_BUT_SHOW_NOTHING_NEW, SeriesKind.NON_IMAGE),
+}
 _LOCALIZER_WORDS = re.compile(
     r"(?<![a-z])(localizer|localiser|scout|topogram|surview|scanogram|scano|pilot|survey)(?![a-z])", re.IGNORECASE
+)
+_LEAST_LIKE_AN_IMAGE_FIRST = (
+    SeriesKind.NON_IMAGE,
+    SeriesKind.DOSE_REPORT,
+    SeriesKind.WAVEFORM,
+    SeriesKind.MOSAIC,
+    SeriesKind.LOCALIZER,
 )
 _DOSE_WORDS = re.compile(r"dose (report|info|record|summary)|(patient|exam) protocol", re.IGNORECASE)
 _NONE: Mapping[str, str] = MappingProxyType({})
@@ -71,9 +113,9 @@ def kind_of(instance: Instance) -> SeriesKind:
     header = instance.header
     image_type = {component.upper() for component in header.get("ImageType", ())}
     words = " ".join((*header.get("SeriesDescription", ()), *header.get("ProtocolName", ())))
-    if instance.sop_class_uid in _DOSE_REPORTS:
-        return SeriesKind.DOSE_REPORT
-    if not header.get("Rows") or instance.sop_class_uid in _HAVE_ROWS_BUT_SHOW_NOTHING_NEW:
+    if kind := _OF_SOP_CLASS.get(instance.sop_class_uid):
+        return kind
+    if not header.get("Rows"):
         return SeriesKind.NON_IMAGE
     if "SCREEN SAVE" in image_type or ("DERIVED" in image_type and _DOSE_WORDS.search(words)):
         return SeriesKind.DOSE_REPORT
@@ -106,10 +148,7 @@ def _plane(cosines: Value) -> str:
 def _kind_of_series(kinds: Iterable[SeriesKind]) -> SeriesKind:
     """One instance of another kind makes the series one of that kind: a model must not see it unasked."""
     found = set(kinds)
-    for kind in (SeriesKind.NON_IMAGE, SeriesKind.DOSE_REPORT, SeriesKind.MOSAIC, SeriesKind.LOCALIZER):
-        if kind in found:
-            return kind
-    return SeriesKind.IMAGE
+    return next((kind for kind in _LEAST_LIKE_AN_IMAGE_FIRST if kind in found), SeriesKind.IMAGE)
 
 
 def _attributes(instances: Iterable[Instance], labels: Mapping[str, str], *, orientation: str) -> Attributes:

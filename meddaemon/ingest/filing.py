@@ -34,15 +34,16 @@ LONGEST_SECONDS = 2.0
 GROUP = 64
 """Files and rows cost less by the dozen."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
+_ONCE_MORE_SECONDS = 1.0
+"""How long who brings an object waits for what came before to be filed, where that failed."""
 _log = log(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Filed:
-    """A record that is to be filed, when it came, and as what its SOP Instance UID was announced."""
+class Waiting:
+    """A record that is to be filed, as what its SOP Instance UID was announced, and when it came."""
 
     record: Record
-    sop_instance_uid: str
     expected: Namesake
     came: float
 
@@ -51,17 +52,16 @@ class Filing:
     """Files what is handed in, in its order, until it is closed."""
 
     def __init__(self, store: InstanceStore, journal: Journal, receiver: Receiver) -> None:
-        self._store = store
+        self._filer = Filer(store, receiver)
         self._journal = journal
-        self._receiver = receiver
         self._changed = Condition()
-        self._waiting: deque[Filed] = deque()
+        self._waiting: deque[Waiting] = deque()
         self._waiting_bytes = 0
         self._handed_in = self._done = self._asked_for = 0
         self._last_came = 0.0
         self._expected: dict[str, list[Namesake]] = {}
         self._problem = ""
-        self._closing = False
+        self._is_asked_again = self._closing = False
         self._thread = Thread(target=self._run, name="filing", daemon=True)
         self._thread.start()
 
@@ -70,10 +70,18 @@ class Filing:
         """How much has been acknowledged and will still be written to the store."""
         return self._waiting_bytes
 
+    @property
+    def is_well(self) -> bool:
+        """Whether nothing stood in the way of filing when it was last tried."""
+        return not self._problem
+
     def require_well(self) -> None:
-        """Raise StoreUnavailable while what was acknowledged cannot be filed."""
-        if self._problem:
-            raise StoreUnavailable(f"what came before cannot be filed: {self._problem}")
+        """Raise StoreUnavailable while what was acknowledged cannot be filed; first it is tried once more."""
+        with self._changed:
+            self._is_asked_again = True
+            self._changed.notify_all()
+            if not self._changed.wait_for(lambda: self.is_well, _ONCE_MORE_SECONDS):
+                raise StoreUnavailable(f"what came before cannot be filed: {self._problem}")
 
     def expect(self, sop_instance_uid: str, one: Namesake) -> list[Namesake]:
         """Announce an object, and return those that carry its SOP Instance UID and are not registered yet."""
@@ -90,7 +98,7 @@ class Filing:
             if others:
                 self._expected[sop_instance_uid] = others
 
-    def file(self, records: Sequence[Filed]) -> None:
+    def file(self, records: Sequence[Waiting]) -> None:
         """File these, which were announced, after all that was handed in before."""
         with self._changed:
             was_idle = not self._waiting
@@ -129,14 +137,16 @@ class Filing:
                 self._waiting.extendleft(reversed(left))
                 if not left:
                     pause, self._problem = 0.0, ""
+                    self._changed.notify_all()
                     continue
                 pause = min(max(_FIRST_PAUSE_SECONDS, 2 * pause), _LONGEST_PAUSE_SECONDS)
                 _log.error("cannot file what was received: it stays in the journal", reason=self._problem)
                 if self._closing:
                     return
-                self._changed.wait_for(lambda: self._closing, pause)
+                self._is_asked_again = False
+                self._changed.wait_for(lambda: self._closing or self._is_asked_again, pause)
 
-    def _next_group(self) -> list[Filed]:
+    def _next_group(self) -> list[Waiting]:
         """Wait until there is something to be filed, and time for it; return nothing when it is over."""
         with self._changed:
             self._changed.wait_for(lambda: self._closing or bool(self._waiting))
@@ -152,46 +162,58 @@ class Filing:
     def _seconds_to_wait(self) -> float:
         return min(self._last_came + LULL_SECONDS, self._waiting[0].came + LONGEST_SECONDS) - time.monotonic()
 
-    def _file_together(self, group: Sequence[Filed]) -> list[Filed]:
+    def _file_together(self, group: Sequence[Waiting]) -> list[Waiting]:
         """File a group; return what must be tried again, `_problem` saying why."""
+        problems = self._filer.file([each.record for each in group])
+        self._problem = next(iter(problems.values()), "")
+        done = [each for each in group if each.record not in problems]
+        self._journal.filed([each.record for each in done])
+        with self._changed:
+            for each in done:
+                self._waiting_bytes -= each.record.size
+                self.forget(each.record.sop_instance_uid, each.expected)
+            self._done += len(done)
+            self._changed.notify_all()
+        return [each for each in group if each.record in problems]
+
+
+class Filer:
+    """Makes files and rows of records; filing something again changes nothing."""
+
+    def __init__(self, store: InstanceStore, receiver: Receiver) -> None:
+        self._store = store
+        self._receiver = receiver
+
+    def file(self, records: Sequence[Record]) -> dict[Record, str]:
+        """File records together; return those that must be tried again, and why.
+
+        What can never be registered is recorded as refused, and its file kept for recovery or set aside.
+        """
         read: list[_Read] = []
-        failures: dict[str, OSError] = self._store.put_all(self._files(group, read))
-        stored: list[tuple[Filed, Received]] = []
-        done: list[Filed] = []
-        left: list[Filed] = []
+        failures = self._store.put_all(self._files(records, read))
+        problems: dict[Record, str] = {}
+        stored: list[tuple[Record, Received]] = []
         for each in read:
             problem = each.problem or failures.get(each.sha256)
             if problem is not None:
-                self._problem = str(problem)
-                left.append(each.filed)
+                problems[each.record] = str(problem)
             elif isinstance(each.outcome, Received):
-                stored.append((each.filed, each.outcome))
+                stored.append((each.record, each.outcome))
             elif each.outcome is not None:
-                self._record(each.filed, each.outcome)
-                done.append(each.filed)
-        for (filed, what), outcome in zip(stored, self._receiver.register([what for _, what in stored]), strict=True):
+                self._record(each.record, each.outcome)
+        for (record, what), outcome in zip(stored, self._receiver.register([what for _, what in stored]), strict=True):
             if isinstance(outcome, DatabaseAway):
-                self._problem = type(outcome).__name__
-                left.append(filed)
+                problems[record] = type(outcome).__name__
             else:
-                self._settle(filed, what, outcome)
-                done.append(filed)
-        self._journal.filed([each.record for each in done])
-        with self._changed:
-            for filed in done:
-                self._waiting_bytes -= filed.record.size
-                self.forget(filed.sop_instance_uid, filed.expected)
-            self._done += len(done)
-            self._changed.notify_all()
-        return left
+                self._settle(record, what, outcome)
+        return problems
 
-    def _files(self, group: Sequence[Filed], read: "list[_Read]") -> Iterator[NewFile]:
+    def _files(self, records: Sequence[Record], read: "list[_Read]") -> Iterator[NewFile]:
         """Yield the files to be, each in memory until the next is asked for; say in `read` what is known of each."""
-        for filed in group:
-            record = filed.record
+        for record in records:
             memory = self._store.buffers.lend(record.length)
             try:
-                read.append(self._read(filed, memory))
+                read.append(self._read(record, memory))
                 if read[-1].sha256:
                     yield NewFile(
                         target=self._store.path(read[-1].sha256),
@@ -201,49 +223,49 @@ class Filing:
             finally:
                 self._store.buffers.take_back(memory)
 
-    def _read(self, filed: Filed, memory: memoryview) -> "_Read":
-        record = filed.record
+    def _read(self, record: Record, memory: memoryview) -> "_Read":
         aets = {"calling_ae_title": record.calling_ae_title, "called_ae_title": record.called_ae_title}
         try:
             file = record.read_into(memory)
         except Damaged as damaged:
             reason = f"acknowledged, and damaged on the disk before it was filed: {damaged}; it is to be sent again"
-            return _Read(filed=filed, outcome=RefusedInstance(OUT_OF_RESOURCES, reason))
+            return _Read(record=record, outcome=RefusedInstance(OUT_OF_RESOURCES, reason))
         except OSError as failure:
-            return _Read(filed=filed, problem=failure)
+            return _Read(record=record, problem=failure)
         sha256 = hashlib.sha256(file).hexdigest()
         try:
             incoming = parse_ours(file, **aets)
             header = self._receiver.examine(incoming)
         except RefusedInstance as refused:
             if refused.status == OUT_OF_RESOURCES:
-                return _Read(filed=filed, problem=refused)
+                return _Read(record=record, problem=refused)
             # It was examined before, so this is a defect of ours: the file is kept, and recovery will ask again.
-            return _Read(filed=filed, sha256=sha256, outcome=refused)
-        return _Read(filed=filed, sha256=sha256, outcome=received(incoming, header, sha256=sha256, size=record.size))
+            return _Read(record=record, sha256=sha256, outcome=refused)
+        what = received(incoming, header, sha256=sha256, size=record.size)
+        return _Read(record=record, sha256=sha256, outcome=what)
 
-    def _settle(self, filed: Filed, what: Received, outcome: Registration | Exception) -> None:
+    def _settle(self, record: Record, what: Received, outcome: Registration | Exception) -> None:
         if isinstance(outcome, Registration):
             tell_of_conflict(outcome)
         elif isinstance(outcome, IdentityTaken):
             # Two processes took the same UID at the same moment: only now it is seen, and said.
             refused = identity_refused(outcome, what.sop_instance_uid, what.sha256)
             self._store.set_aside(self._store.path(what.sha256))
-            self._record(filed, refused)
+            self._record(record, refused, what.study_instance_uid)
         else:
             # Nothing that waiting would change. The file is there, and recovery will try again to register it.
             kind = type(outcome).__name__
             _log.error("an object that was stored cannot be registered", kind=kind, exc_info=outcome)
             reason = f"acknowledged, stored as {what.sha256[:12]}…, and cannot be registered: {kind}"
-            self._record(filed, RefusedInstance(OUT_OF_RESOURCES, reason))
+            self._record(record, RefusedInstance(OUT_OF_RESOURCES, reason), what.study_instance_uid)
 
-    def _record(self, filed: Filed, refused: RefusedInstance) -> None:
+    def _record(self, record: Record, refused: RefusedInstance, study_instance_uid: str = "") -> None:
         self._receiver.record_late(
             refused,
-            sop_instance_uid=filed.sop_instance_uid,
-            study_instance_uid=filed.expected.study_instance_uid,
-            calling_ae_title=filed.record.calling_ae_title,
-            called_ae_title=filed.record.called_ae_title,
+            sop_instance_uid=record.sop_instance_uid,
+            study_instance_uid=study_instance_uid,
+            calling_ae_title=record.calling_ae_title,
+            called_ae_title=record.called_ae_title,
         )
 
 
@@ -251,7 +273,7 @@ class Filing:
 class _Read:
     """What is known of a record: its digest, and what is to be registered or why not; or the problem with reading."""
 
-    filed: Filed
+    record: Record
     sha256: str = ""
     outcome: Received | RefusedInstance | None = None
     problem: Exception | None = None
@@ -261,29 +283,20 @@ def file_abandoned(store: InstanceStore, receiver: Receiver) -> tuple[int, int]:
     """File what processes that are no longer alive left in their journals; return how much, and how much is left there.
 
     All of it was acknowledged, or was about to be. What cannot be filed now stays where it is for the next start, and
-    nobody writes to its journal until then. Filing something again changes nothing.
+    nobody writes to its journal until then.
     """
+    filer = Filer(store, receiver)
     done = left = 0
     for journal in Journal.abandoned(store.journals):
-        filed = [_filed_again(record, receiver) for record in journal.left_behind()]
-        if all(filed):
+        records = journal.left_behind()
+        problems: dict[Record, str] = {}
+        for begin in range(0, len(records), GROUP):
+            problems |= filer.file(records[begin : begin + GROUP])
+        if not problems:
             journal.note_filed()
         journal.close()
-        done, left = done + filed.count(True), left + filed.count(False)
-    if left:
-        _log.error("what was acknowledged before cannot be filed now: it stays in its journal", objects=left)
+        done, left = done + len(records) - len(problems), left + len(problems)
+        if problems:
+            reason = next(iter(problems.values()))
+            _log.error("what was acknowledged before cannot be filed: it stays in its journal", reason=reason)
     return done, left
-
-
-def _filed_again(record: Record, receiver: Receiver) -> bool:
-    """File a record; return whether there is nothing left to be done about it."""
-    aets = {"calling_ae_title": record.calling_ae_title, "called_ae_title": record.called_ae_title}
-    try:
-        receiver.take(parse_ours(record.read(), **aets), promised=True)
-    except (OSError, Damaged) as failure:
-        _log.error("cannot read the ingest journal", reason=str(failure))
-        return False
-    except RefusedInstance as refused:
-        # Anything else than a lack of room has been recorded, and will not change.
-        return refused.status != OUT_OF_RESOURCES
-    return True

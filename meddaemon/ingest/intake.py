@@ -15,7 +15,7 @@ from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.db.registration import Namesake
 from meddaemon.domain.errors import IdentityTaken, RefusedInstance, StoreUnavailable
 from meddaemon.ingest.content import Content
-from meddaemon.ingest.filing import Filed, Filing, file_abandoned
+from meddaemon.ingest.filing import Filing, Waiting, file_abandoned
 from meddaemon.ingest.journal import Entry, Journal
 from meddaemon.ingest.receive import Header, Incoming, Receiver, cannot_store, identity_refused, namesake, normal
 from meddaemon.ingest.store import InstanceStore
@@ -166,7 +166,7 @@ class Intake:
         came = time.monotonic()
         filing.file(
             [
-                Filed(record=record, sop_instance_uid=arrival.uid, expected=arrival.announced, came=came)
+                Waiting(record=record, expected=arrival.announced, came=came)
                 for record, arrival in zip(records, accepted, strict=False)
                 if arrival.announced is not None
             ]
@@ -190,7 +190,9 @@ class Intake:
         # A question to a database on another machine is a wait like any other.
         is_here = self._database.dialect == "sqlite"
         try:
-            filing.require_well()
+            if not filing.is_well:
+                with TURN.given_up():
+                    filing.require_well()
             self._store.require_free(sum(arrival.content.size for arrival in group) + filing.waiting_bytes)
             for arrival in group:
                 self._receiver.require_share(arrival.incoming)
@@ -241,6 +243,7 @@ class _Arrival:
         incoming = self.incoming
         return Entry(
             content=self.content,
+            sop_instance_uid=self.uid,
             calling_ae_title=incoming.calling_ae_title,
             called_ae_title=incoming.called_ae_title,
         )

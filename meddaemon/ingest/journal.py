@@ -43,7 +43,7 @@ WAIT_SECONDS = 20.0
 """How long an object waits for room in a full journal; its sender waits with it."""
 _MAGIC = b"MEDJRNL2"
 _FIRST = struct.Struct("<8s32sQQ")
-_RECORD = struct.Struct("<8sQQQ16s64s64s")
+_RECORD = struct.Struct("<8sQQQ16s64s64s64s")
 _MAC_BYTES = 16
 _TRY_AGAIN_SECONDS = 30.0
 _log = log(__name__)
@@ -55,9 +55,10 @@ class Damaged(Exception):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Entry:
-    """One object that is to be written: its content, and between which AEs it travelled."""
+    """One object that is to be written: its content, its SOP Instance UID, and between which AEs it travelled."""
 
     content: Content
+    sop_instance_uid: str
     calling_ae_title: str
     called_ae_title: str
 
@@ -71,6 +72,7 @@ class Record:
     offset: int
     size: int
     checksum: bytes
+    sop_instance_uid: str
     calling_ae_title: str
     called_ae_title: str
 
@@ -154,6 +156,7 @@ class _Segment:
             offset,
             entry.content.size,
             checksum,
+            entry.sop_instance_uid.encode(errors="replace")[:64],
             entry.calling_ae_title.encode(errors="replace")[:64],
             entry.called_ae_title.encode(errors="replace")[:64],
         )
@@ -223,7 +226,7 @@ class _Segment:
                 continue
             plain = mapped[offset : offset + _RECORD.size]
             mac = mapped[offset + _RECORD.size : offset + _RECORD.size + _MAC_BYTES]
-            _, generation, place, size, checksum, calling, called = _RECORD.unpack(plain)
+            _, generation, place, size, checksum, uid, calling, called = _RECORD.unpack(plain)
             if hmac.compare_digest(mac, self._mac(plain)) and place == offset and offset + PAGE + size <= len(mapped):
                 yield Record(
                     generation=generation,
@@ -231,6 +234,7 @@ class _Segment:
                     offset=offset,
                     size=size,
                     checksum=checksum,
+                    sop_instance_uid=uid.rstrip(b"\0").decode(errors="replace"),
                     calling_ae_title=calling.rstrip(b"\0").decode(errors="replace"),
                     called_ae_title=called.rstrip(b"\0").decode(errors="replace"),
                 )
@@ -330,6 +334,7 @@ class Journal:
                     offset=offset,
                     size=entry.content.size,
                     checksum=checksum,
+                    sop_instance_uid=entry.sop_instance_uid,
                     calling_ae_title=entry.calling_ae_title,
                     called_ae_title=entry.called_ae_title,
                 )
@@ -425,19 +430,26 @@ class Journal:
             self._make_more()
 
 
-def waiting(parent: Path) -> int:
-    """Return how many records stand in the journals under `parent` that have not been filed, also while some are."""
-    return sum(unfiled(folder) for folder in parent.glob("*/"))
+FOLDER = "journal"
+"""Where the journals lie in the store."""
 
 
-def unfiled(folder: Path) -> int:
-    """Return how many records stand in one journal that have not been filed."""
-    count = 0
-    for path in folder.glob("*.segment"):
+def waiting(parent: Path) -> list[str]:
+    """Return the SOP Instance UIDs of what stands in the journals under `parent` and has not been filed.
+
+    Journals that are being written to and filed are looked at, too: what was filed a moment ago may be named.
+    """
+    return [uid for folder in sorted(parent.glob("*/")) for uid in waiting_in(folder)]
+
+
+def waiting_in(folder: Path) -> list[str]:
+    """Return the SOP Instance UIDs of what stands in one journal and has not been filed."""
+    found: list[str] = []
+    for path in sorted(folder.glob("*.segment")):
         segment = _Segment(path)
-        count += len(segment.headers())
+        found += [record.sop_instance_uid for record in segment.headers()]
         segment.close()
-    return count
+    return found
 
 
 def _open_direct(path: Path) -> int:

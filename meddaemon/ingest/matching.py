@@ -6,11 +6,11 @@ and the model's own chooser. Nothing is left out of the record: each series is a
 A model that is not admitted gets no work.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from meddaemon.domain.conditions import outcome_as_dict, unmet
-from meddaemon.domain.contract import InputContract, ModelContract
+from meddaemon.domain.contract import InputContract, InputKind, ModelContract
 from meddaemon.domain.rules import Rule
 from meddaemon.domain.series import Series, SeriesKind, Study
 
@@ -86,12 +86,12 @@ def plan_by_force(contract: ModelContract, series: Series) -> Plan:
     objections = [
         objection for wanted in contract.inputs for objection in unmet(wanted.series.evaluate(series.attributes))
     ]
-    if series.kind is not SeriesKind.IMAGE:
+    if any(_kept_from(wanted, series, ()) for wanted in contract.inputs):
         objections.insert(0, f"it is a {series.kind.value} series")
     said = f"forced onto a series that {contract.name} does not take: {'; '.join(objections[:3])}"
     return Plan(
         model=contract.name,
-        inputs={each.key: series for each in contract.inputs},
+        inputs={each.slot: series for each in contract.inputs},
         caveat=said[:MAXIMUM_CAVEAT] if objections else "",
     )
 
@@ -109,8 +109,8 @@ def _fill(rule: Rule, study: Study, contract: ModelContract) -> tuple[dict[str, 
             if fits:
                 candidates.append(series)
         best = min(candidates, key=lambda series: _rank(wanted, series), default=None)
-        chosen[wanted.key] = best
-        explained[wanted.key] = {"chosen": best.series_instance_uid if best else None, "series": asked}
+        chosen[wanted.slot] = best
+        explained[wanted.slot] = {"chosen": best.series_instance_uid if best else None, "series": asked}
     return chosen, explained
 
 
@@ -122,16 +122,22 @@ def _ask(rule: Rule, wanted: InputContract, series: Series) -> tuple[bool, dict[
         "instances": len(series.instances),
         "kind": series.kind.value,
     }
-    if series.kind is not SeriesKind.IMAGE and series.kind not in rule.admit:
-        explanation |= {
-            "fits": False,
-            "why": f"{series.kind.value} series reach a model only when the rule admits them",
-        }
+    if why := _kept_from(wanted, series, rule.admit):
+        explanation |= {"fits": False, "why": why}
         return False, explanation
     by_rule, by_model = rule.series.evaluate(series.attributes), wanted.series.evaluate(series.attributes)
     fits = by_rule.held and by_model.held
     explanation |= {"fits": fits, "rule": outcome_as_dict(by_rule), "model": outcome_as_dict(by_model)}
     return fits, explanation
+
+
+def _kept_from(wanted: InputContract, series: Series, admitted: Collection[SeriesKind]) -> str:
+    """Return why a series of its kind does not reach an input, whatever it says of itself; empty where it may."""
+    if (series.kind is SeriesKind.WAVEFORM) != (wanted.kind is InputKind.WAVEFORM):
+        return f"{series.kind.value} series do not fill an input of kind {wanted.kind.value}"
+    if series.kind in {SeriesKind.IMAGE, SeriesKind.WAVEFORM, *admitted}:
+        return ""
+    return f"{series.kind.value} series reach a model only when the rule admits them"
 
 
 def _rank(wanted: InputContract, series: Series) -> tuple[object, ...]:

@@ -28,6 +28,7 @@ from meddaemon.domain.errors import StoreUnavailable
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
 from meddaemon.durable import NewFile, Staging, move, pieces_of, place, store_all, sync_names
 from meddaemon.ingest.content import Buffers, Content
+from meddaemon.ingest.journal import FOLDER as JOURNALS
 from meddaemon.ingest.scan import Encoded
 from meddaemon.ingest.spool import Spool
 from meddaemon.ingest.volume import Volume, VolumeGone
@@ -64,7 +65,7 @@ class InstanceStore:
         self._minimum_free_bytes = minimum_free_bytes
         for folder in (self.instances, self.quarantine):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.journals = directory / "journal"
+        self.journals = directory / JOURNALS
         self._staging = Staging(directory / "incoming")
         self.buffers = Buffers()
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 
-from meddaemon.domain.result import EncodedObject
+from meddaemon.domain.result import Analysis, EncodedObject, ResultStatus
 from meddaemon.results import seg, sr
 from meddaemon.results.gate import check
 from meddaemon.results.request import EncodingRequest, ObjectReference
 
-__all__ = ["ENCODERS", "EncodingRequest", "ObjectReference", "encode"]
+__all__ = ["ENCODERS", "EncodingRequest", "ObjectReference", "applies", "encode"]
 
 Encoder = Callable[[EncodingRequest, Mapping[str, EncodedObject]], EncodedObject]
 
@@ -16,6 +16,11 @@ ENCODERS: Mapping[str, Encoder] = {
     sr.KIND: lambda request, encoded: sr.encode_sr(request, encoded[seg.KIND]),
 }
 """Every kind of result object: its name, and how to write it given the objects before it."""
+
+
+def applies(analysis: Analysis) -> bool:
+    """Return whether there is anything to write: what is believed and drawn. Other findings have no encoder yet."""
+    return analysis.status is ResultStatus.PLAUSIBLE and analysis.labels is not None
 
 
 def encode(request: EncodingRequest) -> tuple[EncodedObject, ...]:

@@ -254,7 +254,7 @@ def _frames(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
         position = np.array(item.PlanePositionSequence[0].ImagePositionPatient, float)
         for name, wanted in (
             ("source image", source.positions[key]),
-            ("volume", geometry.affine_lps[:3] @ [planes[key], 0, 0, 1]),
+            ("volume", geometry.positions[planes[key]]),
         ):
             distance = float(np.linalg.norm(position - wanted))
             if not distance < (_TOLERANCE_MM if name == "source image" else _GRID_TOLERANCE_MM):
@@ -515,8 +515,10 @@ def _measurements(group: Dataset, finding: Finding) -> Iterator[str]:
             yield f"unit of {measurement.name} is not {measurement.unit} of UCUM"
         if len(text) > _LONGEST_DS or not _is_finite(text):
             yield f"value {text!r} of {measurement.name} is not a finite decimal string of at most 16 characters"
-        elif not math.isclose(float(text), measurement.value, rel_tol=10.0 ** (1 - REPORTED_DIGITS)):
-            yield f"value {text} of {measurement.name} is not the measured {measurement.value:.10g}"
+        elif measurement.value is None or not math.isclose(
+            float(text), measurement.value, rel_tol=10.0 ** (1 - REPORTED_DIGITS)
+        ):
+            yield f"value {text} of {measurement.name} is not the measured {measurement.value}"
 
 
 # Reading content trees

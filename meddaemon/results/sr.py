@@ -63,7 +63,9 @@ def encode_sr(request: EncodingRequest, seg: EncodedObject) -> EncodedObject:
 
 
 def measured_value(measurement: Measurement) -> float:
-    """Return the value as it is reported: rounded to significant digits."""
+    """Return the value as it is reported: rounded to significant digits. Raises ValueError where there is none."""
+    if measurement.value is None:
+        raise ValueError(f"{measurement.name} was not measured")
     return reported(measurement.value)
 
 

@@ -5,22 +5,33 @@ from contextlib import ExitStack
 
 from meddaemon import pipeline
 from meddaemon.config.settings import Settings
+from meddaemon.config.settings import WorkerSettings as Configured
 from meddaemon.durable import Staging
+from meddaemon.inference import sandbox
+from meddaemon.inference.runtime import Limits
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.volume import Volume, open_volume
 from meddaemon.jobs.worker import Worker, WorkerSettings
 from meddaemon.roles.process import DRAIN_SECONDS, announced, database_of, process_name
+from meddaemon.roles.slots import memory_share
 from meddaemon.telemetry import log
 
 _log = log(__name__)
 
 
 def work(settings: Settings, stop: threading.Event) -> None:
-    """Run jobs until `stop` is set; a job in hand may finish, else it is given back unworked."""
+    """Run jobs until `stop` is set; a job in hand may finish, else it is given back unworked.
+
+    Raises SandboxUnavailable when models may only run confined and the kernel cannot do it.
+    """
+    if settings.contracts and settings.worker.sandbox == "required":
+        sandbox.require()
     with ExitStack() as stack:
         database = stack.enter_context(database_of(settings))
         volume = open_volume(database, settings.store.directory)
-        models = stack.enter_context(WarmModels(settings.store.directory / "scratch"))
+        models = stack.enter_context(WarmModels(settings.store.directory / "scratch", _limits(settings.worker)))
+        if settings.contracts:
+            models.start()
         staging = Staging(settings.store.results / "incoming")
         staging.sweep()
         worker = Worker(
@@ -43,6 +54,17 @@ def work(settings: Settings, stop: threading.Event) -> None:
             _log.info("working", models=sorted(settings.admitted))
             worker.run(stop)
         staging.close()
+
+
+def _limits(settings: Configured) -> Limits:
+    """Return what the models of this worker may have."""
+    return Limits(
+        sandbox=settings.sandbox,
+        memory_bytes=settings.memory_bytes or memory_share(settings.concurrency),
+        scratch_bytes=settings.scratch_bytes,
+        # Alone on its GPU, or one of several that share it.
+        gpu_fraction=1 / settings.concurrency,
+    )
 
 
 def _is_ready(volume: Volume, staging: Staging) -> bool:

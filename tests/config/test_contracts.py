@@ -123,7 +123,7 @@ def test_labels_names_and_keys_are_unique(folder: Path) -> None:
     assert problems == [
         "22: segments[1].label: 1 stands there already in segments[0]",
         "23: segments[1].name: 'Brain' stands there already in segments[0]",
-        "32: inputs[1].key: 'image' stands there already in inputs[0]",
+        "32: inputs[1].key: 'image' stands there already in inputs[0]; channels of one key have names of their own",
     ]
 
 

@@ -280,6 +280,11 @@ def test_a_destination_that_is_this_daemon_itself_is_refused(folder: Path) -> No
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
+        ("[store]\njournal_bytes = 1_000_000", "2: store.journal_bytes: 0 (no journal) or at least 67_108_864"),
+        (
+            "[listener]\nport = 0\nprocesses = 2",
+            "3: listener.processes: several processes need one port to share: set listener.port",
+        ),
         ('[listener]\nae_title = "SEVENTEEN LETTERS"', "2: listener.ae_title: 'SEVENTEEN LETTERS' is not an AE title"),
         ('[listener]\nae_title = "a\\\\b"', "2: listener.ae_title: 'a\\\\b' is not an AE title"),
         ('[delivery]\nae_title = " A"', "2: delivery.ae_title: ' A' is not an AE title"),

@@ -18,7 +18,8 @@ from tests.inference.toy_bundle import CONFIG
 
 def bundle(folder: Path, config: object, **scripts: str) -> Path:
     (folder / "configs").mkdir(parents=True)
-    text = config if isinstance(config, str) else json.dumps(config)
+    loader = {"_target_": "LoadImaged", "keys": "image"}
+    text = json.dumps({"loader": loader, **config}) if isinstance(config, dict) else str(config)
     (folder / "configs/inference.json").write_text(text)
     (folder / "models").mkdir()
     for name, code in scripts.items():
@@ -168,7 +169,7 @@ def test_what_cannot_be_read_is_told(tmp_path: Path) -> None:
     (folder / "configs/deep.json").write_text("[" * 5000 + "]" * 5000)
     (folder / "configs/other.json").write_text(json.dumps({"a": "$this is no expression"}))
     said = found(folder)
-    assert sorted(kind for kind, _ in said) == ["unreadable"] * 4, said
+    assert sorted(kind for kind, _ in said) == ["cannot run", *["unreadable"] * 4], said
 
 
 def test_what_cannot_run_is_told_by_name(tmp_path: Path) -> None:
@@ -182,10 +183,14 @@ def test_what_cannot_run_is_told_by_name(tmp_path: Path) -> None:
     (folder / "configs/metadata.json").write_text(json.dumps({"network_data_format": noise}))
     cannot = [text.partition(": ")[2] for kind, text in found(folder) if kind == Kind.CANNOT_RUN]
     assert sorted(cannot) == [
-        "monai.data.WSIReader reads whole slides",
         "needs the package another_package, which is not installed",
         "needs the package no_such_package_here, which is not installed",
         "takes no image but noise",
+        "the bundle works on whole-slide images, which are no DICOM series here",
+    ]
+    without = bundle(tmp_path / "b", {"loader": {"_target_": "UNet"}})
+    assert [text for _, text in found(without)] == [
+        "configs: the bundle takes no image: there is no LoadImage in its configuration"
     ]
 
 

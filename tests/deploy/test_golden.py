@@ -4,16 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dicom_factory import affine_lps, make_series
+from dicom_factory import affine_lps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from pydicom.uid import RLELossless
 
 from meddaemon.config.admission import admitted
 from meddaemon.config.contracts import BUILTIN_DIRECTORY, load_contract
 from meddaemon.deploy import check, golden
-from meddaemon.deploy.golden import AS_GIVEN, TURNS, Case, Grid, NotThere, Source, Turn
+from meddaemon.deploy.golden import AS_GIVEN, TURNS, Grid, NotThere, Turn
 from meddaemon.domain.errors import BundleRefused, InvalidConfiguration
 from meddaemon.inference.volume import assemble
 from tests.deploy.bundles import case_of, results_of
@@ -166,15 +165,6 @@ def test_arrays_that_claim_more_than_they_have_or_pickle_are_refused(tmp_path: P
     target.write_bytes(b"PK nothing")
     with pytest.raises(BundleRefused):
         golden.read_case(tmp_path / "c")
-
-
-def test_a_case_of_compressed_files_is_not_decoded_here(tmp_path: Path) -> None:
-    series = make_series(tmp_path / "c" / "dicom", transfer_syntax=RLELossless)
-    source = Source(key="image", modality="MR", files=tuple(series))
-    case = Case(name="c", sources=(source,), labels=None, affine_lps=None, scores=(1.0,), dice=1.0, difference=0.0)
-    assert golden.files_of(case, AS_GIVEN, tmp_path / "x") == {"image": series}, "as given they go as they are"
-    with pytest.raises(BundleRefused, match="is compressed"):
-        golden.files_of(case, TURNS[0], tmp_path / "y")
 
 
 # --- the model that we bring ----------------------------------------------------------------------------------------

@@ -120,14 +120,29 @@ FAULTS: dict[int, Fault] = {
     84: Fault("several orientations or a localizer in a series", "never one volume; localizers reach no model"),
     85: Fault("gantry tilt, pixels that are not square", "the true affine, or refused"),
     86: Fault("no or zero spacing", "refused with the reason, never assumed"),
-    87: Fault("rescale that differs by plane, inverse grey", "applied plane by plane; inverse grey is refused"),
+    87: Fault(
+        "rescale that differs by plane, inverse grey",
+        "applied plane by plane; inverse grey is refused in a volume and turned round in a picture",
+    ),
     88: Fault(
         "signed and unsigned, stray bits, padding", "decoded by the header of each plane; contradictions refused"
     ),
     89: Fault("enhanced and classic forms of one volume", "the same voxels"),
     90: Fault("left and right, another frame of reference", "results lie where the images say; mixtures refused"),
-    91: Fault("another body part or modality, too few planes", "not sent to the model, and why is told"),
+    91: Fault(
+        "another body part or modality, too few planes",
+        "not sent to the model, or not evaluable by its limits, and why is told",
+    ),
     92: Fault("a series over time", "refused with the reason"),
+    # Pixel data.
+    93: Fault("pixel data that are absent, empty or short", "kept bit for bit; the job is refused with the instance"),
+    94: Fault("claims of gigabytes, frames that are no number", "refused; nothing is allocated on a header's word"),
+    95: Fault("attributes of another VR, 7 bits allocated", "kept; refused by the loader with the name"),
+    96: Fault("a code stream that is cut, no fragments, a wrong offset table", "kept; refused with the frame"),
+    97: Fault("a form of pixel data that contradicts the transfer syntax", "C000; the loader refuses it too"),
+    98: Fault("bombs: RLE, JPEG 2000, JPEG, deflate", "refused in seconds, within the memory of the file"),
+    99: Fault("a decoder that crashes or runs away", "its process ends, the job is refused and names the instance"),
+    100: Fault("a decoder that is wrong without a word", "twins and a second decoder for every transfer syntax"),
     # Storage.
     101: Fault("a full disk", "A700, nothing torn, goes on without a restart"),
     102: Fault("no inodes", "A700, goes on"),
@@ -155,12 +170,26 @@ FAULTS: dict[int, Fault] = {
     123: Fault("clocks that differ", "leases go by the clock of the database"),
     124: Fault("a million instances", "queries stay quick"),
     # Models.
+    130: Fault(
+        "memory that runs out in the host", "the model's process goes first; the job is tried again, not for ever"
+    ),
+    131: Fault(
+        "a GPU without memory", "tried alone, then on the CPU where the contract allows it, which the result tells"
+    ),
+    132: Fault("a CUDA error that sticks", "the process ends and is replaced"),
+    133: Fault("a model that hangs", "ended at its time limit, at a lost lease, or at the end of the drain"),
     168: Fault("an archive that leads out of its folder: names, links, devices, bombs", "refused, nothing written"),
     169: Fault("a pickle in the weights that calls for more than tensors", "refused when it is added, by name"),
     170: Fault("weights that get past that look", "loaded weights-only in the model child, else no work"),
     171: Fault("a configuration that calls the system", "told before anything of it runs; it never runs unsandboxed"),
     172: Fault("weights or configuration that change", "no work, with the file named, until it is checked again"),
+    173: Fault(
+        "NaN, nothing or everything segmented, scores that are no probabilities, boxes that cannot be",
+        "a result that is marked, with the reason, and never sent",
+    ),
     174: Fault("a model that answers by chance", "seeded; a check that differs from run to run lets it not in"),
+    175: Fault("a bundle that phones home or reads other studies", "no socket, no file but its own, no other process"),
+    176: Fault("labels, scores or boxes that the contract does not name", "refused: what cannot be coded is not sent"),
 }
 
 

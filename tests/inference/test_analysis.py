@@ -90,6 +90,7 @@ def test_beyond_the_limits_the_reason_has_the_numbers() -> None:
     assert doubtful.reason == "segment 1 measures 8.0 mL; plausible are 9 to 20 mL"
 
 
+@pytest.mark.fault(173)
 def test_nothing_at_all_is_implausible_even_without_limits() -> None:
     empty = prediction(np.zeros((2, 2, 2), np.uint8))
     analysis = analyse(empty, contract(segment(1)), entropy="r")
@@ -99,6 +100,7 @@ def test_nothing_at_all_is_implausible_even_without_limits() -> None:
     assert analyse(empty, contract(segment(1, 1, 2)), entropy="r").reason.startswith("segment 1 is empty")
 
 
+@pytest.mark.fault(176)
 def test_a_label_without_a_code_is_never_delivered() -> None:
     with pytest.raises(ModelFailed, match=r"label\(s\) 7"):
         analyse(prediction(cube(7)), contract(segment(1)), entropy="r")

@@ -132,6 +132,7 @@ def test_a_failing_model_is_replaced(model: ModelProcess, tmp_path: Path, order:
     assert model.pid != pid
 
 
+@pytest.mark.fault(133)
 def test_a_hanging_model_is_ended_at_its_time_limit(model: ModelProcess, tmp_path: Path) -> None:
     predict(model, ordering(tmp_path, SOUND))
     pid = model.pid
@@ -253,7 +254,8 @@ model.predict({{"image": [Path(each) for each in {[str(path) for path in paths]!
 def test_the_worker_side_never_imports_torch() -> None:
     code = (
         "import sys, meddaemon.inference.runtime, meddaemon.inference.volume, meddaemon.inference.analysis,"
-        " meddaemon.inference.messages, meddaemon.inference.child;"
+        " meddaemon.inference.messages, meddaemon.inference.child, meddaemon.inference.warm,"
+        " meddaemon.inference.loader_child, meddaemon.inference.forkserver;"
         "print([name for name in ('torch', 'monai', 'scipy', 'multiprocessing') if name in sys.modules])"
     )
     root = str(Path(__file__).parents[2])

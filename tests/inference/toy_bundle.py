@@ -73,12 +73,12 @@ CONFIG = {
 }
 
 
-def write_toy(folder: Path) -> ModelContract:
-    """Write the bundle below `folder` and return its contract."""
+def write_toy(folder: Path, network: str = NETWORK) -> ModelContract:
+    """Write the bundle below `folder` and return its contract; `network` is the source of its class `Toy`."""
     (folder / "configs").mkdir(parents=True)
     (folder / "scripts").mkdir()
     (folder / "scripts/__init__.py").touch()
-    (folder / "scripts/toy.py").write_text(NETWORK)
+    (folder / "scripts/toy.py").write_text(network)
     (folder / "configs/inference.json").write_text(json.dumps(CONFIG))
     (folder / "configs/metadata.json").write_text(json.dumps({"name": "toy", "version": "1"}))
     contract_file = folder / "contract.toml"

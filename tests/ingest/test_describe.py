@@ -4,8 +4,10 @@ import pytest
 from pydicom.uid import (
     Comprehensive3DSRStorage,
     CTImageStorage,
+    GeneralECGWaveformStorage,
     RTDoseStorage,
     SegmentationStorage,
+    TwelveLeadECGWaveformStorage,
     XRayRadiationDoseSRStorage,
 )
 
@@ -42,6 +44,8 @@ def an_instance(*, sop_class: str = CTImageStorage, number: int = 1, **header: s
         ("dose_report", an_instance(sop_class=XRayRadiationDoseSRStorage, Rows="")),
         ("dose_report", an_instance(ImageType=r"DERIVED\SECONDARY\SCREEN SAVE")),
         ("dose_report", an_instance(ImageType=r"DERIVED\SECONDARY", SeriesDescription="Dose Report")),
+        ("waveform", an_instance(sop_class=TwelveLeadECGWaveformStorage, Rows="")),
+        ("waveform", an_instance(sop_class=GeneralECGWaveformStorage, Rows="")),
         ("non_image", an_instance(Rows="")),
         ("non_image", an_instance(sop_class=Comprehensive3DSRStorage, Rows="")),
         ("non_image", an_instance(sop_class=SegmentationStorage)),

@@ -20,9 +20,11 @@ from scanner import scanner
 
 from meddaemon.db import tables
 from meddaemon.db.engine import Database
+from meddaemon.domain.commitment import CommitmentRequest, ReferencedInstance
 from meddaemon.domain.errors import RefusedInstance, StoreUnavailable
 from meddaemon.ingest import filing
 from meddaemon.ingest import journal as journals
+from meddaemon.ingest.commitment import examine
 from meddaemon.ingest.content import PAGE, Buffers, Content
 from meddaemon.ingest.filing import file_abandoned
 from meddaemon.ingest.intake import Intake
@@ -49,7 +51,7 @@ def own(folder: Path, segments: int = 2) -> Journal:
 def entry(data: bytes, buffers: Buffers, folder: Path) -> Entry:
     content = Content(b"", buffers=buffers, folder=folder, maximum_bytes=2**30)
     content.write(data)
-    return Entry(content=content, calling_ae_title="CT1", called_ae_title="MED\u00c4")
+    return Entry(content=content, sop_instance_uid="2.25.10", calling_ae_title="CT1", called_ae_title="MED\u00c4")
 
 
 def appended(journal: Journal, datas: list[bytes], folder: Path) -> list[Record]:
@@ -78,7 +80,7 @@ def test_what_was_appended_is_found_after_a_crash(tmp_path: Path) -> None:
     journal = own(tmp_path)
     records = appended(journal, datas, tmp_path)
     assert [record.read() for record in records] == datas
-    assert waiting(tmp_path) == len(datas)
+    assert len(waiting(tmp_path)) == len(datas)
     crash(journal)
     assert left_in(tmp_path) == datas
 
@@ -299,7 +301,7 @@ def test_what_the_journal_holds_becomes_files_and_rows(site: Site) -> None:
         assert [site.take(intake, uid, data) for uid, data in sent.items()] == [None] * 3
         assert site.take(intake, "2.25.10", sent["2.25.10"]) is None  # an identical re-send
     assert site.kept() == sent
-    assert waiting(site.store.journals) == 0
+    assert waiting(site.store.journals) == []
 
 
 @pytest.fixture
@@ -315,13 +317,33 @@ def test_while_objects_keep_coming_they_stay_in_the_journal_until_somebody_asks(
         ready(site)
         for number in range(10, 15):
             assert site.take(intake, f"2.25.{number}", image(f"2.25.{number}")) is None
-        assert waiting(site.store.journals) == 5
+        assert waiting(site.store.journals) == [f"2.25.{number}" for number in range(10, 15)]
         assert site.registered() == {}
         intake.settle()
         assert len(site.registered()) == 5
         assert site.take(intake, "2.25.15", image("2.25.15")) is None
-        assert waiting(site.store.journals) == 1
+        assert waiting(site.store.journals) == ["2.25.15"]
     assert len(site.registered()) == 6
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_commitment_waits_for_what_any_process_has_still_to_file(site: Site) -> None:
+    def asked(*uids: str) -> CommitmentRequest:
+        named = tuple(ReferencedInstance(sop_class_uid=CTImageStorage, sop_instance_uid=uid) for uid in uids)
+        return CommitmentRequest(transaction_uid="2.25.1", calling_ae_title="CT1", instances=named)
+
+    with site.intake() as intake:
+        ready(site)
+        assert site.take(intake, "2.25.10", image("2.25.10")) is None
+        store = site.store.instances
+        assert examine(site.database, store, asked("2.25.10", "2.25.99")) is None
+        unknown = examine(site.database, store, asked("2.25.99"))
+        assert unknown is not None
+        assert len(unknown.failed) == 1
+        intake.settle()
+        report = examine(site.database, store, asked("2.25.10"))
+        assert report is not None
+        assert (len(report.committed), len(report.failed)) == (1, 0)
 
 
 @pytest.mark.usefixtures("patient")
@@ -359,7 +381,6 @@ def test_a_record_that_the_disk_damaged_is_reported_and_keeps_nobody_waiting(sit
     with site.database.read() as connection:
         (refusal,) = connection.execute(tables.refusal.select()).all()
     assert refusal.sop_instance_uid == "2.25.10"
-    assert refusal.study_instance_uid == "2.25.1"
     assert "damaged on the disk" in refusal.reason
     assert set(site.registered()) == {"2.25.11", "2.25.12"}
 
@@ -410,10 +431,10 @@ def test_what_cannot_be_filed_stays_in_the_journal_and_the_next_start_begins_wit
         assert "cannot be filed" in refused.reason
     assert site.registered() == {}
     monkeypatch.undo()
-    assert waiting(site.store.journals) >= 5
+    assert len(waiting(site.store.journals)) >= 5
     file_abandoned(site.store, site.receiver)
     assert {uid: data for uid, data in site.kept().items() if uid in sent} == sent
-    assert waiting(site.store.journals) == 0
+    assert waiting(site.store.journals) == []
 
 
 def _no_more(*_: object) -> None:

@@ -20,7 +20,7 @@ from meddaemon.domain.conditions import (
     Present,
     outcome_as_dict,
 )
-from meddaemon.domain.contract import InputContract, ModelContract
+from meddaemon.domain.contract import InputContract, InputKind, ModelContract
 from meddaemon.domain.rules import Rule
 from meddaemon.domain.series import Instance, Series, SeriesKind, Study
 from meddaemon.ingest.matching import Decision, decide, decide_fallback
@@ -220,7 +220,7 @@ def test_the_series_condition_of_a_rule_narrows_the_chooser_of_the_model() -> No
 
 
 @pytest.mark.fault(84, 91)
-@pytest.mark.parametrize("kind", [kind for kind in SeriesKind if kind is not SeriesKind.IMAGE])
+@pytest.mark.parametrize("kind", sorted({*SeriesKind} - {SeriesKind.IMAGE, SeriesKind.WAVEFORM}))
 def test_other_kinds_than_images_reach_a_model_only_when_admitted(kind: SeriesKind) -> None:
     study = a_study(a_series("1", kind=kind))
     decision = decide(Rule(name="r", models=("brain",)), study, {"brain": a_model()})
@@ -230,6 +230,34 @@ def test_other_kinds_than_images_reach_a_model_only_when_admitted(kind: SeriesKi
     assert asked["why"] == f"{kind.value} series reach a model only when the rule admits them"
     admitting = Rule(name="r", models=("brain",), admit=frozenset({kind}))
     assert chosen(decide(admitting, study, {"brain": a_model()})) == {"brain": {"image": "1"}}
+
+
+@pytest.mark.fault(91)
+def test_a_waveform_fills_the_inputs_that_take_one_and_no_others() -> None:
+    ecg = InputContract(key="signal", series=Equals(attribute="Modality", value="ECG"), kind=InputKind.WAVEFORM)
+    study = a_study(a_series("1", Modality="ECG"), a_series("2", Modality="ECG", kind=SeriesKind.WAVEFORM))
+    rule = Rule(name="r", models=("ecg",), admit=frozenset({SeriesKind.WAVEFORM, SeriesKind.LOCALIZER}))
+    decision = decide(rule, study, {"ecg": a_model("ecg", ecg)})
+    assert chosen(decision) == {"ecg": {"signal": "2"}}
+    image, _ = decision.detail["models"]["ecg"]["signal"]["series"]  # type: ignore[index]
+    assert image["why"] == "image series do not fill an input of kind waveform"
+    assert not decide(
+        rule, a_study(a_series("2", Modality="ECG", kind=SeriesKind.WAVEFORM)), {"ecg": a_model()}
+    ).matched
+
+
+def test_several_series_fill_one_key_as_channels() -> None:
+    names = ("T1", "T2", "FLAIR")
+    channels = (
+        InputContract(key="image", name=name, series=Equals(attribute="SeriesDescription", value=name))
+        for name in names
+    )
+    study = a_study(*(a_series(str(number), SeriesDescription=name) for number, name in enumerate(names)))
+    models = {"brain": a_model("brain", *channels)}
+    decision = decide(Rule(name="r", models=("brain",)), study, models)
+    assert chosen(decision) == {"brain": {"T1": "0", "T2": "1", "FLAIR": "2"}}
+    lacking = decide(Rule(name="r", models=("brain",)), a_study(*study.series[:2]), models)
+    assert lacking.reason == "brain: no series for input FLAIR"
 
 
 def test_preferences_come_first_then_planes_then_the_uid() -> None:

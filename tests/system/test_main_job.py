@@ -156,6 +156,7 @@ def test_a_status_that_a_person_must_look_at_holds_the_delivery_and_resources_ar
             wait_until(lambda: len(pacs.received) == 2, what="what was requeued")
 
 
+@pytest.mark.fault(130)
 def test_a_killed_worker_loses_nothing_and_its_job_gives_one_result(tmp_path: Path, pacs: Pacs) -> None:
     with pacs.listening() as port:
         home = make_site(tmp_path / "home", {"pacs": port}, lease=4)
@@ -170,6 +171,7 @@ def test_a_killed_worker_loses_nothing_and_its_job_gives_one_result(tmp_path: Pa
     assert len(pacs.received) == 2
 
 
+@pytest.mark.fault(133)
 def test_a_model_that_hangs_is_ended_by_its_time_limit_and_the_queue_goes_on(tmp_path: Path, pacs: Pacs) -> None:
     with pacs.listening() as port:
         home = make_site(tmp_path / "home", {"pacs": port}, time_limit=20)

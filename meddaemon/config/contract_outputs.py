@@ -1,0 +1,192 @@
+"""What a contract file says of a model's output: segments, classes, scores and objects, and what is plausible."""
+
+from collections.abc import Sequence
+from typing import Annotated, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from meddaemon.config.contract_terms import (
+    CodeTable,
+    Limits,
+    LongString,
+    Score,
+    Strict,
+    check_concept,
+    check_in_context_group,
+    check_unique,
+)
+from meddaemon.config.problems import Problems
+from meddaemon.domain.contract import (
+    ClassContract,
+    MeasurementKind,
+    ModelKind,
+    ObjectContract,
+    OutputLimits,
+    PlausibleRange,
+    ScoreContract,
+    SegmentContract,
+)
+
+_Byte = Annotated[int, Field(ge=0, le=255)]
+
+SECTIONS = {
+    ModelKind.SEGMENTATION: "segments",
+    ModelKind.CLASSIFICATION: "classes",
+    ModelKind.REGRESSION: "scores",
+    ModelKind.DETECTION: "objects",
+    ModelKind.LANDMARKS: "objects",
+}
+"""Which array of a contract says what the output of a model means, by its kind."""
+
+
+class PlausibleTable(Strict):
+    """Limits of a measured volume in mL."""
+
+    min: Annotated[float, Field(ge=0)]
+    max: Annotated[float, Field(gt=0)]
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min >= self.max:
+            raise ValueError(f"min {self.min:g} is not less than max {self.max:g}")
+        return self
+
+
+class SegmentTable(Strict):
+    """One of `[[segments]]`."""
+
+    label: Annotated[int, Field(ge=1, le=65535)]
+    name: LongString
+    category: CodeTable
+    type: CodeTable
+    finding: CodeTable | None = None
+    laterality: CodeTable | None = None
+    colour: tuple[_Byte, _Byte, _Byte]
+    measure: tuple[Annotated[MeasurementKind, Field(strict=False)], ...] = (MeasurementKind.VOLUME,)
+    plausible_volume_ml: PlausibleTable | None = None
+
+    def as_contract(self) -> SegmentContract:
+        """Return the segment as the domain speaks of it."""
+        plausible = self.plausible_volume_ml
+        return SegmentContract(
+            label=self.label,
+            name=self.name,
+            category=self.category.as_code(),
+            type=self.type.as_code(),
+            colour=self.colour,
+            laterality=self.laterality.as_code() if self.laterality else None,
+            finding=self.finding.as_code() if self.finding else None,
+            measure=self.measure,
+            plausible_volume_ml=PlausibleRange(minimum=plausible.min, maximum=plausible.max) if plausible else None,
+        )
+
+
+class ClassTable(Strict):
+    """One of `[[classes]]`, in the order of the scores that the network gives."""
+
+    name: LongString
+    finding: CodeTable
+    threshold: Score | None = None
+    group: Annotated[str, Field(max_length=64)] = ""
+
+    def as_contract(self) -> ClassContract:
+        """Return the class as the domain speaks of it."""
+        return ClassContract(name=self.name, finding=self.finding.as_code(), threshold=self.threshold, group=self.group)
+
+
+class ScoreTable(Strict):
+    """One of `[[scores]]`, in the order of the numbers that the network gives."""
+
+    name: CodeTable
+    unit: CodeTable
+    plausible: Limits | None = None
+
+    def as_contract(self) -> ScoreContract:
+        """Return the score as the domain speaks of it."""
+        return ScoreContract(
+            name=self.name.as_code(),
+            unit=self.unit.as_code(),
+            plausible=self.plausible.as_range() if self.plausible else None,
+        )
+
+
+class ObjectTable(Strict):
+    """One of `[[objects]]`: a label of a box or a landmark."""
+
+    label: Annotated[int, Field(ge=0, le=65535)]
+    name: LongString
+    finding: CodeTable
+    threshold: Score = 0.0
+
+    def as_contract(self) -> ObjectContract:
+        """Return the object as the domain speaks of it."""
+        return ObjectContract(
+            label=self.label, name=self.name, finding=self.finding.as_code(), threshold=self.threshold
+        )
+
+
+class OutputLimitsTable(Strict):
+    """The table `[output_limits]`."""
+
+    may_be_empty: bool = False
+    maximum_foreground: Annotated[float, Field(gt=0, le=1)] = OutputLimits.maximum_foreground
+    probability_tolerance: Annotated[float, Field(gt=0, lt=1)] = OutputLimits.probability_tolerance
+
+    def as_contract(self) -> OutputLimits:
+        """Return the limits as the domain speaks of them."""
+        return OutputLimits(
+            may_be_empty=self.may_be_empty,
+            maximum_foreground=self.maximum_foreground,
+            probability_tolerance=self.probability_tolerance,
+        )
+
+
+class OutputTables(BaseModel):
+    """What the output means: the array that the kind of the model asks for, and no other."""
+
+    kind: Annotated[ModelKind, Field(strict=False)] = ModelKind.SEGMENTATION
+    segments: tuple[SegmentTable, ...] = ()
+    classes: tuple[ClassTable, ...] = ()
+    scores: tuple[ScoreTable, ...] = ()
+    objects: tuple[ObjectTable, ...] = ()
+    output_limits: OutputLimitsTable = OutputLimitsTable()
+
+    def check(self, problems: Problems) -> None:
+        """Note what does not belong together, and codes that PS3.16 does not have or that mean something else."""
+        self._check_sections(problems)
+        check_unique("segments", "label", [each.label for each in self.segments], problems)
+        check_unique("segments", "name", [each.name for each in self.segments], problems)
+        check_unique("classes", "name", [each.name for each in self.classes], problems)
+        check_unique("scores", "name", [each.name.meaning for each in self.scores], problems)
+        check_unique("objects", "label", [each.label for each in self.objects], problems)
+        check_unique("objects", "name", [each.name for each in self.objects], problems)
+        for index, segment in enumerate(self.segments):
+            # The context groups that SEG takes its codes from (PS3.3 C.8.20.4).
+            check_in_context_group(segment.category, 7150, ("segments", index, "category"), problems)
+            check_in_context_group(segment.type, 7151, ("segments", index, "type"), problems)
+            check_in_context_group(segment.laterality, 244, ("segments", index, "laterality"), problems)
+        for index, score in enumerate(self.scores):
+            check_concept(score.name, ("scores", index, "name"), problems)
+            if score.unit.scheme != "UCUM":
+                problems.add(("scores", index, "unit", "scheme"), "units are of UCUM (PS3.3 10.2.1)")
+        for section in ("classes", "objects"):
+            for index, each in enumerate(getattr(self, section)):
+                check_concept(each.finding, (section, index, "finding"), problems)
+        _check_groups(self.classes, problems)
+
+    def _check_sections(self, problems: Problems) -> None:
+        wanted = SECTIONS[self.kind]
+        if not getattr(self, wanted):
+            problems.add((wanted,), f"a model of kind {self.kind.value!r} needs at least one of [[{wanted}]]")
+        for section in dict.fromkeys(SECTIONS.values()):
+            if section != wanted and getattr(self, section):
+                problems.add((section,), f"a model of kind {self.kind.value!r} has [[{wanted}]], no [[{section}]]")
+
+
+def _check_groups(classes: Sequence[ClassTable], problems: Problems) -> None:
+    groups = [each.group for each in classes]
+    for index, each in enumerate(classes):
+        if not each.group and each.threshold is None:
+            problems.add(("classes", index), "needs a threshold from 0 to 1, or a group of classes that exclude it")
+        if each.group and groups.count(each.group) == 1:
+            problems.add(("classes", index, "group"), f"{each.group!r} has no other class: nothing excludes this one")
