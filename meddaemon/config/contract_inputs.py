@@ -10,7 +10,16 @@ from meddaemon.config.contract_terms import Limits, Strict, check_unique
 from meddaemon.config.problems import Problems
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.conditions import ALWAYS, Condition
-from meddaemon.domain.contract import InputContract, InputKind, InputLimits, ModelKind, Range, Voi
+from meddaemon.domain.contract import (
+    GeometryPolicy,
+    InputContract,
+    InputKind,
+    InputLimits,
+    ModelKind,
+    Range,
+    Unevenness,
+    Voi,
+)
 
 _IN_SPACE = frozenset({InputKind.VOLUME, InputKind.SLICES})
 
@@ -25,6 +34,13 @@ class LimitsTable(Strict):
     intensity: Limits | None = None
 
 
+class GeometryTable(Strict):
+    """What becomes of a stack of planes that is no box of voxels."""
+
+    tilt: Annotated[Unevenness, Field(strict=False)] = Unevenness.REFUSE
+    irregular: Annotated[Unevenness, Field(strict=False)] = Unevenness.REFUSE
+
+
 class InputTable(Strict):
     """One of `[[inputs]]`; its conditions are read by `parse_conditions`."""
 
@@ -36,6 +52,7 @@ class InputTable(Strict):
     voi: Annotated[Voi, Field(strict=False)] = Voi.NONE
     unit: Literal["", "SUVbw"] = ""
     limits: LimitsTable = LimitsTable()
+    geometry: GeometryTable = GeometryTable()
     extra: Mapping[str, Any] = Field(default_factory=dict)
 
     @property
@@ -60,6 +77,7 @@ class InputTable(Strict):
                 planes=_range(self.limits.planes),
                 intensity=_range(self.limits.intensity),
             ),
+            geometry=GeometryPolicy(tilt=self.geometry.tilt, irregular=self.geometry.irregular),
             extra={key: _thawed(value) for key, value in self.extra.items()},
         )
 
@@ -117,6 +135,8 @@ def _check_settings(each: InputTable, keys: Keys, problems: Problems) -> None:
     if each.unit:
         # Better no result than one on values in another unit than the model was made for.
         problems.add((*keys, "unit"), f"{each.unit} is not computed yet: the values are those of the series")
+    if each.geometry != GeometryTable():
+        problems.add((*keys, "geometry"), "resampling is not carried out yet: such a series is refused")
     for name in ("spacing_mm", "extent_mm", "planes"):
         if each.kind is InputKind.WAVEFORM and getattr(each.limits, name) is not None:
             problems.add((*keys, "limits", name), "a waveform has none")

@@ -179,16 +179,15 @@ class Analysis:
         if self.geometry is None or source is not None:
             uid, frame = source or ("", 0)
             return Location(low=low, high=high, sop_instance_uid=uid, frame_number=frame)
-        centre = tuple((first + last) / 2 for first, last in zip(low, high, strict=True))
-        x, y, z = (self.geometry.affine_lps @ (*centre, 1.0))[:3].tolist()
-        plane = min(max(round(centre[0]), 0), self.geometry.shape[0] - 1)
+        centre, row, column = ((first + last) / 2 for first, last in zip(low, high, strict=True))
+        plane = min(max(round(centre), 0), self.geometry.shape[0] - 1)
         return Location(
             low=low,
             high=high,
             sop_instance_uid=self.geometry.sop_instance_uids[plane],
             frame_number=self.geometry.frame_numbers[plane],
             frame_of_reference_uid=self.geometry.frame_of_reference_uid,
-            centre_lps=(x, y, z),
+            centre_lps=self.geometry.point(centre, row, column),
         )
 
 

@@ -36,6 +36,14 @@ class Geometry:
         steps: NDArray[np.float64] = np.outer(np.arange(self.shape[0]), self.affine_lps[:3, 0])
         return steps + self.affine_lps[:3, 3]
 
+    def point(self, plane: float, row: float, column: float) -> tuple[float, float, float]:
+        """Return where a point between voxel centres lies, in LPS mm; beyond the planes as the outermost go on."""
+        positions = self.positions
+        below = min(max(int(np.floor(plane)), 0), max(len(positions) - 2, 0))
+        step = positions[below + 1] - positions[below] if len(positions) > 1 else self.affine_lps[:3, 0]
+        x, y, z = positions[below] + (plane - below) * step + self.affine_lps[:3, 1:3] @ (row, column)
+        return float(x), float(y), float(z)
+
     @property
     def axes(self) -> NDArray[np.float64]:
         """Unit vectors in LPS as columns: the planes' normal, the way rows follow each other, and columns."""

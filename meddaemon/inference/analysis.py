@@ -6,7 +6,7 @@ Each kind of model has one function here that turns its output into findings; `g
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,10 @@ from meddaemon.inference.guard import check_output
 MM3_PER_ML = 1000.0
 MAX_OBJECTS = 1000
 """So many boxes or landmarks are kept, the surest first; no reader looks at more."""
+
+
+_Size: TypeAlias = tuple[int, float]
+"""Voxels, and mL."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,50 +87,58 @@ def _segmented(prediction: Prediction, contract: ModelContract, entropy: str) ->
     """Measure every segment of the contract, an empty one too; segments that overlap are measured and not drawn."""
     if prediction.labels is None and prediction.masks is None and prediction.doubts:
         return _Said(findings=_unmeasured(contract))
-    counts, labels = (
-        _overlapping(prediction, contract) if prediction.labels is None else _labelled(prediction, contract)
-    )
-    geometry = prediction.geometry
-    voxel_ml = geometry.voxel_volume_mm3 / MM3_PER_ML if geometry else math.nan
+    measured, labels = (_overlapping if prediction.labels is None else _labelled)(prediction, contract)
     segments: list[Segment] = []
     findings: list[Finding] = []
     doubts: list[str] = []
     # Segments are numbered from 1 without holes, whatever the labels of the model are (PS3.3 C.8.20.2).
-    for number, (expected, count) in enumerate(zip(contract.segments, counts, strict=True), start=1):
+    for number, (expected, (count, volume_ml)) in enumerate(zip(contract.segments, measured, strict=True), start=1):
         segments.append(_segment(number, expected, count, contract, entropy))
-        findings.append(_segment_finding(number, expected, count * voxel_ml))
-        doubts += _volume_doubts(expected, count, count * voxel_ml)
+        findings.append(_segment_finding(number, expected, volume_ml))
+        doubts += _volume_doubts(expected, count, volume_ml)
     return _Said(findings=tuple(findings), doubts=tuple(doubts), segments=tuple(segments), labels=labels)
 
 
-def _labelled(prediction: Prediction, contract: ModelContract) -> tuple[list[int], Labels]:
-    """Return the number of voxels of each segment, and the labels as segment numbers."""
-    labels, _ = prediction.drawn
-    counts = _counts(labels)
+def _labelled(prediction: Prediction, contract: ModelContract) -> tuple[list[_Size], Labels | None]:
+    """Return the size of each segment, and the labels as segment numbers."""
+    labels, geometry = prediction.drawn
+    counts, volumes = _sizes(labels, geometry.voxel_volumes_mm3)
     _refuse_unknown(np.flatnonzero(counts[1:]) + 1, [each.label for each in contract.segments], contract)
-    found = [int(counts[each.label]) if each.label < len(counts) else 0 for each in contract.segments]
+    found = [
+        (int(counts[each.label]), float(volumes[each.label]) / MM3_PER_ML) if each.label < len(counts) else (0, 0.0)
+        for each in contract.segments
+    ]
     return found, _numbered(labels, contract)
 
 
-def _overlapping(prediction: Prediction, contract: ModelContract) -> tuple[list[int], None]:
-    """Return the number of voxels of each segment, whose masks are in the order of the contract."""
-    masks = prediction.masks
-    if masks is None or prediction.geometry is None:
+def _overlapping(prediction: Prediction, contract: ModelContract) -> tuple[list[_Size], Labels | None]:
+    """Return the size of each segment, whose masks are in the order of the contract."""
+    masks, geometry = prediction.masks, prediction.geometry
+    if masks is None or geometry is None:
         raise ModelFailed(f"{contract.name} {contract.version} drew nothing that lies anywhere")
     if len(masks) != len(contract.segments):
         raise ModelFailed(
             f"{contract.name} {contract.version} drew {len(masks)} masks, its contract names {len(contract.segments)}"
         )
-    return [sum(int(np.count_nonzero(plane)) for plane in mask) for mask in masks], None
+    found = []
+    for mask in masks:
+        counts = np.array([np.count_nonzero(plane) for plane in mask], dtype=np.int64)
+        found.append((int(counts.sum()), float(counts @ geometry.voxel_volumes_mm3) / MM3_PER_ML))
+    return found, None
 
 
-def _counts(labels: Labels) -> NDArray[np.int64]:
-    """Return how many voxels carry each label; plane by plane, because counting widens what it counts."""
+def _sizes(labels: Labels, volumes_mm3: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return how many voxels carry each label, and how much they take in mm³, given that of a voxel of each plane.
+
+    Plane by plane, because planes may lie at uneven distances, and counting widens what it counts.
+    """
     possible = int(np.iinfo(labels.dtype).max) + 1
-    counts = np.zeros(possible, dtype=np.int64)
-    for plane in labels:
-        counts += np.bincount(plane.ravel(), minlength=possible)
-    return counts
+    counts, volumes = np.zeros(possible, dtype=np.int64), np.zeros(possible)
+    for plane, volume in zip(labels, volumes_mm3, strict=True):
+        in_plane = np.bincount(plane.ravel(), minlength=possible)
+        counts += in_plane
+        volumes += in_plane * volume
+    return counts, volumes
 
 
 def _numbered(labels: Labels, contract: ModelContract) -> Labels:

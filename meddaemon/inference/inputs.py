@@ -84,7 +84,10 @@ class Inputs:
                 headers = self._pictures[each.slot]
                 found[each.slot] = pictures.assemble(headers, voi=each.voi, allocate=allocate, watch=watch)
             else:
-                found[each.slot] = volume.assemble_read(self._volumes[each.slot], allocate=allocate, watch=watch)
+                headers_of_volume = self._volumes[each.slot]
+                found[each.slot] = volume.assemble_read(
+                    headers_of_volume, each.geometry, allocate=allocate, watch=watch
+                )
         self._refuse_beyond(found)
         return found
 

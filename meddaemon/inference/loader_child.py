@@ -14,14 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import DTypeLike, NDArray
-
 from meddaemon.domain.errors import InputRefused
 from meddaemon.inference import messages, sandbox
 from meddaemon.inference.inputs import Header, Inputs
 from meddaemon.inference.loading import BEGUN, DONE
-from meddaemon.inference.messages import Memory, Sealed
+from meddaemon.inference.messages import Sealed
 from meddaemon.inference.values import Input, array_of, input_from_message, input_message, refusal_message
 
 SPARE_BYTES = 2**30
@@ -71,31 +68,8 @@ def _read(inputs: Sequence[Mapping[str, Any]], announce: Announce) -> dict[str, 
     needed = reading.decoding_bytes
     _grant_seconds(DECODER_SECONDS + needed / DECODER_BYTES_PER_SECOND)
     with _memory_limit(SPARE_BYTES + needed):
-        pool = _Pool()
-        found = reading.read(allocate=pool.allocate, watch=watch)
-        return {name: (value, pool.sealed(array_of(value))) for name, value in found.items()}
-
-
-class _Pool:
-    """Memory that arrays are made in, so that they are sealed and sent without a copy."""
-
-    def __init__(self) -> None:
-        self._memories: list[Memory] = []
-
-    def allocate(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
-        """Return an array to be filled. Raises MemoryError, as NumPy does."""
-        try:
-            self._memories.append(Memory(shape, dtype))
-        except OSError as error:
-            raise MemoryError(f"{shape} of {np.dtype(dtype)}") from error
-        return self._memories[-1].array
-
-    def sealed(self, array: NDArray[Any]) -> Sealed:
-        """Return an array sealed, without a copy when it was made here."""
-        for memory in self._memories:
-            if memory.array is array:
-                return Sealed(*memory.seal())
-        return Sealed.of(array)
+        found = reading.read(allocate=messages.allocate, watch=watch)
+        return {name: (value, Sealed.of(array_of(value))) for name, value in found.items()}
 
 
 def _announced(connection: socket.socket, headers: Sequence[Header], progress: int) -> Callable[[Header], Any]:

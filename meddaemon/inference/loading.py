@@ -15,7 +15,15 @@ from meddaemon.domain.errors import ModelFailed, OutOfMemory, UndecodablePixels
 from meddaemon.inference import messages
 from meddaemon.inference.messages import Received, Sealed
 from meddaemon.inference.processes import Child, ForkServer, Interrupted, cause
-from meddaemon.inference.values import Input, failure_from, input_as_message, input_from, refusal_from
+from meddaemon.inference.values import (
+    Input,
+    array_of,
+    failure_from,
+    input_as_message,
+    input_from,
+    input_message,
+    refusal_from,
+)
 
 _MODULE = "meddaemon.inference.loader_child"
 BEGUN, DONE = 1, 2
@@ -56,6 +64,14 @@ class Prepared:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def prepared(contract: ModelContract, values: Mapping[str, Input]) -> Prepared:
+    """Return inputs that are in memory already, by the slots of the contract, ready for a run. Raises MemoryError."""
+    return Prepared(
+        contract=contract,
+        inputs={name: (input_message(value)[0], Sealed.of(array_of(value))) for name, value in values.items()},
+    )
 
 
 class Loader:

@@ -56,10 +56,22 @@ class Sealed:
 
     @classmethod
     def of(cls, values: NDArray[Any]) -> Self:
-        """Return a sealed copy of an array. Raises OSError when memory is short."""
-        memory = Memory(values.shape, values.dtype)
-        np.copyto(memory.array, values)
-        return cls(*memory.seal())
+        """Seal an array: itself when `allocate` made it, which must not be written to from now on, else a copy.
+
+        Raises MemoryError.
+        """
+        memory = _memory_of(values)
+        if memory is None:
+            copy = allocate(values.shape, values.dtype)
+            np.copyto(copy, values)
+            return cls.of(copy)
+        values.flags.writeable = False
+        if memory.mapped:
+            # The kernel seals only what nobody can write to: so the mapping under the array is exchanged for a
+            # private, read-only one of the same file, at the same place.
+            _map_read_only(values.__array_interface__["data"][0], values.nbytes, memory.descriptor)
+        fcntl.fcntl(memory.descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        return cls(os.dup(memory.descriptor), values.dtype, values.shape)
 
     @property
     def nbytes(self) -> int:
@@ -78,37 +90,44 @@ class Sealed:
         self._finalizer()
 
 
-class Memory:
-    """Memory for one array that is filled in place, then sealed without being copied."""
+class _Memory:
+    """The memory file of an array that `allocate` made; goes with it."""
 
-    def __init__(self, shape: Sequence[int], dtype: DTypeLike) -> None:
-        """Have zeroed memory for so many values. Raises OSError when it is short."""
-        self._dtype, self._shape = np.dtype(dtype), tuple(map(int, shape))
-        size = _size(self._dtype, self._shape)
-        self._descriptor = os.memfd_create("meddaemon", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            os.ftruncate(self._descriptor, size)
-            self._mapped = mmap.mmap(self._descriptor, size) if size else None
-        except BaseException:
-            os.close(self._descriptor)
-            raise
-        if self._mapped is None:
-            self.array: NDArray[Any] = np.empty(self._shape, self._dtype)
-        else:
-            self.array = np.frombuffer(self._mapped, self._dtype).reshape(self._shape)
+    def __init__(self, size: int) -> None:
+        self.descriptor = os.memfd_create("meddaemon", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        weakref.finalize(self, os.close, self.descriptor)
+        os.ftruncate(self.descriptor, size)
+        self.mapped = size > 0
 
-    def seal(self) -> tuple[int, np.dtype[Any], tuple[int, ...]]:
-        """Return descriptor, type and shape of the sealed array; `array` can be read on, but not be written to.
 
-        The kernel seals only what nobody can write to: so the mapping under the array is exchanged for a private,
-        read-only one of the same file, at the same place.
-        """
-        self.array.flags.writeable = False
-        if self._mapped is not None:
-            address = self.array.__array_interface__["data"][0]
-            _map_read_only(address, len(self._mapped), self._descriptor)
-        fcntl.fcntl(self._descriptor, fcntl.F_ADD_SEALS, _SEALS)
-        return self._descriptor, self._dtype, self._shape
+_memories: "weakref.WeakKeyDictionary[mmap.mmap, _Memory]" = weakref.WeakKeyDictionary()
+
+
+def allocate(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+    """Return a zeroed array that can be sealed, and so sent, without a copy. Raises MemoryError, as NumPy does."""
+    kind, lengths = np.dtype(dtype), tuple(map(int, shape))
+    size = _size(kind, lengths)
+    try:
+        memory = _Memory(size)
+        # An empty array needs some memory under it, too, to be known by.
+        mapped = mmap.mmap(memory.descriptor, size) if size else mmap.mmap(-1, 1)
+    except OSError as error:
+        raise MemoryError(f"no memory for {lengths} of {kind}") from error
+    _memories[mapped] = memory
+    return np.frombuffer(mapped, kind, count=size // kind.itemsize).reshape(lengths)
+
+
+def _memory_of(values: NDArray[Any]) -> _Memory | None:
+    """Return the memory file under an array that `allocate` returned, and that is all of it."""
+    under: object = values
+    while isinstance(under, np.ndarray):
+        under = under.base
+    if isinstance(under, memoryview):
+        under = under.obj
+    if not isinstance(under, mmap.mmap) or not values.flags.c_contiguous:
+        return None
+    memory = _memories.get(under)
+    return memory if memory is not None and os.fstat(memory.descriptor).st_size == values.nbytes else None
 
 
 def _map_read_only(address: int, length: int, descriptor: int) -> None:
@@ -159,8 +178,9 @@ def send(
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)] if descriptors else []
     _limit(connection, deadline)
     rest = data[connection.sendmsg([data], ancillary) :]
-    _limit(connection, deadline)
-    connection.sendall(rest)
+    if rest:
+        _limit(connection, deadline)
+        connection.sendall(rest)
 
 
 def receive(connection: socket.socket, *, deadline: float | None = None) -> Received:

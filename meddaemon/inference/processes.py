@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -25,7 +26,7 @@ from meddaemon.inference.forkserver import STATUS
 
 TAIL_BYTES = 4096
 """So much of what a child printed last is kept for the error."""
-_END_SECONDS = 10.0
+_END_SECONDS = _TELL_SECONDS = 10.0
 _FORKSERVER = "meddaemon.inference.forkserver"
 
 # Only this of our environment reaches a child: no credentials, no proxies, no settings of the daemon.
@@ -61,6 +62,7 @@ class ForkServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
         self._output: _Output | None = None
+        self._owed = 0
 
     @property
     def pid(self) -> int | None:
@@ -100,13 +102,13 @@ class ForkServer:
             for attempt in (1, 2):
                 control = self._running()
                 try:
-                    messages.send(control, {}, files=files, deadline=deadline)
-                    answer = messages.receive(control, deadline=deadline)
-                except TimeoutError:
-                    # It may still load its libraries; what it then answers would be taken for the next answer.
-                    self._end()
-                    raise
+                    messages.send(control, {}, files=files, deadline=time.monotonic() + _TELL_SECONDS)
+                    self._owed += 1
+                    answer = self._answer(control, deadline)
                 except (messages.Ended, OSError) as error:
+                    if isinstance(error, TimeoutError) and self._owed:
+                        # It may still be loading its libraries, and is not begun anew for a run that cannot wait.
+                        raise
                     told = self._end()
                     if attempt == 2:
                         raise ModelFailed(f"the fork server ended{told}") from error
@@ -116,6 +118,18 @@ class ForkServer:
                     raise ModelFailed(f"no model process can be made: {answer.said.get('failed')}{told}")
                 return int(answer.said["pid"]), answer.files[0]
         raise AssertionError("unreachable")  # pragma: no cover
+
+    def _answer(self, control: socket.socket, deadline: float) -> messages.Received:
+        """Return the answer to what was asked last; nobody waits any more for those before, whose children end."""
+        while True:
+            if not is_readable(control.fileno(), deadline - time.monotonic()):
+                raise TimeoutError
+            answer = messages.receive(control, deadline=time.monotonic() + _TELL_SECONDS)
+            self._owed -= 1
+            if not self._owed:
+                return answer
+            for descriptor in answer.files:
+                os.close(descriptor)
 
     def _running(self) -> socket.socket:
         """Return the connection to the fork server, started anew where there is none."""
@@ -144,6 +158,7 @@ class ForkServer:
         """End the process; returns what it printed last, for an error."""
         process, control, output = self._process, self._control, self._output
         self._process = self._control = self._output = None
+        self._owed = 0
         if control is not None:
             control.close()
         if process is not None:
@@ -204,7 +219,7 @@ class Child:
 
     def _wait(self, seconds: float) -> int | None:
         with self._ending:
-            if self._returncode is None and self._pidfd >= 0 and _is_readable(self._status, seconds):
+            if self._returncode is None and self._pidfd >= 0 and is_readable(self._status, seconds):
                 status = os.read(self._status, STATUS.size)
                 # Nothing: the fork server is gone, which the child does not survive.
                 self._returncode = STATUS.unpack(status)[0] if len(status) == STATUS.size else -signal.SIGKILL
@@ -222,10 +237,11 @@ class Child:
             return True
 
 
-def _is_readable(descriptor: int, seconds: float) -> bool:
+def is_readable(descriptor: int, seconds: float) -> bool:
+    """Return whether a descriptor has something to read, or its end, within so many seconds."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(seconds * 1000))
+    return bool(poll.poll(max(0.0, seconds) * 1000))
 
 
 class _Output:

@@ -7,10 +7,11 @@ Both are disposable (see `processes`). The model's is ended and replaced after a
 input: an exception in the bundle (a CUDA error stays in its process), a crash, a time limit, memory that ran out.
 """
 
+import os
 import signal
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,9 +28,11 @@ from meddaemon.inference.bundles.terms import Terms
 from meddaemon.inference.ledger import Use
 from meddaemon.inference.loading import Loader, Prepared
 from meddaemon.inference.messages import Received
-from meddaemon.inference.processes import Child, ForkServer, Interrupted, cause
+from meddaemon.inference.processes import Child, ForkServer, Interrupted, cause, is_readable
 from meddaemon.inference.values import failure_from, prediction_from, refusal_from
 
+_LOOK_SECONDS = 1.0
+"""How often it is looked at what a model writes while it runs."""
 _SLACK_BYTES = 2**28
 """Stacks of threads and the like: asked for, hardly ever touched."""
 # How the C and C++ libraries say that they got no memory before they end the process.
@@ -56,7 +59,7 @@ class Limits:
     """What a model process may have.
 
     `sandbox` is what `worker.sandbox` says. `memory_bytes` is for memory of its own, `scratch_bytes` for a file that
-    it writes, `gpu_fraction` for the memory of its GPU.
+    it writes and for all that it writes in a run, `gpu_fraction` for the memory of its GPU.
     """
 
     sandbox: str = "required"
@@ -138,6 +141,14 @@ class ModelProcess:
         deadline = time.monotonic() + time_limit if deadline is None else deadline
         return self._infer(prepared, deadline, time_limit, memory_bytes, self._kills)
 
+    def begin(self, *, deadline: float, memory_bytes: int | None = None) -> None:
+        """Have the bundle loaded from now on, if it is not, while something else is done; `infer` waits for it.
+
+        Raises `ModelFailed` when no process can be made by `deadline`.
+        """
+        limit = self._limits.memory_bytes if memory_bytes is None else memory_bytes
+        self._start(deadline, max(0.0, deadline - time.monotonic()), limit)
+
     def use(self) -> Use | None:
         """Return what memory the child holds now, and held at most; None when there is no child."""
         return self._warm.use() if self._warm else None
@@ -174,6 +185,7 @@ class ModelProcess:
         said = [{**part, "name": name} for name, (part, _) in prepared.inputs.items()]
         arrays = {str(place): array for place, (_, array) in enumerate(prepared.inputs.values())}
         received = self._ask(warm, {"inputs": said}, arrays, deadline, time_limit, kills)
+        warm.tidy()
         if "refused" in received.said:
             raise refusal_from(received.said["refused"])
         try:
@@ -223,6 +235,7 @@ class ModelProcess:
             return {}
         self._receive(warm, deadline, time_limit, kills)
         warm.is_ready = True
+        warm.keep()
         return {"start": time.monotonic() - warm.started}
 
     def _ask(
@@ -247,6 +260,11 @@ class ModelProcess:
         try:
             if self._kills != kills:
                 warm.child.kill()
+            while not is_readable(warm.child.connection.fileno(), min(_LOOK_SECONDS, deadline - time.monotonic())):
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                if warm.written_bytes() > self._limits.scratch_bytes:
+                    self._fail(warm, ModelFailed(f"it wrote more than {self._limits.scratch_bytes} bytes of files"))
             received = messages.receive(warm.child.connection, deadline=deadline)
         except TimeoutError:
             self._fail(warm, ModelFailed(f"no answer within the time limit of {time_limit:g} s"))
@@ -289,6 +307,7 @@ class _Warm:
         self.started = time.monotonic()
         self.is_ready = False
         self.gpu_bytes = 0
+        self._kept: set[Path] = set()
         self._staging = Staging(scratch or Path(tempfile.gettempdir()))
         if scratch is not None:
             self._staging.sweep()
@@ -319,6 +338,31 @@ class _Warm:
         status = _status(self.child.pid)
         now = _private_bytes(self.child.pid)
         return Use(host=now, peak=now + max(0, status.get("VmHWM", 0) - status.get("VmRSS", 0)), gpu=self.gpu_bytes)
+
+    def keep(self) -> None:
+        """Let what lies in the scratch folder now stay there: what a bundle made while it was loaded."""
+        self._kept = set(self._files())
+
+    def tidy(self) -> None:
+        """Remove what a run left behind: it is of a patient, and would be there for the next one."""
+        for path in self._files():
+            if path not in self._kept:
+                with suppress(FileNotFoundError):
+                    path.unlink()
+
+    def written_bytes(self) -> int:
+        """Return the size of the files that the bundle has written."""
+        total = 0
+        for path in self._files():
+            with suppress(FileNotFoundError):
+                total += path.lstat().st_size
+        return total
+
+    def _files(self) -> Iterator[Path]:
+        """Yield the files in the scratch folder; the bundle, which is linked there, is none of them."""
+        for parent, folders, names in os.walk(self.scratch):
+            links = [name for name in folders if Path(parent, name).is_symlink()]
+            yield from (Path(parent, name) for name in (*names, *links))
 
     def end(self) -> int:
         """End the child and remove its folder; returns how it ended."""

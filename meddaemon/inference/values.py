@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meddaemon.domain.conditions import ALWAYS
-from meddaemon.domain.contract import InputContract, InputKind, InputLimits, Range, Voi
+from meddaemon.domain.contract import GeometryPolicy, InputContract, InputKind, InputLimits, Range, Unevenness, Voi
 from meddaemon.domain.errors import (
     ContradictoryIdentity,
     InputRefused,
@@ -44,6 +44,7 @@ def input_as_message(wanted: InputContract) -> dict[str, Any]:
         "name": wanted.slot,
         "kind": wanted.kind.value,
         "voi": wanted.voi.value,
+        "geometry": {"tilt": wanted.geometry.tilt.value, "irregular": wanted.geometry.irregular.value},
         "modalities": list(limits.modalities),
         "limits": {name: [each.minimum, each.maximum] for name, each in ranges.items() if each is not None},
     }
@@ -58,6 +59,7 @@ def input_from_message(message: Mapping[str, Any]) -> InputContract:
         series=ALWAYS,
         kind=InputKind(message["kind"]),
         voi=Voi(message["voi"]),
+        geometry=GeometryPolicy(**{name: Unevenness(each) for name, each in message["geometry"].items()}),
         limits=InputLimits(modalities=tuple(message["modalities"]), **ranges),
     )
 
@@ -201,15 +203,17 @@ def _texts(parts: Mapping[str, Any]) -> dict[str, str]:
 
 def _geometry(parts: Mapping[str, Any]) -> Geometry:
     planes, rows, columns = (int(each) for each in parts["shape"])
+    positions = parts.get("positions_lps")
     geometry = Geometry(
         shape=(planes, rows, columns),
         affine_lps=np.array(parts["affine_lps"], dtype=np.float64).reshape(4, 4),
         frame_of_reference_uid=str(parts["frame_of_reference_uid"]),
         sop_instance_uids=tuple(map(str, parts["sop_instance_uids"])),
         frame_numbers=tuple(map(int, parts["frame_numbers"])),
+        positions_lps=None if positions is None else np.array(positions, dtype=np.float64).reshape(planes, 3),
     )
-    if not np.isfinite(geometry.affine_lps).all():
-        raise ValueError("an affine that is not finite")
+    if not np.isfinite(geometry.affine_lps).all() or not np.isfinite(geometry.positions).all():
+        raise ValueError("an affine or positions that are not finite")
     if not len(geometry.sop_instance_uids) == len(geometry.frame_numbers) == planes:
         raise ValueError("as many sources as planes")
     return geometry

@@ -108,9 +108,9 @@ def assemble_read(
 ) -> Volume:
     """Return the one volume that files make whose headers were read; raises what `assemble` raises.
 
-    What is no box is refused unless `policy` takes it. The voxels are int16 where that holds every value exactly, else float32; never are there two of them. `allocate`
-    is called again when int16 turns out not to do, after the first array is gone. A file is only decoded within its
-    `watch`.
+    What is no box is refused unless `policy` takes it. The voxels are int16 where that holds every value exactly, else
+    float32; never are there two of them. `allocate` is called again when int16 turns out not to do, after the first
+    array is gone. A file is only decoded within its `watch`.
     """
     for level in ("patient", "study", "series"):
         _refuse_mixture(level, headers)

@@ -55,10 +55,15 @@ class WarmModels:
         """
         deadline = time.monotonic() + contract.time_limit_seconds
         interrupts = self._interrupts
-        if isinstance(inputs, Prepared):
-            return self._predict(contract, inputs, deadline, interrupts)
-        with self._loader.load(contract, inputs, time_limit=contract.time_limit_seconds) as prepared:
-            return self._predict(contract, prepared, deadline, interrupts)
+        try:
+            if isinstance(inputs, Prepared):
+                return self._predict(contract, inputs, deadline, interrupts)
+            # The bundle is loaded while the files are read.
+            self._begin(contract, deadline)
+            with self._loader.load(contract, inputs, time_limit=contract.time_limit_seconds) as prepared:
+                return self._predict(contract, prepared, deadline, interrupts)
+        finally:
+            self._note(contract.digest)
 
     def interrupt(self) -> None:
         """Make what is in progress fail at once, from another thread; the model starts afresh for the next one."""
@@ -82,8 +87,8 @@ class WarmModels:
     ) -> None:
         self.close()
 
-    def _predict(self, contract: ModelContract, prepared: Prepared, deadline: float, interrupts: int) -> Prediction:
-        said = {"model": contract.name}
+    def _begin(self, contract: ModelContract, deadline: float) -> ModelProcess:
+        """Return the process of a model, for which others made room, loading its bundle if it has not."""
         if (contract.memory_bytes or 0) > self._ledger.budget:
             raise OutOfMemory(
                 f"{contract.name} needs {contract.memory_bytes} bytes of memory, all models together may have"
@@ -93,6 +98,25 @@ class WarmModels:
         for model in self._ledger.making_room(contract.digest, contract.memory_bytes):
             _log.info("a warm model makes room", ended=model[:12], needed=contract.name)
             self._end(model)
+        process = self._processes.get(contract.digest)
+        if process is None:
+            process = self._process(contract)
+            self._processes[contract.digest] = process
+        process.begin(deadline=deadline, memory_bytes=self._ledger.allowance(contract.digest))
+        return process
+
+    def _process(self, contract: ModelContract, device: str = "") -> ModelProcess:
+        return ModelProcess(
+            contract,
+            device=device,
+            scratch=self._scratch,
+            limits=self._limits,
+            server=self._server,
+            loader=self._loader,
+        )
+
+    def _predict(self, contract: ModelContract, prepared: Prepared, deadline: float, interrupts: int) -> Prediction:
+        said = {"model": contract.name}
         try:
             return self._run(contract, prepared, deadline, interrupts)
         except OutOfMemory as failure:
@@ -114,42 +138,21 @@ class WarmModels:
         return self._run_on_cpu(contract, prepared, deadline, interrupts)
 
     def _run(self, contract: ModelContract, prepared: Prepared, deadline: float, interrupts: int) -> Prediction:
-        """Run a model on its warm process, and write down what memory that took."""
+        """Run a model on its warm process."""
         if self._interrupts != interrupts:
             raise Interrupted("the run was interrupted")
-        model = contract.digest
-        process = self._processes.get(model)
-        if process is None:
-            process = ModelProcess(
-                contract, scratch=self._scratch, limits=self._limits, server=self._server, loader=self._loader
-            )
-            self._processes[model] = process
-        try:
-            return process.infer(
-                prepared,
-                time_limit=contract.time_limit_seconds,
-                deadline=deadline,
-                memory_bytes=self._ledger.allowance(model),
-            )
-        finally:
-            use = process.use()
-            if use is None:
-                self._end(model)
-            else:
-                self._ledger.note(model, use)
+        return self._begin(contract, deadline).infer(
+            prepared,
+            time_limit=contract.time_limit_seconds,
+            deadline=deadline,
+            memory_bytes=self._ledger.allowance(contract.digest),
+        )
 
     def _run_on_cpu(self, contract: ModelContract, prepared: Prepared, deadline: float, interrupts: int) -> Prediction:
         """Run a model once in a process that sees no GPU, which ends afterwards: the next study may fit."""
         if self._interrupts != interrupts:
             raise Interrupted("the run was interrupted")
-        with ModelProcess(
-            contract,
-            device="cpu",
-            scratch=self._scratch,
-            limits=self._limits,
-            server=self._server,
-            loader=self._loader,
-        ) as process:
+        with self._process(contract, "cpu") as process:
             self._processes[f"{contract.digest} on the CPU"] = process
             try:
                 prediction = process.infer(
@@ -162,6 +165,15 @@ class WarmModels:
                 del self._processes[f"{contract.digest} on the CPU"]
         fallback = {"fallback": "run on the CPU: the memory of the GPU was not enough"}
         return replace(prediction, provenance={**prediction.provenance, **fallback})
+
+    def _note(self, model: str) -> None:
+        """Write down what memory a model holds now, or strike it when it has ended."""
+        process = self._processes.get(model)
+        use = process.use() if process else None
+        if use is None:
+            self._end(model)
+        else:
+            self._ledger.note(model, use)
 
     def _end(self, model: str) -> None:
         self._ledger.forget(model)

@@ -241,6 +241,18 @@ def test_several_series_are_channels_of_one_key(tmp_path: Path) -> None:
             'key = "image"\nextra = { since = 2020-01-01 }',
             "inputs[0].extra.since: must",
         ),
+        (
+            DETECTION,
+            'key = "image"',
+            'key = "image"\ngeometry = { tilt = "resample" }',
+            "9: inputs[0].geometry: resampling is not carried out yet",
+        ),
+        (
+            DETECTION,
+            'key = "image"',
+            'key = "image"\ngeometry = { tilt = "maybe" }',
+            "should be 'refuse' or 'resample'",
+        ),
         (REGRESSION, '"UCUM"', '"SCT"', "scores[0].unit.scheme: units are of UCUM"),
         (REGRESSION, "max = 120", "max = -1", "scores[0].plausible: min 0 is greater than max -1"),
         (REGRESSION, 'key = "image"', 'key = "image"\nlimits = { planes = { min = 1 } }', "a waveform has none"),

@@ -1,5 +1,6 @@
 """What models that do not draw, or draw what overlaps, say: classes, scores, boxes, landmarks, and their limits."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +317,29 @@ def test_segments_that_overlap_are_measured_each_on_its_own() -> None:
     assert "100.0% of all voxels" in answered(whole_and_core, masks=masks, geometry=geometry()).reason
     with pytest.raises(ModelFailed, match="drew 1 masks, its contract names 2"):
         answered(whole_and_core, masks=masks[:1], geometry=geometry())
+
+
+@given(st.lists(st.floats(0.5, 20), min_size=3, max_size=3), st.integers(0, 3))
+def test_planes_at_uneven_distances_count_as_far_as_they_reach(steps: list[float], plane: int) -> None:
+    """A voxel of a plane reaches half-way to either neighbour; drawn as labels and as a mask it measures the same."""
+    heights = np.array([0.0, *np.cumsum(steps)])
+    uneven = replace(geometry(), positions_lps=np.add(np.outer(heights, [0.0, 0.0, 1.0]), [10.0, 20.0, 30.0]))
+    labels = np.zeros((4, 5, 6), np.uint8)
+    labels[plane, 2, 2] = 1
+    thickness = np.diff([-heights[1] / 2, *(heights[1:] + heights[:-1]) / 2, heights[-1] + steps[-1] / 2])
+    expected = pytest.approx(2 * 3 * thickness[plane] / 1000, rel=1e-5)
+    drawn = answered(LESIONS, labels=labels, geometry=uneven)
+    masked = answered(LESIONS, masks=labels[np.newaxis].astype(np.bool_), geometry=uneven)
+    assert drawn.findings[0].measurements[0].value == expected
+    assert masked.findings[0].measurements[0].value == expected
+
+
+def test_a_box_between_uneven_planes_lies_between_them() -> None:
+    uneven = replace(geometry(), positions_lps=np.outer([0.0, 5.0, 7.0, 17.0], [0.0, 0.0, 1.0]))
+    analysis = answered(FINDER, boxes=(box(low=(1.5, 0.0, 0.0), high=(3.5, 2.0, 2.0)),), geometry=uneven)
+    place = analysis.location(analysis.findings[0])
+    assert place is not None
+    assert place.centre_lps == pytest.approx((2.0, 3.0, 12.0))
 
 
 def test_limits_hold_for_segments_that_overlap() -> None:

@@ -38,10 +38,13 @@ def pair(kind):
     ours.close(), theirs.close()
 
 def fill(path):
-    with open(path, "wb") as file:
-        for _ in range(64):
-            file.write(bytes(2**20))
-            file.flush()
+    try:
+        with open(path, "wb") as file:
+            for _ in range(64):
+                file.write(bytes(2**20))
+                file.flush()
+    finally:
+        os.remove(path)
 
 def fork_bomb():
     for _ in range(50):

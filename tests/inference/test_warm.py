@@ -20,10 +20,10 @@ from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import ModelFailed, OutOfMemory
 from meddaemon.inference.ledger import Ledger, Use
 from meddaemon.inference.processes import Interrupted
-from meddaemon.inference.runtime import Limits
+from meddaemon.inference.runtime import Limits, ModelProcess
 from meddaemon.inference.warm import WarmModels
 
-SOUND, HOST, NUMPY, GPU, CUDA_ERROR, WAITS, GPU_ALWAYS = range(101, 108)
+SOUND, HOST, NUMPY, GPU, CUDA_ERROR, WAITS, GPU_ALWAYS, FILLS = range(101, 109)
 MB = 2**20
 HELD = 150 * MB
 BUDGET = 500 * MB
@@ -35,6 +35,7 @@ import numpy, torch
 class Toy(torch.nn.Module):
     # Weights of {name}: memory that a warm model holds.
     held = torch.ones({held} // 4)
+    open("made-while-loading", "w").close()
 
     def forward(self, x):
         order = int(x.max())
@@ -49,6 +50,10 @@ class Toy(torch.nn.Module):
         if order == 106:
             open("begun", "w").close()
             time.sleep(600)
+        for number in range(10**6 if order == 108 else 1):
+            with open(f"of-a-patient-{{number}}", "wb") as file:
+                file.write(bytes(2**18))
+        os.symlink("of-a-patient-0", "a-link")
         return (x > 50).float()
 """
 
@@ -173,6 +178,28 @@ def test_a_model_that_never_fits_is_refused_by_name(
 ) -> None:
     with pytest.raises(OutOfMemory, match=f"toy needs {BUDGET + 1} bytes"):
         models.predict(replace(toys["a"], memory_bytes=BUDGET + 1), {"image": series(SOUND)})
+
+
+def test_what_a_run_wrote_is_gone_before_the_next_one(
+    models: WarmModels, toys: dict[str, ModelContract], series: Callable[[int], list[Path]]
+) -> None:
+    pid = answers(models, toys["a"], series(SOUND))
+    process = models._processes[toys["a"].digest]
+    assert process._warm
+    left = {path.name for path in process._warm.scratch.iterdir()}
+    assert left == {"lock", "made-while-loading", "configs", "scripts", "contract.toml"}
+    assert answers(models, toys["a"], series(SOUND)) == pid
+
+
+def test_a_run_that_writes_without_end_is_ended(
+    models: WarmModels, toys: dict[str, ModelContract], series: Callable[[int], list[Path]]
+) -> None:
+    limits = Limits(scratch_bytes=2**24)
+    with (
+        ModelProcess(toys["a"], limits=limits, server=models._server, loader=models._loader) as process,
+        pytest.raises(ModelFailed, match="it wrote more than 16777216 bytes"),
+    ):
+        process.predict({"image": series(FILLS)}, time_limit=60)
 
 
 @pytest.mark.fault(131)

@@ -28,6 +28,17 @@ def test_the_systemd_unit_verifies_without_a_word() -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
+@pytest.mark.fault(130)
+def test_a_model_without_memory_does_not_stop_the_service() -> None:
+    """By default systemd stops a service when the kernel has killed any of its processes (systemd.service(5))."""
+    assert "\nOOMPolicy=continue\n" in UNIT.read_text()
+
+
+def test_the_unit_lets_the_sandbox_be_made() -> None:
+    allowed = {name for line in re.findall(r"(?m)^SystemCallFilter=(.+)$", UNIT.read_text()) for name in line.split()}
+    assert {"landlock_create_ruleset", "landlock_add_rule", "landlock_restrict_self"} <= allowed
+
+
 def test_the_compose_file_is_valid() -> None:
     validate = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec", COMPOSE]
     done = subprocess.run(validate, check=False, capture_output=True, text=True, timeout=60)
