@@ -34,7 +34,7 @@ class Kind(StrEnum):
     HOSTILE = "hostile"
     """Nothing that a bundle needs: it is refused."""
     CANNOT_RUN = "cannot run"
-    """Asks for what is not here, or takes no image."""
+    """Asks for what is not here, or works on what never comes here."""
     UNREADABLE = "unreadable"
     """Could not be looked at, so nothing is known of it."""
 
@@ -101,7 +101,6 @@ _AMBIGUOUS = frozenset(
 _SYSTEM = frozenset(sys.stdlib_module_names) - _AMBIGUOUS
 
 _REFERENCE = re.compile(r"@(?:\w*)(?:(?:::|#)\w*)*")
-_NO_IMAGE = frozenset({"noise", "latent", "latents", "points", "prompt"})
 
 
 def audit(bundle: Path) -> tuple[Finding, ...]:
@@ -112,15 +111,14 @@ def audit(bundle: Path) -> tuple[Finding, ...]:
         name = path.relative_to(bundle).as_posix()
         if path.suffix == ".py":
             findings += _script(path, name, own)
-        elif path.suffix in {".json", ".yaml", ".yml"}:
+        elif path.suffix in {".json", ".yaml", ".yml"} and name.startswith("configs/"):
             findings += _configuration(path, name, own)
         else:
             findings += [
                 Finding(kind=Kind.HOSTILE if each.hostile else Kind.UNREADABLE, file=name, where="", what=each.what)
                 for each in pickles.scan(path)
             ]
-    findings += _without_image(bundle)
-    findings += _obstacles(bundle, findings)
+    findings += _obstacles(bundle)
     return tuple(dict.fromkeys(findings))
 
 
@@ -171,7 +169,7 @@ def _configuration(path: Path, name: str, own: frozenset[str]) -> Iterator[Findi
             yield from _expression(text, name, where, own, aliases)
         elif keys[-1:] == ("_target_",):
             yield from _target(text, name, where, own)
-        elif text.startswith("%") and (".." in text.split("/") or text[1:2] == "/"):
+        elif text.startswith("%") and "/" in text:
             yield Finding(kind=Kind.LEAVES, file=name, where=where, what=f"takes in the file {text[1:]!a}")
 
 
@@ -209,8 +207,7 @@ def _expression(text: str, name: str, where: str, own: frozenset[str], aliases: 
     unknown = (node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and node.id not in known)
     found += [(Kind.LEAVES, f"uses {each}") for each in unknown if not each.startswith(_PLACEHOLDER)]
     for kind, what in dict.fromkeys(found):
-        text = what if kind is Kind.CANNOT_RUN else f"{what}, in {shown!a}"
-        yield Finding(kind=kind, file=name, where=where, what=text)
+        yield Finding(kind=kind, file=name, where=where, what=f"{what}, in {shown!a}")
 
 
 _PLACEHOLDER = "_reference_"
@@ -319,11 +316,9 @@ def _import(module: str, own: frozenset[str]) -> Iterator[tuple[Kind, str]]:
     if root in own:
         return
     if root not in _QUIET:
-        yield Kind.LEAVES, f"imports {module}"
+        yield Kind.LEAVES, f"imports {module}{'' if _is_there(root) else ', which is not installed'}"
     elif root in HOME:
         yield from _chain(module.split("."), own)
-    if not _is_there(root):
-        yield Kind.CANNOT_RUN, f"needs the package {root}, which is not installed"
 
 
 def _chain(parts: list[str], own: frozenset[str]) -> Iterator[tuple[Kind, str]]:
@@ -333,9 +328,7 @@ def _chain(parts: list[str], own: frozenset[str]) -> Iterator[tuple[Kind, str]]:
     if root in own:
         return
     if root not in HOME:
-        yield Kind.LEAVES, name
-        if not _is_there(root):
-            yield Kind.CANNOT_RUN, f"needs the package {root}, which is not installed"
+        yield Kind.LEAVES, name if _is_there(root) else f"{name}, which is not installed"
     elif _REACHES_OUT.match(name):
         yield Kind.LEAVES, name
     elif _SYSTEM.intersection(parts[1:]):
@@ -378,28 +371,11 @@ def _is_there(root: str) -> bool:
         return False
 
 
-def _obstacles(bundle: Path, found: list[Finding]) -> Iterator[Finding]:
-    """Yield what the runner knows against a bundle before it is loaded, but for what is told already."""
+def _obstacles(bundle: Path) -> Iterator[Finding]:
+    """Yield what the runner knows against a bundle before it is loaded."""
     try:
-        reading = read_bundle(bundle)
+        found = obstacles(read_bundle(bundle))
     except ModelFailed as error:
-        yield Finding(kind=Kind.CANNOT_RUN, file="configs", where="", what=str(error))
-        return
-    told = " ".join(each.what for each in found if each.kind is Kind.CANNOT_RUN)
-    for what in obstacles(reading):
-        if what.removeprefix("the bundle ") not in told:
-            yield Finding(kind=Kind.CANNOT_RUN, file="configs", where="", what=what)
-
-
-def _without_image(bundle: Path) -> Iterator[Finding]:
-    """Say that a bundle takes no image, where its metadata says so: generative models start from noise."""
-    formats = read_metadata(bundle).get("network_data_format")
-    inputs = formats.get("inputs") if isinstance(formats, dict) else None
-    if not isinstance(inputs, dict) or not inputs:
-        return
-    described = [each for each in inputs.values() if isinstance(each, dict)]
-    said = {str(each.get("type", "")).casefold() for each in described}
-    made = {str(each.get("format", "")).casefold() for each in described}
-    if said and ("image" not in said or made <= _NO_IMAGE):
-        what = f"takes no image but {', '.join(sorted(filter(None, said | made)))}"
-        yield Finding(kind=Kind.CANNOT_RUN, file="configs/metadata.json", where="network_data_format", what=what)
+        found = [str(error)]
+    for what in found:
+        yield Finding(kind=Kind.CANNOT_RUN, file="configs", where="", what=what)

@@ -94,13 +94,14 @@ def _meaning(kind: ModelKind, channels: Mapping[int, str]) -> Iterator[str]:
 
 
 def _kind(metadata: Mapping[str, Any], described: Mapping[str, Any]) -> ModelKind:
-    said = " ".join(_line(each) for each in (described.get("type"), described.get("format"), metadata.get("task")))
+    sources = (described.get("type"), described.get("format"), metadata.get("task"), metadata.get("name"))
+    said = " ".join(map(_line, sources))
     for word, kind in (
+        ("landmark", ModelKind.LANDMARKS),
         ("classif", ModelKind.CLASSIFICATION),
         ("probabilit", ModelKind.CLASSIFICATION),
         ("regress", ModelKind.REGRESSION),
         ("detect", ModelKind.DETECTION),
-        ("landmark", ModelKind.LANDMARKS),
     ):
         if word in said.casefold() and "segment" not in said.casefold():
             return kind
