@@ -94,7 +94,7 @@ def _meaning(kind: ModelKind, channels: Mapping[int, str]) -> Iterator[str]:
 
 
 def _kind(metadata: Mapping[str, Any], described: Mapping[str, Any]) -> ModelKind:
-    sources = (described.get("type"), described.get("format"), metadata.get("task"), metadata.get("name"))
+    sources = (described.get("type"), described.get("format"), metadata.get("task"))
     said = " ".join(map(_line, sources))
     for word, kind in (
         ("landmark", ModelKind.LANDMARKS),
