@@ -9,6 +9,7 @@ from pydicom import Dataset
 
 from meddaemon.db import tables
 from meddaemon.domain.states import JobState
+from tests.admission import let_in
 from tests.dicom_factory import make_series
 from tests.running import Home, wait_until
 from tests.system.site import Pacs, head, make_site, send
@@ -26,6 +27,7 @@ def site(folder: Path, port: int) -> Home:
     contract = folder / "models" / "toy" / "contract.toml"
     text = contract.read_text().replace("plausible_volume_ml = { min = 0.001, max = 1000 }\n", LIMITS)
     contract.write_text(text.replace('key = "image"\n', 'key = "image"\nlimits = { planes = { min = 5 } }\n'))
+    let_in(contract)
     return home
 
 
