@@ -30,10 +30,12 @@ class Case:
     truth: Callable[[], Any] | None = None
 
 
-def volume(shape: tuple[int, int, int], low: float, high: float, spacing: tuple[float, float, float]) -> Volume:
-    """Return an oblique volume with three bodies off centre, `high` in `low`."""
+def volume(
+    shape: tuple[int, int, int], low: float, high: float, spacing: tuple[float, float, float], count: int = 3
+) -> Volume:
+    """Return an oblique volume with bodies off centre, `high` in `low`."""
     voxels = np.full(shape, low, np.float32)
-    voxels[bodies(shape)] = high
+    voxels[bodies(shape, count)] = high
     tilt, turn = 0.2, -0.15
     rotation = np.array([[1, 0, 0], [0, np.cos(tilt), -np.sin(tilt)], [0, np.sin(tilt), np.cos(tilt)]]) @ np.array(
         [[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]
@@ -51,8 +53,8 @@ def volume(shape: tuple[int, int, int], low: float, high: float, spacing: tuple[
     return Volume(voxels=voxels, geometry=geometry, series_instance_uid="2.25.3")
 
 
-def bodies(shape: tuple[int, ...]) -> Any:
-    """Return where the bodies are: balls of three sizes, none in the middle."""
+def bodies(shape: tuple[int, ...], count: int = 3) -> Any:
+    """Return where the bodies are: balls of up to three sizes, none in the middle."""
     index = np.moveaxis(np.indices(shape), 0, -1) / np.array(shape)
     places = (((0.3, 0.3, 0.25), 0.16), ((0.65, 0.7, 0.3), 0.13), ((0.4, 0.35, 0.75), 0.18))
     return np.any(
@@ -85,14 +87,15 @@ def _segmentation(
     extra: Mapping[str, object] | None = None,
     key: str = "image",
     names: tuple[str, ...] = ("image",),
+    count: int = 3,
     **rest: Any,
 ) -> Case:
     feeds = tuple(Feed(name=name, key=key, extra=extra or {}) for name in names)
     terms = Terms(segments=tuple(range(1, labels + 1)), feeds=feeds)
     return Case(
         terms=terms,
-        inputs=_volumes(names, shape, low, high, spacing),
-        truth=lambda: bodies(shape),
+        inputs=_volumes(names, shape, low, high, spacing, count),
+        truth=lambda: bodies(shape, count),
         **{"oracle": True, **rest},
     )
 
@@ -127,7 +130,7 @@ CASES: Mapping[str, Case] = {
         4,
         names=("t1c", "t1", "t2", "flair"),
         shape=(40, 64, 64),
-        **_SMALL,
+        **{**_SMALL, "low": 20},
         changes={"inferer#roi_size": [64, 64, 48]},
         note="ROI 64×64×48 for 240×240×160",
         sigmoid=True,
@@ -141,7 +144,9 @@ CASES: Mapping[str, Case] = {
     "pediatric_abdominal_ct_segmentation": _segmentation(
         3, changes={"inferer#overlap": 0.25}, note="overlap .25 for .75"
     ),
-    "prostate_mri_anatomy": _segmentation(2, shape=(20, 40, 40), **_SMALL),
+    "prostate_mri_anatomy": _segmentation(
+        2, shape=(20, 40, 40), count=1, note="one body: it keeps the largest component", **_SMALL
+    ),
     "renalStructures_CECT_segmentation": Case(
         terms=Terms(
             segments=(1, 2, 3, 4, 5), feeds=tuple(Feed(name=name, key=name) for name in ("artery", "vein", "excret"))
@@ -178,7 +183,7 @@ CASES: Mapping[str, Case] = {
         ModelKind.SEGMENTATION, (256, 256, 3), output="type_map", segments=SEGMENTS
     ),
     "pathology_nuclick_annotation": _picture(
-        ModelKind.SEGMENTATION, (256, 256, 3), extra={"foreground": [[60, 70], [150, 120]]}, note="two clicks"
+        ModelKind.SEGMENTATION, (256, 256, 3), extra={"foreground": [[60, 70]]}, note="one click"
     ),
 }
 NOT_APPLICABLE: Mapping[str, str] = {

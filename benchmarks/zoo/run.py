@@ -89,14 +89,14 @@ def _run(source: Path, scratch: Path, row: dict[str, Any]) -> None:
 def _make_weights(bundle: Path, scratch: Path, configs: tuple[str, ...]) -> None:
     """Write seeded random weights where the bundle expects its own, which are not in the repository of the zoo."""
     sys.path.insert(0, str(bundle))
+    (bundle / "models").mkdir(exist_ok=True)
     for text in (bundle / "configs").glob("inference.*"):
         if "search_code_18590" in text.read_text():
             torch.manual_seed(SEED)
             found = TopologySearch(channel_mul=0.5, num_blocks=12, num_depths=4, use_downsample=True, device="cpu")
             node, code_a, code_c, _ = found.decode()
             state = {"node_a": node, "arch_code_a": code_a, "arch_code_c": code_c}
-            torch.save(state, bundle / "models/search_code_18590.pt") if (bundle / "models").is_dir() else None
-    (bundle / "models").mkdir(exist_ok=True)
+            torch.save(state, bundle / "models/search_code_18590.pt")
     reading = read_bundle(bundle, configs)
     if problems := obstacles(reading):
         raise MeddaemonError("; ".join(problems))

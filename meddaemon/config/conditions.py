@@ -89,7 +89,7 @@ def _attribute_test(raw: Mapping[str, object], tests: list[str], keys: Keys, pro
     if not isinstance(attribute, str):
         problems.add((*keys, "attribute"), "must be the keyword of a DICOM attribute in quotes")
         return ALWAYS
-    complaint = _complaint_about(attribute)
+    complaint = complaint_about(attribute, computed=True)
     if complaint:
         problems.add((*keys, "attribute"), complaint)
     if not tests or (len(tests) > 1 and set(tests) != {"min", "max"}):
@@ -103,14 +103,18 @@ def _attribute_test(raw: Mapping[str, object], tests: list[str], keys: Keys, pro
         return ALWAYS
 
 
-def _complaint_about(attribute: str) -> str | None:
-    """Return what is wrong with the name of an attribute, or None."""
-    if attribute in COMPUTED_ATTRIBUTES:
+def complaint_about(attribute: str, *, computed: bool = False) -> str | None:
+    """Return what is wrong with the name of an attribute that is looked up in a header, or None.
+
+    With `computed`, also those are right that are not in a header.
+    """
+    if computed and attribute in COMPUTED_ATTRIBUTES:
         return None
     tag = tag_for_keyword(attribute)
     if tag is None:
-        known = (*COMPUTED_ATTRIBUTES, *_keyword_dict)
-        return f"{attribute!r} is neither a DICOM keyword nor computed{did_you_mean(attribute, known)}"
+        known = (*(COMPUTED_ATTRIBUTES if computed else ()), *_keyword_dict)
+        what = "neither a DICOM keyword nor computed" if computed else "no DICOM keyword"
+        return f"{attribute!r} is {what}{did_you_mean(attribute, known)}"
     vr = dictionary_VR(tag)
     if vr in _UNTESTABLE_VRS:
         return f"{attribute} is of VR {vr} and cannot be tested; name an attribute with a text or number"

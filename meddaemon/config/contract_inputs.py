@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from meddaemon.config.conditions import parse_condition
-from meddaemon.config.contract_terms import Limits, Strict, check_unique
+from meddaemon.config.conditions import complaint_about, parse_condition
+from meddaemon.config.contract_terms import Limits, LongString, Strict, check_unique
 from meddaemon.config.problems import Problems
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.conditions import ALWAYS, Condition
@@ -28,6 +28,7 @@ class LimitsTable(Strict):
     """What an input must be for the model to say anything about it."""
 
     modalities: tuple[Annotated[str, Field(pattern=r"^[A-Z][A-Z0-9_ ]{0,15}$")], ...] = ()
+    attributes: Mapping[str, Annotated[tuple[LongString, ...], Field(min_length=1)]] = Field(default_factory=dict)
     spacing_mm: Limits | None = None
     extent_mm: Limits | None = None
     planes: Limits | None = None
@@ -72,6 +73,7 @@ class InputTable(Strict):
             unit=self.unit,
             limits=InputLimits(
                 modalities=self.limits.modalities,
+                attributes=dict(self.limits.attributes),
                 spacing_mm=_range(self.limits.spacing_mm),
                 extent_mm=_range(self.limits.extent_mm),
                 planes=_range(self.limits.planes),
@@ -132,11 +134,13 @@ def _check_channels(each: InputTable, before: Sequence[InputTable], keys: Keys, 
 def _check_settings(each: InputTable, keys: Keys, problems: Problems) -> None:
     if each.voi is not Voi.NONE and each.kind in {*_IN_SPACE, InputKind.WAVEFORM}:
         problems.add((*keys, "voi"), f"is of pictures, not of kind {each.kind.value!r}")
-    if each.unit:
-        # Better no result than one on values in another unit than the model was made for.
-        problems.add((*keys, "unit"), f"{each.unit} is not computed yet: the values are those of the series")
-    if each.geometry != GeometryTable():
-        problems.add((*keys, "geometry"), "resampling is not carried out yet: such a series is refused")
+    if each.unit and each.kind not in _IN_SPACE:
+        problems.add((*keys, "unit"), f"is of volumes and slices, not of kind {each.kind.value!r}")
+    for keyword in each.limits.attributes:
+        if complaint := complaint_about(keyword):
+            problems.add((*keys, "limits", "attributes", keyword), complaint)
+    if each.geometry != GeometryTable() and each.kind is not InputKind.VOLUME:
+        problems.add((*keys, "geometry"), f"is of volumes, not of kind {each.kind.value!r}")
     for name in ("spacing_mm", "extent_mm", "planes"):
         if each.kind is InputKind.WAVEFORM and getattr(each.limits, name) is not None:
             problems.add((*keys, "limits", name), "a waveform has none")

@@ -62,14 +62,21 @@ class Range:
 class InputLimits:
     """What an input must be for the model to say anything about it; None is without limit.
 
-    `spacing_mm` and `extent_mm` hold for every axis, `intensity` for the 1st to the 99th percentile.
+    `spacing_mm` and `extent_mm` hold for every axis, `intensity` for the 1st to the 99th percentile. `attributes` maps
+    a DICOM keyword, such as BodyPartExamined or ScanningSequence, to the values of which the header must have one.
     """
 
     modalities: tuple[str, ...] = ()
+    attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     spacing_mm: Range | None = None
     extent_mm: Range | None = None
     planes: Range | None = None
     intensity: Range | None = None
+
+    @property
+    def values(self) -> Mapping[str, tuple[str, ...]]:
+        """What the header must say, by keyword."""
+        return {**({"Modality": self.modalities} if self.modalities else {}), **self.attributes}
 
 
 class Unevenness(StrEnum):

@@ -66,6 +66,15 @@ def text(dataset: Dataset, keyword: str) -> str:
     return str(dataset.get(keyword) or "").strip()
 
 
+def components(dataset: Dataset, keyword: str) -> tuple[str, ...]:
+    """Return the components of a value as texts; none where it is absent."""
+    value = dataset.get(keyword)
+    if value is None or value == "":
+        return ()
+    several = not isinstance(value, str | bytes) and isinstance(value, Sequence)
+    return tuple(str(each).strip() for each in (value if several else [value]))
+
+
 def integer(dataset: Dataset, keyword: str, default: int | None = None) -> int:
     """Return a whole number. Raises `InputRefused` where it is malformed, or absent without a default."""
     value = dataset.get(keyword)
@@ -88,11 +97,7 @@ def number(dataset: Dataset, keyword: str, default: float) -> float:
 
 def numbers(dataset: Dataset, keyword: str) -> tuple[float, ...]:
     """Return all components of a numeric attribute; none where it is absent."""
-    value = dataset.get(keyword)
-    if value is None or value == "":
-        return ()
-    components = [value] if isinstance(value, str | bytes) or not isinstance(value, Sequence) else value
-    return tuple(float(str(each)) for each in components)
+    return tuple(float(each) for each in components(dataset, keyword))
 
 
 def refuse_other_study(first: Path, *others: Path) -> None:

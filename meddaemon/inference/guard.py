@@ -6,7 +6,7 @@ result that is marked; both with the reason. Pure NumPy.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,17 @@ _SAMPLE = 2**20
 """So many values are enough for a percentile, whatever the size of the volume."""
 
 
-def check_input(value: Input, wanted: InputContract, *, modality: str = "") -> list[str]:
-    """Return in what an input is beyond the limits of its contract, with the numbers; empty when it is within them."""
+def check_input(value: Input, wanted: InputContract, header: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """Return in what an input is beyond the limits of its contract, with the numbers; empty when it is within them.
+
+    `header` has the components of what the limits name of the header.
+    """
     limits = wanted.limits
     found: list[str] = []
-    if limits.modalities and modality not in limits.modalities:
-        found.append(f"modality {modality or '(none)'}; the model takes {', '.join(limits.modalities)}")
+    for keyword, taken in limits.values.items():
+        said = (header or {}).get(keyword, ())
+        if not {each.upper() for each in said} & {each.upper() for each in taken}:
+            found.append(f"{keyword} {'/'.join(said) or '(none)'}; the model takes {', '.join(taken)}")
     spacing, shape = _grid(value)
     if limits.spacing_mm is not None:
         found += _beyond("spacing", spacing, limits.spacing_mm, "mm")

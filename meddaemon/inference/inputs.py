@@ -12,9 +12,11 @@ from numpy.typing import DTypeLike, NDArray
 
 from meddaemon.domain.contract import InputContract, InputKind
 from meddaemon.domain.errors import NotEvaluable
+from meddaemon.domain.volume import Volume
 from meddaemon.inference import pictures, volume, waveforms
-from meddaemon.inference.dataset import opened, refuse_other_study, text
+from meddaemon.inference.dataset import components, opened, refuse_other_study
 from meddaemon.inference.guard import check_input
+from meddaemon.inference.pet import as_uptake
 from meddaemon.inference.pictures import Picture
 from meddaemon.inference.values import Input
 from meddaemon.inference.volume import Frames
@@ -67,9 +69,10 @@ class Inputs:
     @property
     def decoding_bytes(self) -> int:
         """How much memory decoding can honestly need."""
-        return sum(map(volume.decoding_bytes, self._volumes.values())) + sum(
-            map(pictures.decoding_bytes, self._pictures.values())
-        )
+        # In another unit there are two of a volume for a while.
+        twice = [each for wanted in self._wanted if wanted.unit for each in self._volumes[wanted.slot]]
+        volumes = sum(map(volume.decoding_bytes, [*self._volumes.values(), twice]))
+        return volumes + sum(map(pictures.decoding_bytes, self._pictures.values()))
 
     def read(self, *, allocate: Allocate, watch: Watch) -> dict[str, Input]:
         """Decode everything, each file within its `watch`, into memory of `allocate`.
@@ -84,26 +87,27 @@ class Inputs:
                 headers = self._pictures[each.slot]
                 found[each.slot] = pictures.assemble(headers, voi=each.voi, allocate=allocate, watch=watch)
             else:
-                headers_of_volume = self._volumes[each.slot]
-                found[each.slot] = volume.assemble_read(
-                    headers_of_volume, each.geometry, allocate=allocate, watch=watch
-                )
+                found[each.slot] = self._volume(each, allocate, watch)
         self._refuse_beyond(found)
         return found
 
+    def _volume(self, wanted: InputContract, allocate: Allocate, watch: Watch) -> Volume:
+        headers = self._volumes[wanted.slot]
+        found = volume.assemble_read(headers, wanted.geometry, allocate=allocate, watch=watch)
+        return as_uptake(found, self._files[wanted.slot], allocate=allocate) if wanted.unit else found
+
     def _refuse_beyond(self, found: Mapping[str, Input]) -> None:
         problems = [
-            problem
-            for each in self._wanted
-            for problem in check_input(found[each.slot], each, modality=self._modality(each))
+            problem for each in self._wanted for problem in check_input(found[each.slot], each, self._header(each))
         ]
         if problems:
             first = found[self._wanted[0].slot].series_instance_uid
             raise NotEvaluable("beyond_limits", "; ".join(problems), numbers={"series_instance_uid": first})
 
-    def _modality(self, wanted: InputContract) -> str:
-        """Return the modality of a series (PS3.3 C.7.3.1.1.1), read only where the contract limits it."""
-        if not wanted.limits.modalities:
-            return ""
-        with opened(self._files[wanted.slot][0], only=("Modality",)) as dataset:
-            return text(dataset, "Modality")
+    def _header(self, wanted: InputContract) -> Mapping[str, Sequence[str]]:
+        """Return what the limits name of the header of the series, which its first instance stands for."""
+        keywords = tuple(wanted.limits.values)
+        if not keywords:
+            return {}
+        with opened(self._files[wanted.slot][0], only=keywords) as dataset:
+            return {keyword: components(dataset, keyword) for keyword in keywords}

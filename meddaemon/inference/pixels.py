@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, NoReturn, Self
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
+import imagecodecs
 from meddaemon.domain.errors import UndecodablePixels
 from meddaemon.inference import part10
 from meddaemon.inference.modality import stored_range
@@ -192,7 +192,7 @@ def _decode_rle(stream: bytes, layout: Layout, out: Stored) -> Precision:
     if bounds[0] != 64 or any(end <= start for start, end in pairwise(bounds)):
         raise Damaged("the RLE segments do not follow each other within the frame")
     planes = out if layout.samples == 1 else np.empty((layout.samples, layout.rows, layout.columns), out.dtype)
-    decoded = imagecodecs.dicomrle_decode(stream, out.dtype.newbyteorder("<"), out=memoryview(planes).cast("B"))
+    decoded = imagecodecs.dicomrle_decode(stream, out.dtype.newbyteorder("<"), out=planes.data.cast("B"))
     if len(decoded) != out.nbytes:
         raise Damaged(f"{len(decoded)} bytes instead of {out.nbytes}")
     if planes is not out:
@@ -394,7 +394,7 @@ class Pixels:
 
     def _read(self, frame: int, out: Stored) -> None:
         position = self._position + frame * out.nbytes
-        rest = memoryview(out).cast("B")
+        rest = out.data.cast("B")
         while rest:
             count = os.preadv(self._file, [rest], position)
             if not count:

@@ -44,8 +44,10 @@ def input_as_message(wanted: InputContract) -> dict[str, Any]:
         "name": wanted.slot,
         "kind": wanted.kind.value,
         "voi": wanted.voi.value,
+        "unit": wanted.unit,
         "geometry": {"tilt": wanted.geometry.tilt.value, "irregular": wanted.geometry.irregular.value},
         "modalities": list(limits.modalities),
+        "attributes": {keyword: list(values) for keyword, values in limits.attributes.items()},
         "limits": {name: [each.minimum, each.maximum] for name, each in ranges.items() if each is not None},
     }
 
@@ -59,8 +61,13 @@ def input_from_message(message: Mapping[str, Any]) -> InputContract:
         series=ALWAYS,
         kind=InputKind(message["kind"]),
         voi=Voi(message["voi"]),
+        unit=message["unit"],
         geometry=GeometryPolicy(**{name: Unevenness(each) for name, each in message["geometry"].items()}),
-        limits=InputLimits(modalities=tuple(message["modalities"]), **ranges),
+        limits=InputLimits(
+            modalities=tuple(message["modalities"]),
+            attributes={keyword: tuple(values) for keyword, values in message["attributes"].items()},
+            **ranges,
+        ),
     )
 
 

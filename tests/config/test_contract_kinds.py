@@ -10,6 +10,7 @@ from meddaemon.domain.conditions import Equals
 from meddaemon.domain.contract import (
     BoxFrame,
     ClassContract,
+    GeometryPolicy,
     InputKind,
     InputLimits,
     ModelContract,
@@ -18,6 +19,7 @@ from meddaemon.domain.contract import (
     OutputLimits,
     Range,
     ScoreContract,
+    Unevenness,
     Voi,
 )
 from meddaemon.domain.errors import InvalidConfiguration
@@ -146,6 +148,7 @@ def test_every_new_key_reaches_the_domain(tmp_path: Path) -> None:
 voi = "window"
 [inputs.limits]
 modalities = ["CT", "PT"]
+attributes = { BodyPartExamined = ["HEAD", "BRAIN"] }
 spacing_mm = { min = 0.5, max = 3 }
 extent_mm = { min = 100 }
 planes = { max = 500 }
@@ -170,6 +173,7 @@ nested = { deep = [true, "x", 0.5] }
     assert (only.kind, only.voi, only.unit) == (InputKind.PICTURES, Voi.WINDOW, "")
     assert only.limits == InputLimits(
         modalities=("CT", "PT"),
+        attributes={"BodyPartExamined": ("HEAD", "BRAIN")},
         spacing_mm=Range(minimum=0.5, maximum=3),
         extent_mm=Range(minimum=100),
         planes=Range(maximum=500),
@@ -190,6 +194,13 @@ def test_several_series_are_channels_of_one_key(tmp_path: Path) -> None:
     assert _problems(tmp_path, text.replace('name = "CT"', 'name = "MR"')) == [
         "14: inputs[1].name: 'MR' stands there already in inputs[0]"
     ]
+
+
+def test_a_volume_may_be_straightened_and_in_suv(tmp_path: Path) -> None:
+    more = 'key = "image"\ngeometry = { tilt = "resample", irregular = "resample" }\nunit = "SUVbw"'
+    (only,) = _load(tmp_path, SEGMENTATION.replace('key = "image"', more)).inputs
+    assert only.geometry == GeometryPolicy(tilt=Unevenness.RESAMPLE, irregular=Unevenness.RESAMPLE)
+    assert only.unit == "SUVbw"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +227,7 @@ def test_several_series_are_channels_of_one_key(tmp_path: Path) -> None:
         (CLASSIFICATION, '"Pneumothorax"', '"Nodule"', "14: classes[0].finding.meaning: SCT 36118008 means"),
         (CLASSIFICATION, '"36118008", scheme = "SCT"', '"999999", scheme = "DCM"', "DCM 999999 is not in PS3.16"),
         (CLASSIFICATION, 'scheme = "SCT"', 'scheme = "SNOMED"', "'SNOMED' is not a known Coding Scheme Designator"),
-        (CLASSIFICATION, 'key = "image"', 'key = "image"\nunit = "SUVbw"', "inputs[0].unit: SUVbw is not computed yet"),
+        (CLASSIFICATION, 'key = "image"', 'key = "image"\nunit = "SUVbw"', "inputs[0].unit: is of volumes and slices"),
         (CLASSIFICATION, 'key = "image"', 'key = "image"\nvoi = "widow"', "9: inputs[0].voi: should be 'none' or"),
         (CLASSIFICATION, '"nobody"', '"nobody"\nframe = "ras"', "5: frame: is that of boxes and landmarks"),
         (CLASSIFICATION, '"nobody"', '"nobody"\nmemory_bytes = 0', "5: memory_bytes: should be greater than 0"),
@@ -242,16 +253,28 @@ def test_several_series_are_channels_of_one_key(tmp_path: Path) -> None:
             "inputs[0].extra.since: must",
         ),
         (
-            DETECTION,
+            CLASSIFICATION,
             'key = "image"',
             'key = "image"\ngeometry = { tilt = "resample" }',
-            "9: inputs[0].geometry: resampling is not carried out yet",
+            "9: inputs[0].geometry: is of volumes, not of kind 'pictures'",
         ),
         (
             DETECTION,
             'key = "image"',
             'key = "image"\ngeometry = { tilt = "maybe" }',
             "should be 'refuse' or 'resample'",
+        ),
+        (
+            DETECTION,
+            'key = "image"',
+            'key = "image"\nlimits = { attributes = { BodyPart = ["HEAD"] } }',
+            "9: inputs[0].limits.attributes.BodyPart: 'BodyPart' is no DICOM keyword",
+        ),
+        (
+            DETECTION,
+            'key = "image"',
+            'key = "image"\nlimits = { attributes = { instances = ["5"] } }',
+            "'instances' is no DICOM keyword",
         ),
         (REGRESSION, '"UCUM"', '"SCT"', "scores[0].unit.scheme: units are of UCUM"),
         (REGRESSION, "max = 120", "max = -1", "scores[0].plausible: min 0 is greater than max -1"),

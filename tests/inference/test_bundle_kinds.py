@@ -101,6 +101,15 @@ def test_one_hot_channels_and_logits_are_labels(ramp: Volume, tmp_path: Path) ->
         assert np.array_equal(prediction.labels, ramp.voxels > 50), name
 
 
+def test_the_probability_of_the_one_segment_is_cut_at_a_half(ramp: Volume, tmp_path: Path) -> None:
+    content = config(**levels(50.1), postprocessing=steps(SIGMOID, INVERT))
+    labels = load(tmp_path / "a", content, scripts={"net": LEVELS}, segments=(3,)).predict({"image": ramp}).labels
+    assert np.array_equal(labels, (ramp.voxels > 50) * 3)
+    undeclared = load(tmp_path / "b", content, scripts={"net": LEVELS})
+    with pytest.raises(ModelFailed, match="not labels"):
+        undeclared.predict({"image": ramp})
+
+
 def test_channels_that_the_contract_does_not_explain_are_refused(ramp: Volume, tmp_path: Path) -> None:
     for name, after, segments in (
         ("nothing said", [SIGMOID], ()),
@@ -376,6 +385,23 @@ def to_world(pred, image, sign):
         sys.path.remove(str((tmp_path / frame / "b").resolve()))
 
 
+def test_flat_boxes_lie_in_their_slice_or_on_their_picture(two_objects: Volume, tmp_path: Path) -> None:
+    content = detection(False, postprocessing=steps())
+    content["preprocessing"] = steps(LOAD, CHANNEL, {"_target_": "Flipd", "keys": "image", "spatial_axis": 0})
+    agreed = {"scripts": {"net": DETECTOR}, "kind": ModelKind.DETECTION, "frame": BoxFrame.VOXEL}
+    feeds = (Feed(name="image", key="image", kind=InputKind.SLICES),)
+    boxes = load(tmp_path / "a", content, feeds=feeds, **agreed).predict({"image": two_objects}).boxes
+    assert [box.low[0] for box in boxes] == [1.5, 2.5, 3.5, 6.5]
+    assert boxes[-1].low == pytest.approx((6.5, 9.5, 10.5), abs=1e-4)
+    assert boxes[-1].high == pytest.approx((7.5, 10.5, 13.5), abs=1e-4)
+    feeds = (Feed(name="image", key="image", kind=InputKind.PICTURES),)
+    loaded = load(tmp_path / "b", content, feeds=feeds, **agreed)
+    (box, other) = loaded.predict({"image": pictures(two_objects.voxels[[0, 2, 7]])}).boxes
+    assert (box.source, other.source) == (("1.2.6.1", 1), ("1.2.6.2", 1))
+    assert box.low == pytest.approx((2.5, 0.5), abs=1e-4)
+    assert box.high == pytest.approx((8.5, 3.5), abs=1e-4)
+
+
 BRIGHTEST = """
 import torch
 
@@ -475,12 +501,16 @@ def test_the_terms_cross_to_the_child_unchanged() -> None:
 def test_the_own_evaluator_and_the_direct_way_agree(tmp_path: Path) -> None:
     volume = phantom(rotation(8))
     results = []
-    for way in ("direct", "evaluator"):
+    for way in ("direct", "evaluator"):  # twice each: nothing of one study stays for the next
         evaluator = {**EVALUATOR, **({"_requires_": "@device"} if way == "evaluator" else {})}
         content = config(checkpointloader=LOADER, evaluator=evaluator)
         loaded = load(tmp_path / way, content, network=above_50(), segments=(1,))
         assert loaded.provenance["mode"] == way
         results.append(loaded.predict({"image": volume}).labels)
-        assert np.array_equal(loaded.predict({"image": volume}).labels, results[-1])
+        prepared = loaded.prepare({"image": volume})
+        loaded.predict({"image": make_volume(volume.voxels[::-1])})
+        again = loaded.infer(prepared)
+        assert np.array_equal(again.labels, results[-1])
+        assert set(again.seconds) == {"preprocess", "infer", "postprocess"}
     assert np.array_equal(*results)
     assert results[0].any()

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,6 +117,13 @@ WRITTEN: dict[str, dict[str, Any]] = {
         checkpointloader=LOADER,
         initialize=["$monai.utils.set_determinism(seed=123)", "$import json", "$setattr(torch, 'tiny_was_here', 1)"],
     ),
+    "a loader in an expression": config(
+        checkpointloader=LOADER,
+        preprocessing=steps("$monai.transforms.LoadImaged(['image'], 'ITKReader', ensure_channel_first=True)", RAS),
+    ),
+    "a loader in its own code": config(
+        checkpointloader=LOADER, preprocessing={"_target_": "scripts.net.preprocessing", "key": "image"}
+    ),
     "no postprocessing": config(checkpointloader=LOADER, postprocessing=None),
     "a network_def only": config(
         network=None, checkpointloader={**LOADER, "load_dict": {"model": "@network_def"}}, evaluator=None
@@ -123,9 +131,17 @@ WRITTEN: dict[str, dict[str, Any]] = {
 }
 
 
+OWN_CODE = """
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+
+def preprocessing(key):
+    return Compose([LoadImaged(keys=key, reader="ITKReader"), EnsureChannelFirstd(keys=key)])
+"""
+
+
 @pytest.mark.parametrize("way", WRITTEN)
 def test_a_bundle_runs_however_it_is_written(way: str, tmp_path: Path) -> None:
-    folder = write_bundle(tmp_path / "b", WRITTEN[way], weights=saved)
+    folder = write_bundle(tmp_path / "b", WRITTEN[way], weights=saved, scripts={"net": OWN_CODE})
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     runs(folder, tmp_path / "scratch")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
@@ -239,7 +255,7 @@ def test_what_cannot_run_here_says_why(content: dict[str, Any], message: str, tm
 def test_nothing_is_held_against_what_runs(tmp_path: Path) -> None:
     for way, content in WRITTEN.items():
         if "no.such" not in json.dumps(content):
-            assert obstacles(read_bundle(write_bundle(tmp_path / way, content))) == [], way
+            assert obstacles(read_bundle(write_bundle(tmp_path / way, content, scripts={"net": OWN_CODE}))) == [], way
 
 
 # --- shims ----------------------------------------------------------------------------------------------------------
@@ -345,3 +361,18 @@ def test_networks_of_every_family_compute_what_their_state_says(name: str, tmp_p
         expected = network(torch.from_numpy(voxels.transpose().copy()).float()[None, None])[0].argmax(0).numpy()
     assert np.array_equal(loaded.predict({"image": make_volume(voxels)}).labels, expected.transpose())
     assert ("shims" in loaded.provenance) == (name == "SwinUNETR")
+
+
+def test_a_bundle_is_judged_without_torch(tmp_path: Path) -> None:
+    """`models add` and the worker ask what a bundle is; only the model's process may load torch for it."""
+    folder = write_bundle(tmp_path / "b", config(checkpointloader=LOADER))
+    asked = f"""
+import sys
+from pathlib import Path
+from meddaemon.inference.bundles.kinds import obstacles
+from meddaemon.inference.bundles.reading import read_bundle
+from meddaemon.inference.bundles.terms import Terms
+print(obstacles(read_bundle(Path({str(folder)!r}))), "torch" in sys.modules, "monai" in sys.modules)
+"""
+    said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True, timeout=60)
+    assert said.stdout.strip() == "[] False False"

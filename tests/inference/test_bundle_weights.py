@@ -109,6 +109,9 @@ def test_the_provenance_says_where_weights_came_from(tmp_path: Path) -> None:
     loaded = session.load(write_bundle(tmp_path / "b", content, weights=weights), scratch=tmp_path)
     assert loaded.provenance["weights_from"] == "model.pt by handlers::1"
     assert "shims" not in loaded.provenance
+    content, weights = WAYS["TorchScript by expression"]
+    loaded = session.load(write_bundle(tmp_path / "script", content, weights=weights), scratch=tmp_path)
+    assert loaded.provenance["weights_from"] == "model.ts"
     content, weights = WAYS["NumPy beside them"]
     loaded = session.load(write_bundle(tmp_path / "c", content, weights=weights), scratch=tmp_path)
     assert loaded.provenance["shims"] == "numpy_in_checkpoint"
@@ -186,6 +189,26 @@ def test_weights_of_the_contract_replace_those_of_a_checkpoint_loader(tmp_path: 
         session.load(folder, scratch=tmp_path, weights=[given, tmp_path / "elsewhere/other.pt"])
     with pytest.raises(ModelFailed, match=r"no entry 'weights'.*0 checkpoint loaders"):
         session.load(write_bundle(tmp_path / "c", config()), scratch=tmp_path, weights=[given])
+
+
+def test_left_over_layers_of_what_a_network_was_built_from_are_not_missed(tmp_path: Path) -> None:
+    """A detector takes the first layers of a whole classifier; nothing runs through the rest of that."""
+    inner = {"_target_": "torch.nn.Conv3d", "in_channels": 1, "out_channels": 2, "kernel_size": 1}
+    rest = {"_target_": "torch.nn.Linear", "in_features": 3, "out_features": 4}
+    content = config(
+        backbone="$torch.nn.Sequential(@first, @rest)",
+        first=inner,
+        rest=rest,
+        network_def="$@backbone[0]",
+        checkpointloader=LOADER,
+    )
+    volume = phantom()
+    with pytest.raises(ModelFailed, match=r"2 of 4 parameters would be random.*weight, bias"):
+        session.load(write_bundle(tmp_path / "b", content, weights=saved), scratch=tmp_path)
+    del content["rest"]
+    content["backbone"] = "$torch.nn.Sequential(@first, torch.nn.Linear(3, 4))"
+    loaded = session.load(write_bundle(tmp_path / "c", content, weights=saved), scratch=tmp_path)
+    assert np.array_equal(loaded.predict({"image": volume}).labels, volume.voxels > 50)
 
 
 def test_batch_statistics_count_as_weights(tmp_path: Path) -> None:

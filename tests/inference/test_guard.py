@@ -69,6 +69,7 @@ def test_what_is_within_its_limits_is_taken(value: Volume, limits: dict[str, Any
     assert check_input(value, limited(**limits)) == []
 
 
+HEADER = {"Modality": ("MR",), "BodyPartExamined": ("HEAD",), "ScanningSequence": ("SE", "IR")}
 BEYOND = [
     (volume(), {"spacing_mm": between(1, 4)}, "spacing 5 × 3 × 2 mm; the model takes 1 to 4 mm"),
     (volume(), {"extent_mm": between(low=60)}, "extent 50 × 60 × 60 mm; the model takes at least 60 mm"),
@@ -76,7 +77,10 @@ BEYOND = [
     (volume(), {"planes": between(high=9)}, "planes 10; the model takes at most 9"),
     (volume(), {"intensity": between(-1000, 50)}, "intensity 0.99 to 98.01; the model takes -1000 to 50"),
     (volume(), {"intensity": between(10, 500)}, "intensity 0.99 to 98.01; the model takes 10 to 500"),
-    (volume(), {"modalities": ("CT", "PT")}, "modality MR; the model takes CT, PT"),
+    (volume(), {"modalities": ("CT", "PT")}, "Modality MR; the model takes CT, PT"),
+    (volume(), {"attributes": {"BodyPartExamined": ("CHEST",)}}, "BodyPartExamined HEAD; the model takes CHEST"),
+    (volume(), {"attributes": {"ScanningSequence": ("GR",)}}, "ScanningSequence SE/IR; the model takes GR"),
+    (volume(), {"attributes": {"SequenceName": ("x",)}}, "SequenceName (none); the model takes x"),
     (pictures(spacing_mm=(0.1, 0.2)), {"spacing_mm": between(high=0.1)}, "spacing 0.1 × 0.2 mm; the model takes"),
     (pictures(), {"spacing_mm": between(high=1)}, "its spacing is not known; the model takes at most 1 mm"),
     (pictures(), {"extent_mm": between(high=1)}, "its extent is not known; the model takes at most 1 mm"),
@@ -86,7 +90,9 @@ BEYOND = [
 
 @pytest.mark.parametrize(("value", "limits", "said"), BEYOND)
 def test_what_is_beyond_its_limits_is_told_with_the_numbers(value: Volume, limits: dict[str, Any], said: str) -> None:
-    (problem,) = check_input(value, limited(**limits), modality="MR")
+    (problem,) = check_input(
+        value, limited(**limits), {"Modality": ("MR",), "BodyPartExamined": ("HEAD",), "ScanningSequence": ("SE", "IR")}
+    )
     assert problem.startswith(f"input image: {said}")
 
 
@@ -102,6 +108,11 @@ def test_limits_hold_what_lies_between_them(value: float, one: float, other: flo
 @pytest.mark.parametrize("limits", [between(), between(0), between(high=0), between(-1, 1)])
 def test_limits_do_not_hold_what_is_no_number(value: float, limits: Range) -> None:
     assert not limits.holds(value)
+
+
+def test_one_of_the_values_that_the_header_names_is_enough() -> None:
+    limits = limited(modalities=("MR",), attributes={"ScanningSequence": ("ir", "GR")})
+    assert check_input(volume(), limits, {"Modality": ("MR",), "ScanningSequence": ("SE", "IR")}) == []
 
 
 def test_a_few_pixels_of_metal_say_nothing_about_the_intensity() -> None:

@@ -9,7 +9,17 @@ import pytest
 from pydicom import dcmread
 
 from meddaemon.domain.conditions import ALWAYS
-from meddaemon.domain.contract import InputContract, InputKind, InputLimits, ModelContract, ModelKind, Range, Voi
+from meddaemon.domain.contract import (
+    GeometryPolicy,
+    InputContract,
+    InputKind,
+    InputLimits,
+    ModelContract,
+    ModelKind,
+    Range,
+    Unevenness,
+    Voi,
+)
 from meddaemon.domain.errors import ContradictoryIdentity, InputRefused, NotEvaluable, UndecodablePixels
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.volume import Volume
@@ -55,7 +65,14 @@ def test_what_the_reading_process_is_told_comes_back_as_it_was() -> None:
     asked = wanted(
         kind=InputKind.PICTURES,
         voi=Voi.WINDOW,
-        limits=InputLimits(modalities=("CR", "DX"), planes=Range(minimum=2), intensity=Range(minimum=-1, maximum=1)),
+        unit="SUVbw",
+        geometry=GeometryPolicy(tilt=Unevenness.RESAMPLE),
+        limits=InputLimits(
+            modalities=("CR", "DX"),
+            attributes={"BodyPartExamined": ("CHEST",)},
+            planes=Range(minimum=2),
+            intensity=Range(minimum=-1, maximum=1),
+        ),
     )
     assert input_from_message(input_as_message(asked)) == asked
 
@@ -66,6 +83,21 @@ def test_volumes_and_slices_are_volumes(loader: Loader, tmp_path: Path, kind: In
     value = loaded(loader, wanted(kind=kind), files=files)["image"]
     assert isinstance(value, Volume)
     assert value.voxels.shape[0] == 4
+
+
+@pytest.mark.shared
+def test_a_tilted_series_is_read_only_where_the_contract_takes_it(loader: Loader, shared_dicom: Path) -> None:
+    files = {"image": sorted((shared_dicom / "series/ct_phantom_tilt_m18_5").glob("*"))}
+    with pytest.raises(InputRefused) as refused:
+        loaded(loader, wanted(), files=files)
+    assert refused.value.reason == "tilt"
+    policy = GeometryPolicy(tilt=Unevenness.RESAMPLE)
+    value = loaded(loader, wanted(geometry=policy), files=files)["image"]
+    assert isinstance(value, Volume)
+    first = {dcmread(path, stop_before_pixels=True).SOPInstanceUID: path for path in files["image"]}
+    for plane, uid in enumerate(value.geometry.sop_instance_uids):
+        said = dcmread(first[uid], stop_before_pixels=True).ImagePositionPatient
+        assert value.geometry.positions[plane] == pytest.approx(said, abs=1e-3)
 
 
 @pytest.mark.shared
@@ -131,7 +163,7 @@ def test_what_is_beyond_the_limits_is_not_evaluable_with_all_the_numbers(loader:
     with pytest.raises(NotEvaluable) as refused:
         loaded(loader, wanted(limits=limits), files=files)
     assert str(refused.value) == (
-        "beyond_limits: input image: modality MR; the model takes CT; "
+        "beyond_limits: input image: Modality MR; the model takes CT; "
         "input image: spacing 2 × 1.5 × 1.25 mm; the model takes at most 1.3 mm; "
         "input image: planes 4; the model takes at least 20"
     )

@@ -3,73 +3,28 @@
 from pathlib import Path
 from typing import Any
 
-import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.encaps import encapsulate
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, convert_color_space
 from pydicom.uid import (
-    DigitalXRayImageStorageForPresentation,
-    ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLSLossless,
     RLELossless,
 )
 
+import imagecodecs
 from meddaemon.domain.contract import Voi
 from meddaemon.domain.errors import ContradictoryIdentity, InputRefused
 from meddaemon.inference.pictures import Lookup, Window, read
+from tests.other_objects import image
 
 REAL = ["cxr/PatientA.dcm", "cxr/RG1_J2KI.dcm", "other/MG_OutOfBoundsOverlay.dcm", "other/XA1_J2KR.dcm"]
 REAL_COLOUR = ["cxr/ex-covid_rgb_sc.dcm", "other/US1_J2KR.dcm"]
 RAMP = np.arange(12, dtype=np.uint16).reshape(3, 4) * 100
-
-
-def image(
-    folder: Path, pixels: np.ndarray, *, name: str = "1", content: bytes | None = None, **attributes: Any
-) -> Path:
-    """Write an image of pixels [row, column], [frame, row, column] or [row, column, 3]; None removes an attribute."""
-    syntax = attributes.pop("syntax", ExplicitVRLittleEndian)
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = syntax
-    meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
-    meta.MediaStorageSOPInstanceUID = f"1.2.3.{name}"
-    path = folder / f"{name}.dcm"
-    dataset = FileDataset(path, {}, b"\0" * 128, meta, is_implicit_VR=False, is_little_endian=True)
-    colour = pixels.shape[-1] == 3 and pixels.ndim > 2
-    bits = 8 * pixels.dtype.itemsize
-    said: dict[str, Any] = {
-        "SOPClassUID": DigitalXRayImageStorageForPresentation,
-        "SOPInstanceUID": f"1.2.3.{name}",
-        "StudyInstanceUID": "1.2.4",
-        "SeriesInstanceUID": "1.2.5",
-        "PatientID": "NOBODY",
-        "InstanceNumber": name,
-        "SamplesPerPixel": 3 if colour else 1,
-        "PhotometricInterpretation": "RGB" if colour else "MONOCHROME2",
-        "BitsAllocated": bits,
-        "BitsStored": bits,
-        "HighBit": bits - 1,
-        "PixelRepresentation": int(pixels.dtype.kind == "i"),
-        **({"PlanarConfiguration": 0} if colour else {}),
-    }
-    frames = pixels if pixels.ndim > 2 and not colour else pixels[np.newaxis]
-    said |= {"Rows": frames.shape[1], "Columns": frames.shape[2], "NumberOfFrames": len(frames)}
-    for keyword, value in {**said, **attributes}.items():
-        if value is not None:
-            setattr(dataset, keyword, value)
-    if content is None:
-        dataset.add_new("PixelData", "OW", pixels.tobytes() + b"\0" * (pixels.nbytes % 2))
-    else:
-        dataset.add_new("PixelData", "OB", encapsulate([content]))
-        dataset["PixelData"].is_undefined_length = True
-    dataset.save_as(path, enforce_file_format=True)
-    return path
 
 
 # --- real files --------------------------------------------------------------------------------------------------
@@ -215,6 +170,7 @@ def test_each_frame_has_the_rescale_and_the_window_of_its_own(tmp_path: Path) ->
     assert read([path], voi=Voi.WINDOW).frames[:, 0, 0] == pytest.approx([0.25, 0.25])
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # of pydicom
 @settings(deadline=None, max_examples=60)
 @given(
     centre=st.floats(-2000, 2000),

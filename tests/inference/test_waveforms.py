@@ -6,61 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, TwelveLeadECGWaveformStorage
+from pydicom.uid import ExplicitVRBigEndian
 from pydicom.waveforms import multiplex_array
 
 from meddaemon.domain.errors import InputRefused
 from meddaemon.inference.waveforms import LEADS, read
-
-NUMBERS = {"I": 1, "II": 2, "III": 61, "aVR": 62, "aVL": 63, "aVF": 64, **{f"V{n}": n + 2 for n in range(1, 7)}}
-
-
-def channel(lead: str, *, unit: str = "uV", scheme: str = "SCPECG", **attributes: object) -> Dataset:
-    definition, source, units = Dataset(), Dataset(), Dataset()
-    source.CodeValue = f"5.6.3-9-{NUMBERS[lead]}" if scheme == "SCPECG" else f"2:{NUMBERS[lead]}"
-    source.CodingSchemeDesignator, source.CodeMeaning = scheme, f"Lead {lead}"
-    units.CodeValue, units.CodingSchemeDesignator, units.CodeMeaning = unit, "UCUM", unit
-    definition.ChannelSourceSequence = [source]
-    definition.ChannelSensitivityUnitsSequence = [units]
-    for keyword, value in {"ChannelSensitivity": 1, **attributes}.items():
-        setattr(definition, keyword, value)
-    return definition
-
-
-def group(samples: np.ndarray, channels: list[Dataset], **attributes: object) -> Dataset:
-    """A multiplex group of samples [channel, sample]."""
-    item = Dataset()
-    item.WaveformOriginality = "ORIGINAL"
-    item.NumberOfWaveformChannels, item.NumberOfWaveformSamples = samples.shape
-    item.SamplingFrequency = 500
-    item.WaveformBitsAllocated = 8 * samples.dtype.itemsize
-    item.WaveformSampleInterpretation = {"i1": "SB", "u1": "UB", "i2": "SS", "u2": "US", "i4": "SL", "u4": "UL"}[
-        samples.dtype.str[1:]
-    ]
-    item.ChannelDefinitionSequence = channels
-    item.add_new("WaveformData", "OB" if samples.dtype.itemsize == 1 else "OW", samples.T.tobytes())
-    for keyword, value in attributes.items():
-        if value is None:
-            delattr(item, keyword)
-        else:
-            setattr(item, keyword, value)
-    return item
-
-
-def recording(folder: Path, *groups: Dataset, syntax: str = ExplicitVRLittleEndian) -> Path:
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = syntax
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = TwelveLeadECGWaveformStorage, "1.2.3"
-    little = syntax != ExplicitVRBigEndian
-    dataset = FileDataset(folder / "ecg.dcm", {}, b"\0" * 128, meta, is_implicit_VR=False, is_little_endian=little)
-    dataset.SOPClassUID, dataset.SOPInstanceUID = TwelveLeadECGWaveformStorage, "1.2.3"
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID, dataset.PatientID = "1.2.4", "1.2.5", "NOBODY"
-    if groups:
-        dataset.WaveformSequence = list(groups)
-    dataset.save_as(folder / "ecg.dcm", enforce_file_format=True)
-    return folder / "ecg.dcm"
-
+from tests.other_objects import channel, group, recording
 
 RAMP = np.arange(8, dtype=np.int16).reshape(2, 4) - 3
 

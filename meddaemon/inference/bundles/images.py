@@ -3,14 +3,16 @@
 Only for the model child.
 """
 
-from collections.abc import Hashable, Mapping, Sequence
+import sys
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import EnsureChannelFirst, MapTransform, SpatialResample, Transform
+from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged, MapTransform, SpatialResample, Transform
 from monai.utils import MetaKeys, SpaceKeys, convert_data_type
 from monai.utils.type_conversion import get_equivalent_dtype
 from numpy.typing import NDArray
@@ -42,17 +44,21 @@ class Grid:
 class TakeImaged(MapTransform):  # type: ignore[misc]
     """Stands where the bundle has `LoadImaged`: the image of each key is there already, in the layout of a reader.
 
-    A key that the inputs do not fill is left alone: bundles load labels that they need for training only.
+    A key that the inputs do not fill is left alone: bundles load labels that they need for training only. Arguments
+    are those of MONAI's, of which readers and their settings count for nothing.
     """
 
     def __init__(
         self,
         keys: Sequence[str] | str,
-        ensure_channel_first: bool = False,
-        image_only: bool = True,
+        reader: object = None,
+        dtype: Any = np.float32,
         meta_keys: Sequence[str] | str | None = None,
         meta_key_postfix: str = "meta_dict",
-        dtype: Any = np.float32,
+        overwriting: bool = False,
+        image_only: bool = True,
+        ensure_channel_first: bool = False,
+        **_of_the_reader: object,
     ) -> None:
         super().__init__(keys, allow_missing_keys=True)
         self.take = TakeImage(ensure_channel_first=ensure_channel_first, dtype=dtype)
@@ -76,7 +82,14 @@ class TakeImaged(MapTransform):  # type: ignore[misc]
 class TakeImage(Transform):  # type: ignore[misc]
     """Stands where the bundle has `LoadImage`."""
 
-    def __init__(self, ensure_channel_first: bool = False, image_only: bool = True, dtype: Any = np.float32) -> None:
+    def __init__(
+        self,
+        reader: object = None,
+        image_only: bool = True,
+        dtype: Any = np.float32,
+        ensure_channel_first: bool = False,
+        **_of_the_reader: object,
+    ) -> None:
         self.ensure_channel_first = ensure_channel_first
         self.image_only = image_only
         self.dtype = dtype
@@ -87,6 +100,26 @@ class TakeImage(Transform):  # type: ignore[misc]
             dtype = get_equivalent_dtype(self.dtype, torch.Tensor)
             image = convert_data_type(image, MetaTensor, dtype=dtype)[0]
         return EnsureChannelFirst()(image) if self.ensure_channel_first else image
+
+
+@contextmanager
+def loaders_replaced() -> Iterator[None]:
+    """Have `LoadImage` and `LoadImaged` of MONAI be ours inside, for bundles that make them in code of their own."""
+    ours = {LoadImage: TakeImage, LoadImaged: TakeImaged}
+    found = [
+        (module, name, value)
+        for title, module in list(sys.modules.items())
+        if title.partition(".")[0] == "monai"
+        for name, value in list(vars(module).items())
+        if isinstance(value, type) and value in ours
+    ]
+    for module, name, value in found:
+        setattr(module, name, ours[value])
+    try:
+        yield
+    finally:
+        for module, name, value in found:
+            setattr(module, name, value)
 
 
 def as_image(volume: Volume, *, channel_first: bool = False) -> MetaTensor:

@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from meddaemon.inference.bundles.edges import LOADER, SAVER
-from meddaemon.inference.bundles.reading import Reading, components, target, texts
+from meddaemon.inference.bundles.reading import Reading, code, components, target, texts
 
 WHOLE_SLIDE = re.compile(r"WSIReader|\w*WSI\w*")
+_LOADS = re.compile(r"\bLoadImage(d|D|Dict)?\b")
 PACKAGES: Mapping[str, str] = {
     # What MONAI asks for when a part of this name is made: import name -> pattern.
     "einops": r"SwinUNETR|UNETR|ViT\w*|UNesT|CrossAttention\w*|PatchEmbeddingBlock",
@@ -37,7 +38,7 @@ def obstacles(reading: Reading) -> list[str]:
         "WSIReader" in text for text in texts(reading.config)
     ):
         return ["the bundle works on whole-slide images, which are no DICOM series here"]
-    if not any(LOADER.fullmatch(target(part)) for part in parts):
+    if not any(LOADER.fullmatch(target(part)) for part in parts) and not any(map(_LOADS.search, code(reading))):
         return ["the bundle takes no image: there is no LoadImage in its configuration"]
     return [f"the bundle needs the package {NAMES.get(name, name)}" for name in sorted(set(_missing(reading, parts)))]
 

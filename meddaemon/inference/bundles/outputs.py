@@ -38,13 +38,17 @@ class Drawn:
 def drawn(prediction: object, grid: Grid, segments: Sequence[int] = (), *, seen: Grid | None = None) -> Drawn:
     """Return a prediction as it lies on `grid`, that of the source. `seen` is that of the image the network saw.
 
-    One channel is a map of labels. Several are one class each, background first, where there is one more than the
-    highest label of `segments` and they exclude each other, and else one segment each. A prediction on the grid of
-    the network's image, of a bundle that does not invert what it did, is resampled by its affine: labels to the
-    nearest voxel, probabilities linearly. Raises `ModelFailed` for a prediction that does not know where it lies or
-    lies on any third grid, for several channels that the contract does not explain, and for values that are neither
-    labels nor probabilities.
+    One channel is a map of labels, or the probability of the one segment that there is. Several are one class each,
+    background first, where there is one more than the highest label of `segments` and they exclude each other, and
+    else one segment each. A prediction on the grid of the network's image, of a bundle that does not invert what it
+    did, is resampled by its affine: labels to the nearest voxel, probabilities linearly. Raises `ModelFailed` for a
+    prediction that does not know where it lies or lies on any third grid, for several channels that the contract
+    does not explain, and for values that are neither labels nor probabilities.
     """
+    unplaced = isinstance(prediction, torch.Tensor | np.ndarray) and not isinstance(prediction, MetaTensor)
+    # Where nothing was moved, there is one place for it; after any move it could be meant before or after.
+    if unplaced and seen is not None and seen.lies_as(grid):
+        prediction = MetaTensor(torch.as_tensor(prediction), affine=torch.from_numpy(_padded(grid.affine)))
     if not isinstance(prediction, MetaTensor):
         raise ModelFailed(f"the prediction is a {type(prediction).__name__} that does not know where it lies")
     image = prediction if prediction.ndim > len(grid.shape) else prediction.unsqueeze(0)
@@ -56,11 +60,13 @@ def drawn(prediction: object, grid: Grid, segments: Sequence[int] = (), *, seen:
         doubts = (f"the prediction holds {count} values that are not finite",)
         image = torch.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
     channels = image.shape[0]
-    if channels == 1:
-        values = _on(image, grid, seen)[0]
-        return Drawn(labels=_labels(values.numpy()), doubts=doubts)
     lowest, highest = float(image.min()), float(image.max())
     probable = lowest >= 0 and highest <= 1
+    if channels == 1:
+        values = _on(image, grid, seen)[0]
+        if probable and len(segments) == 1 and not _whole(image):
+            values = (values >= THRESHOLD) * segments[0]
+        return Drawn(labels=_labels(values.numpy()), doubts=doubts)
     if segments and channels == max(segments) + 1 and not (probable and _overlapping(image)):
         values = _on(image, grid, seen)
         return Drawn(labels=_labels(values.argmax(dim=0).numpy()), doubts=doubts)
@@ -187,6 +193,14 @@ def _on(image: MetaTensor, grid: Grid, seen: Grid | None) -> torch.Tensor:
             f" is {found.shape}, that of the source {grid.shape}, and its affine is {off:.4g} mm off"
         )
     return resampled(image, grid, nearest=_whole(image)).cpu()
+
+
+def _padded(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return an affine of any dimension as one of three, which `MetaTensor` keeps."""
+    kept = [*range(len(affine) - 1), 3]
+    padded = np.eye(4)
+    padded[np.ix_(kept, kept)] = affine
+    return padded
 
 
 def _whole(image: MetaTensor) -> bool:

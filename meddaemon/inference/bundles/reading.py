@@ -18,6 +18,8 @@ NAMES = ("inference.json", "inference.yaml", "inference.yml")
 METADATA = CONFIGS / "metadata.json"
 MAXIMUM_BYTES = 2**24
 """No configuration file is larger; data lists of thousands of files are not."""
+MAXIMUM_CODE_BYTES = 2**20
+"""No file of code that anyone wrote is larger."""
 
 
 class Metadata(BaseModel):
@@ -100,6 +102,13 @@ def texts(config: object) -> Iterator[str]:
     elif isinstance(config, list):
         for value in config:
             yield from texts(value)
+
+
+def code(reading: Reading) -> list[str]:
+    """Return the expressions of the configuration and the text of the bundle's own code."""
+    files = sorted((reading.root / "scripts").rglob("*.py"))
+    small = (file for file in files if file.is_file() and file.stat().st_size <= MAXIMUM_CODE_BYTES)
+    return [*texts(reading.config), *(file.read_text(encoding="utf-8", errors="replace") for file in small)]
 
 
 def look_up(config: object, reference: object) -> object:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,10 @@ from meddaemon.inference.bundles.weights import (
     is_torchscript,
     refuse_unfilled,
 )
+from meddaemon.inference.regrid import Straightened, is_straight
 
-# Of `initialize`, what runs or sets seeds is ours.
-_OURS = ("@evaluator", "@trainer", "set_determinism")
+# Of `initialize`, what runs, sets seeds or is there for savers is ours.
+_OURS = ("@evaluator", "@trainer", "set_determinism", "register_writer")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +56,13 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """Inputs that are preprocessed, ready for the network."""
+    """Inputs that are preprocessed, ready for the network.
+
+    `straightened` is how the first input, a stack that is no box of voxels, was made one: what is found returns by it.
+    """
 
     first: Source
+    straightened: Straightened | None
     items: tuple[Item, ...]
     seconds: Mapping[str, float]
 
@@ -93,13 +99,21 @@ class Session:
         """Preprocess the inputs; may run while another result is inferred, in a thread of its own."""
         seconds: dict[str, float] = {}
         feeds = self.terms.feeds or tuple(Feed(name=name, key=name) for name in inputs)
-        first = inputs[feeds[0].name]
         with torch.no_grad(), _timed("preprocess", seconds):
+            straightened = {
+                feed.name: Straightened(volume.geometry)
+                for feed in feeds
+                if feed.kind is InputKind.VOLUME
+                and isinstance(volume := inputs[feed.name], Volume)
+                and not is_straight(volume.geometry)
+            }
+            straight = {name: _straight(source, straightened.get(name)) for name, source in inputs.items()}
             items = tuple(
                 replace(item, data=apply_transform(self.preprocessing, item.data))
-                for item in self._items(feeds, inputs)
+                for item in self._items(feeds, straight)
             )
-        return Prepared(first=first, items=items, seconds=seconds)
+        first = feeds[0].name
+        return Prepared(first=inputs[first], straightened=straightened.get(first), items=items, seconds=seconds)
 
     def infer(self, prepared: Prepared) -> Prediction:
         """Run the network on prepared inputs, and return what it finds on the grid of the first input."""
@@ -109,6 +123,8 @@ class Session:
             found = [(item, self._run(item, seconds)) for item in prepared.items]
             started = time.perf_counter()
             prediction = self._prediction(prepared.first, found)
+            if prepared.straightened is not None:
+                prediction = _returned(prediction, prepared.straightened)
         seconds["postprocess"] += time.perf_counter() - started
         return replace(prediction, seconds={**prepared.seconds, **seconds})
 
@@ -245,10 +261,11 @@ def load(
     parser = ConfigParser(reading.config)
     parser.read_meta(reading.metadata.model_dump(exclude_unset=True))
     witness = Witness()
-    with witness.watching(), torch.no_grad():
+    with witness.watching(), images.loaders_replaced(), torch.no_grad():
         session, loaded = _built(parser, found, reading.root, terms, chosen)
         modules = [each for each in parser.ref_resolver.resolved_content.values() if isinstance(each, torch.nn.Module)]
-        unfilled, count = witness.unfilled([*modules, session.network])
+        network = session.network if isinstance(session.network, torch.nn.Module) else None
+        unfilled, count = witness.unfilled(network, modules)
         looked_for = [*(f"the checkpoint loader {at}" for at in found.checkpoints), *CONVENTION]
         refuse_unfilled(unfilled, count, looked_for)
     provenance = {
@@ -258,7 +275,7 @@ def load(
         "bundle": f"{reading.metadata.name or bundle.name} {reading.metadata.version}".strip(),
         "configuration": " + ".join(reading.files),
         "mode": "direct" if session.evaluation is None else "evaluator",
-        "weights_from": ", ".join(loaded),
+        "weights_from": ", ".join(loaded or dict.fromkeys(witness.files)),
         "shims": ", ".join([*shims, *sorted(witness.shims)]),
     }
     return replace(session, provenance={key: value for key, value in provenance.items() if value})
@@ -356,6 +373,36 @@ def _image(feeds: Sequence[Feed], inputs: Mapping[str, Source], index: int) -> M
     if index >= len(source.sources):
         raise InputRefused("too_few_pictures", f"{feeds[0].name} has {len(source.sources)} pictures, not {index + 1}")
     return images.as_picture(source, index)
+
+
+def _straight(source: Source, by: Straightened | None) -> Source:
+    return by.volume(source) if by is not None and isinstance(source, Volume) else source
+
+
+def _returned(found: Prediction, by: Straightened) -> Prediction:
+    """Return what was found in a straightened stack where it lies among the planes of the source."""
+    boxes = []
+    for box in found.boxes:
+        corners = [
+            by.point((plane, row, column)) for plane, row, column in product(*zip(box.low, box.high, strict=True))
+        ]
+        boxes.append(
+            replace(
+                box, low=tuple(map(float, np.min(corners, axis=0))), high=tuple(map(float, np.max(corners, axis=0)))
+            )
+        )
+    masks = found.masks
+    return replace(
+        found,
+        labels=None if found.labels is None else by.labels(found.labels),
+        masks=None if masks is None else np.stack([by.labels(each.astype(np.uint8)) > 0 for each in masks]),
+        boxes=tuple(boxes),
+        landmarks=tuple(
+            replace(each, position=by.point((each.position[0], each.position[1], each.position[2])))
+            for each in found.landmarks
+        ),
+        provenance={**found.provenance, "straightened": "the model saw the planes on a straight grid"},
+    )
 
 
 def _image_of(data: Any, terms: Terms) -> Any:

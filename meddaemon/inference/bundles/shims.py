@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from meddaemon.inference.bundles.reading import Reading, components, target, texts
+from meddaemon.inference.bundles.reading import Reading, code, components, target
 
 NUMPY_NAMES: Mapping[str, str] = {
     # What NumPy 1.24 and 2.0 took away, and what it was.
@@ -31,8 +31,6 @@ NUMPY_NAMES: Mapping[str, str] = {
 }
 NUMPY_TYPES: Mapping[str, type] = {"bool": bool, "int": int, "float": float, "object": object, "str": str}
 _NUMPY_NAME = re.compile(rf"\b(?:np|numpy)\.({'|'.join([*NUMPY_NAMES, *NUMPY_TYPES])})\b")
-
-MAXIMUM_CODE_BYTES = 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +113,7 @@ def _makes_labels(step: object) -> bool:
 def _numpy_names(reading: Reading) -> bool:
     import numpy as np  # noqa: PLC0415 - changed here, and only in the process that runs the bundle
 
-    used = {name for text in _code(reading) for name in _NUMPY_NAME.findall(text)}
+    used = {name for text in code(reading) for name in _NUMPY_NAME.findall(text)}
     for name in sorted(name for name in used if name not in vars(np)):
         setattr(np, name, NUMPY_TYPES[name] if name in NUMPY_TYPES else getattr(np, NUMPY_NAMES[name]))
         _PUT_BACK.add(name)
@@ -124,7 +122,7 @@ def _numpy_names(reading: Reading) -> bool:
 
 def _torchvision(reading: Reading) -> bool:
     """Declare the operators without which torchvision cannot be imported beside a torch without CUDA."""
-    if not any(re.search("torchvision|retinanet|resnet_fpn", text, re.IGNORECASE) for text in _code(reading)):
+    if not any(re.search("torchvision|retinanet|resnet_fpn", text, re.IGNORECASE) for text in code(reading)):
         return False
     import torch  # noqa: PLC0415 - this is only for the process that runs the bundle
 
@@ -184,13 +182,6 @@ def _each(reading: Reading, name: str, change: Callable[[dict[str, Any]], bool])
     parts = [part for _, part in components(reading.config) if pattern.fullmatch(target(part))]
     # Every one is changed, not only the first.
     return sum(map(change, parts)) > 0
-
-
-def _code(reading: Reading) -> list[str]:
-    """Return the expressions of the configuration and the text of the bundle's own code."""
-    files = sorted((reading.root / "scripts").rglob("*.py"))
-    small = (file for file in files if file.is_file() and file.stat().st_size <= MAXIMUM_CODE_BYTES)
-    return [*texts(reading.config), *(file.read_text(encoding="utf-8", errors="replace") for file in small)]
 
 
 SHIMS: tuple[Shim, ...] = (

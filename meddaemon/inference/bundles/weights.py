@@ -75,13 +75,14 @@ class Checkpoint:
 class Witness:
     """Knows which parameters were filled from a file while it watched, by whoever did it.
 
-    `shims` are those that loading needed.
+    `shims` are those that loading needed, `files` the names of what was read, whoever read it.
     """
 
     def __init__(self) -> None:
         # The tensors themselves are held: an id is one tensor's only as long as that tensor lives.
         self._filled: dict[int, torch.Tensor] = {}
         self.shims: set[str] = set()
+        self.files: list[str] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -108,12 +109,12 @@ class Witness:
                 with torch.serialization.safe_globals(_numpy_globals()):
                     content = load(*args, **kwargs)
                 self.shims.add(NUMPY_IN_CHECKPOINT)
-            self._fill(content)
+            self._read(args, content)
             return content
 
         def watched_jit(*args: Any, **kwargs: Any) -> Any:
             module = jit_load(*args, **kwargs)  # type: ignore[no-untyped-call]
-            self._fill(module)
+            self._read(args, module)
             return module
 
         torch.nn.Module.load_state_dict = watched_state  # type: ignore[assignment, method-assign]
@@ -126,18 +127,27 @@ class Witness:
             torch.load = load
             torch.jit.load = jit_load
 
-    def unfilled(self, modules: Sequence[torch.nn.Module]) -> tuple[list[str], int]:
-        """Return the names of the parameters and running statistics that no file has filled, and how many there are."""
+    def unfilled(self, network: torch.nn.Module | None, others: Sequence[torch.nn.Module]) -> tuple[list[str], int]:
+        """Return the names of the parameters and running statistics that no file has filled, and how many there are.
+
+        Every one of `network` counts, and of the `others` that the configuration makes, but not the left-over layers
+        of one that another, which is filled wholly, was built from.
+        """
+        wholes = [each for each in others if all(id(value) in self._filled for _, value in _tensors(each))]
+        used = {id(value) for whole in [*wholes, *([network] if network else [])] for _, value in _tensors(whole)}
+        apart = [each for each in others if used.isdisjoint(id(value) for _, value in _tensors(each))]
         names: dict[int, str] = {}
         count: set[int] = set()
-        for module in modules:
+        for module in [*([network] if network else []), *wholes, *apart]:
             for name, value in _tensors(module):
                 count.add(id(value))
                 if id(value) not in self._filled:
                     names.setdefault(id(value), name)
         return list(names.values()), len(count)
 
-    def _fill(self, content: object) -> None:
+    def _read(self, arguments: tuple[Any, ...], content: object) -> None:
+        if arguments and isinstance(arguments[0], str | Path):
+            self.files.append(Path(arguments[0]).name)
         if isinstance(content, torch.nn.Module):
             self._filled.update((id(value), value) for _, value in _tensors(content))
 

@@ -1,0 +1,1 @@
+"""Our loader beside SimpleITK, pydicom, dcm2niix and GDCM: `python -m benchmarks.loading`."""
