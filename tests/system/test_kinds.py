@@ -141,6 +141,7 @@ def add_model(home: Home, name: str, kind: str, contract: str, answer: str) -> N
     (folder / "configs/inference.json").write_text(json.dumps(BUNDLE))
     (folder / "configs/metadata.json").write_text(json.dumps({"name": name, "version": "1"}))
     (folder / "contract.toml").write_text(HEAD.format(name=name, kind=kind) + contract)
+    let_in(folder / "contract.toml")
     home.config.write_text(home.config.read_text() + RULE.format(name=name))
 
 
