@@ -39,7 +39,9 @@ def main(connection: socket.socket) -> int:
     if request.said["sandbox"] != "off":
         sandbox.confine(files, (), required=request.said["sandbox"] == "required")
     try:
-        values = _read(inputs, lambda headers: _announced(connection, headers, request.files[0]))
+        values = _read(
+            inputs, request.said["memory_bytes"], lambda headers: _announced(connection, headers, request.files[0])
+        )
     except InputRefused as refusal:
         messages.send(connection, refusal_message(refusal))
         return 0
@@ -59,13 +61,17 @@ def main(connection: socket.socket) -> int:
 Announce = Callable[[Sequence[Header]], Callable[[Header], Any]]
 
 
-def _read(inputs: Sequence[Mapping[str, Any]], announce: Announce) -> dict[str, tuple[Input, Sealed]]:
+def _read(
+    inputs: Sequence[Mapping[str, Any]], memory_bytes: int, announce: Announce
+) -> dict[str, tuple[Input, Sealed]]:
     """Return every input of the model, in the order of the request."""
     wanted = [input_from_message(each) for each in inputs]
     with _memory_limit(4 * SPARE_BYTES):
         reading = Inputs(wanted, {each["name"]: [Path(path) for path in each["paths"]] for each in inputs})
     watch = announce(reading.headers)
     needed = reading.decoding_bytes
+    if needed > memory_bytes:
+        raise MemoryError(f"it needs {needed} bytes of memory, and may have {memory_bytes}: see worker.memory_bytes")
     _grant_seconds(DECODER_SECONDS + needed / DECODER_BYTES_PER_SECOND)
     with _memory_limit(SPARE_BYTES + needed):
         found = reading.read(allocate=messages.allocate, watch=watch)

@@ -77,9 +77,10 @@ def prepared(contract: ModelContract, values: Mapping[str, Input]) -> Prepared:
 class Loader:
     """Decodes the inputs of jobs, each in a fresh process with the decoders loaded; usable from several threads."""
 
-    def __init__(self, *, sandbox: str = "required") -> None:
-        """`sandbox` is what `worker.sandbox` says."""
+    def __init__(self, *, sandbox: str = "required", memory_bytes: int = 2**40) -> None:
+        """`sandbox` is what `worker.sandbox` says, `memory_bytes` what one job may take."""
         self._sandbox = sandbox
+        self._memory_bytes = memory_bytes
         self._server = ForkServer(_MODULE, _DECODERS)
         self._children: set[Child] = set()
 
@@ -143,6 +144,7 @@ class Loader:
         asked = {each.slot: each for each in contract.inputs}
         return {
             "sandbox": self._sandbox,
+            "memory_bytes": self._memory_bytes,
             "inputs": [
                 {
                     **input_as_message(asked.get(name) or InputContract(key=name, series=ALWAYS)),

@@ -33,6 +33,8 @@ _HEAD = struct.Struct(">QQ")
 _MAX_TEXT = 2**26
 _MAX_BYTES = 2**40
 _MAX_DESCRIPTORS = 64
+_POPULATED_BYTES = 2**30
+"""So much is taken from the system at once, which is quicker than page by page; more may be an idle claim."""
 _MAX_AXES = 5
 _MAX_LENGTH = 2**31
 _INT_BYTES = array.array("i").itemsize
@@ -110,7 +112,8 @@ def allocate(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     try:
         memory = _Memory(size)
         # An empty array needs some memory under it, too, to be known by.
-        mapped = mmap.mmap(memory.descriptor, size) if size else mmap.mmap(-1, 1)
+        flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if size <= _POPULATED_BYTES else 0)
+        mapped = mmap.mmap(memory.descriptor, size, flags=flags) if size else mmap.mmap(-1, 1)
     except OSError as error:
         raise MemoryError(f"no memory for {lengths} of {kind}") from error
     _memories[mapped] = memory

@@ -100,7 +100,7 @@ class ModelProcess:
         self._scratch = scratch
         self._limits = limits or Limits()
         self._server = server or model_server()
-        self._loader = loader or Loader(sandbox=self._limits.sandbox)
+        self._loader = loader or Loader(sandbox=self._limits.sandbox, memory_bytes=self._limits.memory_bytes)
         self._owned = [each for each, given in ((self._server, server), (self._loader, loader)) if given is None]
         self._warm: _Warm | None = None
         self._kills = 0

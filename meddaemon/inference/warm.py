@@ -31,7 +31,7 @@ class WarmModels:
         self._limits = limits or Limits()
         self._ledger = Ledger(self._limits.memory_bytes)
         self._server = model_server()
-        self._loader = Loader(sandbox=self._limits.sandbox)
+        self._loader = Loader(sandbox=self._limits.sandbox, memory_bytes=self._limits.memory_bytes)
         self._processes: dict[str, ModelProcess] = {}
         self._interrupts = 0
 

@@ -157,6 +157,16 @@ def test_the_time_limit_ends_it(loader: Loader, contract: ModelContract, long_wo
     assert child_of(loader) is None
 
 
+def test_an_input_that_never_fits_is_told_before_any_memory_is_taken(
+    contract: ModelContract, long_work: list[Path]
+) -> None:
+    loader = Loader(memory_bytes=2**24)
+    with pytest.raises(OutOfMemory, match=r"may have 16777216: see worker\.memory_bytes") as failure:
+        loader.load(contract, {"image": long_work}, time_limit=LIMIT)
+    assert failure.value.where == "host"
+    loader.close()
+
+
 def test_what_is_no_dicom_file_is_refused_by_the_loader(
     loader: Loader, contract: ModelContract, tmp_path: Path
 ) -> None:
