@@ -18,7 +18,15 @@ from meddaemon.db.jobs import Job, NewJob
 from meddaemon.db.results import StoredObject
 from meddaemon.domain.completeness import Step
 from meddaemon.domain.contract import ModelContract
-from meddaemon.domain.errors import InputRefused, LeaseLost, ModelFailed, NotEvaluable, NotFound, StudyHeld
+from meddaemon.domain.errors import (
+    InputRefused,
+    LeaseLost,
+    ModelFailed,
+    NotAdmitted,
+    NotEvaluable,
+    NotFound,
+    StudyHeld,
+)
 from meddaemon.domain.result import Analysis, EncodedObject, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.schedule import patience
@@ -89,10 +97,13 @@ def force(
 
     Only the choice is forced: an unsound volume is refused and an implausible result is marked all the same. A job
     that did this work before and was discarded or cancelled runs again.
-    Raises NotFound when study, series or model is not there, StudyHeld when the study contradicts itself.
+    Raises NotFound when study, series or model is not there, NotAdmitted when the model gets no work, StudyHeld when
+    the study contradicts itself.
     """
     if model not in settings.contracts:
         raise NotFound(f"no model {model!r}; there are: {', '.join(sorted(settings.contracts)) or 'none'}")
+    if refusal := settings.contracts[model].admission.refusal:
+        raise NotAdmitted(f"model {model!r} gets no work: {refusal}")
     with database.read() as connection:
         study_id = studies.find_study(connection, wanted)
     _complete_headers(database, settings, study_id)
@@ -395,7 +406,7 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
             stored,
             model_version=contract.version,
             series_instance_uid=prediction.series_instance_uid,
-            provenance=prediction.provenance,
+            provenance={**prediction.provenance, **_admitted_by_force(contract)},
             seconds=seconds,
             kinds=settings.kinds,
         )
@@ -457,6 +468,10 @@ def _contract(settings: Settings, job: Job) -> ModelContract:
         # The worker claims only what it can run, so this says that something is badly wrong.
         raise ModelFailed(f"model {job.model} {found}, the job was made for digest {job.model_digest[:12]}")
     return contract
+
+
+def _admitted_by_force(contract: ModelContract) -> dict[str, str]:
+    return {"admitted_by_force": contract.admission.forced} if contract.admission.forced else {}
 
 
 def _input_files(settings: Settings, job: Job) -> dict[str, list[Path]]:

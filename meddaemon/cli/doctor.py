@@ -11,6 +11,7 @@ from meddaemon.cli.output import shown
 from meddaemon.config.settings import Settings
 from meddaemon.db import commitments, deliveries, gates, holds, instances, jobs, processes, studies
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
+from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import DeliveryState, JobState
 from meddaemon.inference import sandbox
@@ -36,8 +37,7 @@ def examine(settings: Settings, *, with_network: bool) -> Iterator[Check]:
     yield _inference()
     yield _sandbox(settings)
     for name, contract in sorted(settings.contracts.items()):
-        said = f"version {contract.version}, digest {contract.digest[:12]}"
-        yield Check(what=f"model {name}", well=True, said=said)
+        yield _model(name, contract)
     if not settings.contracts:
         yield Check(what="models", well=None, said="none configured: instances are received, nothing is run")
     for warning in settings.warnings:
@@ -51,6 +51,16 @@ def examine(settings: Settings, *, with_network: bool) -> Iterator[Check]:
             yield Check(
                 what=f"destination {destination.name}", well=not problem, said=problem or f"{where} answers C-ECHO"
             )
+
+
+def _model(name: str, contract: ModelContract) -> Check:
+    said = f"version {contract.version}, digest {contract.digest[:12]}"
+    admission = contract.admission
+    if admission.refusal:
+        return Check(what=f"model {name}", well=False, said=f"{said}, gets no work: {admission.refusal}")
+    if admission.forced:
+        return Check(what=f"model {name}", well=None, said=f"{said}, admitted by force: {admission.forced}")
+    return Check(what=f"model {name}", well=True, said=f"{said}, checked")
 
 
 def _store(settings: Settings) -> Check:
@@ -186,6 +196,8 @@ def _jobs(connection: Connection, settings: Settings) -> Iterator[Check]:
         if digests.get(model) != digest:
             said = f"{count} wait for a version that is not configured; a restart of `deliver` asks the rules again"
             yield Check(what=f"jobs of model {model}", well=False, said=said)
+        elif model not in settings.admitted:
+            yield Check(what=f"jobs of model {model}", well=False, said=f"{count} wait until the model is admitted")
 
 
 def _commitments(connection: Connection) -> Iterator[Check]:

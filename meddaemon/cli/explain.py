@@ -121,6 +121,10 @@ def _decisions(rows: list[history.DecisionRow], *, said_why: bool) -> Iterator[s
                 yield f"    model {model}, input {key}: {explained['chosen'] or 'no series fits'}"
                 for series in explained["series"]:
                     yield from _asked_series(series)
+        for model, reason in row.detail.get("not_admitted", {}).items():
+            yield f"    model {model} gets no work: {shown(reason)}"
+        for model, reason in row.detail.get("admitted_by_force", {}).items():
+            yield f"    model {model} was admitted by force: {shown(reason)}"
         if row.detail.get("jobs"):
             yield f"    jobs: {', '.join(map(str, row.detail['jobs']))}"
 

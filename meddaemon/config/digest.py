@@ -2,8 +2,18 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+
+MANIFEST_NAME, CHECK_NAME = "manifest.json", "check.json"
+"""Beside a contract: where its bundle came from, and what its check found. Neither is part of the model."""
+
+
+def record_file(contract_file: Path, name: str) -> Path:
+    """Return where the record of that name lies: beside `contract.toml`, or `MODEL.NAME` beside `MODEL.toml`."""
+    own_folder = contract_file.name == "contract.toml"
+    return contract_file.with_name(name if own_folder else f"{contract_file.stem}.{name}")
 
 
 def files_digest(files: Iterable[tuple[str, Path]]) -> str:
@@ -27,11 +37,25 @@ def file_digest(path: Path) -> str:
 def bundle_digest(bundle: Path, contract_file: Path, weights: Sequence[Path]) -> str:
     """Return the digest of a deployed model: every file of its bundle, its contract and its weights.
 
-    Byte code caches are left out: Python writes them on its own. Raises OSError when a file cannot be read and
-    ValueError when the bundle holds a link to a directory, whose content the digest would not name.
+    Raises what `model_files` raises.
     """
-    named = [(f"bundle/{path.relative_to(bundle).as_posix()}", path) for path in _files_below(bundle)]
-    return files_digest([*named, ("contract", contract_file), *_named_weights(weights)])
+    return files_digest(model_files(bundle, contract_file, weights))
+
+
+def model_files(bundle: Path, contract_file: Path, weights: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Return every file of a deployed model with the name under which it goes into the digest.
+
+    Byte code caches are left out: Python writes them on its own; and what we record of the model beside its contract.
+    Raises OSError when a folder cannot be read and ValueError when the bundle holds a link to a directory, whose
+    content the digest would not name, or what is no file at all.
+    """
+    ours = {os.path.realpath(record_file(contract_file, name)) for name in (MANIFEST_NAME, CHECK_NAME)}
+    named = [
+        (f"bundle/{path.relative_to(bundle).as_posix()}", path)
+        for path in _files_below(bundle)
+        if os.path.realpath(path) not in ours
+    ]
+    return [*named, ("contract", contract_file), *_named_weights(weights)]
 
 
 def weights_digest(weights: Sequence[Path]) -> str:
@@ -51,7 +75,12 @@ def _files_below(folder: Path) -> Iterator[Path]:
         for name in folders:
             if (Path(parent) / name).is_symlink():
                 raise ValueError(f"{Path(parent) / name} is a link to a directory; a bundle holds its own files")
-        yield from (Path(parent) / name for name in files)
+        for name in files:
+            path = Path(parent) / name
+            # A pipe would keep whoever reads it waiting for ever. A link that leads nowhere fails when it is read.
+            if path.exists() and not stat.S_ISREG(path.stat().st_mode):
+                raise ValueError(f"{path} is not a file; a bundle holds nothing else")
+            yield path
 
 
 def _raise(error: OSError) -> None:

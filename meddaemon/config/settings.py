@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from meddaemon.config import environment, toml_file
+from meddaemon.config.admission import admitted
 from meddaemon.config.conditions import COMPUTED_ATTRIBUTES, parse_condition
 from meddaemon.config.contracts import find_contracts, load_contract, model_names
 from meddaemon.config.problems import Problems, did_you_mean, frozen, tables, texts
@@ -360,6 +361,11 @@ class Settings:
         return tuple(peer for peer in self.peers if peer.host)
 
     @property
+    def admitted(self) -> dict[str, ModelContract]:
+        """The models that are given work."""
+        return {name: each for name, each in self.contracts.items() if not each.admission.refusal}
+
+    @property
     def shortest_quiet_seconds(self) -> float:
         """The quiet time after which the first rule is asked."""
         own = [rule.quiet_seconds for rule in self.rules if rule.quiet_seconds is not None]
@@ -384,13 +390,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     Raises InvalidConfiguration with every problem, each `file:line: section.key: what is wrong` or
     `VARIABLE: what is wrong`.
     """
-    named = environ.get(environment.CONFIG_VARIABLE)
-    file = path or (Path(named) if named else None)
-    source = toml_file.read(file) if file else None
-    problems = Problems(source)
-    problems.variables = environment.variables(environ, Document, problems)
-    data = source.data if source else {}
-    environment.overlay(data, Document, problems.variables, environ)
+    data, problems = _read(path, environ)
     # What belongs together is checked on the raw values, so that it is reported together with what is misshapen.
     conditions = {index: _conditions(rule, ("rules", index), problems) for index, rule in tables(data.get("rules"))}
     places = _Places(data, problems)
@@ -431,12 +431,48 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         windows=tuple(_window(each) for each in document.windows),
         rules=tuple(_rule(rule, *conditions[index]) for index, rule in enumerate(document.rules) if rule.enabled),
         contracts=contracts,
-        file=file.resolve() if file else None,
+        file=problems.file.path.resolve() if problems.file else None,
         warnings=(
+            *_refused(contracts, _named_models(data), problems),
             *_open_doors(document, problems),
             *_readable_by_all(document.database.url, tls.key, problems),
         ),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolders:
+    """Where models lie, which of them rules or `models.enabled` name, and how their processes are confined."""
+
+    directories: tuple[Path, ...]
+    named: frozenset[str]
+    sandbox: str
+
+
+def load_model_folders(path: Path | None, environ: Mapping[str, str]) -> ModelFolders:
+    """Read only where models lie, as `load` does: nothing else that is wrong keeps anybody from mending a model.
+
+    Raises InvalidConfiguration.
+    """
+    data, problems = _read(path, environ)
+    places = _Places(data, problems)
+    return ModelFolders(
+        directories=tuple(places.directories),
+        named=frozenset(_named_models(data).values()),
+        sandbox=str(_raw(data, "worker", "sandbox")),
+    )
+
+
+def _read(path: Path | None, environ: Mapping[str, str]) -> tuple[dict[str, Any], Problems]:
+    """Return what file and environment say, unchecked, and where to say what is wrong with it."""
+    named = environ.get(environment.CONFIG_VARIABLE)
+    file = path or (Path(named) if named else None)
+    source = toml_file.read(file) if file else None
+    problems = Problems(source)
+    problems.variables = environment.variables(environ, Document, problems)
+    data = source.data if source else {}
+    environment.overlay(data, Document, problems.variables, environ)
+    return data, problems
 
 
 class _Places:
@@ -661,13 +697,20 @@ def _contracts(named: Mapping[Keys, str], directories: Sequence[Path], problems:
             problems.add(keys, f"model {name!r} has more than one contract: {', '.join(map(str, files))}")
         elif name not in contracts:
             try:
-                contracts[name] = load_contract(files[0])
+                contracts[name] = admitted(load_contract(files[0]))
             except InvalidConfiguration as error:
                 problems.add_all(error.problems)
                 continue
             if contracts[name].name != name:
                 problems.add(keys, f"the contract {files[0]} is of a model named {contracts[name].name!r}")
     return contracts
+
+
+def _refused(contracts: Mapping[str, ModelContract], named: Mapping[Keys, str], problems: Problems) -> Iterable[str]:
+    for name, contract in contracts.items():
+        if contract.admission.refusal:
+            keys = next(keys for keys, each in named.items() if each == name)
+            yield f"{problems.where(keys)}: model {name!r} gets no work: {contract.admission.refusal}"
 
 
 def _open_doors(document: Document, problems: Problems) -> Iterable[str]:

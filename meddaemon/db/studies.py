@@ -1,6 +1,6 @@
 """Studies: which are due, what they hold, what was decided about them."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -29,6 +29,9 @@ from meddaemon.db.paging import earlier
 from meddaemon.domain.errors import NotFound
 from meddaemon.domain.series import Instance
 from meddaemon.domain.states import StudyEvent, StudyState, study_moves
+
+_AT_ONCE = 500
+"""Identifiers in one statement."""
 
 DISCARDED = "discarded"
 """Key in the detail of a decision that gave a study up because parts of it were missing."""
@@ -150,7 +153,7 @@ def reopen_for_changed_models(connection: Connection, digests: Mapping[str, str]
 
     `digests` maps the models that are configured to their digests. Returns the studies.
     """
-    study, job = tables.study, tables.job
+    job = tables.job
     unfinished = select(job.c.study_id, job.c.model, job.c.model_digest)
     stale = sorted(
         {
@@ -160,13 +163,39 @@ def reopen_for_changed_models(connection: Connection, digests: Mapping[str, str]
             if digests.get(row.model) != row.model_digest
         }
     )
-    if stale:
-        connection.execute(
-            update(study)
-            .where(study.c.id.in_(stale), study.c.state.in_(study_moves(StudyEvent.REOPEN)))
-            .values(state=StudyState.RECEIVING, generation=study.c.generation + 1, due_at=now())
-        )
+    _reopen(connection, stale)
     return stale
+
+
+def reopen_for_admitted_models(connection: Connection, admitted: Collection[str]) -> list[int]:
+    """Let the rules be asked again of studies that a model did not run on because it was not admitted, and now is.
+
+    Only what was decided last counts. Returns the studies.
+    """
+    study, decision = tables.study, tables.decision
+    rows = connection.execute(
+        select(study.c.id, decision.c.detail)
+        .join(decision, and_(decision.c.study_id == study.c.id, decision.c.generation == study.c.generation))
+        .where(
+            decision.c.reason.contains("is not admitted", autoescape=True),
+            study.c.state.in_(study_moves(StudyEvent.REOPEN)),
+        )
+    )
+    waiting = sorted({row.id for row in rows if set(admitted).intersection(row.detail.get("not_admitted", ()))})
+    _reopen(connection, waiting)
+    return waiting
+
+
+def _reopen(connection: Connection, study_ids: Sequence[int]) -> None:
+    for first in range(0, len(study_ids), _AT_ONCE):
+        connection.execute(
+            update(tables.study)
+            .where(
+                tables.study.c.id.in_(study_ids[first : first + _AT_ONCE]),
+                tables.study.c.state.in_(study_moves(StudyEvent.REOPEN)),
+            )
+            .values(state=StudyState.RECEIVING, generation=tables.study.c.generation + 1, due_at=now())
+        )
 
 
 def load_instances(connection: Connection, study_id: int, store: Path) -> dict[str, tuple[Instance, ...]]:

@@ -213,6 +213,14 @@ class OutputLimits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Admission:
+    """Whether a model is given work: `refusal` says why not, `forced` why somebody let it in without a green check."""
+
+    refusal: str = ""
+    forced: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelContract:
     """A deployed model: a MONAI bundle and its meaning.
 
@@ -246,3 +254,4 @@ class ModelContract:
     series_description: str = ""
     weights: tuple[Path, ...] = ()
     weights_digest: str = ""
+    admission: Admission = Admission()

@@ -12,6 +12,8 @@
     │   └── NotEvaluable        the input is sound, but not what the model was made for: a result says so
     ├── ModelFailed             the model itself failed: the job is retried
     │   └── OutOfMemory         it asked for more memory than there is, on the GPU or in the host
+    ├── NotAdmitted             a model without a green check was asked for: it gets no work
+    ├── BundleRefused           a bundle is not taken: damaged, hostile or changed
     ├── ObjectRefusedByGate     an encoded result contradicts its source: never delivered
     ├── LeaseLost               somebody else holds the job now: write nothing
     ├── StudyHeld               a study contradicts itself: nothing runs on it before an operator releases it
@@ -114,6 +116,14 @@ class OutOfMemory(ModelFailed):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (type(self), (str(self), self.where))
+
+
+class NotAdmitted(MeddaemonError):
+    """The model has no green check of what it is now; the message says why, and what to do."""
+
+
+class BundleRefused(MeddaemonError):
+    """A bundle, or what was to become one, is not taken; the message names the file and what is wrong with it."""
 
 
 class ObjectRefusedByGate(MeddaemonError):

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, NoReturn, Self
 
+import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 
-import imagecodecs
 from meddaemon.domain.errors import UndecodablePixels
 from meddaemon.inference import part10
 from meddaemon.inference.modality import stored_range

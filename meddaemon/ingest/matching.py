@@ -3,6 +3,7 @@
 For every rule: does its study condition hold; then for each model, which series may fill each input: the series
 must be of a kind that the rule admits (only images, unless the rule says so), satisfy the rule's series condition
 and the model's own chooser. Nothing is left out of the record: each series is asked, with the values it showed.
+A model that is not admitted gets no work.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -45,7 +46,14 @@ def decide(rule: Rule, study: Study, contracts: Mapping[str, ModelContract]) -> 
     plans: list[Plan] = []
     reasons: list[str] = []
     models: dict[str, object] = {}
+    not_admitted: dict[str, str] = {}
+    forced: dict[str, str] = {}
     for name in rule.models:
+        admission = contracts[name].admission
+        if admission.refusal:
+            not_admitted[name] = admission.refusal
+            reasons.append(f"{name}: is not admitted")
+            continue
         inputs, explained = _fill(rule, study, contracts[name])
         models[name] = explained
         if missing := [key for key, series in inputs.items() if series is None]:
@@ -53,7 +61,13 @@ def decide(rule: Rule, study: Study, contracts: Mapping[str, ModelContract]) -> 
         else:
             plans.append(Plan(model=name, inputs={key: series for key, series in inputs.items() if series}))
             reasons.append(f"{name}: runs")
+            if admission.forced:
+                forced[name] = admission.forced
     detail["models"] = models
+    if not_admitted:
+        detail["not_admitted"] = not_admitted
+    if forced:
+        detail["admitted_by_force"] = forced
     return Decision(rule=rule.name, matched=bool(plans), reason="; ".join(reasons), detail=detail, plans=tuple(plans))
 
 

@@ -169,11 +169,12 @@ def _inquire(database: Database, settings: Settings, peer: PeerSettings, stop: t
 
 
 def _reopen(database: Database, settings: Settings) -> None:
-    """Have the rules asked again where work waits for a version of a model that is not there any more."""
+    """Have the rules asked again where a model changed that work waits for, or one was admitted that was not."""
     with database.write() as connection:
         reopened = studies.reopen_for_changed_models(
             connection, {name: contract.digest for name, contract in settings.contracts.items()}
         )
+        reopened += studies.reopen_for_admitted_models(connection, set(settings.admitted))
     if reopened:
         _log.warning("models changed: the rules are asked again", studies=reopened)
 

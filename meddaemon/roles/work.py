@@ -43,7 +43,7 @@ def work(settings: Settings, stop: threading.Event) -> None:
                 backoff_seconds=settings.worker.backoff_seconds,
                 poll_seconds=settings.worker.poll_seconds,
                 drain_seconds=DRAIN_SECONDS,
-                model_digests=[contract.digest for contract in settings.contracts.values()],
+                model_digests=[contract.digest for contract in settings.admitted.values()],
                 prefetch=settings.worker.prefetch,
                 batch_jobs=settings.worker.batch_jobs,
                 ageing_seconds=settings.worker.ageing_seconds,
@@ -53,7 +53,7 @@ def work(settings: Settings, stop: threading.Event) -> None:
             ready=lambda: _is_ready(volume, staging),
         )
         with announced(database, "work", "", stop):
-            _log.info("working", models=sorted(settings.contracts))
+            _log.info("working", models=sorted(settings.admitted))
             worker.run(stop)
         staging.close()
 

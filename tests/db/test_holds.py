@@ -15,6 +15,7 @@ from meddaemon.db import history, holds, jobs, studies, tables
 from meddaemon.db.engine import Database
 from meddaemon.domain.errors import NotFound, StudyHeld
 from meddaemon.domain.states import STUDY_TRANSITIONS, JobState, StudyEvent, StudyState, study_moves
+from tests.admission import let_in
 from tests.db.test_studies import MODEL, RULE
 
 
@@ -23,6 +24,7 @@ def settings(tmp_path: Path, database_url: str) -> Settings:
     model = tmp_path / "models" / "example"
     model.mkdir(parents=True)
     (model / "contract.toml").write_text(MODEL)
+    let_in(model / "contract.toml")
     file = tmp_path / "meddaemon.toml"
     heading = f'[store]\ndirectory = "store"\n[database]\nurl = "{database_url}"\n[completeness]\nquiet_seconds = 0.0\n'
     file.write_text(f'{heading}[models]\ndirectories = ["models"]\n{RULE.format(name="rule")}')

@@ -19,6 +19,7 @@ from meddaemon.db.studies import StudySummary
 from meddaemon.domain.completeness import AnnouncementSource
 from meddaemon.domain.states import AnnouncementState, StudyState
 from meddaemon.ingest import completeness
+from tests.admission import let_in
 from tests.db.test_studies import MODEL, RULE
 
 STUDY = "1.2.3"
@@ -45,6 +46,7 @@ def settings(tmp_path: Path, database_url: str) -> Callable[..., Settings]:
         model = tmp_path / "models" / "example"
         model.mkdir(parents=True, exist_ok=True)
         (model / "contract.toml").write_text(MODEL)
+        let_in(model / "contract.toml")
         file = tmp_path / "meddaemon.toml"
         file.write_text(HEADING.format(url=database_url, quiet=quiet) + more + rules)
         file.chmod(0o600)

@@ -24,6 +24,7 @@ from meddaemon.db.studies import DueStudy, StudySummary
 from meddaemon.domain.errors import NotFound
 from meddaemon.domain.states import DeliveryState, JobEvent, JobState, StudyState
 from meddaemon.ingest.store import as_part10
+from tests.admission import let_in
 from tests.ingest.encoded import written
 
 ADMITTING = Path(__file__).with_name("admitting.py")
@@ -55,6 +56,7 @@ def _settings(folder: Path, url: str, rules: str) -> Settings:
     model = folder / "models" / "example"
     model.mkdir(parents=True, exist_ok=True)
     (model / "contract.toml").write_text(MODEL)
+    let_in(model / "contract.toml")
     file = folder / "meddaemon.toml"
     heading = f'[store]\ndirectory = "store"\n[database]\nurl = "{url}"\n[completeness]\nquiet_seconds = 0.0\n'
     file.write_text(f'{heading}[models]\ndirectories = ["models"]\n{rules}')

@@ -190,10 +190,16 @@ FAULTS: dict[int, Fault] = {
     138: Fault("a queue of ten thousand jobs", "fair, in order, and a claim reads a few rows"),
     139: Fault("two workers and one job", "one of them has it"),
     # Models.
+    168: Fault("an archive that leads out of its folder: names, links, devices, bombs", "refused, nothing written"),
+    169: Fault("a pickle in the weights that calls for more than tensors", "refused when it is added, by name"),
+    170: Fault("weights that get past that look", "loaded weights-only in the model child, else no work"),
+    171: Fault("a configuration that calls the system", "told before anything of it runs; it never runs unsandboxed"),
+    172: Fault("weights or configuration that change", "no work, with the file named, until it is checked again"),
     173: Fault(
         "NaN, nothing or everything segmented, scores that are no probabilities, boxes that cannot be",
         "a result that is marked, with the reason, and never sent",
     ),
+    174: Fault("a model that answers by chance", "seeded; a check that differs from run to run lets it not in"),
     175: Fault("a bundle that phones home or reads other studies", "no socket, no file but its own, no other process"),
     176: Fault("labels, scores or boxes that the contract does not name", "refused: what cannot be coded is not sent"),
 }

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import imagecodecs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -16,7 +17,6 @@ from pydicom.uid import (
     RLELossless,
 )
 
-import imagecodecs
 from meddaemon.domain.contract import Voi
 from meddaemon.domain.errors import ContradictoryIdentity, InputRefused
 from meddaemon.inference.pictures import Lookup, Window, read

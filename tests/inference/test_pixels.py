@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import encoded_pixels as encoded
+import imagecodecs
 import numpy as np
 import pytest
 from pydicom import dcmread
@@ -27,7 +28,6 @@ from pydicom.uid import (
     RLELossless,
 )
 
-import imagecodecs
 from meddaemon.domain.errors import UndecodablePixels
 from meddaemon.inference.pixels import SYNTAXES
 from meddaemon.inference.volume import read_layout, stored_frames

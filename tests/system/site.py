@@ -14,6 +14,7 @@ from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.scp import Listener, ListenerSettings
 from meddaemon.ingest.store import as_part10
 from meddaemon.results.dimse import Outgoing, RemoteEntity, Verdict, store
+from tests.admission import let_in
 from tests.dicom_factory import make_series
 from tests.inference.toy_bundle import write_toy
 from tests.running import Home
@@ -77,6 +78,7 @@ def make_site(folder: Path, pacs: dict[str, int], *, lease: float = 6.0, time_li
     """Return a home with the toy model, one rule for every MR, and these PACS (name -> port)."""
     write_toy(folder / "models" / "toy")
     (folder / "models" / "toy" / "contract.toml").write_text(CONTRACT.format(time_limit=time_limit))
+    let_in(folder / "models" / "toy" / "contract.toml")
     destinations = "".join(DESTINATION.format(name=name, port=port) for name, port in pacs.items())
     extra = SITE.format(lease=lease, destinations=list(pacs)).replace("'", '"') + destinations
     return Home.make(folder, extra, quiet_seconds=0.5)

@@ -12,6 +12,7 @@ from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind
 
 from meddaemon.db import tables
 from meddaemon.domain.states import StudyState
+from tests.admission import let_in
 from tests.db.test_studies import MODEL, RULE
 from tests.ingest.encoded import written
 from tests.modality import available, modality, performed, step
@@ -41,6 +42,7 @@ def make(folder: Path, extra: str = "", *, quiet_seconds: float, rule: str = "")
     model = folder / "models" / "example"
     model.mkdir(parents=True)
     (model / "contract.toml").write_text(MODEL)
+    let_in(model / "contract.toml")
     return Home.make(folder, SITE + extra + RULE.format(name="rule") + rule, quiet_seconds=quiet_seconds)
 
 

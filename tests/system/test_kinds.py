@@ -11,6 +11,7 @@ from pydicom import Dataset
 
 from meddaemon.db import tables
 from meddaemon.domain.states import JobState
+from tests.admission import let_in
 from tests.dicom_factory import make_series
 from tests.other_objects import channel, group, image, recording
 from tests.running import Home, wait_until
@@ -32,6 +33,7 @@ def site(folder: Path, port: int) -> Home:
     contract = folder / "models" / "toy" / "contract.toml"
     text = contract.read_text().replace("plausible_volume_ml = { min = 0.001, max = 1000 }\n", LIMITS)
     contract.write_text(text.replace('key = "image"\n', 'key = "image"\nlimits = { planes = { min = 5 } }\n'))
+    let_in(contract)
     return home
 
 
@@ -139,6 +141,7 @@ def add_model(home: Home, name: str, kind: str, contract: str, answer: str) -> N
     (folder / "configs/inference.json").write_text(json.dumps(BUNDLE))
     (folder / "configs/metadata.json").write_text(json.dumps({"name": name, "version": "1"}))
     (folder / "contract.toml").write_text(HEAD.format(name=name, kind=kind) + contract)
+    let_in(folder / "contract.toml")
     home.config.write_text(home.config.read_text() + RULE.format(name=name))
 
 

@@ -12,6 +12,7 @@ from pydicom import Dataset
 
 from meddaemon.db import tables
 from meddaemon.domain.states import DeliveryState, JobState
+from tests.admission import REASON
 from tests.running import Home, Role, wait_until
 from tests.system.site import Pacs, head, make_site, send
 
@@ -77,6 +78,8 @@ def test_a_study_comes_back_as_seg_and_sr_and_can_be_queried(tmp_path: Path, pac
     assert (row["finding"], row["unit"], row["status"]) == ("Brain", "mL", "plausible")
     assert "rule 'toy' matched" in explained.stdout
     assert "Modality equals 'MR'; saw MR" in explained.stdout
+    (result,) = home.rows(tables.result)
+    assert result.provenance["admitted_by_force"] == REASON
     # The same study sent again is no new work: one job, one result, one copy of each object at the PACS.
     assert len(home.rows(tables.job)) == 1
     assert len(pacs.received) == 2

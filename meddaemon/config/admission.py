@@ -1,0 +1,131 @@
+"""Admission: a model gets work only when its check is green for exactly what it is now, or somebody forced it.
+
+The check itself is made by `meddaemon models check` (`deploy/check.py`) and lies as `check.json` beside the contract.
+It is bound to the digest of the model: whatever changes afterwards, bundle, weights or contract, takes it away.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from meddaemon.config.digest import CHECK_NAME, file_digest, model_files, record_file
+from meddaemon.domain.contract import Admission, ModelContract
+
+_MAXIMUM_RECORD_BYTES = 2**24
+_NAMED_FILES = 5
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Record(BaseModel):
+    """What we keep of a model as JSON; unknown keys are from a version that we are not."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CaseResult(Record):
+    """What one variant of a golden case gave: the worst `value` of its `measure`, and the `limit` that it must keep.
+
+    Dice of a label is at least its limit; the difference of a score at most. `failure` is why there is no value.
+    """
+
+    case: str
+    variant: str
+    measure: Literal["dice", "difference"]
+    value: float | None = None
+    limit: float
+    failure: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the result is what the case wants."""
+        if self.failure or self.value is None:
+            return False
+        return self.value >= self.limit if self.measure == "dice" else self.value <= self.limit
+
+    @property
+    def said(self) -> str:
+        """The result in one line."""
+        if self.failure or self.value is None:
+            return f"case {self.case}, {self.variant}: {self.failure or 'no result'}"
+        sense = "at least" if self.measure == "dice" else "at most"
+        return f"case {self.case}, {self.variant}: {self.measure} {self.value:.4f}, {sense} {self.limit:g} is wanted"
+
+
+class Check(Record):
+    """What a check found. `files` has the SHA-256 of every file of the model, so that one that changes is named."""
+
+    format: Literal[1] = 1
+    model: str
+    digest: Sha256
+    files: dict[str, Sha256]
+    cases: tuple[CaseResult, ...] = ()
+    provenance: dict[str, str] = {}
+    forced: str = ""
+    at: str
+    by: str
+
+    @property
+    def green(self) -> bool:
+        """Whether there are golden cases, and every variant of every one gave what it must."""
+        return bool(self.cases) and all(each.ok for each in self.cases)
+
+
+def admitted(contract: ModelContract) -> ModelContract:
+    """Return the contract with its admission, or why it is not admitted."""
+    return replace(contract, admission=_admission(contract))
+
+
+def read_check(contract_file: Path) -> Check | None:
+    """Return the check of a model, None where there is none. Raises ValueError when it cannot be read as one."""
+    file = record_file(contract_file, CHECK_NAME)
+    try:
+        if file.stat().st_size > _MAXIMUM_RECORD_BYTES:
+            raise ValueError(f"{file} is too large to be a check")
+        return Check.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise ValueError(f"{file} is not a check that this version made") from error
+
+
+def file_digests(contract: ModelContract) -> dict[str, str]:
+    """Return the SHA-256 of every file of a model, by the name under which it goes into the digest."""
+    return {
+        name: file_digest(path) for name, path in model_files(contract.bundle, contract.contract_file, contract.weights)
+    }
+
+
+def changes(before: dict[str, str], now: dict[str, str]) -> str:
+    """Name the files that differ, the first few of them, and how."""
+    found = [
+        f"{name} {'is new' if name not in before else 'is gone' if name not in now else 'is different'}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    more = f" and {len(found) - _NAMED_FILES} more" if len(found) > _NAMED_FILES else ""
+    return ", ".join(found[:_NAMED_FILES]) + more
+
+
+def _admission(contract: ModelContract) -> Admission:
+    remedy = f"run `meddaemon models check {contract.name}`"
+    try:
+        check = read_check(contract.contract_file)
+    except ValueError as error:
+        return Admission(refusal=f"{error}: {remedy}")
+    if check is None:
+        return Admission(refusal=f"it was never checked: {remedy}")
+    if check.digest != contract.digest or check.model != contract.name:
+        what = changes(check.files, file_digests(contract)) or "its name is different"
+        return Admission(refusal=f"it changed since it was checked ({what}): {remedy}")
+    if check.forced or check.green:
+        return Admission(forced=check.forced)
+    failed = [each.said for each in check.cases if not each.ok]
+    if not failed:
+        return Admission(refusal=f"it has no golden case: add one, or {remedy} --force REASON")
+    more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+    return Admission(refusal=f"its check failed ({failed[0]}{more})")
