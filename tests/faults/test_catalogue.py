@@ -13,5 +13,5 @@ def test_every_fault_has_a_test_or_is_named_here() -> None:
 
 
 def test_the_catalogue_is_whole() -> None:
-    """Association to pixels (1-100), storage and database (101-124), processes and queue (125-139), models (168-176)."""
+    """Association to pixels (1-100), storage, database (101-124), processes, queue (125-139), models (168-176)."""
     assert list(FAULTS) == [*range(1, 140), *range(168, 177)]
