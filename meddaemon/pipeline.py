@@ -27,14 +27,14 @@ from meddaemon.domain.errors import (
     NotFound,
     StudyHeld,
 )
-from meddaemon.domain.result import Analysis, EncodedObject, Prediction, ResultStatus
+from meddaemon.domain.result import EncodedObject, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.schedule import patience
 from meddaemon.domain.series import Study
 from meddaemon.domain.states import JobState
 from meddaemon.domain.uids import digest_of
 from meddaemon.durable import Staging, write_new
-from meddaemon.inference.analysis import analyse, not_evaluable
+from meddaemon.inference.analysis import analyse, unasked
 from meddaemon.inference.loading import Prepared
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.commitment import examine
@@ -309,12 +309,11 @@ def _key(study: Study, contract: ModelContract, inputs: Mapping[str, tuple[str, 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedJob:
-    """A job whose input was read, in memory, or is `beyond` what its model can say anything about."""
+    """A job whose input is in memory; `ready` is the answer where the input is beyond what its model was made for."""
 
     contract: ModelContract
     inputs: Mapping[str, list[Path]]
-    loaded: Prepared | None = None
-    beyond: NotEvaluable | None = None
+    ready: Prepared | Prediction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -341,22 +340,21 @@ class JobStages:
         """Find the model's contract and the input files, and read and decode these."""
         contract, inputs = _contract(self._settings, job), _input_files(self._settings, job)
         try:
-            return PreparedJob(contract=contract, inputs=inputs, loaded=self._models.prepare(contract, inputs))
+            return PreparedJob(contract=contract, inputs=inputs, ready=self._models.prepare(contract, inputs))
         except NotEvaluable as beyond:
-            return PreparedJob(contract=contract, inputs=inputs, beyond=beyond)
+            return PreparedJob(contract=contract, inputs=inputs, ready=unasked(beyond))
 
     def infer(self, job: Job, prepared: PreparedJob) -> InferredJob:
-        """Run the model."""
-        if prepared.loaded is None:
-            series = str(prepared.beyond.numbers["series_instance_uid"]) if prepared.beyond else ""
-            return InferredJob(prepared=prepared, prediction=Prediction(series_instance_uid=series))
-        with prepared.loaded as loaded:
+        """Run the model, unless there is nothing to ask it."""
+        if isinstance(prepared.ready, Prediction):
+            return InferredJob(prepared=prepared, prediction=prepared.ready)
+        with prepared.ready as loaded:
             return InferredJob(prepared=prepared, prediction=self._models.predict(prepared.contract, loaded))
 
     def discard(self, prepared: PreparedJob) -> None:
         """Give the memory of the input back."""
-        if prepared.loaded is not None:
-            prepared.loaded.close()
+        if isinstance(prepared.ready, Prepared):
+            prepared.ready.close()
 
     def publish(self, job: Job, inferred: InferredJob) -> None:
         """Make findings and result objects of the prediction, and complete the job with them."""
@@ -370,9 +368,13 @@ class JobStages:
 def _publish(database: Database, settings: Settings, staging: Staging, job: Job, inferred: InferredJob) -> None:
     contract, inputs, prediction = inferred.prepared.contract, inferred.prepared.inputs, inferred.prediction
     started = time.monotonic()
-    analysis = _analysis(inferred, job)
     with database.read() as connection:
         predecessors = results.predecessor_objects(connection, job)
+    analysis = analyse(prediction, contract, entropy=job.key)
+    if job.caveat:
+        reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
+        believed = analysis.status is ResultStatus.PLAUSIBLE
+        analysis = replace(analysis, status=ResultStatus.IMPLAUSIBLE if believed else analysis.status, reason=reason)
     objects: tuple[EncodedObject, ...] = ()
     if applies(analysis):
         objects = encode(
@@ -412,18 +414,6 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
         )
     said = {"status": analysis.status.value, "reason": analysis.reason, "objects": [each.kind for each in objects]}
     _log.info("result", job=job.id, kind=contract.kind.value, **said, **seconds)
-
-
-def _analysis(inferred: InferredJob, job: Job) -> Analysis:
-    """Return what the model said, or that nothing can be said of such an input; both are results."""
-    contract, beyond = inferred.prepared.contract, inferred.prepared.beyond
-    if beyond is not None:
-        return not_evaluable(contract, "; ".join(filter(None, (job.caveat, str(beyond)))))
-    analysis = analyse(inferred.prediction, contract, entropy=job.key)
-    if not job.caveat:
-        return analysis
-    reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
-    return replace(analysis, status=ResultStatus.IMPLAUSIBLE, reason=reason)
 
 
 def commit(database: Database, store: Path, peers: Mapping[str, RemoteEntity], retry: Retry) -> bool:
