@@ -19,7 +19,7 @@ from meddaemon.deploy.golden import Case, Grid, NotThere, Source, Turn
 from meddaemon.deploy.registry import now, operator, require_unchanged, write_record
 from meddaemon.domain.contract import InputKind, ModelContract
 from meddaemon.domain.errors import BundleRefused, InputRefused, InvalidConfiguration, ModelFailed
-from meddaemon.domain.result import Prediction
+from meddaemon.domain.result import Labels, Prediction
 from meddaemon.domain.volume import Volume
 from meddaemon.inference.loading import Prepared
 from meddaemon.inference.runtime import Limits
@@ -103,13 +103,15 @@ def freeze(
     with models.prepare(contract, inputs) as prepared:
         sources = _grids(prepared, dict.fromkeys(inputs, modality))
         prediction = models.predict(contract, prepared)
-    geometry = prediction.geometry
+    labels, geometry = _drawn(prediction), prediction.geometry
+    if labels is None and not prediction.scores:
+        raise BundleRefused("the model neither draws nor scores: what it finds cannot be kept as a case")
     golden.write_case(
         folder,
         Case(
             name=name,
             sources=sources,
-            labels=prediction.labels,
+            labels=labels,
             affine_lps=geometry.affine_lps if geometry else None,
             scores=prediction.scores,
             dice=0.99,
@@ -192,15 +194,27 @@ def _as_grids(case: Case, names: Sequence[str], contract: ModelContract, models:
 
 def _compared(prediction: Prediction, wanted: Case) -> float:
     """Return how near a prediction is to what is wanted, in patient space. Raises NotThere."""
+    if prediction.doubts:
+        raise NotThere("; ".join(prediction.doubts))
     if wanted.labels is None or wanted.affine_lps is None:
-        if len(prediction.scores) != len(wanted.scores):
-            raise NotThere(f"{len(prediction.scores)} scores where the case has {len(wanted.scores)}")
+        if len(prediction.scores) != len(wanted.scores) or not np.isfinite(prediction.scores).all():
+            raise NotThere(f"scores {list(prediction.scores)[:9]} where the case has {list(wanted.scores)[:9]}")
         return max(abs(one - other) for one, other in zip(prediction.scores, wanted.scores, strict=True))
-    if prediction.labels is None or prediction.geometry is None:
+    drawn, geometry = _drawn(prediction), prediction.geometry
+    if drawn is None or geometry is None:
         raise NotThere("nothing was drawn")
-    affine = prediction.geometry.affine_lps
-    found = golden.onto(prediction.labels, affine, wanted.labels.shape, wanted.affine_lps)
-    return golden.worst_dice(found, wanted.labels)
+    found, expected = golden.layers(drawn), golden.layers(wanted.labels)
+    if len(found) != len(expected):
+        raise NotThere(f"{len(found)} maps or masks were drawn, the case has {len(expected)}")
+    return min(
+        golden.worst_dice(golden.onto(one, geometry.affine_lps, other.shape, wanted.affine_lps), other)
+        for one, other in zip(found, expected, strict=True)
+    )
+
+
+def _drawn(prediction: Prediction) -> Labels | None:
+    """Return labels, or masks as labels [segment, plane, row, column]."""
+    return prediction.labels if prediction.masks is None else prediction.masks.astype(np.uint8)
 
 
 def _as_expected(case: Case, prediction: Prediction) -> Case:
@@ -208,7 +222,7 @@ def _as_expected(case: Case, prediction: Prediction) -> Case:
     if case.labels is None:
         return replace(case, scores=prediction.scores)
     geometry = prediction.geometry
-    return replace(case, labels=prediction.labels, affine_lps=geometry.affine_lps if geometry else None)
+    return replace(case, labels=_drawn(prediction), affine_lps=geometry.affine_lps if geometry else None)
 
 
 def _bounded(error: Exception) -> str:

@@ -85,7 +85,10 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A golden case. `labels` lie on the grid of `affine_lps`; `dice` and `difference` are how near is near enough."""
+    """A golden case. `dice` and `difference` are how near is near enough.
+
+    `labels` [plane, row, column] lie on the grid of `affine_lps`; [segment, plane, row, column] where segments overlap.
+    """
 
     name: str
     sources: tuple[Source, ...]
@@ -226,6 +229,11 @@ def onto(labels: Labels, affine: NDArray[np.float64], shape: Sequence[int], want
     return moved
 
 
+def layers(labels: Labels) -> list[Labels]:
+    """Return what is drawn as one map of labels, or one mask for each segment."""
+    return [labels] if labels.ndim == 3 else list(labels)
+
+
 def worst_dice(found: Labels, expected: Labels) -> float:
     """Return the smallest Dice of all labels that either has; 1 when neither has any."""
     named = np.union1d(np.unique(found), np.unique(expected))
@@ -257,12 +265,12 @@ def _grid(path: Path) -> Grid:
 def _labels(path: Path, first: Source) -> tuple[Labels, NDArray[np.float64]]:
     arrays = _arrays(path, ("labels",))
     raw = arrays["labels"]
-    if raw.ndim != 3 or raw.dtype.kind not in "bu" or raw.dtype.itemsize > 2:
-        raise BundleRefused(f"{path}: labels are [plane, row, column] of 8 or 16 bits")
+    if raw.ndim not in {3, 4} or raw.dtype.kind not in "bu" or raw.dtype.itemsize > 2:
+        raise BundleRefused(f"{path}: labels are [plane, row, column], or a mask for each segment, of 8 or 16 bits")
     labels: Labels = raw.astype(np.uint16) if raw.dtype.itemsize == 2 else raw.astype(np.uint8)
     if "affine_lps" in arrays:
         return labels, _affine(arrays["affine_lps"], path)
-    if first.grid is None or first.grid.voxels.shape != labels.shape:
+    if first.grid is None or first.grid.voxels.shape != labels.shape[-3:]:
         raise BundleRefused(f"{path}: labels have the shape of the first input, or an affine_lps of their own")
     return labels, first.grid.affine_lps
 

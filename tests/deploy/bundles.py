@@ -82,11 +82,31 @@ colour = [230, 159, 0]
 """
 
 
-def write_segmenter(folder: Path, behaviour: str, *, oriented: bool) -> Path:
+_HEAD, _, _SEGMENT = CONTRACT.partition("[[segments]]")
+
+CLASSIFIER = (
+    _HEAD.replace('manufacturer = "nobody"', 'manufacturer = "nobody"\nkind = "classification"')
+    + """
+[[classes]]
+name = "bright"
+finding = { value = "27925004", scheme = "SCT", meaning = "Nodule" }
+threshold = 0.5
+"""
+)
+"""One class that stands alone."""
+
+_OTHER = _SEGMENT.replace("label = 1", "label = 2").replace('"Brain"\n', '"Other"\n', 1)
+OVERLAPPING = f"{CONTRACT}\n[[segments]]{_OTHER}"
+"""Two segments."""
+
+
+def write_segmenter(folder: Path, behaviour: str, *, oriented: bool, contract: str = CONTRACT) -> Path:
     """Write a bundle that segments what is bright, `y` [batch, channel, x, y, z], and makes `behaviour` of it.
 
-    Unless it is `oriented`, it sees the axes as they are stored. Returns its contract file.
+    Unless it is `oriented`, it sees the axes as they are stored. A contract without segments makes it one that scores.
+    Returns its contract file.
     """
+    draws = "[[segments]]" in contract
     transforms = [
         {"_target_": "LoadImaged", "keys": "image", "image_only": True},
         {"_target_": "EnsureChannelFirstd", "keys": "image"},
@@ -100,7 +120,7 @@ def write_segmenter(folder: Path, behaviour: str, *, oriented: bool) -> Path:
         "network": "$Toy().to(@device)",
         "preprocessing": {"_target_": "Compose", "transforms": transforms},
         "inferer": {"_target_": "SimpleInferer"},
-        "postprocessing": {"_target_": "Compose", "transforms": [{**invert, "nearest_interp": True}]},
+        "postprocessing": {"_target_": "Compose", "transforms": [{**invert, "nearest_interp": True}] if draws else []},
     }
     code = (
         "import torch\n\n\nclass Toy(torch.nn.Module):\n    def forward(self, x):\n"
@@ -111,7 +131,7 @@ def write_segmenter(folder: Path, behaviour: str, *, oriented: bool) -> Path:
         ("configs/metadata.json", json.dumps({"name": "segmenter", "version": "1"})),
         ("scripts/__init__.py", ""),
         ("scripts/toy.py", code),
-        ("contract.toml", CONTRACT),
+        ("contract.toml", contract),
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)

@@ -1,6 +1,7 @@
 """Models are run on their golden cases by the processes that run them on patients, and let in or not."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,10 @@ from meddaemon.config.admission import admitted
 from meddaemon.config.contracts import load_contract
 from meddaemon.deploy import check, golden
 from meddaemon.deploy.golden import TURNS
+from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import BundleRefused
 from meddaemon.inference.warm import WarmModels
-from tests.deploy.bundles import case_of, head, model, results_of, write_segmenter
+from tests.deploy.bundles import CLASSIFIER, OVERLAPPING, case_of, head, model, results_of, write_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -143,3 +145,61 @@ def test_a_case_of_files_is_read_as_those_of_patients_are_and_turned_as_well(
     contract = load_contract(contract.contract_file)
     assert check.check(contract, models).admission.refusal == ""
     assert len(results_of(contract)[1]) == 2 + len(TURNS)
+
+
+BRIGHT_PART = "y.flatten(1).mean(1, keepdim=True)"
+FIRST_HALF = "y[:, :, : (y.shape[2] + 1) // 2].flatten(1).mean(1, keepdim=True)"
+
+
+def scored(folder: Path, behaviour: str, *expected: float) -> ModelContract:
+    contract = load_contract(write_segmenter(folder, behaviour, oriented=False, contract=CLASSIFIER))
+    case = replace(case_of(head()), labels=None, affine_lps=None, scores=expected)
+    golden.write_case(folder / "golden/head", case)
+    return load_contract(contract.contract_file)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected", "ok"),
+    [
+        (BRIGHT_PART, (40 / 240,), True),
+        (BRIGHT_PART, (0.5,), False),
+        (BRIGHT_PART, (40 / 240, 0.0), False),
+        (BRIGHT_PART + " * float('nan')", (40 / 240,), False),
+    ],
+)
+def test_scores_must_be_those_of_the_case(
+    tmp_path: Path, models: WarmModels, behaviour: str, expected: tuple[float, ...], ok: bool
+) -> None:
+    contract = scored(tmp_path / "m", behaviour, *expected)
+    assert (check.check(contract, models).admission.refusal == "") is ok, results_of(contract)
+
+
+def test_a_model_whose_numbers_drift_when_the_patient_is_stored_otherwise_is_not_let_in(
+    tmp_path: Path, models: WarmModels
+) -> None:
+    bright = head().voxels > 50
+    given = {bright[:, :, :3].mean(), bright[:, :, 3:].mean(), bright[:3].mean()}
+    outcomes = []
+    for number, expected in enumerate(given):
+        contract = scored(tmp_path / str(number), FIRST_HALF, float(expected))
+        check.check(contract, models)
+        outcomes.append(results_of(contract)[1])
+    assert any(each["as given"] for each in outcomes), "one of them is what the network sees first"
+    assert not any(all(each.values()) for each in outcomes)
+
+
+def test_masks_that_overlap_are_compared_one_by_one(tmp_path: Path, models: WarmModels) -> None:
+    both = "torch.cat([y, torch.ones_like(y)], 1)"
+    contract = load_contract(write_segmenter(tmp_path / "m", both, oriented=True, contract=OVERLAPPING))
+    bright = (head().voxels > 50).astype(np.uint8)
+    for name, masks in {"right": [bright, bright * 0 + 1], "wrong": [bright, bright]}.items():
+        golden.write_case(tmp_path / "m/golden" / name, case_of(head(), np.array(masks)))
+    contract = load_contract(contract.contract_file)
+    check.check(contract, models)
+    found, _ = results_of(contract)
+    outcomes = {(each.case, each.ok) for each in found.cases if each.variant != check.AGAIN}
+    assert outcomes == {("right", True), ("wrong", False)}, found.cases
+    series = make_series(tmp_path / "s", voxels=head().voxels.astype(np.int16))
+    frozen = golden.read_case(check.freeze(contract, models, "frozen", {"image": series}, "MR"))
+    assert frozen.labels is not None
+    assert frozen.labels.shape == (2, *head().voxels.shape)
