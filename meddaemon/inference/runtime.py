@@ -62,7 +62,7 @@ class Limits:
     it writes and for all that it writes in a run, `gpu_fraction` for the memory of its GPU.
     """
 
-    sandbox: str = "required"
+    sandbox: str = "preferred"
     memory_bytes: int = 2**40
     scratch_bytes: int = 2**33
     gpu_fraction: float = 1.0
