@@ -12,8 +12,8 @@ def table(runs: Runs, volume_mb: float) -> str:
         f"Volume {volume_mb:.0f} MB as int16. Wall seconds, median (min-max); × is their time over ours,"
         " median within rounds.",
         "",
-        "| syntax | reader | seconds | × ours | peak MB | above volume | same voxels |",
-        "|---|---|---|---|---|---|---|",
+        "| syntax | reader | seconds | × ours | CPU s | peak MB | above volume | same voxels |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for syntax, readers in runs.items():
         reference = readers.get("ours", [])
@@ -25,7 +25,7 @@ def table(runs: Runs, volume_mb: float) -> str:
 def _cells(runs: list[Run], reference: list[Run], volume_mb: float) -> str:
     failed = [str(run["failed"]) for run in runs if "failed" in run]
     if failed:
-        return f"fails ({failed[0]}) | - | - | - | -"
+        return f"fails ({failed[0]}) | - | - | - | - | -"
     seconds = [_number(run, "seconds") for run in runs]
     peak = median(_number(run, "peak_kb") / 1024 for run in runs)
     same = {run["digest"] for run in runs} == {run.get("digest") for run in reference}
@@ -33,6 +33,7 @@ def _cells(runs: list[Run], reference: list[Run], volume_mb: float) -> str:
         (
             f"{median(seconds):.3f} ({min(seconds):.3f}-{max(seconds):.3f})",
             f"{ratio(runs, reference):.2f}",
+            f"{median(_number(run, 'cpu') for run in runs):.3f}",
             f"{peak:.0f}",
             f"{peak - volume_mb:.0f}",
             "yes" if same else "NO",

@@ -30,6 +30,11 @@ MAX_PLANE_PIXELS = 2**26
 
 MAX_FRAMES = 2**16
 
+MAXIMUM_THREADS = 8
+"""More do not help: memory is as fast as it is. Each costs the address space of an arena of the C library."""
+
+_ARENA_BYTES = 2**27
+
 Voxels = NDArray[np.int16] | NDArray[np.float32]
 Allocate = Callable[[tuple[int, int, int], DTypeLike], Voxels]
 """Makes the array of a volume, such as one that another process sees too; it need not be cleared."""
@@ -74,7 +79,7 @@ def assemble(instances: Sequence[Path]) -> Volume:
 def read_headers(paths: Sequence[Path], threads: int | None = None) -> list[Frames]:
     """Read and check the headers of files, in this order; raises what `read_header` raises, of the first that fails.
 
-    `threads` (default: one per core) hide what the disk takes; the scan itself is too short to be worth one.
+    More `threads` than one (the default) hide what a slow disk takes; the scan itself gains nothing by them.
     """
     return _in_order(read_header, paths, 1 if threads is None else threads)
 
@@ -92,10 +97,10 @@ def read_inputs(inputs: Mapping[str, Sequence[Path]]) -> dict[str, tuple[Frames,
 
 
 def decoding_bytes(headers: Sequence[Frames]) -> int:
-    """Return how much memory assembling these files can honestly need: the volume, and a few planes for each thread."""
+    """Return how much address space assembling these files can honestly need: the volume, and some for each thread."""
     planes = [plane.rows * plane.columns for header in headers for plane in header.planes]
     files = [header.layout.size for header in headers]
-    return 4 * sum(planes) + _threads(None) * (16 * max(planes, default=0) + 2 * max(files, default=0) + 2**24)
+    return 4 * sum(planes) + _threads(None) * (16 * max(planes, default=0) + 2 * max(files, default=0) + _ARENA_BYTES)
 
 
 def assemble_read(
@@ -145,7 +150,7 @@ def read_into(
     """Decode the pixels of all files into `out` [plane, row, column], int16 or float32, as real-world values.
 
     `order` names for each plane of `out` which plane of the headers it is, as `geometry.arrange` returns it. Frames
-    are decoded side by side in `threads` (default: one per core), without a copy of the volume.
+    are decoded side by side in `threads` (default: one per core, 8 at most), without a copy of the volume.
 
     Raises `UndecodablePixels`, `UnsoundVolume` (`not_finite`), always of the first plane in the order of the headers
     that has an error, and `modality.NotWhole` when int16 does not hold a value.
@@ -212,7 +217,7 @@ def stored_frames(layout: Layout) -> Iterator[NDArray[np.generic]]:
 
 
 def _threads(threads: int | None) -> int:
-    return max(1, len(os.sched_getaffinity(0)) if threads is None else threads)
+    return max(1, min(len(os.sched_getaffinity(0)), MAXIMUM_THREADS) if threads is None else threads)
 
 
 def _in_order(do: Callable[[_T], _U], each: Sequence[_T], threads: int) -> list[_U]:

@@ -63,13 +63,15 @@ def child_of(loader: Loader) -> int | None:
 
 
 def decoding(loader: Loader) -> int:
-    """Wait until a child has worked for a while, long after its headers; return its pid."""
+    """Wait until a child has decoded for a while, its headers read; return its pid."""
     deadline = time.monotonic() + 40
+    before: dict[int, float] = {}
     while time.monotonic() < deadline:
         pid = child_of(loader)
-        if pid is not None:
+        if pid is not None and "memfd:progress" in Path(f"/proc/{pid}/maps").read_text():
             ticks = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-            if ticks / os.sysconf("SC_CLK_TCK") > 0.6:
+            seconds = ticks / os.sysconf("SC_CLK_TCK")
+            if seconds - before.setdefault(pid, seconds) > 0.1:
                 return pid
         threading.Event().wait(0.005)
     raise AssertionError("no loader decodes")

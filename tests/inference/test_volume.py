@@ -1,26 +1,39 @@
 """Files to volume: against SimpleITK on real series, and every refusal by name on real and edited files."""
 
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from encoded_pixels import ENCODERS
+from numpy.typing import DTypeLike
 from pydicom import dcmread
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import (
     CTImageStorage,
     DeflatedExplicitVRLittleEndian,
     EnhancedMRImageStorage,
     ExplicitVRLittleEndian,
+    JPEGLosslessSV1,
     MRImageStorage,
     RLELossless,
 )
 
 from meddaemon.domain.errors import ContradictoryIdentity, InputRefused, UndecodablePixels, UnsoundVolume
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.volume import assemble, read_header, read_layout, stored_frames
+from meddaemon.inference.volume import (
+    assemble,
+    assemble_read,
+    read_header,
+    read_headers,
+    read_layout,
+    stored_frames,
+)
 
 Edit = Callable[[list[FileDataset]], None]
 
@@ -124,6 +137,115 @@ def test_rescale_is_applied_plane_by_plane(tmp_path: Path) -> None:
         dataset.RescaleSlope, dataset.RescaleIntercept = str(index + 1), "-1024"
     volume = assemble(saved(datasets, tmp_path))
     assert volume.voxels[:, 0, 1].tolist() == [-1023, -822, -421, 180]
+
+
+def test_a_volume_is_float32_where_int16_does_not_hold_every_value(tmp_path: Path) -> None:
+    """By the header of one plane (a slope of 0.5), or only by its pixels (a stored value of 40000)."""
+    (tmp_path / "header").mkdir()
+    (tmp_path / "pixels").mkdir()
+    datasets = slices()
+    datasets[2].RescaleSlope, datasets[2].RescaleIntercept = "0.5", "0"
+    volume = assemble(saved(datasets, tmp_path / "header"))
+    assert volume.voxels.dtype == np.float32
+    assert volume.voxels[:, 0, 1].tolist() == [1, 101, 100.5, 301]
+    datasets = slices()
+    for dataset in datasets:
+        dataset.BitsStored, dataset.HighBit = 16, 15
+    datasets[2].PixelData = np.full(12, 40_000, dtype="<u2").tobytes()
+    asked = []
+
+    def allocate(shape: tuple[int, int, int], dtype: DTypeLike) -> np.ndarray:
+        asked.append(np.dtype(dtype).name)
+        return np.empty(shape, dtype)
+
+    volume = assemble_read(read_headers(saved(datasets, tmp_path / "pixels")), allocate=allocate)
+    assert asked == ["int16", "float32"]
+    assert volume.voxels.dtype == np.float32
+    assert volume.voxels[:, 0, 1].tolist() == [1, 101, 40_000, 301]
+
+
+@pytest.mark.fault(87)
+def test_a_modality_lut_is_applied_to_its_plane(tmp_path: Path) -> None:
+    datasets = slices()
+    lut = Dataset()
+    lut.LUTDescriptor, lut.ModalityLUTType = [3, 201, 16], "HU"
+    lut.add_new("LUTData", "OW", np.array([7, 30_000, 9], "<u2").tobytes())
+    datasets[2].ModalityLUTSequence = Sequence([lut])
+    volume = assemble(saved(datasets, tmp_path))
+    assert volume.voxels.dtype == np.int16
+    assert volume.voxels[2].ravel().tolist() == [7, 7, 30_000, *[9] * 9], "200, 201, 202, 203 and so on"
+    datasets[2].RescaleSlope = "1"
+    assert refusal(saved(datasets, tmp_path)).reason == "modality_lut", "one or the other"
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_threads_change_nothing(tmp_path: Path, threads: int) -> None:
+    everything = slices(90)
+    for dataset in everything:
+        dataset.BitsStored, dataset.HighBit = 16, 15
+    datasets = everything[:40]
+    for index, dataset in enumerate(datasets):
+        dataset.RescaleSlope, dataset.RescaleIntercept = str(1 + index % 3), str(-index)
+        if index % 2:
+            dataset.compress(RLELossless, generate_instance_uid=False, encoding_plugin="pydicom")
+    paths = saved([*datasets, enhanced(everything[40:])], tmp_path)
+    dataset = dcmread(paths[-1])
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = "1.2.9"
+    dataset.save_as(paths[-1])
+    headers = read_headers(paths, threads)
+    volume = assemble_read(headers, threads=threads)
+    expected = [(100 * index + 1) * (1 + index % 3) - index if index < 40 else 100 * index + 1 for index in range(90)]
+    assert volume.voxels[:, 0, 1].tolist() == expected
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_of_several_damaged_files_the_first_is_named(tmp_path: Path, threads: int) -> None:
+    datasets = slices(30)
+    for dataset in datasets[11:]:
+        dataset.compress(RLELossless, generate_instance_uid=False, encoding_plugin="pydicom")
+        dataset.PixelData = dataset.PixelData[:20] + bytes([9]) + dataset.PixelData[21:]
+    headers = read_headers(saved(datasets, tmp_path))
+    for _ in range(5):
+        with pytest.raises(UndecodablePixels) as refused:
+            assemble_read(headers, threads=threads)
+        assert refused.value.sop_instance_uid == "1.2.3.12"
+
+
+PEAK = """
+import sys
+from pathlib import Path
+from meddaemon.inference.volume import assemble
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+before = peak()
+volume = assemble(sorted(Path(sys.argv[1]).iterdir()))
+print(volume.voxels.dtype, volume.voxels.nbytes // 1024, before, peak())
+"""
+
+
+@pytest.mark.parametrize(("slope", "dtype"), [("1", "int16"), ("1.5", "float32")])
+@pytest.mark.parametrize("transfer_syntax_uid", [ExplicitVRLittleEndian, JPEGLosslessSV1])
+def test_the_memory_is_one_volume_and_a_little(
+    tmp_path: Path, transfer_syntax_uid: str, slope: str, dtype: str
+) -> None:
+    values = np.arange(512 * 512, dtype=np.uint16).reshape(512, 512) % 4096
+    stream = ENCODERS[JPEGLosslessSV1](values, values, 12)
+    datasets = slices(150)
+    for dataset in datasets:
+        dataset.Rows = dataset.Columns = 512
+        dataset.RescaleSlope, dataset.RescaleIntercept = slope, "-1024"
+        dataset.PixelData = values.astype("<u2").tobytes()
+        if transfer_syntax_uid == JPEGLosslessSV1:
+            dataset.file_meta.TransferSyntaxUID = transfer_syntax_uid
+            dataset.PixelData = encapsulate([stream])
+    saved(datasets, tmp_path)
+    done = subprocess.run([sys.executable, "-c", PEAK, tmp_path], check=True, capture_output=True, text=True)
+    found, *kilobytes = done.stdout.split()
+    volume, before, peak = map(int, kilobytes)
+    assert found == dtype
+    assert peak - before <= volume + 30 * 1024
+    assert peak <= volume + 100 * 1024
 
 
 @pytest.mark.fault(89)
