@@ -39,7 +39,7 @@ Feed = pytest.importorskip("meddaemon.inference.bundles.terms").Feed
 
 SPACING = {"_target_": "Spacingd", "keys": "image", "pixdim": [1.3, 1.3, 1.7], "mode": "bilinear"}
 CROP = {"_target_": "CropForegroundd", "keys": "image", "source_key": "image", "margin": 2, "allow_smaller": True}
-RESIZE = {"_target_": "Resized", "keys": "image", "spatial_size": [40, 40, 40], "mode": "trilinear"}
+RESIZE = {"_target_": "Resized", "keys": "image", "spatial_size": [41, 43, 37], "mode": "trilinear"}
 PAD = {"_target_": "SpatialPadd", "keys": "image", "spatial_size": [64, 64, 64]}
 LPI = {**RAS, "axcodes": "SPL"}
 NEAREST = {**INVERT, "nearest_interp": True}
@@ -85,7 +85,7 @@ def test_what_resamples_comes_back_within_its_blur(before: Any, after: str, tmp_
     # A shift of half a voxel of any ball would show here.
     for box in around:
         centre = np.mean(np.argwhere(labels[box] > 0), axis=0)
-        assert np.abs(centre - np.mean(np.argwhere(truth[box]), axis=0)).max() < 0.2
+        assert np.abs(centre - np.mean(np.argwhere(truth[box]), axis=0)).max() < 0.25
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -162,6 +162,18 @@ def test_a_flat_model_runs_on_every_slice(ramp: Volume, tmp_path: Path) -> None:
     assert prediction.geometry is ramp.geometry
 
 
+def test_slices_that_happen_not_to_overlap_are_masks_like_the_others(tmp_path: Path) -> None:
+    voxels = np.full((3, 4, 5), 10.0)
+    voxels[1, :2], voxels[2, 2:] = 60, 90
+    volume = make_volume(voxels)
+    background = LEVELS.replace("return torch.cat([", "return torch.cat([(5 - x) * 8] + [")
+    content = config(**levels(50.1, 80.1), preprocessing=steps(LOAD, CHANNEL), postprocessing=steps(SIGMOID))
+    feeds = (Feed(name="image", key="image", kind=InputKind.SLICES),)
+    loaded = load(tmp_path, content, scripts={"net": background}, segments=(1, 2), feeds=feeds)
+    masks = loaded.predict({"image": volume}).masks
+    assert np.array_equal(masks, np.stack([voxels > 50, voxels > 80]))
+
+
 # --- classes and numbers --------------------------------------------------------------------------------------------
 
 MEANS = """

@@ -236,6 +236,7 @@ WHOLE_SLIDE = {**LOAD, "reader": {"_target_": "monai.data.WSIReader", "backend":
     ("content", "message"),
     [
         (config(preprocessing=steps(CHANNEL)), "takes no image"),
+        (config(preprocessing=None, dataset=None, training=steps(LOAD)), "takes no image"),
         (config(preprocessing=steps(WHOLE_SLIDE, CHANNEL)), "whole-slide images"),
         (
             config(imports=["$import cellpose_of_nobody", "$from os import path"]),

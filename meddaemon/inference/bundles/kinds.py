@@ -39,7 +39,12 @@ def obstacles(reading: Reading) -> list[str]:
     ):
         return ["the bundle works on whole-slide images, which are no DICOM series here"]
     if not any(LOADER.fullmatch(target(part)) for part in parts) and not any(map(_LOADS.search, code(reading))):
-        return ["the bundle takes no image: there is no LoadImage in its configuration"]
+        own = [part["_target_"] for part in parts if target(part).startswith("Load")]
+        reads = f", and it reads its own by {own[0]}" if own else ""
+        return [f"the bundle takes no image: there is no LoadImage in its configuration{reads}"]
+    datasets = (part for part in parts if target(part).endswith("Dataset"))
+    if "preprocessing" not in reading.config and not any("transform" in part for part in datasets):
+        return ["the bundle takes no image: there is nothing that would prepare one in its configuration"]
     return [f"the bundle needs the package {NAMES.get(name, name)}" for name in sorted(set(_missing(reading, parts)))]
 
 

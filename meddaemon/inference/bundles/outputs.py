@@ -60,13 +60,13 @@ def drawn(prediction: object, grid: Grid, segments: Sequence[int] = (), *, seen:
         doubts = (f"the prediction holds {count} values that are not finite",)
         image = torch.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
     channels = image.shape[0]
-    lowest, highest = float(image.min()), float(image.max())
-    probable = lowest >= 0 and highest <= 1
     if channels == 1:
         values = _on(image, grid, seen)[0]
-        if probable and len(segments) == 1 and not _whole(image):
+        if len(segments) == 1 and not _whole(image) and image.min() >= 0 and image.max() <= 1:
             values = (values >= THRESHOLD) * segments[0]
         return Drawn(labels=_labels(values.numpy()), doubts=doubts)
+    lowest, highest = float(image.min()), float(image.max())
+    probable = lowest >= 0 and highest <= 1
     if segments and channels == max(segments) + 1 and not (probable and _overlapping(image)):
         values = _on(image, grid, seen)
         return Drawn(labels=_labels(values.argmax(dim=0).numpy()), doubts=doubts)
@@ -212,7 +212,7 @@ def _whole(image: MetaTensor) -> bool:
 def _overlapping(image: MetaTensor) -> bool:
     sums = image.as_tensor().sum(dim=0, dtype=torch.float64)
     # Where a bundle padded, no class has any probability, which argmax makes background.
-    return bool(((sums - 1).abs() > SUM_TOLERANCE).logical_and(sums > SUM_TOLERANCE).any())
+    return bool(((sums - 1).abs() > SUM_TOLERANCE).logical_and(sums > 0).any())
 
 
 def _labels(values: NDArray[Any]) -> Labels:

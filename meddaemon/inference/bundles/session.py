@@ -182,7 +182,7 @@ class Session:
         match self.terms.kind:
             case ModelKind.SEGMENTATION:
                 each = [self._drawn(item, data) for item, data in found]
-                return _segmented(result, each, flat=len(found[0][0].grid.shape) == 2)
+                return _segmented(result, each, self.terms.segments, flat=len(found[0][0].grid.shape) == 2)
             case ModelKind.CLASSIFICATION | ModelKind.REGRESSION:
                 numbers_of = [outputs.scores(data[self.output], self.terms.outputs) for _, data in found]
                 numbers = tuple(map(float, np.mean(numbers_of, axis=0)))
@@ -431,15 +431,19 @@ def _unbatched(raw: Any, image: MetaTensor) -> Any:
     return raw
 
 
-def _segmented(result: Prediction, drawn: Sequence[outputs.Drawn], *, flat: bool) -> Prediction:
+def _segmented(
+    result: Prediction, drawn: Sequence[outputs.Drawn], segments: Sequence[int], *, flat: bool
+) -> Prediction:
     """Return the result with what was drawn: on a volume, or on each of its slices or pictures."""
     doubts = tuple(dict.fromkeys(doubt for each in drawn for doubt in each.doubts))
-    labels = [each.labels for each in drawn if each.labels is not None]
-    masks = [each.masks for each in drawn if each.masks is not None]
-    if labels and masks:
-        raise ModelFailed("the segments of some slices overlap and those of others exclude each other")
-    if masks:
+    if any(each.masks is not None for each in drawn):
+        # Where segments overlap in one slice, those that happen not to in another are masks there, too.
+        masks = [
+            np.stack([each.labels == segment for segment in segments]) if each.masks is None else each.masks
+            for each in drawn
+        ]
         return replace(result, masks=np.stack(masks, axis=1) if flat else masks[0], doubts=doubts)
+    labels = [each.labels for each in drawn if each.labels is not None]
     drawn_on: Any = np.stack(labels) if flat else labels[0]
     return replace(result, labels=drawn_on, doubts=doubts)
 

@@ -110,6 +110,30 @@ def _makes_labels(step: object) -> bool:
     return isinstance(step, dict) and target(step).startswith("AsDiscrete") and step.get("argmax") is True
 
 
+def _resized_labels(reading: Reading) -> bool:
+    """Have the inversion of `Resize` take the nearest voxel for labels; PyTorch's "nearest" takes the one before."""
+    parts = [part for _, part in components(reading.config)]
+    resizes = any(re.fullmatch(r"Resize(d|D|Dict)?", target(part)) for part in parts)
+    if not resizes or not any(target(part).startswith("Invert") and part.get("nearest_interp", True) for part in parts):
+        return False
+    from monai.transforms import Resize  # noqa: PLC0415 - this is only for the process that runs the bundle
+
+    if not hasattr(Resize, _EXACT):
+        inverse = Resize.inverse_transform
+
+        def exactly(resize: Any, data: Any, transform: Any) -> Any:
+            extra = transform["extra_info"]
+            mode = "nearest-exact" if extra["mode"] == "nearest" else extra["mode"]
+            return inverse(resize, data, {**transform, "extra_info": {**extra, "mode": mode}})
+
+        Resize.inverse_transform = exactly
+        setattr(Resize, _EXACT, True)
+    return True
+
+
+_EXACT = "inverts_to_the_nearest"
+
+
 def _numpy_names(reading: Reading) -> bool:
     import numpy as np  # noqa: PLC0415 - changed here, and only in the process that runs the bundle
 
@@ -214,6 +238,12 @@ SHIMS: tuple[Shim, ...] = (
         symptom="labels are inverted linearly, which draws a third structure where two others meet",
         remedy="nearest_interp = true",
         apply=_labels_by_nearest,
+    ),
+    Shim(
+        name="resized_labels_to_the_nearest",
+        symptom="labels inverted through Resize lie up to half a voxel off: PyTorch's nearest takes the voxel before",
+        remedy="nearest-exact for the inversion",
+        apply=_resized_labels,
     ),
     Shim(
         name="numpy_names",
