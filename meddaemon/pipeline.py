@@ -19,13 +19,13 @@ from meddaemon.db.results import StoredObject
 from meddaemon.domain.completeness import Step
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import InputRefused, LeaseLost, ModelFailed, NotEvaluable, NotFound, StudyHeld
-from meddaemon.domain.result import Analysis, EncodedObject, Prediction, ResultStatus
+from meddaemon.domain.result import EncodedObject, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.series import Study
 from meddaemon.domain.states import JobState
 from meddaemon.domain.uids import digest_of
 from meddaemon.durable import Staging, write_new
-from meddaemon.inference.analysis import analyse, not_evaluable
+from meddaemon.inference.analysis import analyse, unasked
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.commitment import examine
 from meddaemon.ingest.completeness import ANSWER_SECONDS, ask, hear, is_left_to_a_person, readiness
@@ -297,10 +297,15 @@ def process(database: Database, settings: Settings, models: WarmModels, staging:
     """
     contract = _contract(settings, job)
     inputs = _input_files(settings, job)
-    prediction, analysis = _answer(models, contract, inputs, job)
+    prediction = _predict(models, contract, inputs)
     started = time.monotonic()
     with database.read() as connection:
         predecessors = results.predecessor_objects(connection, job)
+    analysis = analyse(prediction, contract, entropy=job.key)
+    if job.caveat:
+        reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
+        believed = analysis.status is ResultStatus.PLAUSIBLE
+        analysis = replace(analysis, status=ResultStatus.IMPLAUSIBLE if believed else analysis.status, reason=reason)
     objects: tuple[EncodedObject, ...] = ()
     if applies(analysis):
         objects = encode(
@@ -342,20 +347,11 @@ def process(database: Database, settings: Settings, models: WarmModels, staging:
     _log.info("result", job=job.id, kind=contract.kind.value, **said, **seconds)
 
 
-def _answer(
-    models: WarmModels, contract: ModelContract, inputs: Mapping[str, list[Path]], job: Job
-) -> tuple[Prediction, Analysis]:
-    """Run the model, or say that nothing can be said of such an input; both are results."""
+def _predict(models: WarmModels, contract: ModelContract, inputs: Mapping[str, list[Path]]) -> Prediction:
     try:
-        prediction = models.predict(contract, inputs)
-        analysis = analyse(prediction, contract, entropy=job.key)
+        return models.predict(contract, inputs)
     except NotEvaluable as beyond:
-        prediction = Prediction(series_instance_uid=str(beyond.numbers["series_instance_uid"]))
-        return prediction, not_evaluable(contract, "; ".join(filter(None, (job.caveat, str(beyond)))))
-    if job.caveat:
-        reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
-        analysis = replace(analysis, status=ResultStatus.IMPLAUSIBLE, reason=reason)
-    return prediction, analysis
+        return unasked(beyond)
 
 
 def commit(database: Database, store: Path, peers: Mapping[str, RemoteEntity], retry: Retry) -> bool:

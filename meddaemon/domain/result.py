@@ -48,8 +48,9 @@ class Prediction:
 
     `labels` [plane, row, column] and `masks` [segment, plane, row, column], for segments that overlap, lie on the grid
     of the source volume, which is `geometry`. `scores` are one number for each class of the contract, in its order.
-    `doubts` are what speaks against the prediction as such, values that are not finite for one. `provenance` says how
-    it was computed (runtime, device, versions, shims); `seconds` how long each step took.
+    `doubts` are what speaks against the prediction as such, values that are not finite for one. `beyond` says why the
+    model was not asked at all, when the input is not what it was made for. `provenance` says how it was computed
+    (runtime, device, versions, shims); `seconds` how long each step took.
     """
 
     series_instance_uid: str
@@ -60,6 +61,7 @@ class Prediction:
     landmarks: tuple[Landmark, ...] = ()
     geometry: Geometry | None = None
     doubts: tuple[str, ...] = ()
+    beyond: str = ""
     provenance: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 

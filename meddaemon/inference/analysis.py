@@ -21,7 +21,7 @@ from meddaemon.domain.contract import (
     ScoreContract,
     SegmentContract,
 )
-from meddaemon.domain.errors import ModelFailed
+from meddaemon.domain.errors import ModelFailed, NotEvaluable
 from meddaemon.domain.result import (
     Analysis,
     Box,
@@ -66,6 +66,8 @@ def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) ->
     Raises `ModelFailed` when the prediction holds what the contract does not name, or not what it promises: what
     cannot be coded is not delivered.
     """
+    if prediction.beyond:
+        return not_evaluable(contract, prediction.beyond)
     said = _READINGS[contract.kind](prediction, contract, entropy)
     doubts = dict.fromkeys((*prediction.doubts, *said.doubts, *check_output(prediction, contract)))
     return Analysis(
@@ -76,6 +78,11 @@ def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) ->
         labels=said.labels,
         geometry=prediction.geometry,
     )
+
+
+def unasked(beyond: NotEvaluable) -> Prediction:
+    """Return the prediction of a model that was not asked, because the input is not what it was made for."""
+    return Prediction(series_instance_uid=str(beyond.numbers["series_instance_uid"]), beyond=str(beyond))
 
 
 def not_evaluable(contract: ModelContract, reason: str) -> Analysis:

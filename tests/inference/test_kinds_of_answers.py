@@ -21,10 +21,10 @@ from meddaemon.domain.contract import (
     ScoreContract,
     SegmentContract,
 )
-from meddaemon.domain.errors import ModelFailed
+from meddaemon.domain.errors import ModelFailed, NotEvaluable
 from meddaemon.domain.result import Analysis, Box, Landmark, Measurement, Prediction, ResultStatus
 from meddaemon.domain.volume import Geometry
-from meddaemon.inference.analysis import MAX_OBJECTS, analyse, not_evaluable
+from meddaemon.inference.analysis import MAX_OBJECTS, analyse, unasked
 
 BRAIN = Code(value="12738006", scheme="SCT", meaning="Brain")
 NODULE = Code(value="27925004", scheme="SCT", meaning="Nodule")
@@ -378,8 +378,11 @@ def test_a_prediction_of_another_kind_is_refused() -> None:
 def test_what_cannot_be_evaluated_says_what_was_asked_and_gives_no_number(
     asked: ModelContract, codes: list[Code]
 ) -> None:
-    analysis = not_evaluable(asked, "too few planes")
-    assert (analysis.status, analysis.reason) == (ResultStatus.NOT_EVALUABLE, "too few planes")
+    beyond = NotEvaluable("beyond_limits", "too few planes", numbers={"series_instance_uid": "1.4"})
+    prediction = unasked(beyond)
+    assert prediction.series_instance_uid == "1.4"
+    analysis = analyse(prediction, asked, entropy="run")
+    assert (analysis.status, analysis.reason) == (ResultStatus.NOT_EVALUABLE, "beyond_limits: too few planes")
     assert [each.code for each in analysis.findings] == codes
     assert not any(each.present for each in analysis.findings)
     assert [value.value for each in analysis.findings for value in each.measurements] == [None] * len(codes)
