@@ -149,7 +149,7 @@ def test_a_loader_is_confined_and_limited_and_has_no_torch(
         assert (status["Seccomp"].strip(), status["NoNewPrivs"].strip()) == ("2", "1")
     limits = {line[:26].strip(): line[26:].split()[0] for line in seen["limits"].splitlines()}
     assert limits["Max core file size"] == "0"
-    assert 60 < int(limits["Max cpu time"]) < 200
+    assert 60 < int(limits["Max cpu time"]) < 400, "more than a decoder needs, less than for ever"
     assert int(limits["Max address space"]) < 2**33
     assert "libtorch" not in seen["maps"]
     assert "MEDDAEMON" not in seen["environ"]
