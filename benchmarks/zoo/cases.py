@@ -191,5 +191,6 @@ NOT_APPLICABLE: Mapping[str, str] = {
     "brats_mri_generative_diffusion": "generative: starts from noise",
     "maisi_ct_generative": "generative: starts from noise",
     "mednist_gan": "generative: starts from noise",
+    "pathology_tumor_detection": "whole-slide images",
     "mednist_reg": "a demonstration of registration, without an image to find anything in",
 }

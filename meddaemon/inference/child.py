@@ -47,12 +47,12 @@ def _serve(connection: socket.socket) -> None:
     except Exception as error:  # noqa: BLE001 - whatever a bundle raises is the worker's to judge, and it is told
         messages.send(connection, _failure(error))
         return
-    messages.send(connection, {"ready": {"load": time.perf_counter() - started}, "gpu_bytes": _gpu_bytes()})
+    messages.send(connection, {"ready": {"load": time.perf_counter() - started}, "gpu": _gpu_bytes()})
     while True:
         request = messages.receive(connection)
         try:
             said, arrays = prediction_message(session.predict(_inputs(request)))
-            messages.send(connection, {**said, "gpu_bytes": _gpu_bytes()}, arrays)
+            messages.send(connection, {**said, "gpu": _gpu_bytes()}, arrays)
         except InputRefused as refusal:
             messages.send(connection, refusal_message(refusal))
         except (BrokenPipeError, ConnectionResetError):
@@ -114,10 +114,13 @@ def _inputs(request: Received) -> dict[str, Any]:
     }
 
 
-def _gpu_bytes() -> int:
-    """Return how much memory of a GPU this process holds."""
+def _gpu_bytes() -> list[int]:
+    """Return how much memory of its GPU this process holds, held at most, and how much there is; 0 without one."""
     torch = sys.modules.get("torch")
-    return int(torch.cuda.memory_reserved()) if torch is not None and torch.cuda.is_initialized() else 0
+    if torch is None or not torch.cuda.is_initialized():
+        return [0, 0, 0]
+    _, total = torch.cuda.mem_get_info()
+    return [int(torch.cuda.memory_reserved()), int(torch.cuda.max_memory_reserved()), int(total)]
 
 
 def _failure(error: Exception) -> dict[str, Any]:

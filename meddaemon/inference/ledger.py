@@ -8,22 +8,28 @@ UNKNOWN_BYTES = 2 * 2**30
 
 @dataclass(frozen=True, kw_only=True)
 class Use:
-    """Memory of one model process in bytes: of the host now and at most, and of the GPU."""
+    """Memory of one model process in bytes: of the host now and at most, of the GPU now and at most."""
 
     host: int
     peak: int
     gpu: int = 0
+    gpu_peak: int = 0
+    gpu_total: int = 0
+    """What its GPU has, 0 where there is none."""
 
 
 class Ledger:
     """What each warm model holds while it rests, and what it needed at most while it ran; names are digests."""
 
-    def __init__(self, budget: int) -> None:
-        """`budget` is what all models together may hold, in bytes."""
+    def __init__(self, budget: int, gpu_fraction: float = 1.0) -> None:
+        """`budget` is what all models together may hold, in bytes, `gpu_fraction` what of the GPU."""
         self.budget = budget
+        self._gpu_fraction = gpu_fraction
+        self._gpu_budget: float = 0
         self._resting: dict[str, Use] = {}
         """In the order of last use."""
         self._peaks: dict[str, int] = {}
+        self._gpu_peaks: dict[str, int] = {}
 
     @property
     def warm(self) -> tuple[str, ...]:
@@ -35,6 +41,9 @@ class Ledger:
         self._resting.pop(model, None)
         self._resting[model] = use
         self._peaks[model] = max(use.peak, use.host, self._peaks.get(model, 0))
+        self._gpu_peaks[model] = max(use.gpu_peak, use.gpu, self._gpu_peaks.get(model, 0))
+        if use.gpu_total:
+            self._gpu_budget = self._gpu_fraction * use.gpu_total
 
     def forget(self, model: str) -> None:
         """Strike a model that has ended; what it needed stays known."""
@@ -49,12 +58,17 @@ class Ledger:
         """Return the models that must end before this one runs, the one that rested longest first."""
         others = [name for name in self._resting if name != model]
         ending: list[str] = []
-        held = sum(self._resting[name].host for name in others)
-        while others and held + self.need(model, stated) > self.budget:
+        while others and not self._fits(model, stated, others):
             ending.append(others.pop(0))
-            held -= self._resting[ending[-1]].host
         return ending
 
     def allowance(self, model: str) -> int:
         """Return what the model may take: all that the others do not hold."""
         return max(0, self.budget - sum(use.host for name, use in self._resting.items() if name != model))
+
+    def _fits(self, model: str, stated: int | None, others: list[str]) -> bool:
+        """Return whether a run of the model fits beside these others, in the host and on the GPU."""
+        held = [self._resting[name] for name in others]
+        fits = sum(use.host for use in held) + self.need(model, stated) <= self.budget
+        on_gpu = sum(use.gpu for use in held) + self._gpu_peaks.get(model, 0)
+        return fits and (not self._gpu_budget or on_gpu <= self._gpu_budget)

@@ -24,7 +24,7 @@ from meddaemon.inference.values import Input, array_of, input_from_message, inpu
 SPARE_BYTES = 2**30
 """What decoding may ask for beyond the volume: libraries, threads, fragments of memory."""
 HEADER_SECONDS, HEADERS_PER_SECOND = 30.0, 20
-DECODER_SECONDS, DECODER_BYTES_PER_SECOND = 60.0, 2**20
+DECODER_SECONDS, DECODER_BYTES_PER_SECOND = 60.0, 2**22
 """Processor time that an honest file never needs: the slowest decoder yields many times that many bytes."""
 
 

@@ -77,7 +77,7 @@ def prepared(contract: ModelContract, values: Mapping[str, Input]) -> Prepared:
 class Loader:
     """Decodes the inputs of jobs, each in a fresh process with the decoders loaded; usable from several threads."""
 
-    def __init__(self, *, sandbox: str = "required", memory_bytes: int = 2**40) -> None:
+    def __init__(self, *, sandbox: str = "preferred", memory_bytes: int = 2**40) -> None:
         """`sandbox` is what `worker.sandbox` says, `memory_bytes` what one job may take."""
         self._sandbox = sandbox
         self._memory_bytes = memory_bytes

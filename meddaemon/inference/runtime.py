@@ -62,7 +62,7 @@ class Limits:
     it writes and for all that it writes in a run, `gpu_fraction` for the memory of its GPU.
     """
 
-    sandbox: str = "required"
+    sandbox: str = "preferred"
     memory_bytes: int = 2**40
     scratch_bytes: int = 2**33
     gpu_fraction: float = 1.0
@@ -274,7 +274,7 @@ class ModelProcess:
             self._fail(warm, failure)
         if "failed" in received.said:
             self._fail(warm, failure_from(received.said))
-        warm.gpu_bytes = _count(received.said.get("gpu_bytes"))
+        warm.gpu = _counts(received.said.get("gpu"))
         return received
 
     def _fail(self, warm: "_Warm", failure: ModelFailed | None) -> NoReturn:
@@ -306,7 +306,7 @@ class _Warm:
     def __init__(self, server: ForkServer, scratch: Path | None, bundle: Path, deadline: float) -> None:
         self.started = time.monotonic()
         self.is_ready = False
-        self.gpu_bytes = 0
+        self.gpu = (0, 0, 0)
         self._kept: set[Path] = set()
         self._staging = Staging(scratch or Path(tempfile.gettempdir()))
         if scratch is not None:
@@ -337,7 +337,9 @@ class _Warm:
         """Return what memory the child has for itself: now, and at most since it was born."""
         status = _status(self.child.pid)
         now = _private_bytes(self.child.pid)
-        return Use(host=now, peak=now + max(0, status.get("VmHWM", 0) - status.get("VmRSS", 0)), gpu=self.gpu_bytes)
+        peak = now + max(0, status.get("VmHWM", 0) - status.get("VmRSS", 0))
+        gpu, gpu_peak, gpu_total = self.gpu
+        return Use(host=now, peak=peak, gpu=gpu, gpu_peak=gpu_peak, gpu_total=gpu_total)
 
     def keep(self) -> None:
         """Let what lies in the scratch folder now stay there: what a bundle made while it was loaded."""
@@ -391,6 +393,8 @@ def _sizes(path: Path) -> dict[str, int]:
     return sizes
 
 
-def _count(value: object) -> int:
-    """Return a number of bytes that a child told; what is none is 0."""
-    return value if type(value) is int and value >= 0 else 0
+def _counts(value: object) -> tuple[int, int, int]:
+    """Return the three numbers of bytes that a child told; what is none is 0."""
+    each = value if isinstance(value, list) and len(value) == 3 else [0, 0, 0]
+    now, peak, total = (count if type(count) is int and count >= 0 else 0 for count in each)
+    return now, peak, total

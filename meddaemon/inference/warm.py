@@ -29,7 +29,7 @@ class WarmModels:
         """`limits.memory_bytes` is what all models together may hold."""
         self._scratch = scratch
         self._limits = limits or Limits()
-        self._ledger = Ledger(self._limits.memory_bytes)
+        self._ledger = Ledger(self._limits.memory_bytes, self._limits.gpu_fraction)
         self._server = model_server()
         self._loader = Loader(sandbox=self._limits.sandbox, memory_bytes=self._limits.memory_bytes)
         self._processes: dict[str, ModelProcess] = {}

@@ -17,6 +17,7 @@ from toy_bundle import write_toy
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import InputRefused, ModelFailed, OutOfMemory, UndecodablePixels
 from meddaemon.domain.volume import Volume
+from meddaemon.inference import sandbox
 from meddaemon.inference.loading import Loader
 from meddaemon.inference.processes import Interrupted
 from meddaemon.inference.volume import assemble
@@ -31,7 +32,7 @@ def contract(tmp_path_factory: pytest.TempPathFactory) -> ModelContract:
 
 @pytest.fixture(scope="module")
 def loader() -> Iterator[Loader]:
-    loader = Loader()
+    loader = Loader(sandbox="preferred" if sandbox.missing() else "required")
     yield loader
     loader.close()
 
@@ -62,13 +63,15 @@ def child_of(loader: Loader) -> int | None:
 
 
 def decoding(loader: Loader) -> int:
-    """Wait until a child has worked for a while, long after its headers; return its pid."""
+    """Wait until a child has decoded for a while, its headers read; return its pid."""
     deadline = time.monotonic() + 40
+    before: dict[int, float] = {}
     while time.monotonic() < deadline:
         pid = child_of(loader)
-        if pid is not None:
+        if pid is not None and "memfd:progress" in Path(f"/proc/{pid}/maps").read_text():
             ticks = sum(map(int, Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]))
-            if ticks / os.sysconf("SC_CLK_TCK") > 0.6:
+            seconds = ticks / os.sysconf("SC_CLK_TCK")
+            if seconds - before.setdefault(pid, seconds) > 0.1:
                 return pid
         threading.Event().wait(0.005)
     raise AssertionError("no loader decodes")
@@ -142,10 +145,11 @@ def test_a_loader_is_confined_and_limited_and_has_no_torch(
         loader.load(contract, {"image": long_work}, time_limit=LIMIT)
     watcher.join()
     status = dict(line.split(":\t") for line in seen["status"].splitlines() if ":\t" in line)
-    assert (status["Seccomp"].strip(), status["NoNewPrivs"].strip()) == ("2", "1")
+    if not sandbox.missing():
+        assert (status["Seccomp"].strip(), status["NoNewPrivs"].strip()) == ("2", "1")
     limits = {line[:26].strip(): line[26:].split()[0] for line in seen["limits"].splitlines()}
     assert limits["Max core file size"] == "0"
-    assert 60 < int(limits["Max cpu time"]) < 200
+    assert 60 < int(limits["Max cpu time"]) < 400, "more than a decoder needs, less than for ever"
     assert int(limits["Max address space"]) < 2**33
     assert "libtorch" not in seen["maps"]
     assert "MEDDAEMON" not in seen["environ"]

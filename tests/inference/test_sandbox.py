@@ -128,7 +128,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             "worker": os.getpid(),
         }
         contract = write_toy(folder / "toy", PROBES.replace("PLACES", repr(places)))
-        limits = Limits(scratch_bytes=2**24)
+        limits = Limits(sandbox="required", scratch_bytes=2**24)
         with (
             ModelProcess(contract, scratch=folder / "scratch", limits=limits) as model,
             pytest.raises(ModelFailed) as failure,

@@ -137,6 +137,17 @@ def test_no_model_goes_without_need() -> None:
     assert ledger.making_room("a", None) == ["b", "c"], "measured once, known for good"
 
 
+def test_models_on_a_gpu_share_its_memory() -> None:
+    ledger = Ledger(1000, gpu_fraction=0.5)
+    for model in "abc":
+        assert ledger.making_room(model, 1) == [], "nothing is known of it yet"
+        ledger.note(model, Use(host=1, peak=1, gpu=10, gpu_peak=35, gpu_total=100))
+    assert ledger.making_room("c", 1) == ["a"], "20 held and 35 at most are more than half of 100"
+    ledger.forget("a")
+    assert ledger.making_room("c", 1) == []
+    assert ledger.making_room("a", 1) == ["b"], "what it needed stays known"
+
+
 # --- real processes -------------------------------------------------------------------------------------------------
 
 

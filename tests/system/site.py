@@ -45,6 +45,7 @@ plausible_volume_ml = {{ min = 0.001, max = 1000 }}
 
 SITE = """
 [worker]
+sandbox = "preferred"
 lease_seconds = {lease}
 heartbeat_seconds = 1
 backoff_seconds = 0.5

@@ -57,5 +57,5 @@ def test_the_doctor_says_whether_models_run_confined(tmp_path: Path, wanted: str
         pytest.skip(f"this kernel has no {sandbox.missing()}")
     home = make_site(tmp_path / "home", {})
     file = home.folder / "meddaemon.toml"
-    file.write_text(file.read_text().replace("[worker]\n", f'[worker]\nsandbox = "{wanted}"\n'))
+    file.write_text(file.read_text().replace('sandbox = "preferred"', f'sandbox = "{wanted}"'))
     assert said in home.cli("doctor", "--no-network").stdout
