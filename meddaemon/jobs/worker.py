@@ -101,8 +101,10 @@ class _Hand:
     """Whether somebody else has the job by now: nothing is written for it."""
     disturbed: str = ""
     """Why it was interrupted, when the reason is not its own: failing then is no failed attempt."""
+    ahead: bool = False
+    """Whether it was claimed while another one was inferred: the queue is asked before it begins."""
     rested: bool = False
-    """Whether the queue knows it as prepared, and must be asked before it begins."""
+    """Whether the queue knows that it is prepared."""
     prepared: Any = None
     is_prepared: bool = False
 
@@ -188,13 +190,15 @@ class Worker(Generic[Prepared, Inferred]):
         if hand.lost:
             self._settle(hand, leases, LeaseLost("somebody else has it"))
             return False
-        if not hand.rested:
+        if not hand.ahead:
             return True
         if not self._ready():
             self._give_back(hand, leases, "what this worker needs is away")
             return False
         try:
             with self._database.write() as connection:
+                if not hand.rested:
+                    jobs.prepare(connection, hand.job)
                 begins = jobs.start(
                     connection,
                     hand.job,
@@ -205,7 +209,7 @@ class Worker(Generic[Prepared, Inferred]):
             self._settle(hand, leases, lost)
             return False
         except DatabaseUnavailable as failure:
-            # Its lease runs out, and because it rests no attempt counts.
+            # Nobody renews its lease any more: it runs out, and the job runs again.
             _away(failure)
             begins = False
         if not begins:
@@ -258,6 +262,7 @@ class Worker(Generic[Prepared, Inferred]):
         if self._prepare(hand, leases):
             if not is_awaited:
                 # Claimed from among those that have waited: whether it is its turn is asked before it begins.
+                hand.ahead = True
                 self._rest(hand)
             self._slot.put(hand)
         return True
@@ -291,7 +296,7 @@ class Worker(Generic[Prepared, Inferred]):
         return True
 
     def _rest(self, hand: _Hand) -> None:
-        """Tell the queue that a job is prepared; where it cannot be told, the job counts as begun."""
+        """Tell the queue that a job is prepared, so that no attempt counts if this worker ends now."""
         try:
             with self._database.write() as connection:
                 jobs.prepare(connection, hand.job)

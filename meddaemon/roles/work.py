@@ -34,6 +34,7 @@ def work(settings: Settings, stop: threading.Event) -> None:
             models.start()
         staging = Staging(settings.store.results / "incoming")
         staging.sweep()
+        asking = threading.Lock()
         worker = Worker(
             database,
             process_name("work"),
@@ -50,7 +51,7 @@ def work(settings: Settings, stop: threading.Event) -> None:
             ),
             JobStages(database, settings, models, staging),
             # Without its volume every job would fail, and use up its attempts.
-            ready=lambda: _is_ready(volume, staging),
+            ready=lambda: _is_ready(volume, staging, asking),
         )
         with announced(database, "work", "", stop):
             _log.info("working", models=sorted(settings.admitted))
@@ -69,12 +70,16 @@ def _limits(settings: Configured) -> Limits:
     )
 
 
-def _is_ready(volume: Volume, staging: Staging) -> bool:
-    """Return whether the volume is there; what was open on it is let go while it is not, and opened again after."""
-    before = volume.returned
-    if not volume.is_there:
-        staging.release()
-        return False
-    if volume.returned != before:
-        staging.reopen()
-    return True
+def _is_ready(volume: Volume, staging: Staging, asking: threading.Lock) -> bool:
+    """Return whether the volume is there; what was open on it is let go while it is not, and opened again after.
+
+    Who claims jobs asks, and who begins them: one after the other.
+    """
+    with asking:
+        before = volume.returned
+        if not volume.is_there:
+            staging.release()
+            return False
+        if volume.returned != before:
+            staging.reopen()
+        return True

@@ -414,6 +414,27 @@ def test_what_is_prepared_does_not_begin_while_the_volume_is_away(database: Data
         _completed(database, first, second)
 
 
+def test_a_queue_that_is_away_when_a_job_is_prepared_is_asked_all_the_same_before_it_begins(
+    database: Database, study: int, line: Line, capfd: pytest.CaptureFixture[str]
+) -> None:
+    first, second = enqueue(database, study), enqueue(database, study)
+    let_go, prepare = line.hold("infer", first), line.hold("prepare", second)
+    with _running(database, line):
+        wait_until(lambda: line.has(f"infer {first}", f"prepare {second}"))
+        _rename(database, "job", "away")
+        prepare.set()
+        wait_until(lambda: "cannot reach the queue" in capfd.readouterr().err)
+        _rename(database, "away", "job")
+        let_go.set()
+        _completed(database, first, second)
+    assert _events(database, second) == [JobEvent.CLAIM, JobEvent.PREPARE, JobEvent.START, JobEvent.COMPLETE]
+
+
+def _rename(database: Database, old: str, new: str) -> None:
+    with database.write() as connection:
+        connection.exec_driver_sql(f"ALTER TABLE {old} RENAME TO {new}")
+
+
 def test_a_defect_in_the_preparing_thread_ends_the_worker(database: Database, study: int, line: Line) -> None:
     """Nobody would prepare anything any more, and nobody would know."""
 
