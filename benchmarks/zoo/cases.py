@@ -58,7 +58,11 @@ def bodies(shape: tuple[int, ...], count: int = 3) -> Any:
     index = np.moveaxis(np.indices(shape), 0, -1) / np.array(shape)
     places = (((0.3, 0.3, 0.25), 0.16), ((0.65, 0.7, 0.3), 0.13), ((0.4, 0.35, 0.75), 0.18))
     return np.any(
-        [np.linalg.norm(index - np.array(centre[-len(shape) :]), axis=-1) < radius for centre, radius in places], axis=0
+        [
+            np.linalg.norm(index - np.array(centre[-len(shape) :]), axis=-1) < radius
+            for centre, radius in places[:count]
+        ],
+        axis=0,
     )
 
 
