@@ -4,6 +4,7 @@ Decoders are the place where hostile bytes meet C code. So they run with limits 
 and can read no file but those of their job; one that crashes or runs away takes nothing with it but that job.
 """
 
+import math
 import mmap
 import os
 import resource
@@ -13,6 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from meddaemon.domain.errors import InputRefused
 from meddaemon.inference import messages, sandbox
@@ -70,12 +74,22 @@ def _read(
         reading = Inputs(wanted, {each["name"]: [Path(path) for path in each["paths"]] for each in inputs})
     watch = announce(reading.headers)
     needed = reading.decoding_bytes
-    if needed > memory_bytes:
-        raise MemoryError(f"it needs {needed} bytes of memory, and may have {memory_bytes}: see worker.memory_bytes")
     _grant_seconds(DECODER_SECONDS + needed / DECODER_BYTES_PER_SECOND)
     with _memory_limit(SPARE_BYTES + needed):
-        found = reading.read(allocate=messages.allocate, watch=watch)
+        found = reading.read(allocate=_allocate_within(memory_bytes), watch=watch)
         return {name: (value, Sealed.of(array_of(value))) for name, value in found.items()}
+
+
+def _allocate_within(memory_bytes: int) -> Callable[[Sequence[int], DTypeLike], NDArray[Any]]:
+    """Return what allocates arrays, none of them larger than this: a header may claim anything."""
+
+    def allocate(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+        size = math.prod(shape) * np.dtype(dtype).itemsize
+        if size > memory_bytes:
+            raise MemoryError(f"it needs {size} bytes of memory, and may have {memory_bytes}: see worker.memory_bytes")
+        return messages.allocate(shape, dtype)
+
+    return allocate
 
 
 def _announced(connection: socket.socket, headers: Sequence[Header], progress: int) -> Callable[[Header], Any]:
