@@ -19,7 +19,8 @@ from tests.inference.toy_bundle import CONFIG
 def bundle(folder: Path, config: object, **scripts: str) -> Path:
     (folder / "configs").mkdir(parents=True)
     loader = {"_target_": "LoadImaged", "keys": "image"}
-    text = json.dumps({"loader": loader, **config}) if isinstance(config, dict) else str(config)
+    prepared = {"preprocessing": {"_target_": "Compose", "transforms": [loader]}}
+    text = json.dumps({**prepared, **config}) if isinstance(config, dict) else str(config)
     (folder / "configs/inference.json").write_text(text)
     (folder / "models").mkdir()
     for name, code in scripts.items():
@@ -187,7 +188,7 @@ def test_what_cannot_run_is_told_by_name(tmp_path: Path) -> None:
     assert [text for kind, text in found(slides) if kind == "cannot run"] == [
         "configs: the bundle works on whole-slide images, which are no DICOM series here"
     ]
-    without = bundle(tmp_path / "b", {"loader": {"_target_": "UNet"}})
+    without = bundle(tmp_path / "b", {"preprocessing": {"_target_": "Compose"}})
     assert [text for _, text in found(without)] == [
         "configs: the bundle takes no image: there is no LoadImage in its configuration"
     ]
