@@ -34,7 +34,7 @@ LONGEST_SECONDS = 2.0
 GROUP = 64
 """Files and rows cost less by the dozen."""
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 5.0
-_ONCE_MORE_SECONDS = 1.0
+_ONCE_MORE_SECONDS = 4.0
 """How long who brings an object waits for what came before to be filed, where that failed."""
 _log = log(__name__)
 

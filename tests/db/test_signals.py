@@ -304,7 +304,8 @@ def test_an_instance_that_is_here_in_any_way_is_not_missing(
             tables.job.insert()
             .values(
                 key="k", study_id=study, generation=1, rule="r", model="m", model_digest="d", inputs={}, caveat="",
-                priority=5, state="completed", attempt=1, maximum_attempts=1, available_at=0.0, fence=1, worker="",
+                priority=5, gate="", turn_at=0.0, patience=0.0, when_late="run",
+                state="completed", attempt=1, maximum_attempts=1, available_at=0.0, fence=1, worker="",
                 reason="", created_at=0.0,
             )
             .returning(tables.job.c.id)

@@ -251,6 +251,8 @@ def load(
     reading = read_bundle(bundle.resolve(), terms.configs)
     # The bundle's own code is the package `scripts` below its root: one bundle per process.
     sys.path.insert(0, str(reading.root))
+    # A bundle stays as it was added, where it lies: nothing compiled is left in it.
+    sys.dont_write_bytecode = True
     importlib.invalidate_caches()
     if problems := obstacles(reading):
         raise ModelFailed("; ".join(problems))
