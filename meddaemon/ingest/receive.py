@@ -87,7 +87,7 @@ class Receiver:
         self._quota = quota
         self._database = database
         self._store = store
-        self._quiet_seconds = quiet_seconds
+        self.quiet_seconds = quiet_seconds
         self._keywords = tuple(keywords)
         self._commit = GroupCommit(self._settle)
 
@@ -237,7 +237,7 @@ class Receiver:
         """Register all in one transaction; where that fails, each in its own, so that only the one at fault fails."""
         try:
             with self._database.write() as connection:
-                return [*registration.register_all(connection, group, quiet_seconds=self._quiet_seconds)]
+                return [*registration.register_all(connection, group, quiet_seconds=self.quiet_seconds)]
         except Exception as failure:  # noqa: BLE001  the outcome of this one is no business of the others
             if len(group) == 1:
                 return [failure]
