@@ -76,11 +76,6 @@ class Geometry:
         return volumes
 
     @property
-    def voxel_volume_mm3(self) -> float:
-        """Volume of one voxel in mm³."""
-        return float(abs(np.linalg.det(self.affine_lps[:3, :3])))
-
-    @property
     def affine_ras(self) -> NDArray[np.float64]:
         """The same affine to RAS mm (NIfTI, MONAI): first two coordinates negated."""
         return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine_lps

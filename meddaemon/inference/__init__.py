@@ -1,4 +1,4 @@
 """From the files of a series to an analysed prediction.
 
-Nothing here imports torch except `monai_bundle` and the bundles themselves, which only the model child loads.
+Nothing here imports torch except what runs in `bundles` and the bundles themselves, which only the model child loads.
 """

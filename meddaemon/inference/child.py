@@ -21,7 +21,7 @@ from meddaemon.inference.messages import Received
 from meddaemon.inference.values import input_from, prediction_message, refusal_message
 
 if TYPE_CHECKING:
-    from meddaemon.inference.monai_bundle import Session
+    from meddaemon.inference.bundles.session import Session
 
 # How those that we meet say that they got no memory; torch and CUDA raise RuntimeError for many things.
 _OUT_OF_GPU_MEMORY = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -92,9 +92,9 @@ def _load(settings: Mapping[str, Any]) -> "Session":
             f" SHA-256 {found}, not {settings['digest']}; restart to accept them"
         )
     # Torch is nobody else's: it is named only here, and only once the digest is right.
-    from meddaemon.inference import monai_bundle  # noqa: PLC0415
+    from meddaemon.inference.bundles.session import load  # noqa: PLC0415
 
-    session = monai_bundle.load(
+    session = load(
         bundle,
         weights=weights,
         scratch=Path.cwd(),

@@ -80,13 +80,12 @@ class Straightened:
         if labels.shape != self.geometry.shape:
             raise ValueError(f"labels of the shape {labels.shape} do not lie on the grid {self.geometry.shape}")
         planes, rows, columns = self.source.shape
-        step = self.geometry.spacing[0]
+        nearest = np.rint(self.source.heights / self.geometry.spacing[0]).astype(int)
         back = np.empty(self.source.shape, dtype=labels.dtype)
         (first_row, first_column), _ = self._extent
         for plane in range(planes):
-            nearest = round(self.source.heights[plane] / step)
             row, column = (round(float(each)) for each in self._offsets[plane] - (first_row, first_column))
-            back[plane] = labels[nearest, row : row + rows, column : column + columns]
+            back[plane] = labels[nearest[plane], row : row + rows, column : column + columns]
         return back
 
     def point(self, position: tuple[float, float, float]) -> tuple[float, float, float]:

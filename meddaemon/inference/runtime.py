@@ -70,7 +70,7 @@ class Limits:
 
 def model_server() -> ForkServer:
     """Return a fork server whose children have torch and MONAI loaded."""
-    return ForkServer("meddaemon.inference.child", ("torch", "monai.bundle", "meddaemon.inference.monai_bundle"))
+    return ForkServer("meddaemon.inference.child", ("torch", "monai.bundle", "meddaemon.inference.bundles.session"))
 
 
 class ModelProcess:

@@ -263,7 +263,7 @@ class Filer:
             self._record(record, RefusedInstance(OUT_OF_RESOURCES, reason), what.study_instance_uid)
 
     def _record(self, record: Record, refused: RefusedInstance, study_instance_uid: str = "") -> None:
-        self._receiver.record_late(
+        self._receiver.record_refusal(
             refused,
             sop_instance_uid=record.sop_instance_uid,
             study_instance_uid=study_instance_uid,

@@ -162,15 +162,15 @@ class Receiver:
 
     def record(self, incoming: Incoming, header: Header, refused: RefusedInstance) -> None:
         """Keep a record of an object that is not taken, where the database can be reached."""
-        self._refuse(
+        self.record_refusal(
             refused,
-            incoming.sop_instance_uid,
-            _only(header, "StudyInstanceUID"),
-            incoming.calling_ae_title,
-            incoming.called_ae_title,
+            sop_instance_uid=incoming.sop_instance_uid,
+            study_instance_uid=_only(header, "StudyInstanceUID"),
+            calling_ae_title=incoming.calling_ae_title,
+            called_ae_title=incoming.called_ae_title,
         )
 
-    def record_late(
+    def record_refusal(
         self,
         refused: RefusedInstance,
         *,
@@ -179,12 +179,7 @@ class Receiver:
         calling_ae_title: str,
         called_ae_title: str,
     ) -> None:
-        """Keep a record of an object that was acknowledged and could not be registered afterwards."""
-        self._refuse(refused, sop_instance_uid, study_instance_uid, calling_ae_title, called_ae_title)
-
-    def _refuse(
-        self, refused: RefusedInstance, sop_instance_uid: str, study_instance_uid: str, calling: str, called: str
-    ) -> None:
+        """Keep a record of an object that is not taken, by what is known of it, as `record` does."""
         _log.warning("refused an object", status=f"{refused.status:04X}", reason=refused.reason)
         if isinstance(refused.__cause__, DatabaseAway):
             return  # it was waited for already, and the sender waits too
@@ -196,8 +191,8 @@ class Receiver:
                     reason=refused.reason,
                     sop_instance_uid=_printable(sop_instance_uid),
                     study_instance_uid=_printable(study_instance_uid),
-                    calling_ae_title=calling,
-                    called_ae_title=called,
+                    calling_ae_title=calling_ae_title,
+                    called_ae_title=called_ae_title,
                 )
         except DatabaseUnavailable as failure:
             # The refusal itself stands: the sender gets its status either way.

@@ -1,12 +1,12 @@
 """What a prediction says: volumes, limits, identifiers, and labels nobody can code."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_contract import toy_contract
 
 from meddaemon.domain.codes import MILLILITRE, VOLUME, Code
 from meddaemon.domain.contract import ModelContract, PlausibleRange, SegmentContract
@@ -32,18 +32,7 @@ def segment(label: int, low: float | None = None, high: float = 0) -> SegmentCon
 
 
 def contract(*segments: SegmentContract) -> ModelContract:
-    return ModelContract(
-        name="toy",
-        title="Toy",
-        version="1",
-        manufacturer="nobody",
-        bundle=Path(),
-        contract_file=Path(),
-        digest="d",
-        inputs=(),
-        output="pred",
-        segments=segments,
-    )
+    return toy_contract(segments=segments)
 
 
 def prediction(labels: np.ndarray, spacing: tuple[float, float, float] = (10.0, 10.0, 10.0)) -> Prediction:

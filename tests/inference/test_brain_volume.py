@@ -70,9 +70,9 @@ def test_a_chest_forced_through_is_marked_implausible(
 def test_an_average_head_in_any_orientation_agrees_with_deepbet() -> None:
     """Runs both in this process on a synthetic head, laid out in the patient in two ways."""
     pytest.importorskip("deepbet")
-    monai_bundle = pytest.importorskip("meddaemon.inference.monai_bundle")
+    bundles = pytest.importorskip("meddaemon.inference.bundles.session")
     contract = load_contract(CONTRACT)
-    session = monai_bundle.load(contract.bundle, output=contract.output, weights=contract.weights, scratch=Path())
+    session = bundles.load(contract.bundle, output=contract.output, weights=contract.weights, scratch=Path())
     axes = np.meshgrid(*(np.linspace(-1, 1, size) for size in (60, 72, 66)), indexing="ij")
     radius = np.sqrt((axes[0] / 0.75) ** 2 + (axes[1] / 0.85) ** 2 + ((axes[2] - 0.1) / 0.7) ** 2)
     head = np.select([radius < 0.75, radius < 0.8, radius < 0.9, radius < 1], [500, 60, 20, 700], 0)
@@ -100,9 +100,9 @@ def test_an_average_head_in_any_orientation_agrees_with_deepbet() -> None:
 
 def test_an_empty_image_gives_an_empty_mask_not_an_error() -> None:
     pytest.importorskip("deepbet")
-    monai_bundle = pytest.importorskip("meddaemon.inference.monai_bundle")
+    bundles = pytest.importorskip("meddaemon.inference.bundles.session")
     contract = load_contract(CONTRACT)
-    session = monai_bundle.load(contract.bundle, output=contract.output, weights=contract.weights, scratch=Path())
+    session = bundles.load(contract.bundle, output=contract.output, weights=contract.weights, scratch=Path())
     geometry = Geometry(
         shape=(8, 9, 10),
         affine_lps=np.eye(4),

@@ -1,7 +1,6 @@
 """What bundles say besides one map of labels: overlapping segments, classes, numbers, boxes, points."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +35,7 @@ session = pytest.importorskip("meddaemon.inference.bundles.session")
 terms = pytest.importorskip("meddaemon.inference.bundles.terms")
 Terms, Feed = terms.Terms, terms.Feed
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def _own_code_of_one_bundle() -> Iterator[None]:
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
-        del sys.modules[name]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("own_code_of_one_bundle")]
 
 
 def load(folder: Path, content: dict[str, Any], *, network: Any = None, scripts: Any = None, **agreed: Any) -> Any:

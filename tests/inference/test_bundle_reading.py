@@ -4,7 +4,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,16 +37,7 @@ torch = pytest.importorskip("torch")
 session = pytest.importorskip("meddaemon.inference.bundles.session")
 Terms = pytest.importorskip("meddaemon.inference.bundles.terms").Terms
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.fixture(autouse=True)
-def _own_code_of_one_bundle() -> Iterator[None]:
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
-        del sys.modules[name]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("own_code_of_one_bundle")]
 
 
 def runs(folder: Path, scratch: Path, **agreed: Any) -> Any:

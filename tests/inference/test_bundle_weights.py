@@ -1,8 +1,7 @@
 """A bundle runs with its own weights, wherever it keeps them, or not at all."""
 
 import copy
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +14,7 @@ from meddaemon.domain.errors import ModelFailed
 torch = pytest.importorskip("torch")
 session = pytest.importorskip("meddaemon.inference.bundles.session")
 
-
-@pytest.fixture(autouse=True)
-def _own_code_of_one_bundle() -> Iterator[None]:
-    """Every bundle calls its code `scripts`: what one brought is forgotten before the next."""
-    path = list(sys.path)
-    yield
-    sys.path[:] = path
-    for name in [name for name in sys.modules if name.partition(".")[0] == "scripts"]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("own_code_of_one_bundle")
 
 
 def plain(models: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydicom import dcmread
+from toy_contract import toy_contract
 
 from meddaemon.domain.conditions import ALWAYS
 from meddaemon.domain.contract import (
@@ -38,18 +39,7 @@ def loader() -> Iterator[Loader]:
 
 
 def contract(*inputs: InputContract) -> ModelContract:
-    return ModelContract(
-        name="toy",
-        title="Toy",
-        version="1",
-        manufacturer="nobody",
-        bundle=Path(),
-        contract_file=Path(),
-        digest="d",
-        inputs=inputs,
-        output="pred",
-        kind=ModelKind.CLASSIFICATION,
-    )
+    return toy_contract(inputs=inputs, kind=ModelKind.CLASSIFICATION)
 
 
 def wanted(name: str = "image", **said: Any) -> InputContract:

@@ -1,13 +1,13 @@
 """What models that do not draw, or draw what overlaps, say: classes, scores, boxes, landmarks, and their limits."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from toy_contract import toy_contract
 
 from meddaemon.domain.codes import CERTAINTY_OF_FINDING, MILLILITRE, PERCENT, VOLUME, Code
 from meddaemon.domain.contract import (
@@ -33,19 +33,7 @@ YEAR = Code(value="a", scheme="UCUM", meaning="Year")
 
 
 def contract(kind: ModelKind, **parts: Any) -> ModelContract:
-    return ModelContract(
-        name="toy",
-        title="Toy",
-        version="1",
-        manufacturer="nobody",
-        bundle=Path(),
-        contract_file=Path(),
-        digest="d",
-        inputs=(),
-        output="pred",
-        kind=kind,
-        **parts,
-    )
+    return toy_contract(kind=kind, **parts)
 
 
 def geometry(shape: tuple[int, int, int] = (4, 5, 6)) -> Geometry:

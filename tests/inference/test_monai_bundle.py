@@ -11,7 +11,7 @@ from meddaemon.domain.volume import Volume
 from meddaemon.inference.volume import assemble
 
 torch = pytest.importorskip("torch")
-monai_bundle = pytest.importorskip("meddaemon.inference.monai_bundle")
+bundles = pytest.importorskip("meddaemon.inference.bundles.session")
 images = pytest.importorskip("meddaemon.inference.bundles.images")
 outputs = pytest.importorskip("meddaemon.inference.bundles.outputs")
 MetaTensor = pytest.importorskip("monai.data").MetaTensor
@@ -111,7 +111,7 @@ def test_a_published_bundle_runs_unmodified(
     pytest.importorskip("skimage")
     folder = bundle(shared_dicom, "brain_mask_deepbet_coarse")
     before = sorted(folder.rglob("*"))
-    session = monai_bundle.load(folder, output="pred", scratch=tmp_path)
+    session = bundles.load(folder, output="pred", scratch=tmp_path)
     prediction = session.predict({"image": head})
     assert prediction.labels.shape == head.voxels.shape
     assert dice(prediction.labels > 0, reference) == pytest.approx(0.978, abs=0.003)
@@ -136,7 +136,7 @@ def test_a_bundle_that_resamples_comes_back_to_the_source(
     labels: int,
     agreement: float,
 ) -> None:
-    session = monai_bundle.load(bundle(shared_dicom, name), output="pred", scratch=tmp_path)
+    session = bundles.load(bundle(shared_dicom, name), output="pred", scratch=tmp_path)
     prediction = session.predict({"image": head})
     assert len(np.unique(prediction.labels)) == labels
     assert dice(prediction.labels > 0, reference) > agreement

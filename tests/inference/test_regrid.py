@@ -114,7 +114,7 @@ def test_a_box_needs_no_straightening_and_a_tilted_stack_does() -> None:
     assert not is_straight(tilted)
     assert tilted.positions_lps is None  # the affine says it all
     assert tilted.spacing[0] == pytest.approx(2.0)
-    assert tilted.voxel_volume_mm3 == pytest.approx(2.0 * 0.9 * 0.7)
+    assert tilted.voxel_volumes_mm3 == pytest.approx([2.0 * 0.9 * 0.7] * 6)
 
 
 def test_planes_at_uneven_distances_have_the_volume_that_is_theirs() -> None:

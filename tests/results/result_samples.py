@@ -87,7 +87,7 @@ def analysis_of(
                 tracking_uid=derived_uid("tracking", *geometry.sop_instance_uids, label),
             )
         )
-        volume = Measurement(name=VOLUME, value=voxels * geometry.voxel_volume_mm3 / 1000, unit=MILLILITRE)
+        volume = Measurement(name=VOLUME, value=float(voxels * geometry.voxel_volumes_mm3[0]) / 1000, unit=MILLILITRE)
         findings.append(Finding(code=code, segment_number=number, measurements=(volume,)))
     return Analysis(
         status=status,

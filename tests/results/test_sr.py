@@ -41,7 +41,7 @@ def test_one_group_per_finding_shares_its_tracking_with_the_segment(tmp_path: Pa
         assert group.referenced_segment.referenced_segment_numbers == [wanted.number]
         (volume,) = group.get_measurements()
         assert (volume.name.value, volume.unit.value, volume.unit.scheme_designator) == ("118565006", "mL", "UCUM")
-        millilitres = wanted.voxel_count * request.analysis.geometry.voxel_volume_mm3 / 1000
+        millilitres = wanted.voxel_count * request.analysis.geometry.voxel_volumes_mm3[0] / 1000
         assert volume.value == pytest.approx(millilitres, rel=1e-5)
     assert [site.laterality.value for site in groups[1].finding_sites] == [LEFT.value]
 
