@@ -64,11 +64,14 @@ def assert_kept(home: Home, taken: dict[str, bytes]) -> None:
     assert home.half_received() == []
 
 
-def rejected(port: int) -> tuple[int, int, int]:
-    """Ask for an association that is rejected; return result, source and reason (PS3.8 9.3.4)."""
+def rejected(port: int) -> tuple[int, int, int] | None:
+    """Ask for an association; return result, source and reason (PS3.8 9.3.4) of its rejection, None where accepted."""
     entity = AE(ae_title="SCANNER")
     entity.add_requested_context(CTImageStorage)
     association = entity.associate("127.0.0.1", port)
+    if association.is_established:
+        association.release()
+        return None
     assert association.is_rejected
     answer = association.acceptor.primitive
     assert answer is not None
@@ -98,9 +101,13 @@ def test_a_disk_that_fills_is_out_of_resources_until_there_is_room(tmp_path: Pat
             assert sender.echo() == SUCCESS
             # Small ones fit above the watermark until it is reached.
             taken |= send_until_refused(sender, size=2000, most=500)
-            taken |= send_until_refused(sender, size=64, most=500)
+            # The database may give pages back after the last one was refused.
+            answers = []
+            while not answers or (answers[-1] is None and len(answers) < 20):
+                taken |= send_until_refused(sender, size=64, most=500)
+                answers.append(rejected(port))
             assert_kept(home, taken)
-            assert rejected(port) == (2, 3, 1)
+            assert answers[-1] == (2, 3, 1)
             resize(home.store, "size=40m")
             assert sender.store(image(uid), uid) == SUCCESS
         with scanner(port) as sender:
