@@ -15,6 +15,57 @@ Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Segments on the planes of their source, by their numbers from 1: the one way to look at labels and masks alike.
+
+    `labels` [plane, row, column] hold segment numbers; `masks` [segment, plane, row, column] are there instead where
+    segments may overlap. Everything is looked at plane by plane: a whole volume of anything wider is gigabytes.
+    """
+
+    labels: Labels | None = None
+    masks: NDArray[np.bool_] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Planes, rows, columns."""
+        planes, rows, columns = self.masks.shape[1:] if self.masks is not None else self._labels.shape
+        return planes, rows, columns
+
+    def mask(self, number: int, plane: int) -> NDArray[np.bool_]:
+        """Return where a segment lies on one plane, [row, column]."""
+        there: NDArray[np.bool_] = (
+            self.masks[number - 1, plane] if self.masks is not None else self._labels[plane] == number
+        )
+        return there
+
+    def counts(self, plane: int) -> NDArray[np.int64]:
+        """Return how many voxels of one plane each segment has, by its number as far as there are any; [0] is moot."""
+        if self.masks is not None:
+            return np.array([0, *(np.count_nonzero(mask[plane]) for mask in self.masks)], dtype=np.int64)
+        return np.bincount(self._labels[plane].ravel())
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether any voxel belongs to more than one segment (PS3.3 C.8.20.2, Segments Overlap)."""
+        if self.masks is None:
+            return False
+        taken = np.empty(self.shape[1:], dtype=np.bool_)
+        for plane in range(self.shape[0]):
+            taken[:] = False
+            for mask in self.masks:
+                if (taken & mask[plane]).any():
+                    return True
+                taken |= mask[plane]
+        return False
+
+    @property
+    def _labels(self) -> Labels:
+        if self.labels is None:
+            raise ValueError("nothing was drawn")
+        return self.labels
+
+
+@dataclass(frozen=True, kw_only=True)
 class Box:
     """A detected object: label of the contract, score from 0 to 1, and where it lies on the grid of the source.
 
@@ -68,13 +119,9 @@ class Prediction:
     @property
     def drawn(self) -> tuple[Labels, Geometry]:
         """The labels and where they lie. Raises ValueError where nothing was drawn."""
-        return _drawn(self.labels, self.geometry)
-
-
-def _drawn(labels: Labels | None, geometry: Geometry | None) -> tuple[Labels, Geometry]:
-    if labels is None or geometry is None:
-        raise ValueError("nothing was drawn")
-    return labels, geometry
+        if self.labels is None or self.geometry is None:
+            raise ValueError("nothing was drawn")
+        return self.labels, self.geometry
 
 
 class ResultStatus(StrEnum):
@@ -153,8 +200,8 @@ class Location:
 class Analysis:
     """Everything that one run says: findings over segments, drawn on `labels` (segment numbers, 0 background).
 
-    Without `labels` nothing is drawn: segments that overlap are measured only, and other findings need no drawing.
-    `reason` explains a status that is not plausible with the numbers.
+    Segments that may overlap are drawn on `masks` [segment, plane, row, column] instead, in the order of their
+    numbers. Without either nothing is drawn. `reason` explains a status that is not plausible with the numbers.
     """
 
     status: ResultStatus
@@ -162,12 +209,20 @@ class Analysis:
     segments: tuple[Segment, ...]
     findings: tuple[Finding, ...]
     labels: Labels | None = None
+    masks: NDArray[np.bool_] | None = None
     geometry: Geometry | None = None
 
     @property
-    def drawn(self) -> tuple[Labels, Geometry]:
+    def is_drawn(self) -> bool:
+        """Whether segments are drawn, on planes that lie somewhere."""
+        return self.geometry is not None and (self.labels is not None or self.masks is not None)
+
+    @property
+    def drawn(self) -> tuple[Drawing, Geometry]:
         """The segments as they are drawn, and where they lie. Raises ValueError where nothing is."""
-        return _drawn(self.labels, self.geometry)
+        if self.geometry is None or not self.is_drawn:
+            raise ValueError("nothing was drawn")
+        return Drawing(labels=self.labels, masks=self.masks), self.geometry
 
     def location(self, finding: Finding) -> Location | None:
         """Return where the box or landmark of a finding lies; None for a finding without."""

@@ -25,6 +25,7 @@ from meddaemon.domain.errors import ModelFailed, NotEvaluable
 from meddaemon.domain.result import (
     Analysis,
     Box,
+    Drawing,
     Finding,
     Labels,
     Landmark,
@@ -54,6 +55,7 @@ class _Said:
     doubts: tuple[str, ...] = ()
     segments: tuple[Segment, ...] = ()
     labels: Labels | None = None
+    masks: NDArray[np.bool_] | None = None
 
 
 def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) -> Analysis:
@@ -76,6 +78,7 @@ def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) ->
         segments=said.segments,
         findings=said.findings,
         labels=said.labels,
+        masks=said.masks,
         geometry=prediction.geometry,
     )
 
@@ -91,10 +94,10 @@ def not_evaluable(contract: ModelContract, reason: str) -> Analysis:
 
 
 def _segmented(prediction: Prediction, contract: ModelContract, entropy: str) -> _Said:
-    """Measure every segment of the contract, an empty one too; segments that overlap are measured and not drawn."""
+    """Measure every segment of the contract, an empty one too."""
     if prediction.labels is None and prediction.masks is None and prediction.doubts:
         return _Said(findings=_unmeasured(contract))
-    measured, labels = (_overlapping if prediction.labels is None else _labelled)(prediction, contract)
+    measured, drawing = (_overlapping if prediction.labels is None else _labelled)(prediction, contract)
     segments: list[Segment] = []
     findings: list[Finding] = []
     doubts: list[str] = []
@@ -103,10 +106,16 @@ def _segmented(prediction: Prediction, contract: ModelContract, entropy: str) ->
         segments.append(_segment(number, expected, count, contract, entropy))
         findings.append(_segment_finding(number, expected, volume_ml))
         doubts += _volume_doubts(expected, count, volume_ml)
-    return _Said(findings=tuple(findings), doubts=tuple(doubts), segments=tuple(segments), labels=labels)
+    return _Said(
+        findings=tuple(findings),
+        doubts=tuple(doubts),
+        segments=tuple(segments),
+        labels=drawing.labels,
+        masks=drawing.masks,
+    )
 
 
-def _labelled(prediction: Prediction, contract: ModelContract) -> tuple[list[_Size], Labels | None]:
+def _labelled(prediction: Prediction, contract: ModelContract) -> tuple[list[_Size], Drawing]:
     """Return the size of each segment, and the labels as segment numbers."""
     labels, geometry = prediction.drawn
     counts, volumes = _sizes(labels, geometry.voxel_volumes_mm3)
@@ -115,11 +124,11 @@ def _labelled(prediction: Prediction, contract: ModelContract) -> tuple[list[_Si
         (int(counts[each.label]), float(volumes[each.label]) / MM3_PER_ML) if each.label < len(counts) else (0, 0.0)
         for each in contract.segments
     ]
-    return found, _numbered(labels, contract)
+    return found, Drawing(labels=_numbered(labels, contract))
 
 
-def _overlapping(prediction: Prediction, contract: ModelContract) -> tuple[list[_Size], Labels | None]:
-    """Return the size of each segment, whose masks are in the order of the contract."""
+def _overlapping(prediction: Prediction, contract: ModelContract) -> tuple[list[_Size], Drawing]:
+    """Return the size of each segment, and their masks, which are in the order of the contract."""
     masks, geometry = prediction.masks, prediction.geometry
     if masks is None or geometry is None:
         raise ModelFailed(f"{contract.name} {contract.version} drew nothing that lies anywhere")
@@ -127,11 +136,10 @@ def _overlapping(prediction: Prediction, contract: ModelContract) -> tuple[list[
         raise ModelFailed(
             f"{contract.name} {contract.version} drew {len(masks)} masks, its contract names {len(contract.segments)}"
         )
-    found = []
-    for mask in masks:
-        counts = np.array([np.count_nonzero(plane) for plane in mask], dtype=np.int64)
-        found.append((int(counts.sum()), float(counts @ geometry.voxel_volumes_mm3) / MM3_PER_ML))
-    return found, None
+    drawing = Drawing(masks=masks)
+    counts = np.stack([drawing.counts(plane) for plane in range(drawing.shape[0])], axis=1)[1:]
+    found = [(int(each.sum()), float(each @ geometry.voxel_volumes_mm3) / MM3_PER_ML) for each in counts]
+    return found, drawing
 
 
 def _sizes(labels: Labels, volumes_mm3: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -20,7 +20,7 @@ ENCODERS: Mapping[str, Encoder] = {
 
 def applies(analysis: Analysis) -> bool:
     """Return whether there is anything to write: what is believed and drawn. Other findings have no encoder yet."""
-    return analysis.status is ResultStatus.PLAUSIBLE and analysis.labels is not None
+    return analysis.status is ResultStatus.PLAUSIBLE and analysis.is_drawn
 
 
 def encode(request: EncodingRequest) -> tuple[EncodedObject, ...]:
