@@ -349,7 +349,11 @@ class JobStages:
         if isinstance(prepared.ready, Prediction):
             return InferredJob(prepared=prepared, prediction=prepared.ready)
         with prepared.ready as loaded:
-            return InferredJob(prepared=prepared, prediction=self._models.predict(prepared.contract, loaded))
+            try:
+                prediction = self._models.predict(prepared.contract, loaded)
+            except NotEvaluable as beyond:
+                prediction = unasked(beyond)
+            return InferredJob(prepared=prepared, prediction=prediction)
 
     def discard(self, prepared: PreparedJob) -> None:
         """Give the memory of the input back."""

@@ -18,6 +18,8 @@ from meddaemon.config.contract_terms import (
 from meddaemon.config.problems import Problems
 from meddaemon.domain.contract import (
     ClassContract,
+    Combine,
+    InputKind,
     MeasurementKind,
     ModelKind,
     ObjectContract,
@@ -149,6 +151,7 @@ class OutputTables(BaseModel):
     classes: tuple[ClassTable, ...] = ()
     scores: tuple[ScoreTable, ...] = ()
     objects: tuple[ObjectTable, ...] = ()
+    combine: Annotated[Combine, Field(strict=False)] | None = None
     output_limits: OutputLimitsTable = OutputLimitsTable()
 
     def check(self, problems: Problems) -> None:
@@ -181,6 +184,17 @@ class OutputTables(BaseModel):
         for section in dict.fromkeys(SECTIONS.values()):
             if section != wanted and getattr(self, section):
                 problems.add((section,), f"a model of kind {self.kind.value!r} has [[{wanted}]], no [[{section}]]")
+
+
+def check_combine(combine: Combine | None, outputs: OutputTables, first: InputKind, problems: Problems) -> None:
+    """Note where nothing is combined, where it would make no sense, and where nobody said what to do."""
+    scored = outputs.kind in {ModelKind.CLASSIFICATION, ModelKind.REGRESSION}
+    if scored and first is InputKind.SLICES and combine in {None, Combine.REFUSE}:
+        problems.add(("combine",), 'slices have a score each: say "mean", "max" or "each"')
+    elif combine is not None and not (scored and first in {InputKind.PICTURES, InputKind.SLICES}):
+        problems.add(("combine",), "is for the scores of several pictures or slices, which this model has not")
+    elif combine is Combine.MAX and any(each.group for each in outputs.classes):
+        problems.add(("combine",), "the highest scores of classes that exclude each other do not add up to 1")
 
 
 def _check_groups(classes: Sequence[ClassTable], problems: Problems) -> None:

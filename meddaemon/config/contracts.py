@@ -14,12 +14,12 @@ from pydantic import Field, ValidationError
 
 from meddaemon.config import toml_file
 from meddaemon.config.contract_inputs import InputTable, check_inputs, parse_conditions
-from meddaemon.config.contract_outputs import OutputTables
+from meddaemon.config.contract_outputs import OutputTables, check_combine
 from meddaemon.config.contract_terms import LongString, Strict
 from meddaemon.config.digest import bundle_digest, file_digest, weights_digest
 from meddaemon.config.problems import Problems, frozen, relative_to, tables
 from meddaemon.config.toml_file import Keys
-from meddaemon.domain.contract import BoxFrame, ModelContract
+from meddaemon.domain.contract import BoxFrame, Combine, ModelContract
 
 CONTRACT_NAME = "contract.toml"
 BUILTIN_DIRECTORY = Path(__file__).resolve().parents[1] / "inference" / "builtin"
@@ -91,6 +91,7 @@ def load_contract(file: Path) -> ModelContract:
         raise problems.error from error
     check_inputs(contract.inputs, contract.kind, problems)
     contract.check(problems)
+    check_combine(contract.combine, contract, contract.inputs[0].kind, problems)
     if "frame" in contract.model_fields_set and not contract.objects:
         problems.add(("frame",), "is that of boxes and landmarks: this model has no [[objects]]")
     weights = tuple(
@@ -123,6 +124,7 @@ def load_contract(file: Path) -> ModelContract:
         classes=tuple(each.as_contract() for each in contract.classes),
         scores=tuple(each.as_contract() for each in contract.scores),
         objects=tuple(each.as_contract() for each in contract.objects),
+        combine=contract.combine or Combine.REFUSE,
         frame=contract.frame,
         output_limits=contract.output_limits.as_contract(),
         configs=contract.configs,

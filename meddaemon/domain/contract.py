@@ -180,6 +180,19 @@ class ScoreContract:
     plausible: Range | None = None
 
 
+class Combine(StrEnum):
+    """What becomes of the scores of several pictures or slices.
+
+    They are not made: the study is not evaluable. Or one of all: their mean, or the highest of each. Or each picture
+    keeps its own, as the views of a mammogram do.
+    """
+
+    REFUSE = "refuse"
+    MEAN = "mean"
+    MAX = "max"
+    EACH = "each"
+
+
 class BoxFrame(StrEnum):
     """In what a bundle gives its boxes and landmarks: voxels of its image, or patient coordinates in mm."""
 
@@ -243,6 +256,7 @@ class ModelContract:
     classes: tuple[ClassContract, ...] = ()
     scores: tuple[ScoreContract, ...] = ()
     objects: tuple[ObjectContract, ...] = ()
+    combine: Combine = Combine.REFUSE
     frame: BoxFrame = BoxFrame.RAS
     output_limits: OutputLimits = OutputLimits()
     configs: tuple[str, ...] = ()

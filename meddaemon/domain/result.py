@@ -98,7 +98,8 @@ class Prediction:
     """What a runtime returns; which of it is there depends on the kind of model (see `ModelContract.kind`).
 
     `labels` [plane, row, column] and `masks` [segment, plane, row, column], for segments that overlap, lie on the grid
-    of the source volume, which is `geometry`. `scores` are one number for each class of the contract, in its order.
+    of the source volume, which is `geometry`. `scores` are one number for each class of the contract, in its order;
+    where each image keeps its own, one after the other as `sources` names them (SOP Instance UID and frame, from 1).
     `doubts` are what speaks against the prediction as such, values that are not finite for one. `beyond` says why the
     model was not asked at all, when the input is not what it was made for. `provenance` says how it was computed
     (runtime, device, versions, shims); `seconds` how long each step took.
@@ -108,6 +109,7 @@ class Prediction:
     labels: Labels | None = None
     masks: NDArray[np.bool_] | None = None
     scores: tuple[float, ...] = ()
+    sources: tuple[tuple[str, int], ...] = ()
     boxes: tuple[Box, ...] = ()
     landmarks: tuple[Landmark, ...] = ()
     geometry: Geometry | None = None
@@ -169,6 +171,7 @@ class Segment:
 class Finding:
     """One finding and its measurements, and what shows it: a segment, a box, a landmark, or the study as a whole.
 
+    `source` (SOP Instance UID and frame, from 1) is the one image that it is about, where each has its own.
     One that is not `present` was looked for and not found, or nobody could look: its measurements tell which.
     """
 
@@ -177,14 +180,16 @@ class Finding:
     measurements: tuple[Measurement, ...]
     box: Box | None = None
     landmark: Landmark | None = None
+    source: tuple[str, int] | None = None
     present: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """Where a box or a landmark lies: on which image, where on it, and where in the patient.
+    """Where a finding is: on which image, where on it, and where in the patient.
 
-    `low` and `high` are edges of voxels (see `Box`), the same point for a landmark. `sop_instance_uid` and
+    `low` and `high` are edges of voxels (see `Box`), the same point for a landmark, and nothing where it is the image
+    as a whole. `sop_instance_uid` and
     `frame_number` (1-based) name the image that its centre lies on; `centre_lps` in mm is known in a volume only.
     """
 
@@ -225,12 +230,14 @@ class Analysis:
         return Drawing(labels=self.labels, masks=self.masks), self.geometry
 
     def location(self, finding: Finding) -> Location | None:
-        """Return where the box or landmark of a finding lies; None for a finding without."""
+        """Return where a finding lies that has a box, a landmark or an image of its own; None for any other."""
         if finding.box is not None:
             low, high, source = finding.box.low, finding.box.high, finding.box.source
         elif finding.landmark is not None:
             low = high = finding.landmark.position
             source = finding.landmark.source
+        elif finding.source is not None:
+            low, high, source = (), (), finding.source
         else:
             return None
         if self.geometry is None or source is not None:

@@ -45,6 +45,8 @@ MAX_OBJECTS = 1000
 
 _Size: TypeAlias = tuple[int, float]
 """Voxels, and mL."""
+_Scores: TypeAlias = tuple[tuple[str, int] | None, tuple[float, ...]]
+"""The image that they are about, None for all together, and one number for each class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,12 +207,13 @@ def _volume_doubts(expected: SegmentContract, count: int, volume_ml: float) -> l
 
 def _classified(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
     """Say of each class whether it is there, and how sure that is."""
-    scores = _scores(prediction, len(contract.classes), contract)
-    present = _present(scores, contract.classes)
     return _Said(
         findings=tuple(
-            Finding(code=each.finding, segment_number=None, measurements=(_certainty(score),), present=there)
-            for each, score, there in zip(contract.classes, scores, present, strict=True)
+            Finding(
+                code=each.finding, segment_number=None, measurements=(_certainty(score),), source=source, present=there
+            )
+            for source, scores in _scores(prediction, len(contract.classes), contract)
+            for each, score, there in zip(contract.classes, scores, _present(scores, contract.classes), strict=True)
         )
     )
 
@@ -232,30 +235,43 @@ def _present(scores: tuple[float, ...], classes: tuple[ClassContract, ...]) -> l
 
 def _measured_scores(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
     """Give each number of a regression its name and unit."""
-    values = _scores(prediction, len(contract.scores), contract)
+    images = _scores(prediction, len(contract.scores), contract)
     return _Said(
-        findings=tuple(_score_finding(each, value) for each, value in zip(contract.scores, values, strict=True)),
+        findings=tuple(
+            _score_finding(each, value, source)
+            for source, values in images
+            for each, value in zip(contract.scores, values, strict=True)
+        ),
         doubts=tuple(
             f"{each.name.meaning} is {value:g} {each.unit.value}; plausible are {each.plausible}"
+            for _, values in images
             for each, value in zip(contract.scores, values, strict=True)
             if each.plausible is not None and math.isfinite(value) and not each.plausible.holds(value)
         ),
     )
 
 
-def _score_finding(expected: ScoreContract, value: float) -> Finding:
+def _score_finding(expected: ScoreContract, value: float, source: tuple[str, int] | None = None) -> Finding:
     measured = _measured(expected.name, value, expected.unit)
     return Finding(
-        code=expected.name, segment_number=None, measurements=(measured,), present=measured.value is not None
+        code=expected.name,
+        segment_number=None,
+        measurements=(measured,),
+        source=source,
+        present=measured.value is not None,
     )
 
 
-def _scores(prediction: Prediction, expected: int, contract: ModelContract) -> tuple[float, ...]:
-    if len(prediction.scores) != expected:
+def _scores(prediction: Prediction, expected: int, contract: ModelContract) -> list[_Scores]:
+    """Return the scores of each image that has its own, or those of all together, which are of no one image."""
+    images: tuple[tuple[str, int] | None, ...] = prediction.sources or (None,)
+    if len(prediction.scores) != expected * len(images):
+        of_images = f" for each of {len(images)} images" if prediction.sources else ""
         raise ModelFailed(
             f"{contract.name} {contract.version} gave {len(prediction.scores)} scores, its contract names {expected}"
+            + of_images
         )
-    return prediction.scores
+    return [(image, prediction.scores[index * expected : (index + 1) * expected]) for index, image in enumerate(images)]
 
 
 def _detected(prediction: Prediction, contract: ModelContract, _: str) -> _Said:

@@ -10,6 +10,7 @@ from meddaemon.domain.conditions import Equals
 from meddaemon.domain.contract import (
     BoxFrame,
     ClassContract,
+    Combine,
     GeometryPolicy,
     InputKind,
     InputLimits,
@@ -105,6 +106,28 @@ def test_classes_keep_their_order_thresholds_and_groups(tmp_path: Path) -> None:
     assert (air.name, air.threshold, air.group) == ("air", 0.25, "")
     assert one == ClassContract(name="one", finding=nodule, group="size")
     assert other.name == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (REGRESSION, "is for the scores of several pictures or slices"),
+        (SEGMENTATION, "is for the scores of several pictures or slices"),
+        (CLASSIFICATION, "the highest scores of classes that exclude each other do not add up to 1"),
+    ],
+)
+def test_scores_are_combined_only_where_there_are_several(tmp_path: Path, text: str, problem: str) -> None:
+    (found,) = _problems(tmp_path, 'combine = "max"\n' + text)
+    assert problem in found
+
+
+def test_what_becomes_of_the_scores_of_several_pictures(tmp_path: Path) -> None:
+    assert _load(tmp_path, CLASSIFICATION).combine is Combine.REFUSE
+    assert _load(tmp_path, 'combine = "each"\n' + CLASSIFICATION).combine is Combine.EACH
+    slices = CLASSIFICATION.replace('"pictures"', '"slices"').replace("voi", "#voi")
+    (found,) = _problems(tmp_path, slices)
+    assert 'slices have a score each: say "mean", "max" or "each"' in found
+    assert _load(tmp_path, 'combine = "mean"\n' + slices).combine is Combine.MEAN
 
 
 def test_a_score_has_a_name_a_unit_and_limits(tmp_path: Path) -> None:

@@ -56,6 +56,40 @@ def sick(name: str, threshold: float | None = None, group: str = "") -> ClassCon
     return ClassContract(name=name, finding=code, threshold=threshold, group=group)
 
 
+def test_each_image_that_has_scores_of_its_own_has_findings_of_its_own() -> None:
+    """Of the four views of a mammogram one shows something: which, is what the reader must know."""
+    one = contract(ModelKind.CLASSIFICATION, classes=(sick("a", group="g"), sick("b", 0.5, group="g")))
+    views = (("1.5.1", 1), ("1.5.2", 1), ("1.5.3", 7))
+    analysis = answered(one, scores=(0.9, 0.1, 0.2, 0.8, 0.6, 0.4), sources=views)
+    assert [(each.code.value, each.source, each.present) for each in analysis.findings] == [
+        ("a", views[0], True),
+        ("b", views[0], False),
+        ("a", views[1], False),
+        ("b", views[1], True),
+        ("a", views[2], True),
+        ("b", views[2], False),
+    ]
+    place = analysis.location(analysis.findings[4])
+    assert place is not None
+    assert (place.sop_instance_uid, place.frame_number, place.low) == ("1.5.3", 7, ())
+    assert analysis.status is ResultStatus.PLAUSIBLE
+    assert "add up to 1.7" in answered(one, scores=(0.9, 0.1, 0.9, 0.8), sources=views[:2]).reason
+    with pytest.raises(ModelFailed, match="gave 4 scores, its contract names 2 for each of 3 images"):
+        answered(one, scores=(0.9, 0.1, 0.2, 0.8), sources=views)
+
+
+def test_each_image_that_has_numbers_of_its_own_is_judged_by_itself() -> None:
+    age = ScoreContract(name=AGE, unit=YEAR, plausible=Range(minimum=0, maximum=120))
+    analysis = answered(
+        contract(ModelKind.REGRESSION, scores=(age,)), scores=(30, 130), sources=(("1.5", 1), ("1.5", 2))
+    )
+    assert [(each.measurements[0].value, each.source) for each in analysis.findings] == [
+        (30, ("1.5", 1)),
+        (130, ("1.5", 2)),
+    ]
+    assert analysis.reason == "Current chronological age is 130 a; plausible are 0 to 120"
+
+
 # --- classification ----------------------------------------------------------------------------------------------
 
 

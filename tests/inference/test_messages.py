@@ -247,6 +247,7 @@ def test_every_part_of_a_prediction_arrives() -> None:
         labels=np.ones((2, 3, 4), np.uint16),
         masks=np.ones((5, 2, 3, 4), np.bool_),
         scores=(0.25, 1.0),
+        sources=(("1.9", 1), ("1.9", 2)),
         boxes=(Box(label=1, score=0.5, low=(-0.5, 0.0), high=(1.5, 2.0), source=("1.9", 3)),),
         landmarks=(Landmark(label=2, score=1.0, position=(1.0, 2.0, 3.0)),),
         geometry=geometry((2, 3, 4)),

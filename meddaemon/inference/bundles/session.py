@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose, apply_transform
 from monai.utils import CommonKeys, set_determinism
 
-from meddaemon.domain.contract import BoxFrame, InputKind, ModelKind
-from meddaemon.domain.errors import InputRefused, ModelFailed
+from meddaemon.domain.contract import BoxFrame, Combine, InputKind, ModelKind
+from meddaemon.domain.errors import InputRefused, ModelFailed, NotEvaluable
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.result import Box, Landmark, Prediction
 from meddaemon.domain.volume import Volume
@@ -43,6 +43,7 @@ from meddaemon.inference.regrid import Straightened, is_straight
 
 # Of `initialize`, what runs, sets seeds or is there for savers is ours.
 _OURS = ("@evaluator", "@trainer", "set_determinism", "register_writer")
+_SCORING = frozenset({ModelKind.CLASSIFICATION, ModelKind.REGRESSION})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,13 @@ class Session:
             count = first.geometry.shape[0]
         elif kind is InputKind.PICTURES and isinstance(first, Pictures):
             count = len(first.sources)
+        if count > 1 and self.terms.kind in _SCORING and self.terms.combine is Combine.REFUSE:
+            raise NotEvaluable(
+                "several_images",
+                f"{feeds[0].name} has {count} images, and the contract has no 'combine' that says what becomes of"
+                " their scores",
+                numbers={"images": count, "series_instance_uid": first.series_instance_uid},
+            )
         for index in range(count):
             data: dict[str, Any] = {}
             for key in dict.fromkeys(feed.key for feed in feeds):
@@ -185,10 +193,7 @@ class Session:
                 return _segmented(result, each, self.terms.segments, flat=len(found[0][0].grid.shape) == 2)
             case ModelKind.CLASSIFICATION | ModelKind.REGRESSION:
                 numbers_of = [outputs.scores(data[self.output], self.terms.outputs) for _, data in found]
-                numbers = tuple(map(float, np.mean(numbers_of, axis=0)))
-                if len(numbers_of) > 1:
-                    result.provenance["scores"] = f"mean of {len(numbers_of)} images"
-                return replace(result, scores=numbers, doubts=outputs.score_doubts(numbers))
+                return _scored(result, numbers_of, self.terms.combine, first)
             case ModelKind.DETECTION:
                 boxes = [
                     _in_plane(box, index, first)
@@ -448,6 +453,30 @@ def _segmented(
     labels = [each.labels for each in drawn if each.labels is not None]
     drawn_on: Any = np.stack(labels) if flat else labels[0]
     return replace(result, labels=drawn_on, doubts=doubts)
+
+
+def _scored(result: Prediction, numbers_of: Sequence[tuple[float, ...]], combine: Combine, first: Source) -> Prediction:
+    """Return the result with the scores of its images, combined or each by itself."""
+    doubts = tuple(dict.fromkeys(doubt for each in numbers_of for doubt in outputs.score_doubts(each)))
+    if combine is Combine.EACH:
+        result = replace(result, sources=_sources(first), scores=tuple(chain.from_iterable(numbers_of)), doubts=doubts)
+    elif len(numbers_of) == 1:
+        result = replace(result, scores=numbers_of[0], doubts=doubts)
+    else:
+        # What is not a number stays none: neither a mean nor a maximum hides it.
+        combined = (np.max if combine is Combine.MAX else np.mean)(numbers_of, axis=0)
+        result.provenance["scores"] = f"{combine.value} of {len(numbers_of)} images"
+        result = replace(result, scores=tuple(map(float, combined)), doubts=doubts)
+    return result
+
+
+def _sources(first: Source) -> tuple[tuple[str, int], ...]:
+    """Return the image of each run: of pictures each, of slices each plane; of a waveform or a volume there is none."""
+    if isinstance(first, Pictures):
+        return first.sources
+    if isinstance(first, Volume):
+        return tuple(zip(first.geometry.sop_instance_uids, first.geometry.frame_numbers, strict=True))
+    return ()
 
 
 def _in_plane(found: Any, plane: int, first: Source) -> Any:
