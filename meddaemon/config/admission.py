@@ -15,6 +15,7 @@ from meddaemon.domain.contract import Admission, ModelContract
 
 _MAXIMUM_RECORD_BYTES = 2**24
 _NAMED_FILES = 5
+_AT_LEAST = frozenset({"dice", "overlap"})
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -28,12 +29,13 @@ class Record(BaseModel):
 class CaseResult(Record):
     """What one variant of a golden case gave: the worst `value` of its `measure`, and the `limit` that it must keep.
 
-    Dice of a label is at least its limit; the difference of a score at most. `failure` is why there is no value.
+    Dice of a label and overlap of a box are at least their limit; the difference of a score and the distance of a
+    landmark at most. `failure` is why there is no value.
     """
 
     case: str
     variant: str
-    measure: Literal["dice", "difference"]
+    measure: Literal["dice", "difference", "overlap", "distance"]
     value: float | None = None
     limit: float
     failure: str = ""
@@ -43,14 +45,14 @@ class CaseResult(Record):
         """Whether the result is what the case wants."""
         if self.failure or self.value is None:
             return False
-        return self.value >= self.limit if self.measure == "dice" else self.value <= self.limit
+        return self.value >= self.limit if self.measure in _AT_LEAST else self.value <= self.limit
 
     @property
     def said(self) -> str:
         """The result in one line."""
         if self.failure or self.value is None:
             return f"case {self.case}, {self.variant}: {self.failure or 'no result'}"
-        sense = "at least" if self.measure == "dice" else "at most"
+        sense = "at least" if self.measure in _AT_LEAST else "at most"
         return f"case {self.case}, {self.variant}: {self.measure} {self.value:.4f}, {sense} {self.limit:g} is wanted"
 
 

@@ -100,6 +100,19 @@ OVERLAPPING = f"{CONTRACT}\n[[segments]]{_OTHER}"
 """Two segments."""
 
 
+FINDER = (
+    _HEAD.replace('manufacturer = "nobody"', 'manufacturer = "nobody"\nkind = "KIND"\nframe = "voxel"')
+    + """
+[[objects]]
+label = 1
+name = "bright"
+finding = { value = "27925004", scheme = "SCT", meaning = "Nodule" }
+threshold = 0.5
+"""
+)
+"""One kind of object, in the voxels of the image that the network sees; `KIND` is detection or landmarks."""
+
+
 def write_segmenter(folder: Path, behaviour: str, *, oriented: bool, contract: str = CONTRACT) -> Path:
     """Write a bundle that segments what is bright, `y` [batch, channel, x, y, z], and makes `behaviour` of it.
 

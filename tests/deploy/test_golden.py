@@ -127,7 +127,7 @@ def test_a_case_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         ('array = "input0.npz"', "", "case.toml:1: inputs[0]: needs either array or files"),
         ("dice = 0.99", "dice = 1.5", "case.toml:8: expected.dice"),
-        ("dice = 0.99", "scores = [1.0]", "case.toml:6: expected: needs either labels or scores"),
+        ("dice = 0.99", "scores = [1.0]", "case.toml:6: expected: needs either labels, scores, boxes or landmarks"),
         ('"input0.npz"', '"../../secret.npz"', "case.toml:3: inputs[0].array"),
         ('"labels.npz"', '"/etc/passwd"', "case.toml:7: expected.labels"),
         ('modality = "MR"', 'modality = "US"', "can be written as MR, CT, PT"),
