@@ -17,7 +17,7 @@ PACKAGES: Mapping[str, str] = {
     "nibabel": r"Orientation(d|D|Dict)?",
     "skimage": r"KeepLargestConnectedComponent(d|D|Dict)?|HoVerNet\w*|RemoveSmallObjects(d|D|Dict)?",
     "ignite": r"\w*Evaluator",
-    "torchvision": r"TorchVision\w*|RetinaNet\w*",
+    "torchvision": r"TorchVision\w*|RetinaNet",
 }
 NAMES: Mapping[str, str] = {
     # Packages that are not called what is imported.
