@@ -1,11 +1,12 @@
 """Admission: a model gets work only when its check is green for exactly what it is now, or somebody forced it.
 
-The check itself is made by `meddaemon models check` (`deploy/check.py`) and lies as `check.json` beside the contract.
-It is bound to the digest of the model: whatever changes afterwards, bundle, weights or contract, takes it away.
+The check itself is made by `meddaemon models check` (`deploy/check.py`), and kept where only this installation writes:
+in the folder `admissions` of the store's directory. What lies beside a contract may have come with it, and proves
+nothing; only the package itself vouches for its built-in models. A check is bound to the digest of the model: whatever
+changes afterwards, bundle, weights or contract, takes it away.
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -80,9 +81,10 @@ def admitted(contract: ModelContract) -> ModelContract:
     return replace(contract, admission=_admission(contract))
 
 
-def read_check(contract_file: Path) -> Check | None:
+def read_check(contract: ModelContract) -> Check | None:
     """Return the check of a model, None where there is none. Raises ValueError when it cannot be read as one."""
-    file = record_file(contract_file, CHECK_NAME)
+    if (file := contract.record) is None:
+        return None
     try:
         if file.stat().st_size > _MAXIMUM_RECORD_BYTES:
             raise ValueError(f"{file} is too large to be a check")
@@ -116,11 +118,13 @@ def changes(before: dict[str, str], now: dict[str, str]) -> str:
 def _admission(contract: ModelContract) -> Admission:
     remedy = f"run `meddaemon models check {contract.name}`"
     try:
-        check = read_check(contract.contract_file)
+        check = read_check(contract)
     except ValueError as error:
         return Admission(refusal=f"{error}: {remedy}")
     if check is None:
-        return Admission(refusal=f"it was never checked: {remedy}")
+        foreign = record_file(contract.contract_file, CHECK_NAME)
+        proves = f" here, and {foreign.name} beside its contract proves nothing" if foreign.exists() else ""
+        return Admission(refusal=f"it was never checked{proves}: {remedy}")
     if check.digest != contract.digest or check.model != contract.name:
         what = changes(check.files, file_digests(contract)) or "its name is different"
         return Admission(refusal=f"it changed since it was checked ({what}): {remedy}")

@@ -16,7 +16,7 @@ from meddaemon.config import toml_file
 from meddaemon.config.contract_inputs import InputTable, check_inputs, parse_conditions
 from meddaemon.config.contract_outputs import OutputTables, check_combine
 from meddaemon.config.contract_terms import LongString, Strict
-from meddaemon.config.digest import bundle_digest, file_digest, weights_digest
+from meddaemon.config.digest import CHECK_NAME, bundle_digest, file_digest, record_file, weights_digest
 from meddaemon.config.problems import Problems, frozen, relative_to, tables
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.contract import BoxFrame, Combine, ModelContract
@@ -74,8 +74,11 @@ def model_names(directories: Sequence[Path]) -> list[str]:
     return sorted(nested | {path.stem for folder in folders for path in folder.glob("*.toml")})
 
 
-def load_contract(file: Path) -> ModelContract:
+def load_contract(file: Path, records: Path | None = None) -> ModelContract:
     """Read one contract file and check it, its codes, its bundle and its weights.
+
+    `records` is the folder in which this installation keeps what checks of models found; a built-in model has been
+    checked by who made the package, and its record lies beside its contract.
 
     Raises InvalidConfiguration with every problem as `file:line: key: what is wrong`.
     """
@@ -134,7 +137,14 @@ def load_contract(file: Path) -> ModelContract:
         series_description=contract.series_description,
         weights=weights,
         weights_digest=digests[1],
+        record=_record(contract.name, file.resolve(), records),
     )
+
+
+def _record(name: str, file: Path, records: Path | None) -> Path | None:
+    if BUILTIN_DIRECTORY in file.parents:
+        return record_file(file, CHECK_NAME)
+    return records / f"{name}.json" if records else None
 
 
 _PYPI = re.compile(

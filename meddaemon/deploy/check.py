@@ -1,6 +1,6 @@
 """Checking a model: its golden cases, as given and turned, by the very processes that run it on patients.
 
-What is found is recorded beside the contract, bound to the digest of the model; `config/admission.py` reads it
+What is found is recorded in the store's directory, bound to the digest of the model; `config/admission.py` reads it
 wherever work is given out.
 """
 
@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 
 from meddaemon.config.admission import CaseResult, Check, admitted, file_digests
-from meddaemon.config.digest import CHECK_NAME, record_file
 from meddaemon.deploy import golden
 from meddaemon.deploy.golden import Case, Grid, Source, Turn
 from meddaemon.deploy.places import NotThere, farthest, places, worst_overlap
@@ -134,7 +133,10 @@ def _grids(prepared: Prepared, modalities: Mapping[str, str]) -> tuple[Source, .
 
 
 def _record(contract: ModelContract, found: Check) -> None:
-    write_record(record_file(contract.contract_file, CHECK_NAME), found)
+    if contract.record is None:
+        raise ValueError(f"nobody said where the check of {contract.name} is kept")
+    contract.record.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    write_record(contract.record, found)
 
 
 def _run(

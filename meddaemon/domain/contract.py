@@ -269,3 +269,5 @@ class ModelContract:
     weights: tuple[Path, ...] = ()
     weights_digest: str = ""
     admission: Admission = Admission()
+    record: Path | None = None
+    """Where this installation keeps what its check found: nothing that came with the model is believed."""

@@ -11,7 +11,6 @@ from dicom_factory import make_series
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meddaemon.config.contracts import load_contract
 from meddaemon.deploy import check, golden
 from meddaemon.deploy.golden import TURNS
 from meddaemon.deploy.places import NotThere, Place, farthest, worst_overlap
@@ -19,6 +18,7 @@ from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import InvalidConfiguration
 from meddaemon.domain.volume import Geometry
 from meddaemon.inference.warm import WarmModels
+from tests.admission import loaded
 from tests.deploy.bundles import FINDER, case_of, head, results_of, write_segmenter
 
 
@@ -50,7 +50,7 @@ def finder(
     contract = write_segmenter(folder, behaviour, oriented=oriented, contract=FINDER.replace("KIND", kind))
     about = {"labels": None, "affine_lps": None, "places": places, "is_of_landmarks": kind == "landmarks"}
     golden.write_case(folder / "golden/head", replace(case_of(head()), **about))
-    return load_contract(contract)
+    return loaded(contract)
 
 
 def box(score: float = 0.75, *, low: tuple[float, ...] = LOW, high: tuple[float, ...] = HIGH) -> Place:
@@ -104,12 +104,12 @@ def test_what_a_person_has_seen_is_frozen_and_found_again(
 ) -> None:
     file = write_segmenter(tmp_path / "m", behaviour, oriented=True, contract=FINDER.replace("KIND", kind))
     series = make_series(tmp_path / "s", voxels=head().voxels.astype(np.int16), orientation="oblique")
-    folder = check.freeze(load_contract(file), models, "seen", {"image": series}, "MR")
+    folder = check.freeze(loaded(file), models, "seen", {"image": series}, "MR")
     assert sorted(path.name for path in folder.iterdir()) == ["case.toml", "input0.npz"]
     (place,) = golden.read_case(folder).places or ()
     wanted = (lps(*LOW), lps(*HIGH)) if kind == "detection" else (lps(1.5, 4, 2.5),)
     np.testing.assert_allclose(sorted(place.points), sorted(wanted), atol=1e-3)
-    assert check.check(load_contract(file), models).admission.refusal == ""
+    assert check.check(loaded(file), models).admission.refusal == ""
 
 
 def test_a_case_of_another_kind_than_the_model_is_no_proof(tmp_path: Path, models: WarmModels) -> None:
