@@ -121,6 +121,7 @@ def force(
             raise NotFound(f"study {study.id} has no series {series}; see `meddaemon explain {study.id}`")
         chosen = max(candidates, key=lambda each: len(each.instances))
         plan = plan_by_force(settings.contracts[model], chosen)
+        forced = settings.contracts[model].admission.forced
         # Series by series: what is forced on one does not take the place of what is forced on another.
         name = f"{FORCED}{model} on {digest_of(chosen.series_instance_uid)[:12]}"
         rule = Rule(name=name, models=(model,), destinations=destinations, priority=0)
@@ -129,7 +130,7 @@ def force(
             matched=True,
             reason=f"forced by the operator on series {chosen.series_instance_uid}"
             + (f": {plan.caveat}" if plan.caveat else ""),
-            detail={},
+            detail={"admitted_by_force": {model: forced}} if forced else {},
             plans=(plan,),
         )
         (job_id,) = _carry_out(connection, study, rule, decision, settings)
