@@ -27,7 +27,7 @@ from meddaemon.domain.errors import (
     NotFound,
     StudyHeld,
 )
-from meddaemon.domain.result import EncodedObject, Prediction, ResultStatus
+from meddaemon.domain.result import Analysis, EncodedObject, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.schedule import patience
 from meddaemon.domain.series import Study
@@ -46,7 +46,7 @@ from meddaemon.ingest.part10 import with_keywords
 from meddaemon.results.commitment import report
 from meddaemon.results.delivery import Retry
 from meddaemon.results.dimse import Problem, RemoteEntity, Verdict
-from meddaemon.results.encoding import EncodingRequest, ObjectReference, applies, encode
+from meddaemon.results.encoding import EncodingRequest, ObjectReference, applies, encode, why_not
 from meddaemon.results.query import count_instances
 from meddaemon.telemetry import log
 
@@ -413,7 +413,7 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
             stored,
             model_version=contract.version,
             series_instance_uid=prediction.series_instance_uid,
-            provenance={**prediction.provenance, **_admitted_by_force(contract)},
+            provenance={**prediction.provenance, **_admitted_by_force(contract), **_not_encoded(analysis)},
             seconds=seconds,
             kinds=settings.kinds,
         )
@@ -467,6 +467,10 @@ def _contract(settings: Settings, job: Job) -> ModelContract:
 
 def _admitted_by_force(contract: ModelContract) -> dict[str, str]:
     return {"admitted_by_force": contract.admission.forced} if contract.admission.forced else {}
+
+
+def _not_encoded(analysis: Analysis) -> dict[str, str]:
+    return {"not_encoded": why} if (why := why_not(analysis)) else {}
 
 
 def _input_files(settings: Settings, job: Job) -> dict[str, list[Path]]:

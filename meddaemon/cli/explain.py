@@ -200,8 +200,8 @@ def _results(connection: Connection, study_id: int) -> Iterator[str]:
                 yield f"    {row.finding}: {_said(row)}"
         yield "    seconds: " + ", ".join(f"{step} {seconds:g}" for step, seconds in head.seconds.items())
         objects = results.objects_of(connection, head.id)
-        if not objects and head.status is ResultStatus.PLAUSIBLE:
-            yield "    no DICOM object carries it: nothing is drawn, and only drawings are encoded as yet"
+        if why := head.provenance.get("not_encoded"):
+            yield f"    no DICOM object carries it: {why}"
         for item in objects:
             yield f"    {item.kind} {item.sop_instance_uid}, {item.size} bytes"
         for sent in deliveries.listing(connection, result_ids=[head.id]):

@@ -41,6 +41,10 @@ SECTIONS = {
 """Which array of a contract says what the output of a model means, by its kind."""
 
 
+_MEASURED = {True: (MeasurementKind.AREA,), False: (MeasurementKind.VOLUME,)}
+"""What is measured of segments on pictures, and of others."""
+
+
 class PlausibleTable(Strict):
     """Limits of a measured volume in mL."""
 
@@ -64,11 +68,11 @@ class SegmentTable(Strict):
     finding: CodeTable | None = None
     laterality: CodeTable | None = None
     colour: tuple[_Byte, _Byte, _Byte]
-    measure: tuple[Annotated[MeasurementKind, Field(strict=False)], ...] = (MeasurementKind.VOLUME,)
+    measure: tuple[Annotated[MeasurementKind, Field(strict=False)], ...] | None = None
     plausible_volume_ml: PlausibleTable | None = None
 
-    def as_contract(self) -> SegmentContract:
-        """Return the segment as the domain speaks of it."""
+    def as_contract(self, first: InputKind) -> SegmentContract:
+        """Return the segment as the domain speaks of it; `first` is what the first input is made of."""
         plausible = self.plausible_volume_ml
         return SegmentContract(
             label=self.label,
@@ -78,7 +82,7 @@ class SegmentTable(Strict):
             colour=self.colour,
             laterality=self.laterality.as_code() if self.laterality else None,
             finding=self.finding.as_code() if self.finding else None,
-            measure=self.measure,
+            measure=_MEASURED[first is InputKind.PICTURES] if self.measure is None else self.measure,
             plausible_volume_ml=PlausibleRange(minimum=plausible.min, maximum=plausible.max) if plausible else None,
         )
 
@@ -184,6 +188,17 @@ class OutputTables(BaseModel):
         for section in dict.fromkeys(SECTIONS.values()):
             if section != wanted and getattr(self, section):
                 problems.add((section,), f"a model of kind {self.kind.value!r} has [[{wanted}]], no [[{section}]]")
+
+
+def check_measures(segments: Sequence[SegmentTable], first: InputKind, problems: Problems) -> None:
+    """Note what cannot be measured: a picture has no volume, and a volume no one area."""
+    (possible,) = _MEASURED[first is InputKind.PICTURES]
+    for index, each in enumerate(segments):
+        if any(kind is not possible for kind in each.measure or ()):
+            message = f"of {first.value}, only {possible.value!r} can be measured"
+            problems.add(("segments", index, "measure"), message)
+        if each.plausible_volume_ml is not None and possible is not MeasurementKind.VOLUME:
+            problems.add(("segments", index, "plausible_volume_ml"), "segments on pictures have no volume")
 
 
 def check_combine(combine: Combine | None, outputs: OutputTables, first: InputKind, problems: Problems) -> None:

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from meddaemon.config import toml_file
 from meddaemon.config.contract_inputs import InputTable, check_inputs, parse_conditions
-from meddaemon.config.contract_outputs import OutputTables, check_combine
+from meddaemon.config.contract_outputs import OutputTables, check_combine, check_measures
 from meddaemon.config.contract_terms import LongString, Strict
 from meddaemon.config.digest import CHECK_NAME, bundle_digest, file_digest, record_file, weights_digest
 from meddaemon.config.problems import Problems, frozen, relative_to, tables
@@ -94,7 +94,9 @@ def load_contract(file: Path, records: Path | None = None) -> ModelContract:
         raise problems.error from error
     check_inputs(contract.inputs, contract.kind, problems)
     contract.check(problems)
-    check_combine(contract.combine, contract, contract.inputs[0].kind, problems)
+    first = contract.inputs[0].kind
+    check_combine(contract.combine, contract, first, problems)
+    check_measures(contract.segments, first, problems)
     if "frame" in contract.model_fields_set and not contract.objects:
         problems.add(("frame",), "is that of boxes and landmarks: this model has no [[objects]]")
     weights = tuple(
@@ -123,7 +125,7 @@ def load_contract(file: Path, records: Path | None = None) -> ModelContract:
         inputs=tuple(each.as_contract(*asked) for each, asked in zip(contract.inputs, conditions, strict=True)),
         output=contract.output,
         kind=contract.kind,
-        segments=tuple(each.as_contract() for each in contract.segments),
+        segments=tuple(each.as_contract(first) for each in contract.segments),
         classes=tuple(each.as_contract() for each in contract.classes),
         scores=tuple(each.as_contract() for each in contract.scores),
         objects=tuple(each.as_contract() for each in contract.objects),

@@ -208,16 +208,20 @@ def _compared(prediction: Prediction, wanted: Case, contract: ModelContract) -> 
         if wanted.is_of_landmarks:
             return farthest(found_places, wanted.places, difference=wanted.difference)
         return worst_overlap(found_places, wanted.places, prediction.geometry, difference=wanted.difference)
-    if wanted.labels is None or wanted.affine_lps is None:
+    if wanted.labels is None:
         if len(prediction.scores) != len(wanted.scores) or not np.isfinite(prediction.scores).all():
             raise NotThere(f"scores {list(prediction.scores)[:9]} where the case has {list(wanted.scores)[:9]}")
         return max(abs(one - other) for one, other in zip(prediction.scores, wanted.scores, strict=True))
     drawn, geometry = _drawn(prediction), prediction.geometry
-    if drawn is None or geometry is None:
+    if drawn is None:
         raise NotThere("nothing was drawn")
     found, expected = golden.layers(drawn), golden.layers(wanted.labels)
     if len(found) != len(expected):
         raise NotThere(f"{len(found)} maps or masks were drawn, the case has {len(expected)}")
+    if geometry is None and wanted.affine_lps is None and drawn.shape == wanted.labels.shape:
+        return min(golden.worst_dice(one, other) for one, other in zip(found, expected, strict=True))
+    if geometry is None or wanted.affine_lps is None:
+        raise NotThere("the result and the case do not lie on the same pictures, or in the same volume")
     return min(
         golden.worst_dice(golden.onto(one, geometry.affine_lps, other.shape, wanted.affine_lps), other)
         for one, other in zip(found, expected, strict=True)

@@ -126,9 +126,10 @@ class Source:
 class Case:
     """A golden case; `dice`, `difference` (of scores), `overlap` and `distance` are how near is near enough.
 
-    `labels` [plane, row, column] lie on the grid of `affine_lps`; [segment, plane, row, column] where segments overlap.
-    `places` are boxes, whose overlap is intersection over union, or landmarks, whose distance is in mm, on a picture in
-    pixels; they may be none at all, and are None where the case is about something else.
+    `labels` [plane, row, column] lie on the grid of `affine_lps`; [segment, plane, row, column] where segments overlap;
+    on pictures [frame, row, column] without an affine, in the order of their Instance Numbers. `places` are boxes,
+    whose overlap is intersection over union, or landmarks, whose distance is in mm, on a picture in pixels; they may be
+    none at all, and are None where the case is about something else.
     """
 
     name: str
@@ -348,7 +349,7 @@ def _grid(path: Path) -> Grid:
     return Grid(voxels=voxels.astype(np.float32), affine_lps=_affine(arrays["affine_lps"], path))
 
 
-def _labels(path: Path, first: Source) -> tuple[Labels, NDArray[np.float64]]:
+def _labels(path: Path, first: Source) -> tuple[Labels, NDArray[np.float64] | None]:
     arrays = _arrays(path, ("labels",))
     raw = arrays["labels"]
     if raw.ndim not in {3, 4} or raw.dtype.kind not in "bu" or raw.dtype.itemsize > 2:
@@ -356,7 +357,10 @@ def _labels(path: Path, first: Source) -> tuple[Labels, NDArray[np.float64]]:
     labels: Labels = raw.astype(np.uint16) if raw.dtype.itemsize == 2 else raw.astype(np.uint8)
     if "affine_lps" in arrays:
         return labels, _affine(arrays["affine_lps"], path)
-    if first.grid is None or first.grid.voxels.shape != labels.shape[-3:]:
+    if first.grid is None:
+        # Those of pictures, which lie nowhere in the patient: frame by frame, in the order of the pictures.
+        return labels, None
+    if first.grid.voxels.shape != labels.shape[-3:]:
         raise BundleRefused(f"{path}: labels have the shape of the first input, or an affine_lps of their own")
     return labels, first.grid.affine_lps
 

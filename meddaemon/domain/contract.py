@@ -125,9 +125,10 @@ class InputContract:
 
 
 class MeasurementKind(StrEnum):
-    """What can be measured on a segment."""
+    """What can be measured on a segment: its volume, or its area on each picture."""
 
     VOLUME = "volume"
+    AREA = "area"
 
 
 @dataclass(frozen=True, kw_only=True)

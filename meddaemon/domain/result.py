@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meddaemon.domain.codes import Code
+from meddaemon.domain.picture import PictureGrid
 from meddaemon.domain.volume import Geometry
 
 Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
@@ -98,11 +99,12 @@ class Prediction:
     """What a runtime returns; which of it is there depends on the kind of model (see `ModelContract.kind`).
 
     `labels` [plane, row, column] and `masks` [segment, plane, row, column], for segments that overlap, lie on the grid
-    of the source volume, which is `geometry`. `scores` are one number for each class of the contract, in its order;
-    where each image keeps its own, one after the other as `sources` names them (SOP Instance UID and frame, from 1).
-    `doubts` are what speaks against the prediction as such, values that are not finite for one. `beyond` says why the
-    model was not asked at all, when the input is not what it was made for. `provenance` says how it was computed
-    (runtime, device, versions, shims); `seconds` how long each step took.
+    of the source volume, which is `geometry`, or on frames instead of planes, which are `pictures`. `scores` are one
+    number for each class of the contract, in its order; where each image keeps its own, one after the other as
+    `sources` names them (SOP Instance UID and frame, from 1). `doubts` are what speaks against the prediction as such,
+    values that are not finite for one. `beyond` says why the model was not asked at all, when the input is not what it
+    was made for. `provenance` says how it was computed (runtime, device, versions, shims); `seconds` how long each
+    step took.
     """
 
     series_instance_uid: str
@@ -113,6 +115,7 @@ class Prediction:
     boxes: tuple[Box, ...] = ()
     landmarks: tuple[Landmark, ...] = ()
     geometry: Geometry | None = None
+    pictures: PictureGrid | None = None
     doubts: tuple[str, ...] = ()
     beyond: str = ""
     provenance: dict[str, str] = field(default_factory=dict)

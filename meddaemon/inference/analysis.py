@@ -11,7 +11,16 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from meddaemon.domain.codes import CERTAINTY_OF_FINDING, MILLILITRE, PERCENT, VOLUME, Code
+from meddaemon.domain.codes import (
+    AREA,
+    CERTAINTY_OF_FINDING,
+    MILLILITRE,
+    PERCENT,
+    PIXELS,
+    SQUARE_MILLIMETRE,
+    VOLUME,
+    Code,
+)
 from meddaemon.domain.contract import (
     ClassContract,
     MeasurementKind,
@@ -22,6 +31,7 @@ from meddaemon.domain.contract import (
     SegmentContract,
 )
 from meddaemon.domain.errors import ModelFailed, NotEvaluable
+from meddaemon.domain.picture import PictureGrid
 from meddaemon.domain.result import (
     Analysis,
     Box,
@@ -99,6 +109,8 @@ def _segmented(prediction: Prediction, contract: ModelContract, entropy: str) ->
     """Measure every segment of the contract, an empty one too."""
     if prediction.labels is None and prediction.masks is None and prediction.doubts:
         return _Said(findings=_unmeasured(contract))
+    if prediction.pictures is not None:
+        return _on_pictures(prediction, prediction.pictures, contract, entropy)
     measured, drawing = (_overlapping if prediction.labels is None else _labelled)(prediction, contract)
     segments: list[Segment] = []
     findings: list[Finding] = []
@@ -117,10 +129,59 @@ def _segmented(prediction: Prediction, contract: ModelContract, entropy: str) ->
     )
 
 
+def _on_pictures(prediction: Prediction, pictures: PictureGrid, contract: ModelContract, entropy: str) -> _Said:
+    """Measure every segment on every picture by itself: together they cover no area of anything."""
+    _, drawing = (_overlapping if prediction.labels is None else _labelled)(prediction, contract)
+    counts = [drawing.counts(frame) for frame in range(drawing.shape[0])]
+    found = [_of_segments(each, len(contract.segments)) for each in counts]
+    return _Said(
+        findings=tuple(
+            _area_finding(number, expected, on_frame[number - 1], source, pictures.spacing_mm)
+            for source, on_frame in zip(pictures.sources, found, strict=True)
+            for number, expected in enumerate(contract.segments, start=1)
+        ),
+        segments=tuple(
+            _segment(number, expected, sum(each[number - 1] for each in found), contract, entropy)
+            for number, expected in enumerate(contract.segments, start=1)
+        ),
+        labels=drawing.labels,
+        masks=drawing.masks,
+    )
+
+
+def _of_segments(counts: NDArray[np.int64], segments: int) -> list[int]:
+    """Return the count of each segment, also of those beyond the highest label that was met."""
+    return [int(counts[number]) if number < len(counts) else 0 for number in range(1, segments + 1)]
+
+
+def _area_finding(
+    number: int,
+    expected: SegmentContract,
+    count: int,
+    source: tuple[str, int],
+    spacing_mm: tuple[float, float] | None,
+) -> Finding:
+    """Return how much of a picture a segment covers: in mm² where the distance of pixels in the patient is known."""
+    area = (
+        _measured(AREA, count, PIXELS)
+        if spacing_mm is None
+        else _measured(AREA, count * spacing_mm[0] * spacing_mm[1], SQUARE_MILLIMETRE)
+    )
+    return Finding(
+        code=expected.finding or expected.type,
+        segment_number=number,
+        measurements=(area,) if expected.measure else (),
+        source=source,
+        present=count > 0,
+    )
+
+
 def _labelled(prediction: Prediction, contract: ModelContract) -> tuple[list[_Size], Drawing]:
     """Return the size of each segment, and the labels as segment numbers."""
-    labels, geometry = prediction.drawn
-    counts, volumes = _sizes(labels, geometry.voxel_volumes_mm3)
+    labels, volumes_mm3 = prediction.labels, _voxel_volumes(prediction)
+    if labels is None or volumes_mm3 is None:
+        raise ModelFailed(f"{contract.name} {contract.version} drew nothing that lies anywhere")
+    counts, volumes = _sizes(labels, volumes_mm3)
     _refuse_unknown(np.flatnonzero(counts[1:]) + 1, [each.label for each in contract.segments], contract)
     found = [
         (int(counts[each.label]), float(volumes[each.label]) / MM3_PER_ML) if each.label < len(counts) else (0, 0.0)
@@ -131,8 +192,8 @@ def _labelled(prediction: Prediction, contract: ModelContract) -> tuple[list[_Si
 
 def _overlapping(prediction: Prediction, contract: ModelContract) -> tuple[list[_Size], Drawing]:
     """Return the size of each segment, and their masks, which are in the order of the contract."""
-    masks, geometry = prediction.masks, prediction.geometry
-    if masks is None or geometry is None:
+    masks, volumes_mm3 = prediction.masks, _voxel_volumes(prediction)
+    if masks is None or volumes_mm3 is None:
         raise ModelFailed(f"{contract.name} {contract.version} drew nothing that lies anywhere")
     if len(masks) != len(contract.segments):
         raise ModelFailed(
@@ -140,8 +201,15 @@ def _overlapping(prediction: Prediction, contract: ModelContract) -> tuple[list[
         )
     drawing = Drawing(masks=masks)
     counts = np.stack([drawing.counts(plane) for plane in range(drawing.shape[0])], axis=1)[1:]
-    found = [(int(each.sum()), float(each @ geometry.voxel_volumes_mm3) / MM3_PER_ML) for each in counts]
+    found = [(int(each.sum()), float(each @ volumes_mm3) / MM3_PER_ML) for each in counts]
     return found, drawing
+
+
+def _voxel_volumes(prediction: Prediction) -> NDArray[np.float64] | None:
+    """Return the volume of a voxel of each plane in mm³; pixels of a picture have none; None where nothing lies."""
+    if prediction.geometry is not None:
+        return prediction.geometry.voxel_volumes_mm3
+    return None if prediction.pictures is None else np.zeros(prediction.pictures.shape[0])
 
 
 def _sizes(labels: Labels, volumes_mm3: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -185,7 +253,11 @@ def _segment(number: int, expected: SegmentContract, count: int, contract: Model
 
 
 def _segment_finding(number: int | None, expected: SegmentContract, volume_ml: float) -> Finding:
-    measured = {MeasurementKind.VOLUME: _measured(VOLUME, volume_ml, MILLILITRE)}
+    measured = {
+        MeasurementKind.VOLUME: _measured(VOLUME, volume_ml, MILLILITRE),
+        # Only for pictures, and only where nobody could look: see `_area_finding`.
+        MeasurementKind.AREA: _measured(AREA, volume_ml, SQUARE_MILLIMETRE),
+    }
     return Finding(
         # Without a code of its own the finding is the thing that was segmented (PS3.16 TID 1411, Finding).
         code=expected.finding or expected.type,

@@ -18,7 +18,8 @@ from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import BundleRefused
 from meddaemon.inference.warm import WarmModels
 from tests.admission import loaded
-from tests.deploy.bundles import CLASSIFIER, OVERLAPPING, case_of, head, model, results_of, write_segmenter
+from tests.deploy.bundles import CLASSIFIER, CONTRACT, OVERLAPPING, case_of, head, model, results_of, write_segmenter
+from tests.other_objects import image
 
 
 @pytest.fixture(scope="module")
@@ -203,3 +204,28 @@ def test_masks_that_overlap_are_compared_one_by_one(tmp_path: Path, models: Warm
     frozen = golden.read_case(check.freeze(contract, models, "frozen", {"image": series}, "MR"))
     assert frozen.labels is not None
     assert frozen.labels.shape == (2, *head().voxels.shape)
+
+
+def test_segments_on_pictures_are_compared_picture_by_picture(tmp_path: Path, models: WarmModels) -> None:
+    """In the order of their numbers, whatever their files are called."""
+    pictures = CONTRACT.replace('key = "image"', 'key = "image"\nkind = "pictures"').replace('"MR"', '"DX"')
+    contract = loaded(write_segmenter(tmp_path / "m", "y", oriented=False, contract=pictures))
+    drawn = np.zeros((2, 6, 9), np.uint8)
+    drawn[0, 1:4, 2:8], drawn[1, 5, 0:3] = 1, 1
+    for name, labels in {"right": drawn, "wrong": drawn[::-1], "fewer": drawn[:1]}.items():
+        case = tmp_path / "m/golden" / name
+        (case / "dicom").mkdir(parents=True)
+        for number, frame in enumerate(drawn, start=1):
+            image(case / "dicom", (frame * 90).astype(np.uint16), name=str(number), Modality="DX")
+        (case / "dicom/1.dcm").rename(case / "dicom/z.dcm")
+        np.savez(case / "labels.npz", labels=labels)
+        inputs = '[[inputs]]\nkey = "image"\nfiles = "dicom"\n'
+        (case / "case.toml").write_text(f'{inputs}\n[expected]\nlabels = "labels.npz"\n')
+    contract = loaded(contract.contract_file)
+    check.check(contract, models)
+    found, _ = results_of(contract)
+    assert {(each.case, each.ok) for each in found.cases if each.variant == "as given"} == {
+        ("right", True),
+        ("wrong", False),
+        ("fewer", False),
+    }

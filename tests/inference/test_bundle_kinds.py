@@ -245,6 +245,21 @@ def test_a_score_that_is_no_number_is_not_lost_among_others(tmp_path: Path, comb
     assert prediction.doubts == ("3 of 3 numbers of the prediction are not finite",)
 
 
+def test_segments_on_pictures_lie_on_the_pixels_of_each(tmp_path: Path) -> None:
+    frames = np.zeros((2, 5, 7))
+    frames[0, 1:3, 2:6], frames[1, 4, 0] = 90, 70
+    content = config(
+        network_def={"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
+        preprocessing=steps(LOAD, CHANNEL, {"_target_": "Flipd", "keys": "image", "spatial_axis": 0}),
+    )
+    feeds = (Feed(name="image", key="image", kind=InputKind.PICTURES),)
+    sent = pictures(frames)
+    agreed: dict[str, Any] = {"feeds": feeds, "segments": (1,)}
+    prediction = load(tmp_path, content, network=above_50(2), **agreed).predict({"image": sent})
+    assert np.array_equal(prediction.labels, frames > 50)
+    assert (prediction.pictures, prediction.geometry) == (sent.grid, None)
+
+
 def test_a_colour_picture_has_its_channels_where_monai_has_them(tmp_path: Path) -> None:
     frames = np.zeros((1, 4, 6, 3))
     frames[..., 1] = 7

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_contract import toy_contract
 
-from meddaemon.domain.codes import CERTAINTY_OF_FINDING, MILLILITRE, PERCENT, VOLUME, Code
+from meddaemon.domain.codes import (
+    AREA,
+    CERTAINTY_OF_FINDING,
+    MILLILITRE,
+    PERCENT,
+    PIXELS,
+    SQUARE_MILLIMETRE,
+    VOLUME,
+    Code,
+)
 from meddaemon.domain.contract import (
     ClassContract,
     ModelContract,
@@ -22,9 +31,11 @@ from meddaemon.domain.contract import (
     SegmentContract,
 )
 from meddaemon.domain.errors import ModelFailed, NotEvaluable
+from meddaemon.domain.picture import PictureGrid
 from meddaemon.domain.result import Analysis, Box, Landmark, Measurement, Prediction, ResultStatus
 from meddaemon.domain.volume import Geometry
 from meddaemon.inference.analysis import MAX_OBJECTS, analyse, unasked
+from meddaemon.results.encoding import applies, why_not
 
 BRAIN = Code(value="12738006", scheme="SCT", meaning="Brain")
 NODULE = Code(value="27925004", scheme="SCT", meaning="Nodule")
@@ -362,6 +373,54 @@ def test_a_box_between_uneven_planes_lies_between_them() -> None:
     place = analysis.location(analysis.findings[0])
     assert place is not None
     assert place.centre_lps == pytest.approx((2.0, 3.0, 12.0))
+
+
+def on_pictures(spacing_mm: tuple[float, float] | None) -> PictureGrid:
+    return PictureGrid(shape=(2, 5, 6), sources=(("1.5.1", 1), ("1.5.2", 1)), spacing_mm=spacing_mm)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "unit", "pixel"), [((0.5, 0.25), SQUARE_MILLIMETRE, 0.125), (None, PIXELS, 1)], ids=["mm", "pixels"]
+)
+@pytest.mark.parametrize("overlap", [False, True])
+def test_segments_on_pictures_have_an_area_on_each_of_them(
+    overlap: bool, spacing: tuple[float, float] | None, unit: Code, pixel: float
+) -> None:
+    """Without a distance of pixels in the patient there are only pixels: at the detector everything is larger."""
+    two = contract(ModelKind.SEGMENTATION, segments=(segment(2, "whole"), segment(5, "core")))
+    masks = np.zeros((2, 2, 5, 6), np.bool_)
+    masks[0, 0, 1:4, 1:3] = True
+    masks[1, 1, 2, 2:6] = True
+    masks[0, 1, 0, 0] = True
+    drawn = {"masks": masks} if overlap else {"labels": (masks[0] * 2 + masks[1] * 5).astype(np.uint8)}
+    analysis = answered(two, **drawn, pictures=on_pictures(spacing))
+    found = [(each.segment_number, each.source, each.present, each.measurements) for each in analysis.findings]
+
+    def area(count: int) -> tuple[Measurement, ...]:
+        return (Measurement(name=AREA, value=count * pixel, unit=unit),)
+
+    first, second = ("1.5.1", 1), ("1.5.2", 1)
+    assert found == [
+        (1, first, True, area(6)),
+        (2, first, False, area(0)),
+        (1, second, True, area(1)),
+        (2, second, True, area(4)),
+    ]
+    assert [each.voxel_count for each in analysis.segments] == [7, 4]
+    assert (analysis.status, analysis.is_drawn) == (ResultStatus.PLAUSIBLE, False)
+    assert not applies(analysis)
+    assert "no place in the patient" in why_not(analysis)
+    place = analysis.location(analysis.findings[3])
+    assert place is not None
+    assert (place.sop_instance_uid, place.low) == ("1.5.2", ())
+
+
+def test_labels_on_a_picture_that_the_contract_does_not_name_are_refused() -> None:
+    one = contract(ModelKind.SEGMENTATION, segments=(segment(1, "whole"),))
+    with pytest.raises(ModelFailed, match=r"produced label\(s\) 3"):
+        answered(one, labels=np.full((2, 5, 6), 3, np.uint8), pictures=on_pictures(None))
+    with pytest.raises(ModelFailed, match="drew nothing that lies anywhere"):
+        answered(one, labels=np.full((2, 5, 6), 1, np.uint8))
 
 
 def test_limits_hold_for_segments_that_overlap() -> None:

@@ -216,11 +216,19 @@ name = "mass"
 finding = { value = "27925004", scheme = "SCT", meaning = "Nodule" }
 threshold = 0.5
 """
+CYST = """
+[[segments]]
+label = 1
+name = "Cyst"
+category = { value = "49755003", scheme = "SCT", meaning = "Morphologically Abnormal Structure" }
+type = { value = "52988006", scheme = "SCT", meaning = "Lesion" }
+colour = [1, 2, 3]
+"""
 VIEWS = (200, 900, 400, 300)
 """The brightest of each of four views."""
 
 
-def radiograph(folder: Path, study: str, modality: str, *brightest: int) -> list[Path]:
+def radiograph(folder: Path, study: str, modality: str, *brightest: int, **attributes: Any) -> list[Path]:
     """A study of pictures that are dark but for 3 x 5 pixels of their brightness."""
     files = []
     folder.mkdir()
@@ -229,7 +237,7 @@ def radiograph(folder: Path, study: str, modality: str, *brightest: int) -> list
         pixels[4:7, 11:16] = value
         pixels[5, 13] += 1
         uids = {"StudyInstanceUID": f"1.2.8.{study}", "SeriesInstanceUID": f"1.2.8.{study}.1"}
-        files.append(image(folder, pixels, name=f"{study}{number}", Modality=modality, **uids))
+        files.append(image(folder, pixels, name=f"{study}{number}", Modality=modality, **uids, **attributes))
     return files
 
 
@@ -242,12 +250,12 @@ class Told:
     explained: dict[str, str]
 
 
-STUDIES = ("ball", "box", "point", "views", "unsaid")
+STUDIES = ("ball", "box", "point", "views", "unsaid", "drawn")
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
-    """Send five studies to one daemon, each for a model of its own."""
+    """Send six studies to one daemon, each for a model of its own."""
     folder = tmp_path_factory.mktemp("finders")
     ball = {"voxels": with_a_ball(), "modality": "CT", "orientation": "oblique", "spacing": SPACING, "rescale": (1, 0)}
     files = {
@@ -256,6 +264,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
         "point": radiograph(folder / "point", "2", "CR", 900),
         "views": radiograph(folder / "views", "3", "MG", *VIEWS),
         "unsaid": radiograph(folder / "unsaid", "4", "XA", *VIEWS),
+        "drawn": radiograph(folder / "drawn", "5", "US", 900, 100, PixelSpacing=["0.5", "0.2"]),
     }
     home = make_site(folder / "home", {"pacs": 1})
     add_detector(home)
@@ -267,6 +276,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Told:
     )
     add_model(home, "breast", "classification", 'combine = "each"\n' + PICTURE.format(modality="MG") + VIEW, BRIGHTEST)
     add_model(home, "vessel", "classification", PICTURE.format(modality="XA") + VIEW, BRIGHTEST)
+    add_model(home, "cyst", "segmentation", PICTURE.format(modality="US") + CYST, "return (x > 500).float()")
     with home.running("serve") as daemon:
         for name in STUDIES:
             send(files[name], daemon.port())
@@ -330,3 +340,13 @@ def test_scores_of_several_pictures_without_a_word_in_the_contract_are_not_evalu
     (row,) = told.rows["unsaid"]
     assert (row["status"], row["value"]) == ("not_evaluable", None)
     assert "image has 4 images, and the contract has no 'combine'" in told.explained["unsaid"]
+
+
+def test_a_segment_on_pictures_has_an_area_on_each_and_it_is_said_why_nothing_is_drawn(told: Told) -> None:
+    found = {row["sop_instance_uid"]: row for row in told.rows["drawn"]}
+    assert {uid: (row["value"], row["unit"], row["present"]) for uid, row in found.items()} == {
+        "1.2.3.51": (pytest.approx(15 * 0.5 * 0.2), "mm2", True),
+        "1.2.3.52": (0, "mm2", False),
+    }
+    assert {(row["segment"], row["status"], row["objects"]) for row in told.rows["drawn"]} == {("Cyst", "plausible", 0)}
+    assert "segments on pictures, which have no place in the patient, are measured only" in told.explained["drawn"]

@@ -182,6 +182,7 @@ class Session:
         result = Prediction(
             series_instance_uid=first.series_instance_uid,
             geometry=first.geometry if isinstance(first, Volume) else None,
+            pictures=first.grid if isinstance(first, Pictures) else None,
             provenance=dict(self.provenance),
         )
         for _, data in found:
