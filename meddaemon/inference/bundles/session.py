@@ -270,7 +270,7 @@ def load(
     parser.read_meta(reading.metadata.model_dump(exclude_unset=True))
     witness = Witness()
     with witness.watching(), images.loaders_replaced(), torch.no_grad():
-        session, loaded = _built(parser, found, reading.root, terms, chosen)
+        session, loaded = _built(parser, found, reading.root, terms, chosen, witness)
         modules = [each for each in parser.ref_resolver.resolved_content.values() if isinstance(each, torch.nn.Module)]
         network = session.network if isinstance(session.network, torch.nn.Module) else None
         unfilled, count = witness.unfilled(network, modules)
@@ -290,7 +290,7 @@ def load(
 
 
 def _built(
-    parser: ConfigParser, found: Edges, root: Path, terms: Terms, device: torch.device
+    parser: ConfigParser, found: Edges, root: Path, terms: Terms, device: torch.device, witness: Witness
 ) -> tuple[Session, list[str]]:
     """Make the parts of the bundle and fill its networks; return them, and where the weights came from."""
     config: dict[str, Any] = parser.get()
@@ -299,7 +299,7 @@ def _built(
             parser.get_parsed_content(f"initialize::{index}")
     if "preprocessing" not in config:
         raise ModelFailed("the bundle has no 'preprocessing', and its evaluator reads no dataset with a 'transform'")
-    network, loaded = _network(parser, found, root)
+    network, loaded = _network(parser, found, root, witness)
     evaluator = config.get("evaluator")
     postprocessing = parser.get_parsed_content("postprocessing") if "postprocessing" in config else None
     evaluation = None
@@ -325,7 +325,7 @@ def _built(
     return session, loaded
 
 
-def _network(parser: ConfigParser, found: Edges, root: Path) -> tuple[Any, list[str]]:
+def _network(parser: ConfigParser, found: Edges, root: Path, witness: Witness) -> tuple[Any, list[str]]:
     """Make the network of the bundle and load every checkpoint; return it, and where its weights came from."""
     config: dict[str, Any] = parser.get()
     key = next((key for key in ("network", "network_def") if key in config), None)
@@ -342,7 +342,13 @@ def _network(parser: ConfigParser, found: Edges, root: Path) -> tuple[Any, list[
         if isinstance(checkpoint, Checkpoint) and checkpoint.fills_modules:
             checkpoint.load()
             loaded.append(f"{checkpoint.path.name} by {at}")
-    if not loaded and isinstance(network, torch.nn.Module) and not isinstance(network, torch.jit.ScriptModule):
+    filled = isinstance(network, torch.nn.Module) and not witness.unfilled(network, ())[0]
+    if (
+        not loaded
+        and not filled
+        and isinstance(network, torch.nn.Module)
+        and not isinstance(network, torch.jit.ScriptModule)
+    ):
         by_convention = fill_by_convention(root, network)
         loaded += [by_convention] if by_convention else []
     return network, loaded
