@@ -27,7 +27,7 @@ from meddaemon.domain.errors import (
     NotFound,
     StudyHeld,
 )
-from meddaemon.domain.result import EncodedObject, Prediction, ResultStatus
+from meddaemon.domain.result import Analysis, EncodedObject, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.schedule import patience
 from meddaemon.domain.series import Study
@@ -46,7 +46,7 @@ from meddaemon.ingest.part10 import with_keywords
 from meddaemon.results.commitment import report
 from meddaemon.results.delivery import Retry
 from meddaemon.results.dimse import Problem, RemoteEntity, Verdict
-from meddaemon.results.encoding import EncodingRequest, ObjectReference, applies, encode
+from meddaemon.results.encoding import EncodingRequest, ObjectReference, applies, encode, why_not
 from meddaemon.results.query import count_instances
 from meddaemon.telemetry import log
 
@@ -121,6 +121,7 @@ def force(
             raise NotFound(f"study {study.id} has no series {series}; see `meddaemon explain {study.id}`")
         chosen = max(candidates, key=lambda each: len(each.instances))
         plan = plan_by_force(settings.contracts[model], chosen)
+        forced = settings.contracts[model].admission.forced
         # Series by series: what is forced on one does not take the place of what is forced on another.
         name = f"{FORCED}{model} on {digest_of(chosen.series_instance_uid)[:12]}"
         rule = Rule(name=name, models=(model,), destinations=destinations, priority=0)
@@ -129,7 +130,7 @@ def force(
             matched=True,
             reason=f"forced by the operator on series {chosen.series_instance_uid}"
             + (f": {plan.caveat}" if plan.caveat else ""),
-            detail={},
+            detail={"admitted_by_force": {model: forced}} if forced else {},
             plans=(plan,),
         )
         (job_id,) = _carry_out(connection, study, rule, decision, settings)
@@ -349,7 +350,11 @@ class JobStages:
         if isinstance(prepared.ready, Prediction):
             return InferredJob(prepared=prepared, prediction=prepared.ready)
         with prepared.ready as loaded:
-            return InferredJob(prepared=prepared, prediction=self._models.predict(prepared.contract, loaded))
+            try:
+                prediction = self._models.predict(prepared.contract, loaded)
+            except NotEvaluable as beyond:
+                prediction = unasked(beyond)
+            return InferredJob(prepared=prepared, prediction=prediction)
 
     def discard(self, prepared: PreparedJob) -> None:
         """Give the memory of the input back."""
@@ -408,7 +413,7 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
             stored,
             model_version=contract.version,
             series_instance_uid=prediction.series_instance_uid,
-            provenance={**prediction.provenance, **_admitted_by_force(contract)},
+            provenance={**prediction.provenance, **_admitted_by_force(contract), **_not_encoded(analysis)},
             seconds=seconds,
             kinds=settings.kinds,
         )
@@ -462,6 +467,10 @@ def _contract(settings: Settings, job: Job) -> ModelContract:
 
 def _admitted_by_force(contract: ModelContract) -> dict[str, str]:
     return {"admitted_by_force": contract.admission.forced} if contract.admission.forced else {}
+
+
+def _not_encoded(analysis: Analysis) -> dict[str, str]:
+    return {"not_encoded": why} if (why := why_not(analysis)) else {}
 
 
 def _input_files(settings: Settings, job: Job) -> dict[str, list[Path]]:

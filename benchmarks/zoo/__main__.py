@@ -1,14 +1,20 @@
-"""`python -m benchmarks.zoo --zoo DIR [--only NAME ...]`: the table of the model zoo, as Markdown.
+"""`python -m benchmarks.zoo --zoo DIR [--only NAME ...] [--lock FILE]`: the table of the model zoo, as Markdown.
 
-DIR is the folder `models` of a copy of Project-MONAI/model-zoo. Its weights lie elsewhere: random ones, from a fixed
-seed, are put where each bundle expects its own, in a copy. Each bundle runs in a process of its own.
+DIR is the folder `models` of a copy of Project-MONAI/model-zoo, or its bare repository. Its weights lie elsewhere:
+random ones, from a fixed seed, are put where each bundle expects its own, in a copy. Each bundle runs in a process of
+its own and, where there are others on the machine, holds the lock FILE meanwhile.
 """
 
 import argparse
+import fcntl
 import json
 import subprocess
 import sys
+import tarfile
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +27,46 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", default=[], help="names of bundles")
     parser.add_argument("--limit", type=float, default=300, help="seconds for each bundle")
     parser.add_argument("--json", type=Path, help="where the rows are written as they come")
+    parser.add_argument("--lock", type=Path, help="file that is locked while a bundle runs")
     given = parser.parse_args()
-    names = given.only or [
-        *CASES,
-        *sorted(path.name for path in given.zoo.iterdir() if path.is_dir() and path.name not in CASES),
-    ]
-    rows = []
-    for name in names:
-        rows.append(_row(given.zoo.resolve(), name, given.limit))
-        if given.json:
-            given.json.write_text(json.dumps(rows, indent=1))
-        print(f"{name}: {json.dumps(rows[-1])}", file=sys.stderr, flush=True)
+    with _bundles(given.zoo.resolve()) as zoo:
+        names = given.only or [
+            *CASES,
+            *sorted(path.name for path in zoo.iterdir() if path.is_dir() and path.name not in CASES),
+        ]
+        rows = []
+        for name in names:
+            with _alone(given.lock):
+                rows.append(_row(zoo, name, given.limit))
+            if given.json:
+                given.json.write_text(json.dumps(rows, indent=1))
+            print(f"{name}: {json.dumps(rows[-1])}", file=sys.stderr, flush=True)
     print(table(rows))
     return 0
+
+
+@contextmanager
+def _bundles(zoo: Path) -> Iterator[Path]:
+    """Give the folder of bundles; those of a bare repository are written out for as long as they are needed."""
+    if not (zoo / "objects").is_dir():
+        yield zoo
+        return
+    with tempfile.TemporaryDirectory(prefix="zoo-models-") as folder:
+        command = ["git", f"--git-dir={zoo}", "archive", "HEAD", "models"]
+        archive = subprocess.run(command, capture_output=True, check=True).stdout
+        with tarfile.open(fileobj=BytesIO(archive)) as opened:
+            opened.extractall(folder, filter="data")
+        yield Path(folder, "models")
+
+
+@contextmanager
+def _alone(lock: Path | None) -> Iterator[None]:
+    if lock is None:
+        yield
+        return
+    with lock.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _row(zoo: Path, name: str, limit: float) -> dict[str, Any]:

@@ -168,11 +168,15 @@ def _values(outcome: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _jobs(connection: Connection, study_id: int) -> Iterator[str]:
-    for job in reversed(jobs.listing(connection, study_id=study_id, limit=1000)):
+    listed = jobs.listing(connection, study_id=study_id, limit=1000)
+    forced = history.admitted_by_force(connection, [job.id for job in listed])
+    for job in reversed(listed):
         yield (
             f"  job {job.id}  {job.model} for rule {job.rule!r}, generation {job.generation}: {job.state.value}, "
             f"attempt {job.attempt} of {job.maximum_attempts}" + (f": {shown(job.reason)}" if job.reason else "")
         )
+        if job.id in forced:
+            yield f"    its model was admitted by force: {shown(forced[job.id])}"
         if job.state in sources(JobEvent.CLAIM) and (why := gates.why_shut(connection, job.window)):
             yield f"    waits: {shown(why)}"
         for event in jobs.history(connection, job.id):
@@ -187,6 +191,8 @@ def _results(connection: Connection, study_id: int) -> Iterator[str]:
         if head.successor is not None:
             ended = f", superseded by job {head.successor}"
         yield f"  result {head.id} of job {head.job_id}: {head.model} {head.model_version}, {head.status}{ended}"
+        if forced := head.provenance.get("admitted_by_force"):
+            yield f"    by a model that was admitted by force: {shown(forced)}"
         if head.reason:
             yield f"    {shown(head.reason)}"
         for row in results.query(connection, study_id=study_id, superseded=True):
@@ -194,8 +200,8 @@ def _results(connection: Connection, study_id: int) -> Iterator[str]:
                 yield f"    {row.finding}: {_said(row)}"
         yield "    seconds: " + ", ".join(f"{step} {seconds:g}" for step, seconds in head.seconds.items())
         objects = results.objects_of(connection, head.id)
-        if not objects and head.status is ResultStatus.PLAUSIBLE:
-            yield "    no DICOM object carries it: nothing is drawn, and only drawings are encoded as yet"
+        if why := head.provenance.get("not_encoded"):
+            yield f"    no DICOM object carries it: {why}"
         for item in objects:
             yield f"    {item.kind} {item.sop_instance_uid}, {item.size} bytes"
         for sent in deliveries.listing(connection, result_ids=[head.id]):

@@ -49,8 +49,9 @@ def models_list(output: Output = Format.TABLE, config: Config = None) -> None:
     """List every model, and whether it is given work."""
     from meddaemon.deploy import registry  # noqa: PLC0415  as above
 
+    folders = _folders(config)
     columns = {"model": "name", "version": "version", "digest": "digest", "state": "state", "why": "why"}
-    print_rows(registry.listing(_folders(config).directories), columns, output)
+    print_rows(registry.listing(folders.directories, folders.records), columns, output)
 
 
 @models_app.command("show")
@@ -58,7 +59,8 @@ def models_show(name: Name, config: Config = None) -> None:
     """Show a model: where it came from, what it takes and says, and what its check found."""
     from meddaemon.deploy import registry  # noqa: PLC0415  as above
 
-    contract = registry.load(name, _folders(config).directories)
+    folders = _folders(config)
+    contract = registry.load(name, folders.directories, folders.records)
     typer.echo(f"{contract.name} {contract.version}: {shown(contract.title)}, by {shown(contract.manufacturer)}")
     typer.echo(f"  contract {contract.contract_file}\n  digest {contract.digest}")
     if manifest := registry.read_manifest(contract.contract_file):
@@ -72,12 +74,12 @@ def models_show(name: Name, config: Config = None) -> None:
     for segment in contract.segments:
         typer.echo(f"  draws {segment.label} {shown(segment.name)} ({segment.type.value} {segment.type.scheme})")
     try:
-        check = read_check(contract.contract_file)
+        check = read_check(contract)
     except ValueError as error:
         typer.echo(f"  {shown(error)}")
     else:
         if check:
-            typer.echo(f"  checked {check.at} by {shown(check.by)}, digest {check.digest[:12]}")
+            typer.echo(f"  checked {check.at} by {shown(check.by)}, digest {check.digest[:12]}; {contract.record}")
             for result in check.cases:
                 typer.echo(f"    {'ok ' if result.ok else 'BAD'} {shown(result.said)}")
     if contract.admission.refusal:
@@ -98,7 +100,7 @@ def models_check(
     from meddaemon.deploy import check, registry  # noqa: PLC0415  as above
 
     folders = _folders(config)
-    contract = registry.load(name, folders.directories)
+    contract = registry.load(name, folders.directories, folders.records)
     with check.processes(Limits(sandbox=folders.sandbox)) as models:
         admission = check.check(contract, models, force=force.strip(), say=_say).admission
     if admission.refusal:
@@ -120,7 +122,7 @@ def models_golden(
     from meddaemon.deploy import check, registry  # noqa: PLC0415  as above
 
     folders = _folders(config)
-    contract = registry.load(name, folders.directories)
+    contract = registry.load(name, folders.directories, folders.records)
     inputs = {}
     for each in series:
         key, _, folder = each.partition("=")
@@ -139,7 +141,7 @@ def models_remove(name: Name, config: Config = None) -> None:
     from meddaemon.deploy import registry  # noqa: PLC0415  as above
 
     folders = _folders(config)
-    registry.remove(name, folders.directories, folders.named)
+    registry.remove(name, folders.directories, folders.named, folders.records)
     typer.echo(f"removed {name}")
 
 

@@ -10,7 +10,7 @@ import typer
 from meddaemon.cli.opening import Before, Config, Limit, Output, fail, open_database, open_settings, reading
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.db import deliveries as outbox
-from meddaemon.db import gates, jobs, requests
+from meddaemon.db import gates, history, jobs, requests
 from meddaemon.db.engine import Database
 from meddaemon.domain.states import JobState
 
@@ -31,6 +31,13 @@ class WindowRow:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class JobRow(jobs.Job):
+    """A job, and why its model was let in without a green check, where it was."""
+
+    admitted_by_force: str
+
+
 @jobs_app.command("list")
 def jobs_list(
     state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
@@ -41,7 +48,9 @@ def jobs_list(
 ) -> None:
     """List jobs, newest first."""
     with reading(config) as connection:
-        rows = jobs.listing(connection, state=state, limit=limit, before=before)
+        found = jobs.listing(connection, state=state, limit=limit, before=before)
+        forced = history.admitted_by_force(connection, [job.id for job in found])
+    rows = [JobRow(**vars(job), admitted_by_force=forced.get(job.id, "")) for job in found]
     columns = {
         "id": "id",
         "study": "study_id",
@@ -55,6 +64,7 @@ def jobs_list(
         "worker": "worker",
         "created": "created_at",
         "reason": "reason",
+        "model forced": "admitted_by_force",
     }
     print_rows(rows, columns, output)
 
@@ -65,6 +75,7 @@ def jobs_show(job: int, config: Config = None) -> None:
     with reading(config) as connection:
         row = jobs.get(connection, job)
         events = jobs.history(connection, job)
+        forced = history.admitted_by_force(connection, [job])
         destinations = requests.destinations_of(connection, job)
     typer.echo(
         f"job {row.id}: {row.model} on study {row.study_id} (generation {row.generation}) for rule {row.rule!r}\n"
@@ -72,6 +83,7 @@ def jobs_show(job: int, config: Config = None) -> None:
         + (f", only in window {row.window!r}" if row.window else "")
         + (f"\n  should begin by {shown(row.deadline_at)}; late: {row.when_late}" if row.deadline_at else "")
         + (f"\n  {shown(row.reason)}" if row.reason else "")
+        + (f"\n  its model was admitted by force: {shown(forced[job])}" if job in forced else "")
         + (f"\n  its result goes to {', '.join(destinations)}" if destinations else "")
     )
     for key, digests in row.inputs.items():

@@ -1,11 +1,12 @@
 """Admission: a model gets work only when its check is green for exactly what it is now, or somebody forced it.
 
-The check itself is made by `meddaemon models check` (`deploy/check.py`) and lies as `check.json` beside the contract.
-It is bound to the digest of the model: whatever changes afterwards, bundle, weights or contract, takes it away.
+The check itself is made by `meddaemon models check` (`deploy/check.py`), and kept where only this installation writes:
+in the folder `admissions` of the store's directory. What lies beside a contract may have come with it, and proves
+nothing; only the package itself vouches for its built-in models. A check is bound to the digest of the model: whatever
+changes afterwards, bundle, weights or contract, takes it away.
 """
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,6 +16,7 @@ from meddaemon.domain.contract import Admission, ModelContract
 
 _MAXIMUM_RECORD_BYTES = 2**24
 _NAMED_FILES = 5
+_AT_LEAST = frozenset({"dice", "overlap"})
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -28,12 +30,13 @@ class Record(BaseModel):
 class CaseResult(Record):
     """What one variant of a golden case gave: the worst `value` of its `measure`, and the `limit` that it must keep.
 
-    Dice of a label is at least its limit; the difference of a score at most. `failure` is why there is no value.
+    Dice of a label and overlap of a box are at least their limit; the difference of a score and the distance of a
+    landmark at most. `failure` is why there is no value.
     """
 
     case: str
     variant: str
-    measure: Literal["dice", "difference"]
+    measure: Literal["dice", "difference", "overlap", "distance"]
     value: float | None = None
     limit: float
     failure: str = ""
@@ -43,14 +46,14 @@ class CaseResult(Record):
         """Whether the result is what the case wants."""
         if self.failure or self.value is None:
             return False
-        return self.value >= self.limit if self.measure == "dice" else self.value <= self.limit
+        return self.value >= self.limit if self.measure in _AT_LEAST else self.value <= self.limit
 
     @property
     def said(self) -> str:
         """The result in one line."""
         if self.failure or self.value is None:
             return f"case {self.case}, {self.variant}: {self.failure or 'no result'}"
-        sense = "at least" if self.measure == "dice" else "at most"
+        sense = "at least" if self.measure in _AT_LEAST else "at most"
         return f"case {self.case}, {self.variant}: {self.measure} {self.value:.4f}, {sense} {self.limit:g} is wanted"
 
 
@@ -78,9 +81,10 @@ def admitted(contract: ModelContract) -> ModelContract:
     return replace(contract, admission=_admission(contract))
 
 
-def read_check(contract_file: Path) -> Check | None:
+def read_check(contract: ModelContract) -> Check | None:
     """Return the check of a model, None where there is none. Raises ValueError when it cannot be read as one."""
-    file = record_file(contract_file, CHECK_NAME)
+    if (file := contract.record) is None:
+        return None
     try:
         if file.stat().st_size > _MAXIMUM_RECORD_BYTES:
             raise ValueError(f"{file} is too large to be a check")
@@ -114,11 +118,13 @@ def changes(before: dict[str, str], now: dict[str, str]) -> str:
 def _admission(contract: ModelContract) -> Admission:
     remedy = f"run `meddaemon models check {contract.name}`"
     try:
-        check = read_check(contract.contract_file)
+        check = read_check(contract)
     except ValueError as error:
         return Admission(refusal=f"{error}: {remedy}")
     if check is None:
-        return Admission(refusal=f"it was never checked: {remedy}")
+        foreign = record_file(contract.contract_file, CHECK_NAME)
+        proves = f" here, and {foreign.name} beside its contract proves nothing" if foreign.exists() else ""
+        return Admission(refusal=f"it was never checked{proves}: {remedy}")
     if check.digest != contract.digest or check.model != contract.name:
         what = changes(check.files, file_digests(contract)) or "its name is different"
         return Admission(refusal=f"it changed since it was checked ({what}): {remedy}")

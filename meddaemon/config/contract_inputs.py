@@ -106,10 +106,10 @@ def check_inputs(inputs: Sequence[InputTable], kind: ModelKind, problems: Proble
         _check_channels(each, inputs[:index], keys, problems)
         _check_settings(each, keys, problems)
         _check_plain(each.extra, (*keys, "extra"), problems)
-    if kind is ModelKind.SEGMENTATION and inputs[0].kind not in _IN_SPACE:
+    if kind is ModelKind.SEGMENTATION and inputs[0].kind not in {*_IN_SPACE, InputKind.PICTURES}:
         problems.add(
             ("inputs", 0, "kind"),
-            f"segments lie in the volume of the first input, and {inputs[0].kind.value!r} has none",
+            f"segments lie in the volume or on the pictures of the first input, and {inputs[0].kind.value!r} has none",
         )
 
 

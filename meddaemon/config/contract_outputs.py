@@ -18,6 +18,8 @@ from meddaemon.config.contract_terms import (
 from meddaemon.config.problems import Problems
 from meddaemon.domain.contract import (
     ClassContract,
+    Combine,
+    InputKind,
     MeasurementKind,
     ModelKind,
     ObjectContract,
@@ -37,6 +39,10 @@ SECTIONS = {
     ModelKind.LANDMARKS: "objects",
 }
 """Which array of a contract says what the output of a model means, by its kind."""
+
+
+_MEASURED = {True: (MeasurementKind.AREA,), False: (MeasurementKind.VOLUME,)}
+"""What is measured of segments on pictures, and of others."""
 
 
 class PlausibleTable(Strict):
@@ -62,11 +68,11 @@ class SegmentTable(Strict):
     finding: CodeTable | None = None
     laterality: CodeTable | None = None
     colour: tuple[_Byte, _Byte, _Byte]
-    measure: tuple[Annotated[MeasurementKind, Field(strict=False)], ...] = (MeasurementKind.VOLUME,)
+    measure: tuple[Annotated[MeasurementKind, Field(strict=False)], ...] | None = None
     plausible_volume_ml: PlausibleTable | None = None
 
-    def as_contract(self) -> SegmentContract:
-        """Return the segment as the domain speaks of it."""
+    def as_contract(self, first: InputKind) -> SegmentContract:
+        """Return the segment as the domain speaks of it; `first` is what the first input is made of."""
         plausible = self.plausible_volume_ml
         return SegmentContract(
             label=self.label,
@@ -76,7 +82,7 @@ class SegmentTable(Strict):
             colour=self.colour,
             laterality=self.laterality.as_code() if self.laterality else None,
             finding=self.finding.as_code() if self.finding else None,
-            measure=self.measure,
+            measure=_MEASURED[first is InputKind.PICTURES] if self.measure is None else self.measure,
             plausible_volume_ml=PlausibleRange(minimum=plausible.min, maximum=plausible.max) if plausible else None,
         )
 
@@ -149,6 +155,7 @@ class OutputTables(BaseModel):
     classes: tuple[ClassTable, ...] = ()
     scores: tuple[ScoreTable, ...] = ()
     objects: tuple[ObjectTable, ...] = ()
+    combine: Annotated[Combine, Field(strict=False)] | None = None
     output_limits: OutputLimitsTable = OutputLimitsTable()
 
     def check(self, problems: Problems) -> None:
@@ -181,6 +188,28 @@ class OutputTables(BaseModel):
         for section in dict.fromkeys(SECTIONS.values()):
             if section != wanted and getattr(self, section):
                 problems.add((section,), f"a model of kind {self.kind.value!r} has [[{wanted}]], no [[{section}]]")
+
+
+def check_measures(segments: Sequence[SegmentTable], first: InputKind, problems: Problems) -> None:
+    """Note what cannot be measured: a picture has no volume, and a volume no one area."""
+    (possible,) = _MEASURED[first is InputKind.PICTURES]
+    for index, each in enumerate(segments):
+        if any(kind is not possible for kind in each.measure or ()):
+            message = f"of {first.value}, only {possible.value!r} can be measured"
+            problems.add(("segments", index, "measure"), message)
+        if each.plausible_volume_ml is not None and possible is not MeasurementKind.VOLUME:
+            problems.add(("segments", index, "plausible_volume_ml"), "segments on pictures have no volume")
+
+
+def check_combine(combine: Combine | None, outputs: OutputTables, first: InputKind, problems: Problems) -> None:
+    """Note where nothing is combined, where it would make no sense, and where nobody said what to do."""
+    scored = outputs.kind in {ModelKind.CLASSIFICATION, ModelKind.REGRESSION}
+    if scored and first is InputKind.SLICES and combine in {None, Combine.REFUSE}:
+        problems.add(("combine",), 'slices have a score each: say "mean", "max" or "each"')
+    elif combine is not None and not (scored and first in {InputKind.PICTURES, InputKind.SLICES}):
+        problems.add(("combine",), "is for the scores of several pictures or slices, which this model has not")
+    elif combine is Combine.MAX and any(each.group for each in outputs.classes):
+        problems.add(("combine",), "the highest scores of classes that exclude each other do not add up to 1")
 
 
 def _check_groups(classes: Sequence[ClassTable], problems: Problems) -> None:

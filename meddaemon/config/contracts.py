@@ -14,12 +14,12 @@ from pydantic import Field, ValidationError
 
 from meddaemon.config import toml_file
 from meddaemon.config.contract_inputs import InputTable, check_inputs, parse_conditions
-from meddaemon.config.contract_outputs import OutputTables
+from meddaemon.config.contract_outputs import OutputTables, check_combine, check_measures
 from meddaemon.config.contract_terms import LongString, Strict
-from meddaemon.config.digest import bundle_digest, file_digest, weights_digest
+from meddaemon.config.digest import CHECK_NAME, bundle_digest, file_digest, record_file, weights_digest
 from meddaemon.config.problems import Problems, frozen, relative_to, tables
 from meddaemon.config.toml_file import Keys
-from meddaemon.domain.contract import BoxFrame, ModelContract
+from meddaemon.domain.contract import BoxFrame, Combine, ModelContract
 
 CONTRACT_NAME = "contract.toml"
 BUILTIN_DIRECTORY = Path(__file__).resolve().parents[1] / "inference" / "builtin"
@@ -74,8 +74,11 @@ def model_names(directories: Sequence[Path]) -> list[str]:
     return sorted(nested | {path.stem for folder in folders for path in folder.glob("*.toml")})
 
 
-def load_contract(file: Path) -> ModelContract:
+def load_contract(file: Path, records: Path | None = None) -> ModelContract:
     """Read one contract file and check it, its codes, its bundle and its weights.
+
+    `records` is the folder in which this installation keeps what checks of models found; a built-in model has been
+    checked by who made the package, and its record lies beside its contract.
 
     Raises InvalidConfiguration with every problem as `file:line: key: what is wrong`.
     """
@@ -91,6 +94,9 @@ def load_contract(file: Path) -> ModelContract:
         raise problems.error from error
     check_inputs(contract.inputs, contract.kind, problems)
     contract.check(problems)
+    first = contract.inputs[0].kind
+    check_combine(contract.combine, contract, first, problems)
+    check_measures(contract.segments, first, problems)
     if "frame" in contract.model_fields_set and not contract.objects:
         problems.add(("frame",), "is that of boxes and landmarks: this model has no [[objects]]")
     weights = tuple(
@@ -119,10 +125,11 @@ def load_contract(file: Path) -> ModelContract:
         inputs=tuple(each.as_contract(*asked) for each, asked in zip(contract.inputs, conditions, strict=True)),
         output=contract.output,
         kind=contract.kind,
-        segments=tuple(each.as_contract() for each in contract.segments),
+        segments=tuple(each.as_contract(first) for each in contract.segments),
         classes=tuple(each.as_contract() for each in contract.classes),
         scores=tuple(each.as_contract() for each in contract.scores),
         objects=tuple(each.as_contract() for each in contract.objects),
+        combine=contract.combine or Combine.REFUSE,
         frame=contract.frame,
         output_limits=contract.output_limits.as_contract(),
         configs=contract.configs,
@@ -132,7 +139,14 @@ def load_contract(file: Path) -> ModelContract:
         series_description=contract.series_description,
         weights=weights,
         weights_digest=digests[1],
+        record=_record(contract.name, file.resolve(), records),
     )
+
+
+def _record(name: str, file: Path, records: Path | None) -> Path | None:
+    if BUILTIN_DIRECTORY in file.parents:
+        return record_file(file, CHECK_NAME)
+    return records / f"{name}.json" if records else None
 
 
 _PYPI = re.compile(

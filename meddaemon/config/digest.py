@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 MANIFEST_NAME, CHECK_NAME = "manifest.json", "check.json"
-"""Beside a contract: where its bundle came from, and what its check found. Neither is part of the model."""
+"""Beside a contract: where its bundle came from and, of a built-in model, what its check found; no part of either."""
+RECORDS_NAME = "admissions"
+"""The folder in the store's directory that holds what the checks of all other models found here."""
 
 
 def record_file(contract_file: Path, name: str) -> Path:

@@ -27,6 +27,7 @@ from meddaemon.config import environment, toml_file
 from meddaemon.config.admission import admitted
 from meddaemon.config.conditions import COMPUTED_ATTRIBUTES, parse_condition
 from meddaemon.config.contracts import find_contracts, load_contract, model_names
+from meddaemon.config.digest import RECORDS_NAME
 from meddaemon.config.problems import Problems, did_you_mean, frozen, tables, texts
 from meddaemon.config.requirements import parse_requirement
 from meddaemon.config.toml_file import Keys
@@ -394,7 +395,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
     # What belongs together is checked on the raw values, so that it is reported together with what is misshapen.
     conditions = {index: _conditions(rule, ("rules", index), problems) for index, rule in tables(data.get("rules"))}
     places = _Places(data, problems)
-    contracts = _contracts(_named_models(data), places.directories, problems)
+    contracts = _contracts(_named_models(data), places.directories, places.store / RECORDS_NAME, problems)
     _check_web(data, problems)
     _check_numbers(data, problems)
     _check_names(data, problems)
@@ -442,9 +443,13 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolders:
-    """Where models lie, which of them rules or `models.enabled` name, and how their processes are confined."""
+    """Where models lie, which of them rules or `models.enabled` name, and how their processes are confined.
+
+    `records` is where this installation keeps what their checks found.
+    """
 
     directories: tuple[Path, ...]
+    records: Path
     named: frozenset[str]
     sandbox: str
 
@@ -458,6 +463,7 @@ def load_model_folders(path: Path | None, environ: Mapping[str, str]) -> ModelFo
     places = _Places(data, problems)
     return ModelFolders(
         directories=tuple(places.directories),
+        records=places.store / RECORDS_NAME,
         named=frozenset(_named_models(data).values()),
         sandbox=str(_raw(data, "worker", "sandbox")),
     )
@@ -685,8 +691,10 @@ def _named_models(data: Mapping[str, Any]) -> dict[Keys, str]:
     return named
 
 
-def _contracts(named: Mapping[Keys, str], directories: Sequence[Path], problems: Problems) -> dict[str, ModelContract]:
-    """Return the contract of every model that is named."""
+def _contracts(
+    named: Mapping[Keys, str], directories: Sequence[Path], records: Path, problems: Problems
+) -> dict[str, ModelContract]:
+    """Return the contract of every model that is named, admitted by what `records` hold."""
     contracts: dict[str, ModelContract] = {}
     for keys, name in named.items():
         files = find_contracts(name, directories)
@@ -697,7 +705,7 @@ def _contracts(named: Mapping[Keys, str], directories: Sequence[Path], problems:
             problems.add(keys, f"model {name!r} has more than one contract: {', '.join(map(str, files))}")
         elif name not in contracts:
             try:
-                contracts[name] = admitted(load_contract(files[0]))
+                contracts[name] = admitted(load_contract(files[0], records))
             except InvalidConfiguration as error:
                 problems.add_all(error.problems)
                 continue

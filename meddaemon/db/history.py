@@ -1,11 +1,11 @@
 """What happened to a study, as `meddaemon explain` tells it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Integer, cast, func, or_, select
+from sqlalchemy import Connection, Integer, and_, cast, func, or_, select
 
 from meddaemon.db import tables
 from meddaemon.db.paging import earlier
@@ -123,3 +123,27 @@ def decisions(connection: Connection, study_id: int) -> list[DecisionRow]:
         )
         for row in connection.execute(select(table).where(table.c.study_id == study_id).order_by(table.c.id))
     ]
+
+
+def admitted_by_force(connection: Connection, job_ids: Sequence[int]) -> dict[int, str]:
+    """Return why the model of a job was let in without a green check, for those of the jobs whose model was.
+
+    A result knows it of the run that made it; of a job without one, the decision that asked for it does.
+    """
+    job, result, decision = tables.job, tables.result, tables.decision
+    asked_for = and_(
+        decision.c.study_id == job.c.study_id, decision.c.generation == job.c.generation, decision.c.rule == job.c.rule
+    )
+    rows = connection.execute(
+        select(job.c.id, job.c.model, result.c.provenance, decision.c.detail)
+        .outerjoin(result, result.c.job_id == job.c.id)
+        .outerjoin(decision, asked_for)
+        .where(job.c.id.in_(job_ids))
+    )
+    found = {
+        row.id: (row.detail or {}).get("admitted_by_force", {}).get(row.model)
+        if row.provenance is None
+        else row.provenance.get("admitted_by_force")
+        for row in rows
+    }
+    return {job_id: str(reason) for job_id, reason in found.items() if reason}

@@ -60,7 +60,7 @@ class ResultRow:
     objects: int
     """How many DICOM objects carry the result."""
     sop_instance_uid: str | None
-    """The image that a box or a landmark lies on; None for other findings, and so are the following."""
+    """The image that a finding is about or a box or landmark lies on; None for others, and so are the following."""
     frame_number: int | None
     low_plane: float | None
     low_row: float | None
@@ -75,11 +75,11 @@ class ResultRow:
 
     @property
     def place(self) -> str:
-        """Where a box or a landmark lies, in words: its centre in the patient, or on its picture."""
+        """Where a finding is, in words: its centre in the patient, or on its picture, or which image it is about."""
         if self.x is not None and self.y is not None and self.z is not None:
             return f"{self.x:.1f} {self.y:.1f} {self.z:.1f} mm LPS"
         if self.low_row is None or self.low_column is None or self.high_row is None or self.high_column is None:
-            return ""
+            return f"image {self.sop_instance_uid} frame {self.frame_number}" if self.sop_instance_uid else ""
         row, column = (self.low_row + self.high_row) / 2, (self.low_column + self.high_column) / 2
         return f"row {row:.1f} column {column:.1f}"
 
@@ -209,8 +209,8 @@ def _record_findings(connection: Connection, result_id: int, analysis: Analysis)
 
 
 def _columns(place: Location) -> dict[str, object]:
-    """Return a location as a row; on a picture there is no plane."""
-    low, high = ((None, *corner) if len(corner) == 2 else corner for corner in (place.low, place.high))
+    """Return a location as a row; on a picture there is no plane, and of an image as a whole no corner."""
+    low, high = ((None,) * (3 - len(corner)) + corner for corner in (place.low, place.high))
     x, y, z = place.centre_lps or (None, None, None)
     return {
         "sop_instance_uid": place.sop_instance_uid,

@@ -338,13 +338,13 @@ location = Table(
     Column("sop_instance_uid", _Uid, nullable=False),
     Column("frame_number", Integer, nullable=False),
     Column("frame_of_reference_uid", _Uid, nullable=False),
-    # Null on a picture, which is no plane of anything.
+    # Without a plane on a picture, which is no plane of anything; without any where it is the image as a whole.
     Column("low_plane", Double),
-    Column("low_row", Double, nullable=False),
-    Column("low_column", Double, nullable=False),
+    Column("low_row", Double),
+    Column("low_column", Double),
     Column("high_plane", Double),
-    Column("high_row", Double, nullable=False),
-    Column("high_column", Double, nullable=False),
+    Column("high_row", Double),
+    Column("high_column", Double),
     # The centre in LPS mm, where there is a patient coordinate system.
     Column("x", Double),
     Column("y", Double),

@@ -1,6 +1,6 @@
 """Checking a model: its golden cases, as given and turned, by the very processes that run it on patients.
 
-What is found is recorded beside the contract, bound to the digest of the model; `config/admission.py` reads it
+What is found is recorded in the store's directory, bound to the digest of the model; `config/admission.py` reads it
 wherever work is given out.
 """
 
@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 
 from meddaemon.config.admission import CaseResult, Check, admitted, file_digests
-from meddaemon.config.digest import CHECK_NAME, record_file
 from meddaemon.deploy import golden
-from meddaemon.deploy.golden import Case, Grid, NotThere, Source, Turn
+from meddaemon.deploy.golden import Case, Grid, Source, Turn
+from meddaemon.deploy.places import NotThere, farthest, places, worst_overlap
 from meddaemon.deploy.registry import now, operator, require_unchanged, write_record
-from meddaemon.domain.contract import InputKind, ModelContract
+from meddaemon.domain.contract import InputKind, ModelContract, ModelKind
 from meddaemon.domain.errors import BundleRefused, InputRefused, InvalidConfiguration, ModelFailed
 from meddaemon.domain.result import Labels, Prediction
 from meddaemon.domain.volume import Volume
@@ -27,6 +27,8 @@ from meddaemon.inference.warm import WarmModels
 
 AGAIN = "the same once more"
 _FAILURE_CHARACTERS = 300
+_MEASURES = {ModelKind.SEGMENTATION: "dice", ModelKind.DETECTION: "overlap", ModelKind.LANDMARKS: "distance"}
+"""By what a model of that kind is measured; others by the difference of their scores."""
 
 
 @contextmanager
@@ -104,8 +106,6 @@ def freeze(
         sources = _grids(prepared, dict.fromkeys(inputs, modality))
         prediction = models.predict(contract, prepared)
     labels, geometry = _drawn(prediction), prediction.geometry
-    if labels is None and not prediction.scores:
-        raise BundleRefused("the model neither draws nor scores: what it finds cannot be kept as a case")
     golden.write_case(
         folder,
         Case(
@@ -114,8 +114,8 @@ def freeze(
             labels=labels,
             affine_lps=geometry.affine_lps if geometry else None,
             scores=prediction.scores,
-            dice=0.99,
-            difference=0.01,
+            places=places(prediction, contract) if contract.objects else None,
+            is_of_landmarks=contract.kind is ModelKind.LANDMARKS,
         ),
     )
     return folder
@@ -133,7 +133,10 @@ def _grids(prepared: Prepared, modalities: Mapping[str, str]) -> tuple[Source, .
 
 
 def _record(contract: ModelContract, found: Check) -> None:
-    write_record(record_file(contract.contract_file, CHECK_NAME), found)
+    if contract.record is None:
+        raise ValueError(f"nobody said where the check of {contract.name} is kept")
+    contract.record.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    write_record(contract.record, found)
 
 
 def _run(
@@ -150,6 +153,10 @@ def _run(
         failure = f"the case has other inputs than the model: {', '.join(names)}"
         yield CaseResult(case=folder.name, variant="read", measure="dice", limit=1.0, failure=failure)
         return
+    if case.measure != (measure := _MEASURES.get(contract.kind, "difference")):
+        failure = f"the case is measured by its {case.measure}, a model of kind {contract.kind.value} by its {measure}"
+        yield CaseResult(case=folder.name, variant="read", measure=case.measure, limit=case.limit, failure=failure)
+        return
     volumes = all(each.kind is InputKind.VOLUME for each in contract.inputs)
     turns: tuple[Turn, ...] = (golden.AS_GIVEN, golden.AS_GIVEN, *(golden.TURNS if volumes else ()))
     first: Case | None = None
@@ -159,8 +166,8 @@ def _run(
         result = CaseResult(
             case=case.name,
             variant=AGAIN if again else turn.name,
-            measure="difference" if case.labels is None else "dice",
-            limit=case.difference if case.labels is None else case.dice,
+            measure=case.measure,
+            limit=case.limit,
         )
         with tempfile.TemporaryDirectory(prefix="case-", dir=scratch) as place:
             try:
@@ -168,7 +175,7 @@ def _run(
                     case = _as_grids(case, names, contract, models)
                 files = golden.files_of(case, turn, Path(place))
                 prediction = models.predict(contract, {name: files[name] for name in names})
-                value = _compared(prediction, wanted)
+                value = _compared(prediction, wanted, contract)
             except (BundleRefused, InputRefused, NotThere) as error:
                 yield result.model_copy(update={"failure": _bounded(error)})
                 continue
@@ -178,7 +185,7 @@ def _run(
                 return
         provenance |= prediction.provenance
         if index == 0:
-            first = _as_expected(case, prediction)
+            first = _as_expected(case, prediction, contract)
         yield result.model_copy(update={"value": value})
 
 
@@ -192,20 +199,29 @@ def _as_grids(case: Case, names: Sequence[str], contract: ModelContract, models:
         return replace(case, sources=_grids(prepared, {source.key: source.modality for source in case.sources}))
 
 
-def _compared(prediction: Prediction, wanted: Case) -> float:
+def _compared(prediction: Prediction, wanted: Case, contract: ModelContract) -> float:
     """Return how near a prediction is to what is wanted, in patient space. Raises NotThere."""
     if prediction.doubts:
         raise NotThere("; ".join(prediction.doubts))
-    if wanted.labels is None or wanted.affine_lps is None:
+    if wanted.places is not None:
+        found_places = places(prediction, contract)
+        if wanted.is_of_landmarks:
+            return farthest(found_places, wanted.places, difference=wanted.difference)
+        return worst_overlap(found_places, wanted.places, prediction.geometry, difference=wanted.difference)
+    if wanted.labels is None:
         if len(prediction.scores) != len(wanted.scores) or not np.isfinite(prediction.scores).all():
             raise NotThere(f"scores {list(prediction.scores)[:9]} where the case has {list(wanted.scores)[:9]}")
         return max(abs(one - other) for one, other in zip(prediction.scores, wanted.scores, strict=True))
     drawn, geometry = _drawn(prediction), prediction.geometry
-    if drawn is None or geometry is None:
+    if drawn is None:
         raise NotThere("nothing was drawn")
     found, expected = golden.layers(drawn), golden.layers(wanted.labels)
     if len(found) != len(expected):
         raise NotThere(f"{len(found)} maps or masks were drawn, the case has {len(expected)}")
+    if geometry is None and wanted.affine_lps is None and drawn.shape == wanted.labels.shape:
+        return min(golden.worst_dice(one, other) for one, other in zip(found, expected, strict=True))
+    if geometry is None or wanted.affine_lps is None:
+        raise NotThere("the result and the case do not lie on the same pictures, or in the same volume")
     return min(
         golden.worst_dice(golden.onto(one, geometry.affine_lps, other.shape, wanted.affine_lps), other)
         for one, other in zip(found, expected, strict=True)
@@ -217,8 +233,10 @@ def _drawn(prediction: Prediction) -> Labels | None:
     return prediction.labels if prediction.masks is None else prediction.masks.astype(np.uint8)
 
 
-def _as_expected(case: Case, prediction: Prediction) -> Case:
+def _as_expected(case: Case, prediction: Prediction, contract: ModelContract) -> Case:
     """Return the case as if this prediction had been what it expects: what a second run is compared with."""
+    if case.places is not None:
+        return replace(case, places=places(prediction, contract))
     if case.labels is None:
         return replace(case, scores=prediction.scores)
     geometry = prediction.geometry

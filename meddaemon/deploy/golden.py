@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.lib import format as npy
@@ -29,6 +29,7 @@ from pydicom.uid import (
 
 from meddaemon.config import toml_file
 from meddaemon.config.problems import Problems, frozen
+from meddaemon.deploy.places import NotThere, Place
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import BundleRefused
 from meddaemon.domain.result import Labels
@@ -53,11 +54,49 @@ class _Input(_Strict):
     modality: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "MR"
 
 
+_Point = Annotated[tuple[float, ...], Field(min_length=2, max_length=3)]
+
+
+class _Place(_Strict):
+    """`image` and `frame` name the picture, where the points are [row, column]; else they are [x, y, z] in LPS mm."""
+
+    label: Annotated[int, Field(ge=0)]
+    score: Annotated[float, Field(ge=0, le=1)] = 1.0
+    image: Annotated[str, Field(pattern=r"^[0-9.]{0,64}$")] = ""
+    frame: Annotated[int, Field(ge=1)] = 1
+
+    def place(self, *points: tuple[float, ...]) -> Place:
+        """Return the place as results are compared with it."""
+        image = (self.image, self.frame) if self.image else None
+        return Place(label=self.label, score=self.score, points=points, image=image)
+
+
+class _Box(_Place):
+    corners: tuple[_Point, _Point]
+
+
+class _Landmark(_Place):
+    point: _Point
+
+
 class _Expected(_Strict):
     labels: _File = ""
     scores: tuple[float, ...] = ()
+    boxes: tuple[_Box, ...] | None = None
+    landmarks: tuple[_Landmark, ...] | None = None
     dice: Annotated[float, Field(gt=0, le=1)] = 0.99
     difference: Annotated[float, Field(ge=0)] = 0.01
+    overlap: Annotated[float, Field(gt=0, le=1)] = 0.9
+    distance: Annotated[float, Field(ge=0)] = 1.0
+
+    @property
+    def places(self) -> tuple[Place, ...] | None:
+        """What must be found where; None where the case is about something else."""
+        if self.boxes is not None:
+            return tuple(each.place(*each.corners) for each in self.boxes)
+        if self.landmarks is not None:
+            return tuple(each.place(each.point) for each in self.landmarks)
+        return None
 
 
 class _Case(_Strict):
@@ -85,9 +124,12 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A golden case. `dice` and `difference` are how near is near enough.
+    """A golden case; `dice`, `difference` (of scores), `overlap` and `distance` are how near is near enough.
 
-    `labels` [plane, row, column] lie on the grid of `affine_lps`; [segment, plane, row, column] where segments overlap.
+    `labels` [plane, row, column] lie on the grid of `affine_lps`; [segment, plane, row, column] where segments overlap;
+    on pictures [frame, row, column] without an affine, in the order of their Instance Numbers. `places` are boxes,
+    whose overlap is intersection over union, or landmarks, whose distance is in mm, on a picture in pixels; they may be
+    none at all, and are None where the case is about something else.
     """
 
     name: str
@@ -95,8 +137,29 @@ class Case:
     labels: Labels | None
     affine_lps: NDArray[np.float64] | None
     scores: tuple[float, ...]
-    dice: float
-    difference: float
+    dice: float = 0.99
+    difference: float = 0.01
+    places: tuple[Place, ...] | None = None
+    is_of_landmarks: bool = False
+    overlap: float = 0.9
+    distance: float = 1.0
+
+    @property
+    def measure(self) -> Literal["dice", "difference", "overlap", "distance"]:
+        """By what a result is compared with the case."""
+        if self.places is not None:
+            return "distance" if self.is_of_landmarks else "overlap"
+        return "difference" if self.labels is None else "dice"
+
+    @property
+    def limit(self) -> float:
+        """How near is near enough, in that measure."""
+        return {
+            "dice": self.dice,
+            "difference": self.difference,
+            "overlap": self.overlap,
+            "distance": self.distance,
+        }[self.measure]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +184,6 @@ TURNS = (
 """Of the 48 ways to store a volume, so many that no axis keeps its place or its direction in all of them."""
 
 
-class NotThere(ValueError):
-    """A result does not lie on the voxels of its case."""
-
-
 def find_cases(contract: ModelContract) -> list[Path]:
     """Return the folders of a model's cases: those that its bundle carries, then those that lie beside its contract."""
     folders = dict.fromkeys((contract.bundle / "golden", contract.contract_file.parent / "golden"))
@@ -145,8 +204,16 @@ def read_case(folder: Path) -> Case:
             problems.add(("inputs", index), "needs either array or files")
         if each.array and each.modality not in _SOP_CLASSES:
             problems.add(("inputs", index, "modality"), f"an array can be written as {', '.join(_SOP_CLASSES)}")
-    if bool(raw.expected.labels) is bool(raw.expected.scores):
-        problems.add(("expected",), "needs either labels or scores")
+    expected = raw.expected
+    given = [bool(expected.labels), bool(expected.scores), expected.boxes is not None, expected.landmarks is not None]
+    if given.count(True) != 1:
+        problems.add(("expected",), "needs either labels, scores, boxes or landmarks")
+    for section in ("boxes", "landmarks"):
+        for index, each in enumerate(getattr(expected, section) or ()):
+            points = each.corners if isinstance(each, _Box) else (each.point,)
+            if any(len(point) != (2 if each.image else 3) for point in points):
+                wanted = "[row, column] on an image" if each.image else "[x, y, z] in LPS mm, or names its image"
+                problems.add(("expected", section, index), f"is {wanted}")
     problems.raise_if_any()
     sources = tuple(_source(folder, each) for each in raw.inputs)
     labels, affine = _labels(folder / raw.expected.labels, sources[0]) if raw.expected.labels else (None, None)
@@ -158,6 +225,10 @@ def read_case(folder: Path) -> Case:
         scores=raw.expected.scores,
         dice=raw.expected.dice,
         difference=raw.expected.difference,
+        places=expected.places,
+        is_of_landmarks=expected.landmarks is not None,
+        overlap=expected.overlap,
+        distance=expected.distance,
     )
 
 
@@ -177,9 +248,25 @@ def write_case(folder: Path, case: Case) -> None:
     if case.labels is not None and case.affine_lps is not None:
         np.savez_compressed(folder / "labels.npz", labels=case.labels, affine_lps=case.affine_lps)
         lines += ['labels = "labels.npz"', f"dice = {case.dice!r}"]
+    elif case.places is not None:
+        lines += [f"{case.measure} = {case.limit!r}", f"difference = {case.difference!r}"]
+        section = "landmarks" if case.is_of_landmarks else "boxes"
+        lines += ([] if case.places else [f"{section} = []"]) + [
+            line for each in case.places for line in ("", f"[[expected.{section}]]", *_written(each))
+        ]
     else:
         lines += [f"scores = {list(case.scores)!r}", f"difference = {case.difference!r}"]
     (folder / CASE_NAME).write_text("\n".join([*lines, ""]))
+
+
+def _written(place: Place) -> list[str]:
+    points = [[round(float(value), 4) for value in point] for point in place.points]
+    return [
+        f"label = {place.label}",
+        f"score = {round(place.score, 6)!r}",
+        f"corners = {points!r}" if len(points) == 2 else f"point = {points[0]!r}",
+        *([f'image = "{place.image[0]}"', f"frame = {place.image[1]}"] if place.image else []),
+    ]
 
 
 def turned(grid: Grid, turn: Turn) -> Grid:
@@ -262,7 +349,7 @@ def _grid(path: Path) -> Grid:
     return Grid(voxels=voxels.astype(np.float32), affine_lps=_affine(arrays["affine_lps"], path))
 
 
-def _labels(path: Path, first: Source) -> tuple[Labels, NDArray[np.float64]]:
+def _labels(path: Path, first: Source) -> tuple[Labels, NDArray[np.float64] | None]:
     arrays = _arrays(path, ("labels",))
     raw = arrays["labels"]
     if raw.ndim not in {3, 4} or raw.dtype.kind not in "bu" or raw.dtype.itemsize > 2:
@@ -270,7 +357,10 @@ def _labels(path: Path, first: Source) -> tuple[Labels, NDArray[np.float64]]:
     labels: Labels = raw.astype(np.uint16) if raw.dtype.itemsize == 2 else raw.astype(np.uint8)
     if "affine_lps" in arrays:
         return labels, _affine(arrays["affine_lps"], path)
-    if first.grid is None or first.grid.voxels.shape != labels.shape[-3:]:
+    if first.grid is None:
+        # Those of pictures, which lie nowhere in the patient: frame by frame, in the order of the pictures.
+        return labels, None
+    if first.grid.voxels.shape != labels.shape[-3:]:
         raise BundleRefused(f"{path}: labels have the shape of the first input, or an affine_lps of their own")
     return labels, first.grid.affine_lps
 

@@ -3,8 +3,8 @@
     MODELS/NAME/bundle/          the bundle as it came, read-only
                 contract.toml    what it means; scaffolded, for the operator to complete
                 manifest.json    where it came from, and the SHA-256 of each file
-                check.json       what its check found (deploy/check.py)
                 golden/          cases that the operator added (deploy/golden.py)
+    STORE/admissions/NAME.json   what its check found here (deploy/check.py)
 
 A folder that was put there by hand, with bundle and contract as its author likes, is a model as well.
 """
@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from meddaemon.config import toml_file
 from meddaemon.config.admission import Record, Sha256, admitted, changes
 from meddaemon.config.contracts import BUILTIN_DIRECTORY, CONTRACT_NAME, find_contracts, load_contract, model_names
-from meddaemon.config.digest import CHECK_NAME, MANIFEST_NAME, file_digest, record_file
+from meddaemon.config.digest import MANIFEST_NAME, file_digest, record_file
 from meddaemon.config.problems import relative_to
 from meddaemon.deploy import audit, unpack
 from meddaemon.deploy.download import download
@@ -147,12 +147,12 @@ def names(directories: Sequence[Path]) -> list[str]:
     return [name for name in model_names(directories) if _NAME.fullmatch(name)]
 
 
-def listing(directories: Sequence[Path]) -> list[ModelRow]:
+def listing(directories: Sequence[Path], records: Path) -> list[ModelRow]:
     """Return every model with its state; what is wrong with a contract is told in its row."""
     rows = []
     for name in names(directories):
         try:
-            contract = load(name, directories)
+            contract = load(name, directories, records)
         except (InvalidConfiguration, NotFound) as error:
             file = next(iter(find_contracts(name, directories)), Path())
             why = str(error).splitlines()[0]
@@ -172,9 +172,9 @@ def listing(directories: Sequence[Path]) -> list[ModelRow]:
     return rows
 
 
-def load(name: str, directories: Sequence[Path]) -> ModelContract:
-    """Return the contract of a model with its admission. Raises NotFound, InvalidConfiguration."""
-    contract = load_contract(find(name, directories))
+def load(name: str, directories: Sequence[Path], records: Path) -> ModelContract:
+    """Return the contract of a model with its admission, kept in `records`. Raises NotFound, InvalidConfiguration."""
+    contract = load_contract(find(name, directories), records)
     if contract.name != name:
         where = f"{contract.contract_file}:1: name"
         raise InvalidConfiguration([f"{where}: is {contract.name!r}, and the model is named {name!r} by its folder"])
@@ -210,15 +210,16 @@ def require_unchanged(contract_file: Path, bundle: Path) -> None:
         raise BundleRefused(f"the bundle of {manifest.name!r} changed since it was added: {what}")
 
 
-def remove(name: str, directories: Sequence[Path], named: frozenset[str]) -> None:
-    """Remove a model that no rule names. Raises NotFound, BundleRefused, OSError."""
+def remove(name: str, directories: Sequence[Path], named: frozenset[str], records: Path) -> None:
+    """Remove a model that no rule names, and what its check found. Raises NotFound, BundleRefused, OSError."""
     file = find(name, directories)
     if BUILTIN_DIRECTORY in file.parents:
         raise BundleRefused(f"{name!r} is built in and stays")
     if name in named:
         raise BundleRefused(f"a rule or models.enabled names {name!r}: take it out there first")
+    (records / f"{name}.json").unlink(missing_ok=True)
     if file.name != CONTRACT_NAME:
-        for each in (file, *(record_file(file, record) for record in (MANIFEST_NAME, CHECK_NAME))):
+        for each in (file, record_file(file, MANIFEST_NAME)):
             each.unlink(missing_ok=True)
         return
     folder = file.parent

@@ -22,5 +22,8 @@ class Code:
 VOLUME = Code(value="118565006", scheme="SCT", meaning="Volume")
 MILLILITRE = Code(value="mL", scheme="UCUM", meaning="Milliliter")
 CUBIC_MILLIMETRE = Code(value="mm3", scheme="UCUM", meaning="Cubic Millimeter")
+AREA = Code(value="42798000", scheme="SCT", meaning="Area")
+SQUARE_MILLIMETRE = Code(value="mm2", scheme="UCUM", meaning="square millimeter")
+PIXELS = Code(value="{pixels}", scheme="UCUM", meaning="pixels")
 CERTAINTY_OF_FINDING = Code(value="111012", scheme="DCM", meaning="Certainty of Finding")
 PERCENT = Code(value="%", scheme="UCUM", meaning="Percent")

@@ -125,9 +125,10 @@ class InputContract:
 
 
 class MeasurementKind(StrEnum):
-    """What can be measured on a segment."""
+    """What can be measured on a segment: its volume, or its area on each picture."""
 
     VOLUME = "volume"
+    AREA = "area"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +179,19 @@ class ScoreContract:
     name: Code
     unit: Code
     plausible: Range | None = None
+
+
+class Combine(StrEnum):
+    """What becomes of the scores of several pictures or slices.
+
+    They are not made: the study is not evaluable. Or one of all: their mean, or the highest of each. Or each picture
+    keeps its own, as the views of a mammogram do.
+    """
+
+    REFUSE = "refuse"
+    MEAN = "mean"
+    MAX = "max"
+    EACH = "each"
 
 
 class BoxFrame(StrEnum):
@@ -243,6 +257,7 @@ class ModelContract:
     classes: tuple[ClassContract, ...] = ()
     scores: tuple[ScoreContract, ...] = ()
     objects: tuple[ObjectContract, ...] = ()
+    combine: Combine = Combine.REFUSE
     frame: BoxFrame = BoxFrame.RAS
     output_limits: OutputLimits = OutputLimits()
     configs: tuple[str, ...] = ()
@@ -255,3 +270,5 @@ class ModelContract:
     weights: tuple[Path, ...] = ()
     weights_digest: str = ""
     admission: Admission = Admission()
+    record: Path | None = None
+    """Where this installation keeps what its check found: nothing that came with the model is believed."""

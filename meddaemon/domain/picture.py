@@ -24,6 +24,25 @@ class Pictures:
     spacing_is_of_detector: bool = False
     remarks: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def grid(self) -> "PictureGrid":
+        """Where what is found on the frames lies."""
+        in_patient = None if self.spacing_is_of_detector else self.spacing_mm
+        return PictureGrid(shape=self.frames.shape[:3], sources=self.sources, spacing_mm=in_patient)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureGrid:
+    """Frames that lie nowhere in the patient: `shape` is (frames, rows, columns), `sources` as those of `Pictures`.
+
+    `spacing_mm` is the distance of (rows, columns) in the patient, None where nobody knows it: at the detector alone
+    it is larger by a magnification that the image does not say.
+    """
+
+    shape: tuple[int, ...]
+    sources: tuple[tuple[str, int], ...]
+    spacing_mm: tuple[float, float] | None = None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Signal:

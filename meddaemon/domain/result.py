@@ -8,10 +8,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meddaemon.domain.codes import Code
+from meddaemon.domain.picture import PictureGrid
 from meddaemon.domain.volume import Geometry
 
 Labels: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 """What each voxel [plane, row, column] belongs to; 0 is background."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """Segments on the planes of their source, by their numbers from 1: the one way to look at labels and masks alike.
+
+    `labels` [plane, row, column] hold segment numbers; `masks` [segment, plane, row, column] are there instead where
+    segments may overlap. Everything is looked at plane by plane: a whole volume of anything wider is gigabytes.
+    """
+
+    labels: Labels | None = None
+    masks: NDArray[np.bool_] | None = None
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Planes, rows, columns."""
+        planes, rows, columns = self.masks.shape[1:] if self.masks is not None else self._labels.shape
+        return planes, rows, columns
+
+    def mask(self, number: int, plane: int) -> NDArray[np.bool_]:
+        """Return where a segment lies on one plane, [row, column]."""
+        there: NDArray[np.bool_] = (
+            self.masks[number - 1, plane] if self.masks is not None else self._labels[plane] == number
+        )
+        return there
+
+    def counts(self, plane: int) -> NDArray[np.int64]:
+        """Return how many voxels of one plane each segment has, by its number as far as there are any; [0] is moot."""
+        if self.masks is not None:
+            return np.array([0, *(np.count_nonzero(mask[plane]) for mask in self.masks)], dtype=np.int64)
+        return np.bincount(self._labels[plane].ravel())
+
+    @property
+    def overlapping(self) -> bool:
+        """Whether any voxel belongs to more than one segment (PS3.3 C.8.20.2, Segments Overlap)."""
+        if self.masks is None:
+            return False
+        taken = np.empty(self.shape[1:], dtype=np.bool_)
+        for plane in range(self.shape[0]):
+            taken[:] = False
+            for mask in self.masks:
+                if (taken & mask[plane]).any():
+                    return True
+                taken |= mask[plane]
+        return False
+
+    @property
+    def _labels(self) -> Labels:
+        if self.labels is None:
+            raise ValueError("nothing was drawn")
+        return self.labels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +99,23 @@ class Prediction:
     """What a runtime returns; which of it is there depends on the kind of model (see `ModelContract.kind`).
 
     `labels` [plane, row, column] and `masks` [segment, plane, row, column], for segments that overlap, lie on the grid
-    of the source volume, which is `geometry`. `scores` are one number for each class of the contract, in its order.
-    `doubts` are what speaks against the prediction as such, values that are not finite for one. `beyond` says why the
-    model was not asked at all, when the input is not what it was made for. `provenance` says how it was computed
-    (runtime, device, versions, shims); `seconds` how long each step took.
+    of the source volume, which is `geometry`, or on frames instead of planes, which are `pictures`. `scores` are one
+    number for each class of the contract, in its order; where each image keeps its own, one after the other as
+    `sources` names them (SOP Instance UID and frame, from 1). `doubts` are what speaks against the prediction as such,
+    values that are not finite for one. `beyond` says why the model was not asked at all, when the input is not what it
+    was made for. `provenance` says how it was computed (runtime, device, versions, shims); `seconds` how long each
+    step took.
     """
 
     series_instance_uid: str
     labels: Labels | None = None
     masks: NDArray[np.bool_] | None = None
     scores: tuple[float, ...] = ()
+    sources: tuple[tuple[str, int], ...] = ()
     boxes: tuple[Box, ...] = ()
     landmarks: tuple[Landmark, ...] = ()
     geometry: Geometry | None = None
+    pictures: PictureGrid | None = None
     doubts: tuple[str, ...] = ()
     beyond: str = ""
     provenance: dict[str, str] = field(default_factory=dict)
@@ -68,13 +124,9 @@ class Prediction:
     @property
     def drawn(self) -> tuple[Labels, Geometry]:
         """The labels and where they lie. Raises ValueError where nothing was drawn."""
-        return _drawn(self.labels, self.geometry)
-
-
-def _drawn(labels: Labels | None, geometry: Geometry | None) -> tuple[Labels, Geometry]:
-    if labels is None or geometry is None:
-        raise ValueError("nothing was drawn")
-    return labels, geometry
+        if self.labels is None or self.geometry is None:
+            raise ValueError("nothing was drawn")
+        return self.labels, self.geometry
 
 
 class ResultStatus(StrEnum):
@@ -122,6 +174,7 @@ class Segment:
 class Finding:
     """One finding and its measurements, and what shows it: a segment, a box, a landmark, or the study as a whole.
 
+    `source` (SOP Instance UID and frame, from 1) is the one image that it is about, where each has its own.
     One that is not `present` was looked for and not found, or nobody could look: its measurements tell which.
     """
 
@@ -130,14 +183,16 @@ class Finding:
     measurements: tuple[Measurement, ...]
     box: Box | None = None
     landmark: Landmark | None = None
+    source: tuple[str, int] | None = None
     present: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Location:
-    """Where a box or a landmark lies: on which image, where on it, and where in the patient.
+    """Where a finding is: on which image, where on it, and where in the patient.
 
-    `low` and `high` are edges of voxels (see `Box`), the same point for a landmark. `sop_instance_uid` and
+    `low` and `high` are edges of voxels (see `Box`), the same point for a landmark, and nothing where it is the image
+    as a whole. `sop_instance_uid` and
     `frame_number` (1-based) name the image that its centre lies on; `centre_lps` in mm is known in a volume only.
     """
 
@@ -153,8 +208,8 @@ class Location:
 class Analysis:
     """Everything that one run says: findings over segments, drawn on `labels` (segment numbers, 0 background).
 
-    Without `labels` nothing is drawn: segments that overlap are measured only, and other findings need no drawing.
-    `reason` explains a status that is not plausible with the numbers.
+    Segments that may overlap are drawn on `masks` [segment, plane, row, column] instead, in the order of their
+    numbers. Without either nothing is drawn. `reason` explains a status that is not plausible with the numbers.
     """
 
     status: ResultStatus
@@ -162,20 +217,30 @@ class Analysis:
     segments: tuple[Segment, ...]
     findings: tuple[Finding, ...]
     labels: Labels | None = None
+    masks: NDArray[np.bool_] | None = None
     geometry: Geometry | None = None
 
     @property
-    def drawn(self) -> tuple[Labels, Geometry]:
+    def is_drawn(self) -> bool:
+        """Whether segments are drawn, on planes that lie somewhere."""
+        return self.geometry is not None and (self.labels is not None or self.masks is not None)
+
+    @property
+    def drawn(self) -> tuple[Drawing, Geometry]:
         """The segments as they are drawn, and where they lie. Raises ValueError where nothing is."""
-        return _drawn(self.labels, self.geometry)
+        if self.geometry is None or not self.is_drawn:
+            raise ValueError("nothing was drawn")
+        return Drawing(labels=self.labels, masks=self.masks), self.geometry
 
     def location(self, finding: Finding) -> Location | None:
-        """Return where the box or landmark of a finding lies; None for a finding without."""
+        """Return where a finding lies that has a box, a landmark or an image of its own; None for any other."""
         if finding.box is not None:
             low, high, source = finding.box.low, finding.box.high, finding.box.source
         elif finding.landmark is not None:
             low = high = finding.landmark.position
             source = finding.landmark.source
+        elif finding.source is not None:
+            low, high, source = (), (), finding.source
         else:
             return None
         if self.geometry is None or source is not None:

@@ -11,7 +11,16 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from meddaemon.domain.codes import CERTAINTY_OF_FINDING, MILLILITRE, PERCENT, VOLUME, Code
+from meddaemon.domain.codes import (
+    AREA,
+    CERTAINTY_OF_FINDING,
+    MILLILITRE,
+    PERCENT,
+    PIXELS,
+    SQUARE_MILLIMETRE,
+    VOLUME,
+    Code,
+)
 from meddaemon.domain.contract import (
     ClassContract,
     MeasurementKind,
@@ -22,9 +31,11 @@ from meddaemon.domain.contract import (
     SegmentContract,
 )
 from meddaemon.domain.errors import ModelFailed, NotEvaluable
+from meddaemon.domain.picture import PictureGrid
 from meddaemon.domain.result import (
     Analysis,
     Box,
+    Drawing,
     Finding,
     Labels,
     Landmark,
@@ -44,6 +55,8 @@ MAX_OBJECTS = 1000
 
 _Size: TypeAlias = tuple[int, float]
 """Voxels, and mL."""
+_Scores: TypeAlias = tuple[tuple[str, int] | None, tuple[float, ...]]
+"""The image that they are about, None for all together, and one number for each class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +67,7 @@ class _Said:
     doubts: tuple[str, ...] = ()
     segments: tuple[Segment, ...] = ()
     labels: Labels | None = None
+    masks: NDArray[np.bool_] | None = None
 
 
 def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) -> Analysis:
@@ -76,6 +90,7 @@ def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) ->
         segments=said.segments,
         findings=said.findings,
         labels=said.labels,
+        masks=said.masks,
         geometry=prediction.geometry,
     )
 
@@ -91,10 +106,12 @@ def not_evaluable(contract: ModelContract, reason: str) -> Analysis:
 
 
 def _segmented(prediction: Prediction, contract: ModelContract, entropy: str) -> _Said:
-    """Measure every segment of the contract, an empty one too; segments that overlap are measured and not drawn."""
+    """Measure every segment of the contract, an empty one too."""
     if prediction.labels is None and prediction.masks is None and prediction.doubts:
         return _Said(findings=_unmeasured(contract))
-    measured, labels = (_overlapping if prediction.labels is None else _labelled)(prediction, contract)
+    if prediction.pictures is not None:
+        return _on_pictures(prediction, prediction.pictures, contract, entropy)
+    measured, drawing = (_overlapping if prediction.labels is None else _labelled)(prediction, contract)
     segments: list[Segment] = []
     findings: list[Finding] = []
     doubts: list[str] = []
@@ -103,35 +120,96 @@ def _segmented(prediction: Prediction, contract: ModelContract, entropy: str) ->
         segments.append(_segment(number, expected, count, contract, entropy))
         findings.append(_segment_finding(number, expected, volume_ml))
         doubts += _volume_doubts(expected, count, volume_ml)
-    return _Said(findings=tuple(findings), doubts=tuple(doubts), segments=tuple(segments), labels=labels)
+    return _Said(
+        findings=tuple(findings),
+        doubts=tuple(doubts),
+        segments=tuple(segments),
+        labels=drawing.labels,
+        masks=drawing.masks,
+    )
 
 
-def _labelled(prediction: Prediction, contract: ModelContract) -> tuple[list[_Size], Labels | None]:
+def _on_pictures(prediction: Prediction, pictures: PictureGrid, contract: ModelContract, entropy: str) -> _Said:
+    """Measure every segment on every picture by itself: together they cover no area of anything."""
+    _, drawing = (_overlapping if prediction.labels is None else _labelled)(prediction, contract)
+    counts = [drawing.counts(frame) for frame in range(drawing.shape[0])]
+    found = [_of_segments(each, len(contract.segments)) for each in counts]
+    return _Said(
+        findings=tuple(
+            _area_finding(number, expected, on_frame[number - 1], source, pictures.spacing_mm)
+            for source, on_frame in zip(pictures.sources, found, strict=True)
+            for number, expected in enumerate(contract.segments, start=1)
+        ),
+        segments=tuple(
+            _segment(number, expected, sum(each[number - 1] for each in found), contract, entropy)
+            for number, expected in enumerate(contract.segments, start=1)
+        ),
+        labels=drawing.labels,
+        masks=drawing.masks,
+    )
+
+
+def _of_segments(counts: NDArray[np.int64], segments: int) -> list[int]:
+    """Return the count of each segment, also of those beyond the highest label that was met."""
+    return [int(counts[number]) if number < len(counts) else 0 for number in range(1, segments + 1)]
+
+
+def _area_finding(
+    number: int,
+    expected: SegmentContract,
+    count: int,
+    source: tuple[str, int],
+    spacing_mm: tuple[float, float] | None,
+) -> Finding:
+    """Return how much of a picture a segment covers: in mm² where the distance of pixels in the patient is known."""
+    area = (
+        _measured(AREA, count, PIXELS)
+        if spacing_mm is None
+        else _measured(AREA, count * spacing_mm[0] * spacing_mm[1], SQUARE_MILLIMETRE)
+    )
+    return Finding(
+        code=expected.finding or expected.type,
+        segment_number=number,
+        measurements=(area,) if expected.measure else (),
+        source=source,
+        present=count > 0,
+    )
+
+
+def _labelled(prediction: Prediction, contract: ModelContract) -> tuple[list[_Size], Drawing]:
     """Return the size of each segment, and the labels as segment numbers."""
-    labels, geometry = prediction.drawn
-    counts, volumes = _sizes(labels, geometry.voxel_volumes_mm3)
+    labels, volumes_mm3 = prediction.labels, _voxel_volumes(prediction)
+    if labels is None or volumes_mm3 is None:
+        raise ModelFailed(f"{contract.name} {contract.version} drew nothing that lies anywhere")
+    counts, volumes = _sizes(labels, volumes_mm3)
     _refuse_unknown(np.flatnonzero(counts[1:]) + 1, [each.label for each in contract.segments], contract)
     found = [
         (int(counts[each.label]), float(volumes[each.label]) / MM3_PER_ML) if each.label < len(counts) else (0, 0.0)
         for each in contract.segments
     ]
-    return found, _numbered(labels, contract)
+    return found, Drawing(labels=_numbered(labels, contract))
 
 
-def _overlapping(prediction: Prediction, contract: ModelContract) -> tuple[list[_Size], Labels | None]:
-    """Return the size of each segment, whose masks are in the order of the contract."""
-    masks, geometry = prediction.masks, prediction.geometry
-    if masks is None or geometry is None:
+def _overlapping(prediction: Prediction, contract: ModelContract) -> tuple[list[_Size], Drawing]:
+    """Return the size of each segment, and their masks, which are in the order of the contract."""
+    masks, volumes_mm3 = prediction.masks, _voxel_volumes(prediction)
+    if masks is None or volumes_mm3 is None:
         raise ModelFailed(f"{contract.name} {contract.version} drew nothing that lies anywhere")
     if len(masks) != len(contract.segments):
         raise ModelFailed(
             f"{contract.name} {contract.version} drew {len(masks)} masks, its contract names {len(contract.segments)}"
         )
-    found = []
-    for mask in masks:
-        counts = np.array([np.count_nonzero(plane) for plane in mask], dtype=np.int64)
-        found.append((int(counts.sum()), float(counts @ geometry.voxel_volumes_mm3) / MM3_PER_ML))
-    return found, None
+    drawing = Drawing(masks=masks)
+    counts = np.stack([drawing.counts(plane) for plane in range(drawing.shape[0])], axis=1)[1:]
+    found = [(int(each.sum()), float(each @ volumes_mm3) / MM3_PER_ML) for each in counts]
+    return found, drawing
+
+
+def _voxel_volumes(prediction: Prediction) -> NDArray[np.float64] | None:
+    """Return the volume of a voxel of each plane in mm³; pixels of a picture have none; None where nothing lies."""
+    if prediction.geometry is not None:
+        return prediction.geometry.voxel_volumes_mm3
+    return None if prediction.pictures is None else np.zeros(prediction.pictures.shape[0])
 
 
 def _sizes(labels: Labels, volumes_mm3: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
@@ -175,7 +253,11 @@ def _segment(number: int, expected: SegmentContract, count: int, contract: Model
 
 
 def _segment_finding(number: int | None, expected: SegmentContract, volume_ml: float) -> Finding:
-    measured = {MeasurementKind.VOLUME: _measured(VOLUME, volume_ml, MILLILITRE)}
+    measured = {
+        MeasurementKind.VOLUME: _measured(VOLUME, volume_ml, MILLILITRE),
+        # Only for pictures, and only where nobody could look: see `_area_finding`.
+        MeasurementKind.AREA: _measured(AREA, volume_ml, SQUARE_MILLIMETRE),
+    }
     return Finding(
         # Without a code of its own the finding is the thing that was segmented (PS3.16 TID 1411, Finding).
         code=expected.finding or expected.type,
@@ -197,12 +279,13 @@ def _volume_doubts(expected: SegmentContract, count: int, volume_ml: float) -> l
 
 def _classified(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
     """Say of each class whether it is there, and how sure that is."""
-    scores = _scores(prediction, len(contract.classes), contract)
-    present = _present(scores, contract.classes)
     return _Said(
         findings=tuple(
-            Finding(code=each.finding, segment_number=None, measurements=(_certainty(score),), present=there)
-            for each, score, there in zip(contract.classes, scores, present, strict=True)
+            Finding(
+                code=each.finding, segment_number=None, measurements=(_certainty(score),), source=source, present=there
+            )
+            for source, scores in _scores(prediction, len(contract.classes), contract)
+            for each, score, there in zip(contract.classes, scores, _present(scores, contract.classes), strict=True)
         )
     )
 
@@ -224,30 +307,43 @@ def _present(scores: tuple[float, ...], classes: tuple[ClassContract, ...]) -> l
 
 def _measured_scores(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
     """Give each number of a regression its name and unit."""
-    values = _scores(prediction, len(contract.scores), contract)
+    images = _scores(prediction, len(contract.scores), contract)
     return _Said(
-        findings=tuple(_score_finding(each, value) for each, value in zip(contract.scores, values, strict=True)),
+        findings=tuple(
+            _score_finding(each, value, source)
+            for source, values in images
+            for each, value in zip(contract.scores, values, strict=True)
+        ),
         doubts=tuple(
             f"{each.name.meaning} is {value:g} {each.unit.value}; plausible are {each.plausible}"
+            for _, values in images
             for each, value in zip(contract.scores, values, strict=True)
             if each.plausible is not None and math.isfinite(value) and not each.plausible.holds(value)
         ),
     )
 
 
-def _score_finding(expected: ScoreContract, value: float) -> Finding:
+def _score_finding(expected: ScoreContract, value: float, source: tuple[str, int] | None = None) -> Finding:
     measured = _measured(expected.name, value, expected.unit)
     return Finding(
-        code=expected.name, segment_number=None, measurements=(measured,), present=measured.value is not None
+        code=expected.name,
+        segment_number=None,
+        measurements=(measured,),
+        source=source,
+        present=measured.value is not None,
     )
 
 
-def _scores(prediction: Prediction, expected: int, contract: ModelContract) -> tuple[float, ...]:
-    if len(prediction.scores) != expected:
+def _scores(prediction: Prediction, expected: int, contract: ModelContract) -> list[_Scores]:
+    """Return the scores of each image that has its own, or those of all together, which are of no one image."""
+    images: tuple[tuple[str, int] | None, ...] = prediction.sources or (None,)
+    if len(prediction.scores) != expected * len(images):
+        of_images = f" for each of {len(images)} images" if prediction.sources else ""
         raise ModelFailed(
             f"{contract.name} {contract.version} gave {len(prediction.scores)} scores, its contract names {expected}"
+            + of_images
         )
-    return prediction.scores
+    return [(image, prediction.scores[index * expected : (index + 1) * expected]) for index, image in enumerate(images)]
 
 
 def _detected(prediction: Prediction, contract: ModelContract, _: str) -> _Said:

@@ -57,14 +57,22 @@ def check_output(prediction: Prediction, contract: ModelContract) -> list[str]:
     if contract.kind is ModelKind.SEGMENTATION:
         return list(_drawing_doubts(prediction, contract))
     if contract.kind is ModelKind.CLASSIFICATION:
-        return list(_probability_doubts(prediction.scores, contract))
+        images = _by_image(prediction, len(contract.classes))
+        return list(dict.fromkeys(doubt for scores in images for doubt in _probability_doubts(scores, contract)))
     if contract.kind is ModelKind.REGRESSION:
         return [
             f"{each.name.meaning} is {value}, which is no number"
-            for each, value in zip(contract.scores, prediction.scores, strict=False)
+            for values in _by_image(prediction, len(contract.scores))
+            for each, value in zip(contract.scores, values, strict=False)
             if not math.isfinite(value)
         ]
     return list(dict.fromkeys(_place_doubts(prediction)))
+
+
+def _by_image(prediction: Prediction, count: int) -> list[tuple[float, ...]]:
+    """Return the scores of each image that has its own."""
+    starts = range(0, len(prediction.scores), count) if prediction.sources else (0,)
+    return [prediction.scores[start : start + count] for start in starts]
 
 
 def _grid(value: Input) -> tuple[tuple[float, ...] | None, tuple[int, ...]]:

@@ -18,7 +18,7 @@ from meddaemon.domain.errors import (
     UndecodablePixels,
     UnsoundVolume,
 )
-from meddaemon.domain.picture import Pictures, Signal
+from meddaemon.domain.picture import PictureGrid, Pictures, Signal
 from meddaemon.domain.result import Box, Landmark, Prediction
 from meddaemon.domain.volume import Geometry, Volume
 from meddaemon.inference.messages import Sealed
@@ -102,7 +102,6 @@ def _input(message: Mapping[str, Any], values: NDArray[Any]) -> Input:
         return Volume(voxels=values, geometry=geometry, series_instance_uid=str(parts["series_instance_uid"]))
     if "pictures" in message:
         parts = message["pictures"]
-        spacing = parts["spacing_mm"]
         sources = tuple((str(uid), int(frame)) for uid, frame in parts["sources"])
         if values.ndim not in {3, 4} or len(sources) != len(values):
             raise ValueError(f"{len(sources)} sources of frames {values.shape}")
@@ -110,7 +109,7 @@ def _input(message: Mapping[str, Any], values: NDArray[Any]) -> Input:
             frames=values,
             sources=sources,
             series_instance_uid=str(parts["series_instance_uid"]),
-            spacing_mm=None if spacing is None else (float(spacing[0]), float(spacing[1])),
+            spacing_mm=_spacing(parts["spacing_mm"]),
             spacing_is_of_detector=bool(parts["spacing_is_of_detector"]),
             remarks=_texts(parts["remarks"]),
         )
@@ -136,7 +135,9 @@ def prediction_message(prediction: Prediction) -> tuple[dict[str, Any], dict[str
     said = {
         "series_instance_uid": prediction.series_instance_uid,
         "geometry": None if geometry is None else _parts(geometry),
+        "pictures": None if prediction.pictures is None else _parts(prediction.pictures),
         "scores": list(prediction.scores),
+        "sources": [list(each) for each in prediction.sources],
         "boxes": [asdict(box) for box in prediction.boxes],
         "landmarks": [asdict(landmark) for landmark in prediction.landmarks],
         "doubts": list(prediction.doubts),
@@ -153,27 +154,43 @@ def prediction_from(message: Mapping[str, Any], arrays: Mapping[str, Sealed]) ->
 
 def _prediction(message: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Prediction:
     geometry = None if message["geometry"] is None else _geometry(message["geometry"])
+    pictures = None if message["pictures"] is None else _picture_grid(message["pictures"])
+    grid = geometry or pictures
     labels, masks = arrays.get("labels"), arrays.get("masks")
-    if labels is not None and (labels.dtype not in {np.dtype("u1"), np.dtype("u2")} or not _fits(geometry, labels)):
+    if labels is not None and (labels.dtype not in {np.dtype("u1"), np.dtype("u2")} or not _fits(grid, labels)):
         raise ValueError(f"labels {labels.dtype} {labels.shape}")
-    if masks is not None and (masks.dtype != np.bool_ or masks.ndim != 4 or not _fits(geometry, masks[0])):
+    if masks is not None and (masks.dtype != np.bool_ or masks.ndim != 4 or not _fits(grid, masks[0])):
         raise ValueError(f"masks {masks.dtype} {masks.shape}")
     return Prediction(
         series_instance_uid=str(message["series_instance_uid"]),
         labels=labels,
         masks=masks,
         scores=tuple(float(each) for each in message["scores"]),
+        sources=tuple((str(uid), int(frame)) for uid, frame in _few(message["sources"])),
         boxes=tuple(_box(each) for each in _few(message["boxes"])),
         landmarks=tuple(_landmark(each) for each in _few(message["landmarks"])),
         geometry=geometry,
+        pictures=pictures,
         doubts=tuple(str(each)[:1000] for each in message["doubts"]),
         provenance=_texts(message["provenance"]),
         seconds={str(key): float(value) for key, value in message["seconds"].items()},
     )
 
 
-def _fits(geometry: Geometry | None, values: NDArray[Any]) -> bool:
-    return geometry is not None and geometry.shape == values.shape
+def _fits(grid: Geometry | PictureGrid | None, values: NDArray[Any]) -> bool:
+    return grid is not None and grid.shape == values.shape
+
+
+def _picture_grid(parts: Mapping[str, Any]) -> PictureGrid:
+    frames, rows, columns = (int(each) for each in parts["shape"])
+    sources = tuple((str(uid), int(frame)) for uid, frame in parts["sources"])
+    if len(sources) != frames:
+        raise ValueError(f"{len(sources)} sources of {frames} frames")
+    return PictureGrid(shape=(frames, rows, columns), sources=sources, spacing_mm=_spacing(parts["spacing_mm"]))
+
+
+def _spacing(parts: Sequence[Any] | None) -> tuple[float, float] | None:
+    return None if parts is None else (float(parts[0]), float(parts[1]))
 
 
 def _box(parts: Mapping[str, Any]) -> Box:
@@ -271,6 +288,6 @@ def _told(what: str, read: Callable[[], Value]) -> Value:
         raise ModelFailed(f"a child sent {what} that contradicts itself: {error}") from error
 
 
-def _parts(value: Pictures | Signal | Geometry, *, without: str = "") -> dict[str, Any]:
+def _parts(value: Pictures | PictureGrid | Signal | Geometry, *, without: str = "") -> dict[str, Any]:
     """Return the fields of a value as they are: `asdict` would copy its array."""
     return {each.name: getattr(value, each.name) for each in fields(value) if each.name != without}

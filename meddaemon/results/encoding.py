@@ -20,7 +20,16 @@ ENCODERS: Mapping[str, Encoder] = {
 
 def applies(analysis: Analysis) -> bool:
     """Return whether there is anything to write: what is believed and drawn. Other findings have no encoder yet."""
-    return analysis.status is ResultStatus.PLAUSIBLE and analysis.labels is not None
+    return analysis.status is ResultStatus.PLAUSIBLE and analysis.is_drawn
+
+
+def why_not(analysis: Analysis) -> str:
+    """Return why no object is written of a result that is believed; "" where one is."""
+    if analysis.status is not ResultStatus.PLAUSIBLE or applies(analysis):
+        return ""
+    if analysis.segments:
+        return "segments on pictures, which have no place in the patient, are measured only"
+    return "nothing is drawn, and only drawings are encoded as yet"
 
 
 def encode(request: EncodingRequest) -> tuple[EncodedObject, ...]:

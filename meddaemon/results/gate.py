@@ -240,7 +240,7 @@ def _frames(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
     if len(items) != int(dataset.NumberOfFrames) or len(dataset.PixelData) != (bits + 15) // 16 * 2:
         yield f"{len(items)} frame descriptions or the pixel data do not fit {dataset.NumberOfFrames} frames"
         return
-    labels, geometry = analysis.drawn
+    drawing, geometry = analysis.drawn
     planes = {
         key: plane for plane, key in enumerate(zip(geometry.sop_instance_uids, geometry.frame_numbers, strict=True))
     }
@@ -259,15 +259,16 @@ def _frames(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
             distance = float(np.linalg.norm(position - wanted))
             if not distance < (_TOLERANCE_MM if name == "source image" else _GRID_TOLERANCE_MM):
                 yield f"frame {number} lies {distance:.4g} mm from the plane of its {name} {key[0]}"
-        if not np.array_equal(mask, labels[planes[key]] == segment):
-            yield f"frame {number} does not show the labels of segment {segment} on plane {planes[key]}"
+        if not 1 <= segment <= len(analysis.segments):
+            yield f"frame {number} shows segment {segment} of {len(analysis.segments)}"
+        elif not np.array_equal(mask, drawing.mask(segment, planes[key])):
+            yield f"frame {number} does not show what is drawn of segment {segment} on plane {planes[key]}"
         counts[segment] += int(np.count_nonzero(mask))
-    # Plane by plane: bincount widens its input to 8 bytes a voxel.
-    labelled = sum((Counter(dict(enumerate(np.bincount(plane.ravel())))) for plane in labels), Counter[int]())
+    drawn = sum((Counter(dict(enumerate(drawing.counts(plane)))) for plane in range(geometry.shape[0])), Counter[int]())
     for segment in (each.number for each in analysis.segments):
-        expected = int(labelled[segment])
+        expected = int(drawn[segment])
         if counts[segment] != expected:
-            yield f"segment {segment} has {counts[segment]} voxels, the labels {expected}"
+            yield f"segment {segment} has {counts[segment]} voxels, the drawing {expected}"
 
 
 def _dimensions(_: _Exam, __: str, dataset: Dataset) -> Iterator[str]:
@@ -317,8 +318,9 @@ def _segments(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:
         ):
             if not _is_code(item.get(keyword), code):
                 yield f"{name}: {keyword} is not {code}"
-    if dataset.get("SegmentsOverlap") != "NO":
-        yield "SegmentsOverlap is not NO"
+    overlap = "YES" if exam.request.analysis.drawn[0].overlapping else "NO"
+    if dataset.get("SegmentsOverlap") != overlap:
+        yield f"SegmentsOverlap is not {overlap}"
 
 
 def _referenced_series(exam: _Exam, _: str, dataset: Dataset) -> Iterator[str]:

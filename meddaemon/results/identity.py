@@ -6,6 +6,9 @@ Instance UID, because one UID must never name two different objects (PS3.5 chapt
 
 import hashlib
 from importlib.metadata import version
+from itertools import product
+
+import numpy as np
 
 from meddaemon import __version__
 from meddaemon.domain.contract import ModelContract
@@ -56,7 +59,14 @@ def _origin(request: EncodingRequest) -> tuple[str, ...]:
 
 
 def _digest(analysis: Analysis) -> str:
-    labels, _ = analysis.drawn
-    voxels = hashlib.sha256(labels.astype("<u2").tobytes()).hexdigest()
+    drawing, _ = analysis.drawn
+    voxels = hashlib.sha256()
+    if drawing.labels is not None:
+        for plane in drawing.labels:
+            voxels.update(plane.astype("<u2").tobytes())
+    else:
+        voxels.update(b"masks")
+        for segment, plane in product(analysis.segments, range(drawing.shape[0])):
+            voxels.update(np.packbits(drawing.mask(segment.number, plane)).tobytes())
     said = (analysis.status, analysis.reason, analysis.segments, analysis.findings)
-    return digest_of(voxels, str(labels.shape), repr(said))
+    return digest_of(voxels.hexdigest(), str(drawing.shape), repr(said))

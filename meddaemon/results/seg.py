@@ -1,9 +1,17 @@
 """Segmentation objects: BINARY, on the full source grid (PS3.3 A.51)."""
 
+from typing import Any
+
 import numpy as np
-from highdicom import AlgorithmIdentificationSequence
+from highdicom import AlgorithmIdentificationSequence, Volume
 from highdicom.color import CIELabColor
-from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.seg import (
+    SegmentAlgorithmTypeValues,
+    Segmentation,
+    SegmentationTypeValues,
+    SegmentDescription,
+    SegmentsOverlapValues,
+)
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -12,7 +20,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
-from meddaemon.domain.result import Analysis, EncodedObject, Segment
+from meddaemon.domain.result import Analysis, Drawing, EncodedObject, Segment
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
@@ -25,14 +33,36 @@ thinking; beyond it (whole-body models: 100 segments x 500 planes) empty frames 
 gigabytes of zeros."""
 
 
+class _Segmentation(Segmentation):
+    """A Segmentation whose pixels are ours: known to be labels or masks, and whether these overlap.
+
+    highdicom finds that out by adding up all masks of a volume, 8 bytes for each voxel of it.
+    """
+
+    @classmethod
+    def _check_and_cast_pixel_array(
+        cls,
+        pixel_array: NDArray[Any] | Volume,
+        segment_numbers: NDArray[Any],
+        segmentation_type: SegmentationTypeValues,
+        dtype: type,
+    ) -> tuple[NDArray[Any] | Volume, SegmentsOverlapValues]:
+        if pixel_array.ndim == 4 and isinstance(pixel_array, np.ndarray):
+            overlapping = Drawing(masks=np.moveaxis(pixel_array, -1, 0).view(np.bool_)).overlapping
+            return pixel_array, SegmentsOverlapValues.YES if overlapping else SegmentsOverlapValues.NO
+        return super()._check_and_cast_pixel_array(pixel_array, segment_numbers, segmentation_type, dtype)
+
+
 def encode_seg(request: EncodingRequest) -> EncodedObject:
-    """Write the labels of the analysis as a BINARY Segmentation, one segment per label, in Explicit VR Little Endian.
+    """Write what the analysis draws as a BINARY Segmentation in Explicit VR Little Endian.
+
+    Segments that overlap each have their own frames, and Segments Overlap says so (PS3.3 C.8.20.2).
 
     Frames lie on the planes of the source, pixel for pixel, in its Frame of Reference. Raises `InputRefused` when
     the source is multi-frame and the volume does not use each of its frames once.
     """
     analysis, contract, source = request.analysis, request.contract, request.source
-    seg = Segmentation(
+    seg = _Segmentation(
         source_images=source.instances,
         pixel_array=_in_source_order(request),
         segmentation_type=SegmentationTypeValues.BINARY,
@@ -56,11 +86,16 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
     return finish(seg, request, KIND)
 
 
-def _in_source_order(request: EncodingRequest) -> NDArray[np.uint8] | NDArray[np.uint16]:
-    """Return labels whose first axis follows the source images, or the frames of the one multi-frame source."""
-    (labels, geometry), source = request.analysis.drawn, request.source
+def _in_source_order(request: EncodingRequest) -> NDArray[Any]:
+    """Return what is drawn with planes in the order of the source images, or of the frames of the multi-frame source.
+
+    Labels are [plane, row, column], masks [plane, row, column, segment].
+    """
+    (drawing, geometry), source = request.analysis.drawn, request.source
+    # Views, all of it: one byte for each voxel of each mask is enough.
+    planes: Any = drawing.labels if drawing.masks is None else np.moveaxis(drawing.masks, 0, -1).view(np.uint8)
     if not source.is_multi_frame:
-        return labels
+        return np.asarray(planes)
     frames = len(source.positions)
     if len(source.instances) > 1 or sorted(geometry.frame_numbers) != list(range(1, frames + 1)):
         raise InputRefused(
@@ -68,7 +103,8 @@ def _in_source_order(request: EncodingRequest) -> NDArray[np.uint8] | NDArray[np
             f"{len(geometry.frame_numbers)} planes do not use each of {frames} frames of one instance once",
             numbers={"planes": len(geometry.frame_numbers), "frames": frames, "instances": len(source.instances)},
         )
-    return labels[np.argsort(geometry.frame_numbers)]
+    order = np.argsort(geometry.frame_numbers)
+    return np.asarray(planes[::-1] if np.array_equal(order, np.arange(frames)[::-1]) else planes[order])
 
 
 def _leaves_out_empty_frames(analysis: Analysis) -> bool:
@@ -78,12 +114,12 @@ def _leaves_out_empty_frames(analysis: Analysis) -> bool:
     8.1.1) and fewer frames do not: OHIF (cornerstone adapters 5.14) takes a padded bitmap for a damaged one, which
     concerns grids like 181 x 217 whose area is no multiple of 16.
     """
-    labels, geometry = analysis.drawn
-    planes, rows, columns = geometry.shape
+    drawing, _ = analysis.drawn
+    planes, rows, columns = drawing.shape
     every = planes * len(analysis.segments)
     if every > MOST_FRAMES or not _is_padded(every * rows * columns):
         return every > MOST_FRAMES
-    drawn = sum(int((labels == segment.number).any(axis=(1, 2)).sum()) for segment in analysis.segments) or every
+    drawn = sum(int(np.count_nonzero(drawing.counts(plane)[1:])) for plane in range(planes)) or every
     return not _is_padded(drawn * rows * columns)
 
 

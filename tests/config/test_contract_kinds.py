@@ -10,9 +10,11 @@ from meddaemon.domain.conditions import Equals
 from meddaemon.domain.contract import (
     BoxFrame,
     ClassContract,
+    Combine,
     GeometryPolicy,
     InputKind,
     InputLimits,
+    MeasurementKind,
     ModelContract,
     ModelKind,
     ObjectContract,
@@ -105,6 +107,40 @@ def test_classes_keep_their_order_thresholds_and_groups(tmp_path: Path) -> None:
     assert (air.name, air.threshold, air.group) == ("air", 0.25, "")
     assert one == ClassContract(name="one", finding=nodule, group="size")
     assert other.name == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (REGRESSION, "is for the scores of several pictures or slices"),
+        (SEGMENTATION, "is for the scores of several pictures or slices"),
+        (CLASSIFICATION, "the highest scores of classes that exclude each other do not add up to 1"),
+    ],
+)
+def test_scores_are_combined_only_where_there_are_several(tmp_path: Path, text: str, problem: str) -> None:
+    (found,) = _problems(tmp_path, 'combine = "max"\n' + text)
+    assert problem in found
+
+
+def test_what_becomes_of_the_scores_of_several_pictures(tmp_path: Path) -> None:
+    assert _load(tmp_path, CLASSIFICATION).combine is Combine.REFUSE
+    assert _load(tmp_path, 'combine = "each"\n' + CLASSIFICATION).combine is Combine.EACH
+    slices = CLASSIFICATION.replace('"pictures"', '"slices"').replace("voi", "#voi")
+    (found,) = _problems(tmp_path, slices)
+    assert 'slices have a score each: say "mean", "max" or "each"' in found
+    assert _load(tmp_path, 'combine = "mean"\n' + slices).combine is Combine.MEAN
+
+
+def test_segments_on_pictures_are_measured_by_their_area(tmp_path: Path) -> None:
+    pictures = SEGMENTATION.replace('"volume"', '"pictures"').replace('"MR"', '"DX"')
+    assert _load(tmp_path, pictures).segments[0].measure == (MeasurementKind.AREA,)
+    assert _load(tmp_path, SEGMENTATION).segments[0].measure == (MeasurementKind.VOLUME,)
+    (found,) = _problems(tmp_path, pictures + 'measure = ["volume"]\n')
+    assert "segments[0].measure: of pictures, only 'area' can be measured" in found
+    (found,) = _problems(tmp_path, SEGMENTATION + 'measure = ["area"]\n')
+    assert "of volume, only 'volume' can be measured" in found
+    (found,) = _problems(tmp_path, pictures + "plausible_volume_ml = { min = 1, max = 2 }\n")
+    assert "segments on pictures have no volume" in found
 
 
 def test_a_score_has_a_name_a_unit_and_limits(tmp_path: Path) -> None:
@@ -214,7 +250,7 @@ def test_a_volume_may_be_straightened_and_in_suv(tmp_path: Path) -> None:
             '"regression"',
             "classes: a model of kind 'regression' has [[scores]], no",
         ),
-        (CLASSIFICATION, '"classification"', '"segmentation"', "9: inputs[0].kind: segments lie in the volume"),
+        (SEGMENTATION, '"volume"', '"cine"', "9: inputs[0].kind: segments lie in the volume or on the pictures"),
         (CLASSIFICATION, "threshold = 0.25\n", "", "12: classes[0]: needs a threshold from 0 to 1, or a group"),
         (CLASSIFICATION, "0.25", "1.5", "15: classes[0].threshold: should be less than or equal to 1, not 1.5"),
         (CLASSIFICATION, '"other"\n', '"one"\n', "23: classes[2].name: 'one' stands there already in classes[1]"),

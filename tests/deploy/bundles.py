@@ -11,10 +11,10 @@ from dicom_factory import affine_lps
 from numpy.typing import NDArray
 
 from meddaemon.config.admission import Check, read_check
-from meddaemon.config.contracts import load_contract
 from meddaemon.deploy import golden
 from meddaemon.deploy.golden import Case, Grid, Source
 from meddaemon.domain.contract import ModelContract
+from tests.admission import loaded
 
 METADATA = {
     "name": "Spleen segmentation",
@@ -100,6 +100,19 @@ OVERLAPPING = f"{CONTRACT}\n[[segments]]{_OTHER}"
 """Two segments."""
 
 
+FINDER = (
+    _HEAD.replace('manufacturer = "nobody"', 'manufacturer = "nobody"\nkind = "KIND"\nframe = "voxel"')
+    + """
+[[objects]]
+label = 1
+name = "bright"
+finding = { value = "27925004", scheme = "SCT", meaning = "Nodule" }
+threshold = 0.5
+"""
+)
+"""One kind of object, in the voxels of the image that the network sees; `KIND` is detection or landmarks."""
+
+
 def write_segmenter(folder: Path, behaviour: str, *, oriented: bool, contract: str = CONTRACT) -> Path:
     """Write a bundle that segments what is bright, `y` [batch, channel, x, y, z], and makes `behaviour` of it.
 
@@ -158,14 +171,14 @@ def head() -> Grid:
 
 
 def model(folder: Path, behaviour: str, *, oriented: bool, labels: NDArray[np.uint8] | None = None) -> ModelContract:
-    contract = load_contract(write_segmenter(folder, behaviour, oriented=oriented))
+    contract = loaded(write_segmenter(folder, behaviour, oriented=oriented))
     if labels is None:
         labels = (head().voxels > 50).astype(np.uint8)
     golden.write_case(folder / "golden" / "head", case_of(head(), labels))
-    return load_contract(contract.contract_file)
+    return loaded(contract.contract_file)
 
 
 def results_of(contract: ModelContract) -> tuple[Check, dict[str, bool]]:
-    found = read_check(contract.contract_file)
+    found = read_check(contract)
     assert found is not None
     return found, {each.variant: each.ok for each in found.cases}

@@ -1,7 +1,9 @@
 """A model gets work when its check is green for what it is now, or somebody let it in for a reason that is shown."""
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,15 @@ from meddaemon.cli.app import app
 from meddaemon.cli.doctor import examine
 from meddaemon.cli.explain import explain
 from meddaemon.config.admission import CaseResult, Check, admitted, file_digests
-from meddaemon.config.contracts import load_contract
+from meddaemon.config.contracts import BUILTIN_DIRECTORY, load_contract
 from meddaemon.config.settings import Settings, load
 from meddaemon.db import jobs, studies
 from meddaemon.db.engine import Database
 from meddaemon.deploy import check
 from meddaemon.deploy.registry import write_record
+from meddaemon.domain.contract import Admission
 from meddaemon.domain.errors import BundleRefused, NotAdmitted
+from tests.admission import loaded
 from tests.db.test_studies import MODEL
 
 RULE = '[[rules]]\nname = "rule"\nmodels = ["example"]\n'
@@ -47,7 +51,7 @@ def settings(tmp_path: Path, contract_file: Path, database_url: str) -> Callable
 
 
 def record(contract_file: Path, *cases: CaseResult, **other: object) -> None:
-    contract = load_contract(contract_file)
+    contract = loaded(contract_file)
     values = {
         "model": contract.name,
         "digest": contract.digest,
@@ -55,14 +59,21 @@ def record(contract_file: Path, *cases: CaseResult, **other: object) -> None:
         "at": "now",
         "by": "x",
     }
-    write_record(contract_file.with_name("check.json"), Check(**{**values, "cases": cases, **other}))  # type: ignore[arg-type]
+    file = kept(contract_file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_record(file, Check(**{**values, "cases": cases, **other}))  # type: ignore[arg-type]
+
+
+def kept(contract_file: Path) -> Path:
+    """Where this installation keeps what the check found."""
+    return contract_file.parents[2] / "store/admissions/example.json"
 
 
 GREEN = CaseResult(case="c", variant="as given", measure="dice", value=0.995, limit=0.99)
 
 
 def refusal(contract_file: Path) -> str:
-    return admitted(load_contract(contract_file)).admission.refusal
+    return admitted(loaded(contract_file)).admission.refusal
 
 
 # --- what a check says ----------------------------------------------------------------------------------------------
@@ -95,10 +106,54 @@ def test_without_a_check_or_without_cases_there_is_no_work(contract_file: Path) 
     record(contract_file, GREEN, model="another")
     assert "its name is different" in refusal(contract_file)
     for broken in ("{", "{}", "[]", '{"format": 2}', "null", "\x00"):
-        contract_file.with_name("check.json").write_text(broken)
+        kept(contract_file).write_text(broken)
         assert "is not a check that this version made" in refusal(contract_file)
-    contract_file.with_name("check.json").write_bytes(b" " * (2**24 + 1))
+    kept(contract_file).write_bytes(b" " * (2**24 + 1))
     assert "too large" in refusal(contract_file)
+
+
+@pytest.mark.fault(172)
+def test_a_check_that_came_with_a_folder_proves_nothing(contract_file: Path, settings: Callable[[], Settings]) -> None:
+    """Whoever can write a contract can write a green check of it beside it."""
+    record(contract_file, GREEN)
+    assert refusal(contract_file) == ""
+    kept(contract_file).rename(contract_file.with_name("check.json"))
+    said = refusal(contract_file)
+    assert said == (
+        "it was never checked here, and check.json beside its contract proves nothing: "
+        "run `meddaemon models check example`"
+    )
+    assert settings().contracts["example"].admission.refusal == said
+    assert settings().admitted == {}
+
+
+def test_a_check_is_made_where_models_may_only_be_read_and_nobody_else_may_write(contract_file: Path) -> None:
+    before = sorted(contract_file.parent.rglob("*"))
+    contract_file.parent.chmod(0o555)
+    try:
+        check.force(loaded(contract_file), "seen by N")
+    finally:
+        contract_file.parent.chmod(0o755)
+    assert sorted(contract_file.parent.rglob("*")) == before
+    assert not kept(contract_file).parent.stat().st_mode & 0o022
+
+
+def test_a_contract_that_nobody_said_the_place_of_records_for_is_not_admitted(contract_file: Path) -> None:
+    record(contract_file, GREEN)
+    assert "never checked" in admitted(load_contract(contract_file)).admission.refusal
+
+
+@pytest.mark.fault(172)
+def test_the_package_vouches_for_its_own_models_as_long_as_they_are_what_it_brought(tmp_path: Path) -> None:
+    """And for no copy of them."""
+    brought = load_contract(BUILTIN_DIRECTORY / "brain_volume/contract.toml", tmp_path / "records")
+    assert admitted(brought).admission == Admission()
+    changed = replace(brought, digest="0" * 64)
+    assert "it changed since it was checked" in admitted(changed).admission.refusal
+    shutil.copytree(BUILTIN_DIRECTORY / "brain_volume", tmp_path / "brain_volume")
+    copy = load_contract(tmp_path / "brain_volume/contract.toml", tmp_path / "records")
+    assert copy.digest == brought.digest
+    assert "check.json beside its contract proves nothing" in admitted(copy).admission.refusal
 
 
 @pytest.mark.fault(172)
@@ -131,9 +186,9 @@ def test_whatever_changes_after_the_check_takes_the_work_away_and_is_named(
 
 def test_a_reason_is_needed_to_force(contract_file: Path) -> None:
     with pytest.raises(BundleRefused, match="name it"):
-        check.force(load_contract(contract_file), "  ")
-    assert not contract_file.with_name("check.json").exists()
-    assert check.force(load_contract(contract_file), "seen by N").admission.forced == "seen by N"
+        check.force(loaded(contract_file), "  ")
+    assert not kept(contract_file).exists()
+    assert check.force(loaded(contract_file), "seen by N").admission.forced == "seen by N"
 
 
 # --- what becomes of it ---------------------------------------------------------------------------------------------
@@ -161,7 +216,7 @@ def test_a_model_that_is_not_admitted_gets_no_job_and_it_is_said_everywhere_and_
     with database.write() as connection:
         assert studies.reopen_for_admitted_models(connection, set(refused.admitted)) == []
     # It is let in; the process that starts then asks the rules again.
-    check.force(load_contract(contract_file), "seen by N")
+    check.force(loaded(contract_file), "seen by N")
     let_in = settings()
     assert let_in.warnings == ()
     with database.write() as connection:
@@ -170,7 +225,14 @@ def test_a_model_that_is_not_admitted_gets_no_job_and_it_is_said_everywhere_and_
     job = claim(database)
     assert (job.model, job.model_digest) == ("example", let_in.contracts["example"].digest)
     with database.read() as connection:
-        assert "model example was admitted by force: seen by N" in "\n".join(explain(connection, str(study)))
+        told_of = "\n".join(explain(connection, str(study)))
+    assert "model example was admitted by force: seen by N" in told_of
+    assert "    its model was admitted by force: seen by N" in told_of
+    config = ["--config", str(settings().file)]
+    (row,) = json.loads(CliRunner().invoke(app, ["jobs", "list", "--format", "json", *config]).output)
+    assert row["admitted_by_force"] == "seen by N"
+    shown = CliRunner().invoke(app, ["jobs", "show", str(job.id), *config]).output
+    assert "\n  its model was admitted by force: seen by N\n" in shown
     assert {each.what: each for each in examine(let_in, with_network=False)}["model example"].well is None
     with database.write() as connection:
         assert studies.reopen_for_admitted_models(connection, set(let_in.admitted)) == [], "once is enough"
@@ -182,7 +244,7 @@ def test_jobs_of_a_model_that_lost_its_admission_wait_and_it_is_said(
     register(database, received("a"))
     record(contract_file, GREEN)
     pipeline.admit(database, settings())
-    contract_file.with_name("check.json").unlink()
+    kept(contract_file).unlink()
     after = settings()
     with database.write() as connection:
         digests = [each.digest for each in after.admitted.values()]
@@ -192,9 +254,9 @@ def test_jobs_of_a_model_that_lost_its_admission_wait_and_it_is_said(
 
 
 def test_a_forced_model_is_told_by_every_command_that_shows_models(tmp_path: Path, contract_file: Path) -> None:
-    check.force(load_contract(contract_file), "seen by N")
+    check.force(loaded(contract_file), "seen by N")
     file = tmp_path / "meddaemon.toml"
-    file.write_text('[models]\ndirectories = ["models"]\n')
+    file.write_text('[store]\ndirectory = "store"\n[models]\ndirectories = ["models"]\n')
     listed = CliRunner().invoke(app, ["models", "list", "--format", "json", "--config", str(file)])
     (row,) = [each for each in json.loads(listed.output) if each["name"] == "example"]
     assert (row["state"], row["why"]) == ("forced", "seen by N")

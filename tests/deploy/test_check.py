@@ -12,13 +12,14 @@ from pydicom import dcmread
 from pydicom.uid import RLELossless
 
 from meddaemon.config.admission import admitted
-from meddaemon.config.contracts import load_contract
 from meddaemon.deploy import check, golden
 from meddaemon.deploy.golden import TURNS
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import BundleRefused
 from meddaemon.inference.warm import WarmModels
-from tests.deploy.bundles import CLASSIFIER, OVERLAPPING, case_of, head, model, results_of, write_segmenter
+from tests.admission import loaded
+from tests.deploy.bundles import CLASSIFIER, CONTRACT, OVERLAPPING, case_of, head, model, results_of, write_segmenter
+from tests.other_objects import image
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +94,7 @@ def test_weights_that_call_the_system_do_not_when_they_are_loaded_and_their_mode
     contract = model(tmp_path / "m", LOADS, oriented=True)
     (tmp_path / "m/models").mkdir()
     (tmp_path / "m/models/model.pt").write_bytes(b"cos\nsystem\n(S'touch " + bytes(witness) + b"'\ntR.")
-    after = check.check(load_contract(contract.contract_file), models)
+    after = check.check(loaded(contract.contract_file), models)
     assert not witness.exists()
     found, variants = results_of(contract)
     assert not any(variants.values())
@@ -108,7 +109,7 @@ def test_a_wrong_expectation_and_a_case_for_other_inputs_keep_a_model_out(tmp_pa
     other = tmp_path / "m/golden/other"
     golden.write_case(other, case_of(head()))
     (other / "case.toml").write_text((other / "case.toml").read_text().replace('"image"', '"scan"'))
-    contract = load_contract(contract.contract_file)
+    contract = loaded(contract.contract_file)
     lines: list[str] = []
     admission = check.check(contract, models, say=lines.append, force="seen by a person").admission
     assert any("dice 0.9" in line and "at least 0.99 is wanted" in line for line in lines)
@@ -119,7 +120,7 @@ def test_a_wrong_expectation_and_a_case_for_other_inputs_keep_a_model_out(tmp_pa
 
 
 def test_frozen_cases_name_no_patient(tmp_path: Path, models: WarmModels) -> None:
-    contract = load_contract(write_segmenter(tmp_path / "m", "y", oriented=True))
+    contract = loaded(write_segmenter(tmp_path / "m", "y", oriented=True))
     series = make_series(
         tmp_path / "s", patient_name="Doe^Jane", patient_id="P-1", voxels=head().voxels.astype(np.int16)
     )
@@ -135,14 +136,14 @@ def test_frozen_cases_name_no_patient(tmp_path: Path, models: WarmModels) -> Non
 def test_a_case_of_files_is_read_as_those_of_patients_are_and_turned_as_well(
     tmp_path: Path, models: WarmModels
 ) -> None:
-    contract = load_contract(write_segmenter(tmp_path / "m", "y", oriented=True))
+    contract = loaded(write_segmenter(tmp_path / "m", "y", oriented=True))
     case = tmp_path / "m/golden/files"
     make_series(
         case / "dicom", voxels=head().voxels.astype(np.int16), orientation="oblique", transfer_syntax=RLELossless
     )
     np.savez(case / "labels.npz", labels=head().voxels > 50, affine_lps=head().affine_lps)
     (case / "case.toml").write_text('[[inputs]]\nkey = "image"\nfiles = "dicom"\n\n[expected]\nlabels = "labels.npz"\n')
-    contract = load_contract(contract.contract_file)
+    contract = loaded(contract.contract_file)
     assert check.check(contract, models).admission.refusal == ""
     assert len(results_of(contract)[1]) == 2 + len(TURNS)
 
@@ -152,10 +153,10 @@ FIRST_HALF = "y[:, :, : (y.shape[2] + 1) // 2].flatten(1).mean(1, keepdim=True)"
 
 
 def scored(folder: Path, behaviour: str, *expected: float) -> ModelContract:
-    contract = load_contract(write_segmenter(folder, behaviour, oriented=False, contract=CLASSIFIER))
+    contract = loaded(write_segmenter(folder, behaviour, oriented=False, contract=CLASSIFIER))
     case = replace(case_of(head()), labels=None, affine_lps=None, scores=expected)
     golden.write_case(folder / "golden/head", case)
-    return load_contract(contract.contract_file)
+    return loaded(contract.contract_file)
 
 
 @pytest.mark.parametrize(
@@ -190,11 +191,11 @@ def test_a_model_whose_numbers_drift_when_the_patient_is_stored_otherwise_is_not
 
 def test_masks_that_overlap_are_compared_one_by_one(tmp_path: Path, models: WarmModels) -> None:
     both = "torch.cat([y, torch.ones_like(y)], 1)"
-    contract = load_contract(write_segmenter(tmp_path / "m", both, oriented=True, contract=OVERLAPPING))
+    contract = loaded(write_segmenter(tmp_path / "m", both, oriented=True, contract=OVERLAPPING))
     bright = (head().voxels > 50).astype(np.uint8)
     for name, masks in {"right": [bright, bright * 0 + 1], "wrong": [bright, bright]}.items():
         golden.write_case(tmp_path / "m/golden" / name, case_of(head(), np.array(masks)))
-    contract = load_contract(contract.contract_file)
+    contract = loaded(contract.contract_file)
     check.check(contract, models)
     found, _ = results_of(contract)
     outcomes = {(each.case, each.ok) for each in found.cases if each.variant != check.AGAIN}
@@ -203,3 +204,28 @@ def test_masks_that_overlap_are_compared_one_by_one(tmp_path: Path, models: Warm
     frozen = golden.read_case(check.freeze(contract, models, "frozen", {"image": series}, "MR"))
     assert frozen.labels is not None
     assert frozen.labels.shape == (2, *head().voxels.shape)
+
+
+def test_segments_on_pictures_are_compared_picture_by_picture(tmp_path: Path, models: WarmModels) -> None:
+    """In the order of their numbers, whatever their files are called."""
+    pictures = CONTRACT.replace('key = "image"', 'key = "image"\nkind = "pictures"').replace('"MR"', '"DX"')
+    contract = loaded(write_segmenter(tmp_path / "m", "y", oriented=False, contract=pictures))
+    drawn = np.zeros((2, 6, 9), np.uint8)
+    drawn[0, 1:4, 2:8], drawn[1, 5, 0:3] = 1, 1
+    for name, labels in {"right": drawn, "wrong": drawn[::-1], "fewer": drawn[:1]}.items():
+        case = tmp_path / "m/golden" / name
+        (case / "dicom").mkdir(parents=True)
+        for number, frame in enumerate(drawn, start=1):
+            image(case / "dicom", (frame * 90).astype(np.uint16), name=str(number), Modality="DX")
+        (case / "dicom/1.dcm").rename(case / "dicom/z.dcm")
+        np.savez(case / "labels.npz", labels=labels)
+        inputs = '[[inputs]]\nkey = "image"\nfiles = "dicom"\n'
+        (case / "case.toml").write_text(f'{inputs}\n[expected]\nlabels = "labels.npz"\n')
+    contract = loaded(contract.contract_file)
+    check.check(contract, models)
+    found, _ = results_of(contract)
+    assert {(each.case, each.ok) for each in found.cases if each.variant == "as given"} == {
+        ("right", True),
+        ("wrong", False),
+        ("fewer", False),
+    }

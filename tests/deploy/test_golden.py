@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from meddaemon.config.admission import admitted
-from meddaemon.config.contracts import BUILTIN_DIRECTORY, load_contract
+from meddaemon.config.contracts import BUILTIN_DIRECTORY
 from meddaemon.deploy import check, golden
 from meddaemon.deploy.golden import AS_GIVEN, TURNS, Grid, NotThere, Turn
 from meddaemon.domain.errors import BundleRefused, InvalidConfiguration
 from meddaemon.inference.volume import assemble
+from tests.admission import loaded
 from tests.deploy.bundles import case_of, results_of
 
 SHAPES = st.tuples(*[st.integers(1, 4)] * 3)
@@ -127,7 +128,7 @@ def test_a_case_is_read_as_it_was_written(tmp_path: Path) -> None:
     [
         ('array = "input0.npz"', "", "case.toml:1: inputs[0]: needs either array or files"),
         ("dice = 0.99", "dice = 1.5", "case.toml:8: expected.dice"),
-        ("dice = 0.99", "scores = [1.0]", "case.toml:6: expected: needs either labels or scores"),
+        ("dice = 0.99", "scores = [1.0]", "case.toml:6: expected: needs either labels, scores, boxes or landmarks"),
         ('"input0.npz"', '"../../secret.npz"', "case.toml:3: inputs[0].array"),
         ('"labels.npz"', '"/etc/passwd"', "case.toml:7: expected.labels"),
         ('modality = "MR"', 'modality = "US"', "can be written as MR, CT, PT"),
@@ -172,7 +173,7 @@ def test_arrays_that_claim_more_than_they_have_or_pickle_are_refused(tmp_path: P
 
 def test_the_model_that_we_bring_comes_with_a_green_check_of_what_it_is() -> None:
     pytest.importorskip("deepbet", reason="its weights are an extra")
-    contract = load_contract(BUILTIN_DIRECTORY / "brain_volume/contract.toml")
+    contract = loaded(BUILTIN_DIRECTORY / "brain_volume/contract.toml")
     admission = admitted(contract).admission
     assert (admission.refusal, admission.forced) == ("", ""), "run `meddaemon models check brain_volume` and commit"
     found, variants = results_of(contract)

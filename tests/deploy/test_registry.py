@@ -182,12 +182,12 @@ def test_hostile_metadata_cannot_write_into_the_contract(tmp_path: Path, models:
 def test_a_model_is_removed_unless_something_needs_it(tmp_path: Path, models: Path) -> None:
     registry.add(str(write_bundle(tmp_path / "b")), models)
     with pytest.raises(BundleRefused, match="is built in"):
-        registry.remove("brain_volume", [models], frozenset())
+        registry.remove("brain_volume", [models], frozenset(), tmp_path)
     with pytest.raises(BundleRefused, match="names 'spleen_segmentation'"):
-        registry.remove("spleen_segmentation", [models], frozenset({"spleen_segmentation"}))
+        registry.remove("spleen_segmentation", [models], frozenset({"spleen_segmentation"}), tmp_path)
     with pytest.raises(NotFound):
-        registry.remove("nothing", [models], frozenset())
-    registry.remove("spleen_segmentation", [models], frozenset())
+        registry.remove("nothing", [models], frozenset(), tmp_path)
+    registry.remove("spleen_segmentation", [models], frozenset(), tmp_path)
     assert list(models.iterdir()) == []
 
 

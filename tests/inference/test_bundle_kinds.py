@@ -25,8 +25,8 @@ from bundle_factory import (
     write_bundle,
 )
 
-from meddaemon.domain.contract import BoxFrame, InputKind, ModelKind
-from meddaemon.domain.errors import ModelFailed
+from meddaemon.domain.contract import BoxFrame, Combine, InputKind, ModelKind
+from meddaemon.domain.errors import ModelFailed, NotEvaluable
 from meddaemon.domain.picture import Signal
 from meddaemon.domain.volume import Volume
 
@@ -196,14 +196,68 @@ def test_classes_and_regressions_are_numbers(tmp_path: Path) -> None:
         wrong.predict({"image": volume})
 
 
-def test_several_pictures_are_run_one_by_one(tmp_path: Path) -> None:
-    frames = np.stack([np.full((4, 6), 1.0), np.full((4, 6), 3.0)])
-    feeds = (Feed(name="view", key="image", kind=InputKind.PICTURES),)
+def viewer(folder: Path, combine: Combine, kind: InputKind = InputKind.PICTURES) -> Any:
+    """A classifier of images (x, y), whose scores are their mean, minus that, and half of it."""
     content = means(preprocessing=steps(LOAD, CHANNEL), postprocessing=None)
-    loaded = load(tmp_path, content, scripts={"net": MEANS}, outputs=3, kind=ModelKind.CLASSIFICATION, feeds=feeds)
-    prediction = loaded.predict({"view": pictures(frames)})
-    assert prediction.scores == pytest.approx((2, -2, 1))
-    assert prediction.provenance["scores"] == "mean of 2 images"
+    feeds = (Feed(name="view", key="image", kind=kind),)
+    agreed: dict[str, Any] = {"outputs": 3, "kind": ModelKind.CLASSIFICATION, "feeds": feeds, "combine": combine}
+    return load(folder, content, scripts={"net": MEANS}, **agreed)
+
+
+VIEWS = np.stack([np.full((4, 6), 1.0), np.full((4, 6), 3.0)])
+
+
+@pytest.mark.parametrize(
+    ("combine", "scores"),
+    [(Combine.MEAN, (2, -2, 1)), (Combine.MAX, (3, -1, 1.5)), (Combine.EACH, (1, -1, 0.5, 3, -3, 1.5))],
+)
+def test_several_pictures_are_run_one_by_one(tmp_path: Path, combine: Combine, scores: tuple[float, ...]) -> None:
+    sent = pictures(VIEWS)
+    prediction = viewer(tmp_path, combine).predict({"view": sent})
+    assert prediction.scores == pytest.approx(scores)
+    each = combine is Combine.EACH
+    assert prediction.sources == (sent.sources if each else ())
+    assert prediction.provenance.get("scores") == (None if each else f"{combine.value} of 2 images")
+
+
+def test_scores_of_several_pictures_are_refused_unless_the_contract_says_what_becomes_of_them(tmp_path: Path) -> None:
+    loaded = viewer(tmp_path, Combine.REFUSE)
+    assert loaded.predict({"view": pictures(VIEWS[:1])}).scores == pytest.approx((1, -1, 0.5))
+    sent = pictures(VIEWS)
+    with pytest.raises(NotEvaluable, match=r"view has 2 images, .* no 'combine'") as refused:
+        loaded.predict({"view": sent})
+    assert refused.value.numbers == {"images": 2, "series_instance_uid": sent.series_instance_uid}
+
+
+def test_each_slice_keeps_its_scores_and_its_image(tmp_path: Path) -> None:
+    volume = make_volume(np.stack([np.full((3, 4), value) for value in (5, 7)]).astype(np.float32))
+    prediction = viewer(tmp_path, Combine.EACH, InputKind.SLICES).predict({"view": volume})
+    assert prediction.scores == pytest.approx((5, -5, 2.5, 7, -7, 3.5))
+    assert prediction.sources == tuple(zip(volume.geometry.sop_instance_uids, (1, 1), strict=True))
+
+
+@pytest.mark.parametrize("combine", [Combine.MEAN, Combine.MAX])
+def test_a_score_that_is_no_number_is_not_lost_among_others(tmp_path: Path, combine: Combine) -> None:
+    broken = VIEWS.copy()
+    broken[0] = np.nan
+    prediction = viewer(tmp_path, combine).predict({"view": pictures(broken)})
+    assert np.isnan(prediction.scores[0])
+    assert prediction.doubts == ("3 of 3 numbers of the prediction are not finite",)
+
+
+def test_segments_on_pictures_lie_on_the_pixels_of_each(tmp_path: Path) -> None:
+    frames = np.zeros((2, 5, 7))
+    frames[0, 1:3, 2:6], frames[1, 4, 0] = 90, 70
+    content = config(
+        network_def={"_target_": "torch.nn.Conv2d", "in_channels": 1, "out_channels": 2, "kernel_size": 1},
+        preprocessing=steps(LOAD, CHANNEL, {"_target_": "Flipd", "keys": "image", "spatial_axis": 0}),
+    )
+    feeds = (Feed(name="image", key="image", kind=InputKind.PICTURES),)
+    sent = pictures(frames)
+    agreed: dict[str, Any] = {"feeds": feeds, "segments": (1,)}
+    prediction = load(tmp_path, content, network=above_50(2), **agreed).predict({"image": sent})
+    assert np.array_equal(prediction.labels, frames > 50)
+    assert (prediction.pictures, prediction.geometry) == (sent.grid, None)
 
 
 def test_a_colour_picture_has_its_channels_where_monai_has_them(tmp_path: Path) -> None:

@@ -9,7 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from toy_contract import toy_contract
 
-from meddaemon.domain.codes import CERTAINTY_OF_FINDING, MILLILITRE, PERCENT, VOLUME, Code
+from meddaemon.domain.codes import (
+    AREA,
+    CERTAINTY_OF_FINDING,
+    MILLILITRE,
+    PERCENT,
+    PIXELS,
+    SQUARE_MILLIMETRE,
+    VOLUME,
+    Code,
+)
 from meddaemon.domain.contract import (
     ClassContract,
     ModelContract,
@@ -22,9 +31,11 @@ from meddaemon.domain.contract import (
     SegmentContract,
 )
 from meddaemon.domain.errors import ModelFailed, NotEvaluable
+from meddaemon.domain.picture import PictureGrid
 from meddaemon.domain.result import Analysis, Box, Landmark, Measurement, Prediction, ResultStatus
 from meddaemon.domain.volume import Geometry
 from meddaemon.inference.analysis import MAX_OBJECTS, analyse, unasked
+from meddaemon.results.encoding import applies, why_not
 
 BRAIN = Code(value="12738006", scheme="SCT", meaning="Brain")
 NODULE = Code(value="27925004", scheme="SCT", meaning="Nodule")
@@ -54,6 +65,40 @@ def answered(contract: ModelContract, **said: Any) -> Analysis:
 def sick(name: str, threshold: float | None = None, group: str = "") -> ClassContract:
     code = Code(value=name, scheme="99TEST", meaning=name)
     return ClassContract(name=name, finding=code, threshold=threshold, group=group)
+
+
+def test_each_image_that_has_scores_of_its_own_has_findings_of_its_own() -> None:
+    """Of the four views of a mammogram one shows something: which, is what the reader must know."""
+    one = contract(ModelKind.CLASSIFICATION, classes=(sick("a", group="g"), sick("b", 0.5, group="g")))
+    views = (("1.5.1", 1), ("1.5.2", 1), ("1.5.3", 7))
+    analysis = answered(one, scores=(0.9, 0.1, 0.2, 0.8, 0.6, 0.4), sources=views)
+    assert [(each.code.value, each.source, each.present) for each in analysis.findings] == [
+        ("a", views[0], True),
+        ("b", views[0], False),
+        ("a", views[1], False),
+        ("b", views[1], True),
+        ("a", views[2], True),
+        ("b", views[2], False),
+    ]
+    place = analysis.location(analysis.findings[4])
+    assert place is not None
+    assert (place.sop_instance_uid, place.frame_number, place.low) == ("1.5.3", 7, ())
+    assert analysis.status is ResultStatus.PLAUSIBLE
+    assert "add up to 1.7" in answered(one, scores=(0.9, 0.1, 0.9, 0.8), sources=views[:2]).reason
+    with pytest.raises(ModelFailed, match="gave 4 scores, its contract names 2 for each of 3 images"):
+        answered(one, scores=(0.9, 0.1, 0.2, 0.8), sources=views)
+
+
+def test_each_image_that_has_numbers_of_its_own_is_judged_by_itself() -> None:
+    age = ScoreContract(name=AGE, unit=YEAR, plausible=Range(minimum=0, maximum=120))
+    analysis = answered(
+        contract(ModelKind.REGRESSION, scores=(age,)), scores=(30, 130), sources=(("1.5", 1), ("1.5", 2))
+    )
+    assert [(each.measurements[0].value, each.source) for each in analysis.findings] == [
+        (30, ("1.5", 1)),
+        (130, ("1.5", 2)),
+    ]
+    assert analysis.reason == "Current chronological age is 130 a; plausible are 0 to 120"
 
 
 # --- classification ----------------------------------------------------------------------------------------------
@@ -328,6 +373,54 @@ def test_a_box_between_uneven_planes_lies_between_them() -> None:
     place = analysis.location(analysis.findings[0])
     assert place is not None
     assert place.centre_lps == pytest.approx((2.0, 3.0, 12.0))
+
+
+def on_pictures(spacing_mm: tuple[float, float] | None) -> PictureGrid:
+    return PictureGrid(shape=(2, 5, 6), sources=(("1.5.1", 1), ("1.5.2", 1)), spacing_mm=spacing_mm)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "unit", "pixel"), [((0.5, 0.25), SQUARE_MILLIMETRE, 0.125), (None, PIXELS, 1)], ids=["mm", "pixels"]
+)
+@pytest.mark.parametrize("overlap", [False, True])
+def test_segments_on_pictures_have_an_area_on_each_of_them(
+    overlap: bool, spacing: tuple[float, float] | None, unit: Code, pixel: float
+) -> None:
+    """Without a distance of pixels in the patient there are only pixels: at the detector everything is larger."""
+    two = contract(ModelKind.SEGMENTATION, segments=(segment(2, "whole"), segment(5, "core")))
+    masks = np.zeros((2, 2, 5, 6), np.bool_)
+    masks[0, 0, 1:4, 1:3] = True
+    masks[1, 1, 2, 2:6] = True
+    masks[0, 1, 0, 0] = True
+    drawn = {"masks": masks} if overlap else {"labels": (masks[0] * 2 + masks[1] * 5).astype(np.uint8)}
+    analysis = answered(two, **drawn, pictures=on_pictures(spacing))
+    found = [(each.segment_number, each.source, each.present, each.measurements) for each in analysis.findings]
+
+    def area(count: int) -> tuple[Measurement, ...]:
+        return (Measurement(name=AREA, value=count * pixel, unit=unit),)
+
+    first, second = ("1.5.1", 1), ("1.5.2", 1)
+    assert found == [
+        (1, first, True, area(6)),
+        (2, first, False, area(0)),
+        (1, second, True, area(1)),
+        (2, second, True, area(4)),
+    ]
+    assert [each.voxel_count for each in analysis.segments] == [7, 4]
+    assert (analysis.status, analysis.is_drawn) == (ResultStatus.PLAUSIBLE, False)
+    assert not applies(analysis)
+    assert "no place in the patient" in why_not(analysis)
+    place = analysis.location(analysis.findings[3])
+    assert place is not None
+    assert (place.sop_instance_uid, place.low) == ("1.5.2", ())
+
+
+def test_labels_on_a_picture_that_the_contract_does_not_name_are_refused() -> None:
+    one = contract(ModelKind.SEGMENTATION, segments=(segment(1, "whole"),))
+    with pytest.raises(ModelFailed, match=r"produced label\(s\) 3"):
+        answered(one, labels=np.full((2, 5, 6), 3, np.uint8), pictures=on_pictures(None))
+    with pytest.raises(ModelFailed, match="drew nothing that lies anywhere"):
+        answered(one, labels=np.full((2, 5, 6), 1, np.uint8))
 
 
 def test_limits_hold_for_segments_that_overlap() -> None:

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from meddaemon.domain.errors import ModelFailed, OutOfMemory
-from meddaemon.domain.picture import Pictures, Signal
+from meddaemon.domain.picture import PictureGrid, Pictures, Signal
 from meddaemon.domain.result import Box, Landmark, Prediction
 from meddaemon.domain.volume import Geometry, Volume
 from meddaemon.inference.messages import Ended, Sealed, allocate, receive, send
@@ -247,9 +247,11 @@ def test_every_part_of_a_prediction_arrives() -> None:
         labels=np.ones((2, 3, 4), np.uint16),
         masks=np.ones((5, 2, 3, 4), np.bool_),
         scores=(0.25, 1.0),
+        sources=(("1.9", 1), ("1.9", 2)),
         boxes=(Box(label=1, score=0.5, low=(-0.5, 0.0), high=(1.5, 2.0), source=("1.9", 3)),),
         landmarks=(Landmark(label=2, score=1.0, position=(1.0, 2.0, 3.0)),),
         geometry=geometry((2, 3, 4)),
+        pictures=PictureGrid(shape=(2, 3, 4), sources=(("1.9", 1), ("1.9", 2)), spacing_mm=(0.5, 0.25)),
         doubts=("values that are not finite",),
         provenance={"runtime": "x"},
         seconds={"infer": 1.5},

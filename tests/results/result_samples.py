@@ -10,7 +10,7 @@ from pydicom import dcmread
 
 from meddaemon.domain.codes import MILLILITRE, VOLUME, Code
 from meddaemon.domain.contract import ModelContract, SegmentContract
-from meddaemon.domain.result import Analysis, Finding, Measurement, ResultStatus, Segment
+from meddaemon.domain.result import Analysis, Drawing, Finding, Measurement, ResultStatus, Segment
 from meddaemon.domain.uids import derived_uid
 from meddaemon.domain.volume import Geometry
 from meddaemon.results.encoding import EncodingRequest
@@ -63,17 +63,21 @@ def geometry_of(paths: Sequence[Path]) -> Geometry:
 
 
 def analysis_of(
-    labels: NDArray[np.uint8],
+    labels: NDArray[np.uint8] | NDArray[np.bool_],
     geometry: Geometry,
     *,
     kinds: Sequence[tuple[str, Code, Code | None]] = (("Brain", BRAIN, None),),
     status: ResultStatus = ResultStatus.PLAUSIBLE,
     reason: str = "",
 ) -> Analysis:
-    """One segment and one finding with its volume for each of `kinds` (label, type, laterality)."""
+    """One segment and one finding with its volume for each of `kinds` (label, type, laterality).
+
+    `labels` are masks [segment, plane, row, column] where segments overlap.
+    """
+    drawing = Drawing(labels=labels) if labels.ndim == 3 else Drawing(masks=labels)
     segments, findings = [], []
     for number, (label, code, laterality) in enumerate(kinds, 1):
-        voxels = int((labels == number).sum())
+        voxels = sum(int(drawing.mask(number, plane).sum()) for plane in range(drawing.shape[0]))
         segments.append(
             Segment(
                 number=number,
@@ -94,7 +98,8 @@ def analysis_of(
         reason=reason,
         segments=tuple(segments),
         findings=tuple(findings),
-        labels=labels,
+        labels=drawing.labels,
+        masks=drawing.masks,
         geometry=geometry,
     )
 

@@ -177,7 +177,7 @@ FAULTS: list[tuple[str, str, Callable[[Dataset], object], str]] = [
     ("other frame of reference", "SEG", lambda d: put(d, "FrameOfReferenceUID", "1.2.3"), "FrameOfReferenceUID"),
     ("indices against positions", "SEG", swap_dimension_indices, "position ind"),
     ("frames name each other's images", "SEG", swap_sources, "mm from the plane of its source image"),
-    ("one voxel flipped", "SEG", flip_a_bit, "does not show the labels"),
+    ("one voxel flipped", "SEG", flip_a_bit, "does not show what is drawn"),
     ("pixel data short", "SEG", lambda d: put(d, "PixelData", d.PixelData[:-20]), "pixel data"),
     (
         "wrong spacing",

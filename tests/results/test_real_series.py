@@ -84,6 +84,16 @@ def abdomen(shared: Path, folder: Path) -> EncodingRequest:
     return request_for(paths, analysis=analysis_of(labels, geometry, kinds=kinds))
 
 
+def overlapping(shared: Path, folder: Path) -> EncodingRequest:
+    """An organ, and a lesion partly within it."""
+    paths = with_identity(shared / "series/ct_abdomen_totalseg", folder / "source")
+    geometry = geometry_of(paths)
+    organ = ball(geometry.shape) > 0
+    masks = np.stack([organ, np.roll(organ, geometry.shape[2] // 4, axis=2)])
+    kinds = [("Brain", BRAIN, None), ("Left kidney", KIDNEY, LEFT)]
+    return request_for(paths, analysis=analysis_of(masks, geometry, kinds=kinds))
+
+
 def japanese(shared: Path, folder: Path) -> EncodingRequest:
     return request_for(with_identity(shared / "derived/japanese_name", folder / "source"))
 
@@ -105,6 +115,7 @@ SERIES: dict[str, Callable[[Path, Path], EncodingRequest]] = {
     "mr_brain_sag_anon": brain,
     "ct_chest_P001": chest,
     "ct_abdomen_totalseg": abdomen,
+    "overlapping": overlapping,
     "japanese_name": japanese,
     **{name: named_like(name) for name in CHARSETS},
 }
@@ -123,8 +134,9 @@ def test_patient_and_mask_of_a_real_series_survive(name: str, shared_dicom: Path
     for written in (read(seg), read(sr)):
         for keyword in ("PatientName", "PatientID", "StudyDescription"):
             assert str(written.get(keyword, "")) == str(first.get(keyword, ""))
-    labels = request.analysis.labels
-    volume = hd.seg.segread(BytesIO(seg.content)).get_volume(combine_segments=True)
+    analysis = request.analysis
+    labels = analysis.labels if analysis.masks is None else np.moveaxis(analysis.masks, 0, -1)
+    volume = hd.seg.segread(BytesIO(seg.content)).get_volume(combine_segments=analysis.masks is None)
     # Readers may run along the normal the other way: compare where the voxels lie, not in which order.
     ours = request.analysis.geometry.affine_lps
     there = np.rint(np.linalg.inv(ours) @ volume.affine).astype(int)

@@ -1,5 +1,6 @@
 """The segmentation that is read back is the mask that was found: voxel by voxel, in patient space."""
 
+import tracemalloc
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from result_samples import BRAIN, KIDNEY, LEFT, analysis_of, ball, contract, geometry_of, request_for
 
-from meddaemon.domain.errors import InputRefused
+from meddaemon.domain.errors import InputRefused, ObjectRefusedByGate
 from meddaemon.domain.result import EncodedObject
 from meddaemon.domain.volume import Geometry
 from meddaemon.results import seg as seg_module
@@ -60,8 +61,11 @@ def read_by_volume(encoded: EncodedObject) -> dict[int, set[tuple[float, ...]]]:
 
 def expected(request: EncodingRequest) -> dict[int, set[tuple[float, ...]]]:
     analysis = request.analysis
+    drawing, geometry = analysis.drawn
     return {
-        segment.number: voxels_in_patient_space(analysis.labels == segment.number, analysis.geometry.affine_lps)
+        segment.number: voxels_in_patient_space(
+            np.stack([drawing.mask(segment.number, plane) for plane in range(drawing.shape[0])]), geometry.affine_lps
+        )
         for segment in analysis.segments
     }
 
@@ -207,3 +211,79 @@ def test_colours_are_cielab(tmp_path: Path, colour: tuple[int, int, int], lab: t
     # PS3.3 C.10.7.1.1: L* 0..100 and a*, b* -128..127 each mapped to 0..65535.
     read = (written[0] * 100 / 65535, written[1] * 255 / 65535 - 128, written[2] * 255 / 65535 - 128)
     np.testing.assert_allclose(read, lab, atol=0.6)
+
+
+def overlapping(paths: list[Path], masks: NDArray[np.bool_]) -> EncodingRequest:
+    """A request that claims that the model found these masks in the series."""
+    kinds = [(f"Segment {number}", BRAIN, None) for number in range(1, len(masks) + 1)]
+    return request_for(paths, analysis=analysis_of(masks, geometry_of(paths), kinds=kinds))
+
+
+@given(data=st.data())
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_masks_come_back_each_whole_and_say_whether_they_overlap(tmp_path: Path, data: st.DataObject) -> None:
+    """Fault 1 of peers: a label map keeps one segment of those that share a voxel."""
+    paths = make_series(tmp_path / "series", planes=3, rows=5, columns=7, orientation="oblique")
+    values = data.draw(st.binary(min_size=105, max_size=105))
+    bits = np.frombuffer(values, np.uint8).reshape(3, 5, 7)
+    masks = np.stack([bits & 1 > 0, bits & 2 > 0, bits & 4 > 0])
+    request = overlapping(paths, masks)
+    seg, report = encode(request)
+    found, drawn = (
+        {number: each for number, each in voxels.items() if each} for voxels in (read_by_frame(seg), expected(request))
+    )
+    assert found == drawn
+    dataset = dcmread(BytesIO(seg.content))
+    assert dataset.SegmentsOverlap == ("YES" if (masks.sum(axis=0) > 1).any() else "NO")
+    numbers = [item.ReferencedSOPSequence[0].ReferencedSegmentNumber for item in referenced_segments(report)]
+    assert numbers == [1, 2, 3]
+
+
+def referenced_segments(report: EncodedObject) -> list[Dataset]:
+    def below(item: Dataset) -> list[Dataset]:
+        return [item, *(each for child in item.get("ContentSequence", ()) for each in below(child))]
+
+    return [
+        item
+        for item in below(dcmread(BytesIO(report.content)))
+        if item.get("ValueType") == "IMAGE" and item.ConceptNameCodeSequence[0].CodeValue == "121191"
+    ]
+
+
+@pytest.mark.parametrize("frames", [(1, 2, 3, 4, 5), (5, 4, 3, 2, 1)])
+def test_masks_on_frames_of_one_enhanced_instance(tmp_path: Path, frames: tuple[int, ...]) -> None:
+    request = enhanced_request(make_enhanced(tmp_path, orientation="oblique"), frames)
+    whole = request.analysis.labels > 0
+    masks = np.stack([whole, np.roll(whole, 1, axis=2)])
+    kinds = [("Whole", BRAIN, None), ("Part", BRAIN, None)]
+    request = replace(request, analysis=analysis_of(masks, request.analysis.geometry, kinds=kinds))
+    assert read_by_frame(encode(request)[0]) == expected(request)
+
+
+def test_the_gate_sees_masks_that_were_merged(tmp_path: Path) -> None:
+    """What a label map would have kept of two segments is not what was drawn."""
+    paths = make_series(tmp_path, planes=5, rows=16)
+    whole = ball(geometry_of(paths).shape) > 0
+    request = overlapping(paths, np.stack([whole, np.roll(whole, 2, axis=2)]))
+    merged = overlapping(paths, np.stack([whole & ~request.analysis.masks[1], request.analysis.masks[1]]))
+    check([encode_seg(request)], request)
+    with pytest.raises(ObjectRefusedByGate, match="does not show what is drawn of segment 1"):
+        check([encode_seg(merged)], request)
+    with pytest.raises(ObjectRefusedByGate, match="SegmentsOverlap is not YES"):
+        check([encode_seg(merged)], request)
+
+
+def test_many_masks_take_no_more_memory_than_they_have(tmp_path: Path) -> None:
+    """highdicom would add them up: 8 bytes for each voxel of the volume, and more."""
+    paths = make_series(tmp_path, planes=24, rows=256, columns=256)
+    masks = np.zeros((8, 24, 256, 256), np.bool_)
+    for number, mask in enumerate(masks):
+        mask[:, 8 * number : 8 * number + 24, 32:64] = True
+    request = overlapping(paths, masks)
+    request.source  # noqa: B018  the headers are read before the measurement
+    tracemalloc.start()
+    seg = encode_seg(request)
+    check([seg], request)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < masks.nbytes

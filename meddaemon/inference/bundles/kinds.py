@@ -7,9 +7,11 @@ from importlib.util import find_spec
 from typing import Any
 
 from meddaemon.inference.bundles.edges import LOADER, SAVER
+from meddaemon.inference.bundles.pythonic import WORKFLOW
 from meddaemon.inference.bundles.reading import Reading, code, components, target, texts
 
 WHOLE_SLIDE = re.compile(r"WSIReader|\w*WSI\w*")
+_EVALUATION = re.compile(r"\b(\w*Evaluator(?=\()|iteration_update(?=\s*=)|prepare_batch(?=\s*=))")
 _LOADS = re.compile(r"\bLoadImage(d|D|Dict)?\b")
 PACKAGES: Mapping[str, str] = {
     # What MONAI asks for when a part of this name is made: import name -> pattern.
@@ -17,7 +19,7 @@ PACKAGES: Mapping[str, str] = {
     "nibabel": r"Orientation(d|D|Dict)?",
     "skimage": r"KeepLargestConnectedComponent(d|D|Dict)?|HoVerNet\w*|RemoveSmallObjects(d|D|Dict)?",
     "ignite": r"\w*Evaluator",
-    "torchvision": r"TorchVision\w*|RetinaNet\w*",
+    "torchvision": r"TorchVision\w*|RetinaNet",
 }
 NAMES: Mapping[str, str] = {
     # Packages that are not called what is imported.
@@ -42,10 +44,20 @@ def obstacles(reading: Reading) -> list[str]:
         own = [part["_target_"] for part in parts if target(part).startswith("Load")]
         reads = f", and it reads its own by {own[0]}" if own else ""
         return [f"the bundle takes no image: there is no LoadImage in its configuration{reads}"]
+    if more := sorted(set(_own_evaluation(reading))):
+        return [f"the workflow of the bundle does more than run its parts: {', '.join(more)}"]
     datasets = (part for part in parts if target(part).endswith("Dataset"))
     if "preprocessing" not in reading.config and not any("transform" in part for part in datasets):
         return ["the bundle takes no image: there is nothing that would prepare one in its configuration"]
     return [f"the bundle needs the package {NAMES.get(name, name)}" for name in sorted(set(_missing(reading, parts)))]
+
+
+def _own_evaluation(reading: Reading) -> Iterator[str]:
+    """Yield what a workflow in Python does beyond running its parts one after the other, as MONAI's evaluator does."""
+    if target(reading.config.get("workflow") or {}) != WORKFLOW.rpartition(".")[2]:
+        return
+    for text in code(reading):
+        yield from (name for name in _EVALUATION.findall(text) if name != "SupervisedEvaluator")
 
 
 def _missing(reading: Reading, parts: list[dict[str, Any]]) -> Iterator[str]:

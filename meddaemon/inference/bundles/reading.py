@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from meddaemon.domain.errors import ModelFailed
+from meddaemon.inference.bundles.pythonic import configuration, find_workflow
 
 CONFIGS = Path("configs")
 NAMES = ("inference.json", "inference.yaml", "inference.yml")
@@ -57,13 +58,22 @@ class Reading:
 def read_bundle(bundle: Path, configs: Sequence[str] = ()) -> Reading:
     """Read the bundle in the folder `bundle`, with the files `configs` of its folder `configs` merged over the first.
 
+    Without such a first file, the class of its code that is a workflow gives the parts (see `pythonic`).
     Raises `ModelFailed` when a file is missing, outside the bundle, too large, or not what its name says.
     """
     first = next((name for name in NAMES if (bundle / CONFIGS / name).is_file()), None)
-    if first is None:
-        raise ModelFailed(f"the bundle has none of {', '.join(NAMES)} in its folder {CONFIGS}")
     config: dict[str, Any] = {}
-    for name in (first, *configs):
+    if first is None:
+        try:
+            workflow = find_workflow(bundle)
+        except ValueError as error:
+            raise ModelFailed(str(error)) from error
+        if workflow is None:
+            raise ModelFailed(
+                f"the bundle has none of {', '.join(NAMES)} in its folder {CONFIGS}, and no workflow in its code"
+            )
+        config, source = configuration(workflow[0]), workflow[1]
+    for name in (*([first] if first else []), *configs):
         for key, value in _mapping(bundle, CONFIGS / name).items():
             _merge(config, str(key), value)
     raw = _mapping(bundle, METADATA) if (bundle / METADATA).is_file() else {}
@@ -72,7 +82,7 @@ def read_bundle(bundle: Path, configs: Sequence[str] = ()) -> Reading:
     except ValidationError as error:
         problem = error.errors()[0]
         raise ModelFailed(f"{METADATA}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}") from error
-    return Reading(root=bundle, config=config, metadata=metadata, files=(first, *configs))
+    return Reading(root=bundle, config=config, metadata=metadata, files=(first or source, *configs))
 
 
 def components(config: object, at: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose, apply_transform
 from monai.utils import CommonKeys, set_determinism
 
-from meddaemon.domain.contract import BoxFrame, InputKind, ModelKind
-from meddaemon.domain.errors import InputRefused, ModelFailed
+from meddaemon.domain.contract import BoxFrame, Combine, InputKind, ModelKind
+from meddaemon.domain.errors import InputRefused, ModelFailed, NotEvaluable
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.result import Box, Landmark, Prediction
 from meddaemon.domain.volume import Volume
@@ -43,6 +43,7 @@ from meddaemon.inference.regrid import Straightened, is_straight
 
 # Of `initialize`, what runs, sets seeds or is there for savers is ours.
 _OURS = ("@evaluator", "@trainer", "set_determinism", "register_writer")
+_SCORING = frozenset({ModelKind.CLASSIFICATION, ModelKind.REGRESSION})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +142,13 @@ class Session:
             count = first.geometry.shape[0]
         elif kind is InputKind.PICTURES and isinstance(first, Pictures):
             count = len(first.sources)
+        if count > 1 and self.terms.kind in _SCORING and self.terms.combine is Combine.REFUSE:
+            raise NotEvaluable(
+                "several_images",
+                f"{feeds[0].name} has {count} images, and the contract has no 'combine' that says what becomes of"
+                " their scores",
+                numbers={"images": count, "series_instance_uid": first.series_instance_uid},
+            )
         for index in range(count):
             data: dict[str, Any] = {}
             for key in dict.fromkeys(feed.key for feed in feeds):
@@ -174,6 +182,7 @@ class Session:
         result = Prediction(
             series_instance_uid=first.series_instance_uid,
             geometry=first.geometry if isinstance(first, Volume) else None,
+            pictures=first.grid if isinstance(first, Pictures) else None,
             provenance=dict(self.provenance),
         )
         for _, data in found:
@@ -185,10 +194,7 @@ class Session:
                 return _segmented(result, each, self.terms.segments, flat=len(found[0][0].grid.shape) == 2)
             case ModelKind.CLASSIFICATION | ModelKind.REGRESSION:
                 numbers_of = [outputs.scores(data[self.output], self.terms.outputs) for _, data in found]
-                numbers = tuple(map(float, np.mean(numbers_of, axis=0)))
-                if len(numbers_of) > 1:
-                    result.provenance["scores"] = f"mean of {len(numbers_of)} images"
-                return replace(result, scores=numbers, doubts=outputs.score_doubts(numbers))
+                return _scored(result, numbers_of, self.terms.combine, first)
             case ModelKind.DETECTION:
                 boxes = [
                     _in_plane(box, index, first)
@@ -264,7 +270,7 @@ def load(
     parser.read_meta(reading.metadata.model_dump(exclude_unset=True))
     witness = Witness()
     with witness.watching(), images.loaders_replaced(), torch.no_grad():
-        session, loaded = _built(parser, found, reading.root, terms, chosen)
+        session, loaded = _built(parser, found, reading.root, terms, chosen, witness)
         modules = [each for each in parser.ref_resolver.resolved_content.values() if isinstance(each, torch.nn.Module)]
         network = session.network if isinstance(session.network, torch.nn.Module) else None
         unfilled, count = witness.unfilled(network, modules)
@@ -284,7 +290,7 @@ def load(
 
 
 def _built(
-    parser: ConfigParser, found: Edges, root: Path, terms: Terms, device: torch.device
+    parser: ConfigParser, found: Edges, root: Path, terms: Terms, device: torch.device, witness: Witness
 ) -> tuple[Session, list[str]]:
     """Make the parts of the bundle and fill its networks; return them, and where the weights came from."""
     config: dict[str, Any] = parser.get()
@@ -293,7 +299,7 @@ def _built(
             parser.get_parsed_content(f"initialize::{index}")
     if "preprocessing" not in config:
         raise ModelFailed("the bundle has no 'preprocessing', and its evaluator reads no dataset with a 'transform'")
-    network, loaded = _network(parser, found, root)
+    network, loaded = _network(parser, found, root, witness)
     evaluator = config.get("evaluator")
     postprocessing = parser.get_parsed_content("postprocessing") if "postprocessing" in config else None
     evaluation = None
@@ -319,7 +325,7 @@ def _built(
     return session, loaded
 
 
-def _network(parser: ConfigParser, found: Edges, root: Path) -> tuple[Any, list[str]]:
+def _network(parser: ConfigParser, found: Edges, root: Path, witness: Witness) -> tuple[Any, list[str]]:
     """Make the network of the bundle and load every checkpoint; return it, and where its weights came from."""
     config: dict[str, Any] = parser.get()
     key = next((key for key in ("network", "network_def") if key in config), None)
@@ -336,7 +342,13 @@ def _network(parser: ConfigParser, found: Edges, root: Path) -> tuple[Any, list[
         if isinstance(checkpoint, Checkpoint) and checkpoint.fills_modules:
             checkpoint.load()
             loaded.append(f"{checkpoint.path.name} by {at}")
-    if not loaded and isinstance(network, torch.nn.Module) and not isinstance(network, torch.jit.ScriptModule):
+    filled = isinstance(network, torch.nn.Module) and not witness.unfilled(network, ())[0]
+    if (
+        not loaded
+        and not filled
+        and isinstance(network, torch.nn.Module)
+        and not isinstance(network, torch.jit.ScriptModule)
+    ):
         by_convention = fill_by_convention(root, network)
         loaded += [by_convention] if by_convention else []
     return network, loaded
@@ -448,6 +460,30 @@ def _segmented(
     labels = [each.labels for each in drawn if each.labels is not None]
     drawn_on: Any = np.stack(labels) if flat else labels[0]
     return replace(result, labels=drawn_on, doubts=doubts)
+
+
+def _scored(result: Prediction, numbers_of: Sequence[tuple[float, ...]], combine: Combine, first: Source) -> Prediction:
+    """Return the result with the scores of its images, combined or each by itself."""
+    doubts = tuple(dict.fromkeys(doubt for each in numbers_of for doubt in outputs.score_doubts(each)))
+    if combine is Combine.EACH:
+        result = replace(result, sources=_sources(first), scores=tuple(chain.from_iterable(numbers_of)), doubts=doubts)
+    elif len(numbers_of) == 1:
+        result = replace(result, scores=numbers_of[0], doubts=doubts)
+    else:
+        # What is not a number stays none: neither a mean nor a maximum hides it.
+        combined = (np.max if combine is Combine.MAX else np.mean)(numbers_of, axis=0)
+        result.provenance["scores"] = f"{combine.value} of {len(numbers_of)} images"
+        result = replace(result, scores=tuple(map(float, combined)), doubts=doubts)
+    return result
+
+
+def _sources(first: Source) -> tuple[tuple[str, int], ...]:
+    """Return the image of each run: of pictures each, of slices each plane; of a waveform or a volume there is none."""
+    if isinstance(first, Pictures):
+        return first.sources
+    if isinstance(first, Volume):
+        return tuple(zip(first.geometry.sop_instance_uids, first.geometry.frame_numbers, strict=True))
+    return ()
 
 
 def _in_plane(found: Any, plane: int, first: Source) -> Any:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from meddaemon.domain.contract import BoxFrame, InputKind, ModelContract, ModelKind
+from meddaemon.domain.contract import BoxFrame, Combine, InputKind, ModelContract, ModelKind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class Terms:
     feeds: tuple[Feed, ...] = ()
     segments: tuple[int, ...] = ()
     outputs: int = 0
+    combine: Combine = Combine.REFUSE
     frame: BoxFrame = BoxFrame.RAS
     configs: tuple[str, ...] = ()
 
@@ -49,6 +50,7 @@ class Terms:
             ),
             segments=tuple(each.label for each in contract.segments),
             outputs=numbers.get(contract.kind, 0),
+            combine=contract.combine,
             frame=contract.frame,
             configs=contract.configs,
         )
@@ -64,6 +66,7 @@ class Terms:
             ],
             "segments": list(self.segments),
             "outputs": self.outputs,
+            "combine": self.combine.value,
             "frame": self.frame.value,
             "configs": list(self.configs),
         }
@@ -85,6 +88,7 @@ class Terms:
             ),
             segments=tuple(int(each) for each in message["segments"]),
             outputs=int(message["outputs"]),
+            combine=Combine(message["combine"]),
             frame=BoxFrame(message["frame"]),
             configs=tuple(map(str, message["configs"])),
         )
