@@ -1,5 +1,7 @@
 """Segmentation objects: BINARY, on the full source grid (PS3.3 A.51)."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.color import CIELabColor
@@ -14,6 +16,7 @@ from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
 from meddaemon.domain.result import Analysis, EncodedObject, Segment
 from meddaemon.results.envelope import device_serial_number, finish
+from meddaemon.results.frames import Frame, Plane, planes_of, with_frames
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
 
@@ -31,12 +34,35 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
     Frames lie on the planes of the source, pixel for pixel, in its Frame of Reference. Raises `InputRefused` when
     the source is multi-frame and the volume does not use each of its frames once.
     """
-    analysis, contract, source = request.analysis, request.contract, request.source
+    labels = _in_source_order(request)
+    described = [_description(segment, request) for segment in request.analysis.segments]
+    omit_empty = _leaves_out_empty_frames(request.analysis)
+    if len(described) == 1:
+        return finish(_segmentation(request, labels, described, omit_empty=omit_empty), request, KIND)
+    # One empty frame for each plane: what describes a plane is the same for every segment.
+    header = _segmentation(request, np.broadcast_to(np.uint8(0), labels.shape), described[:1], omit_empty=False)
+    header.SegmentSequence = described
+    # Each frame says whose it is, and frames of several segments do not follow each other in space.
+    del header.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
+    header.pop("DimensionOrganizationType", None)
+    frames = _frames(request, planes_of(header), labels, omit_empty=omit_empty)
+    return finish(header, request, KIND, lambda header: with_frames(header, frames))
+
+
+def _segmentation(
+    request: EncodingRequest,
+    labels: NDArray[np.uint8] | NDArray[np.uint16],
+    described: Sequence[SegmentDescription],
+    *,
+    omit_empty: bool,
+) -> Segmentation:
+    """Return what highdicom makes of labels in the order of the source."""
+    contract, source = request.contract, request.source
     seg = Segmentation(
         source_images=source.instances,
-        pixel_array=_in_source_order(request),
+        pixel_array=labels,
         segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=[_description(segment, request) for segment in analysis.segments],
+        segment_descriptions=described,
         series_instance_uid=series_uid(request, KIND),
         series_number=request.series_number,
         sop_instance_uid=instance_uid(request, KIND),
@@ -48,12 +74,39 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
         content_label="AI_SEGMENTATION",
         content_description=long_string(contract.title),
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        omit_empty_frames=_leaves_out_empty_frames(analysis),
+        omit_empty_frames=omit_empty,
     )
     for element in source.body_part:
         seg.add(element)
     _name_dimensions(seg, instance_uid(request, KIND, "dimensions"))
-    return finish(seg, request, KIND)
+    return seg
+
+
+def _frames(
+    request: EncodingRequest,
+    planes: Sequence[Plane],
+    labels: NDArray[np.uint8] | NDArray[np.uint16],
+    *,
+    omit_empty: bool,
+) -> Iterator[Frame]:
+    """Yield the frames of each segment along the stack, which is the order of `planes`."""
+    source = request.source
+    index_of = {(str(each.SOPInstanceUID), 1): index for index, each in enumerate(source.instances)}
+    if source.is_multi_frame:
+        index_of = {(uid, frame): frame - 1 for uid, frame in source.positions}
+    stack = [(plane, labels[index_of[plane.source]]) for plane in planes]
+    present = [np.flatnonzero(np.bincount(pixels.ravel())) for _, pixels in stack]
+    if omit_empty and any(segments.any() for segments in present):
+        kept = [
+            (*each, set(segments.tolist())) for each, segments in zip(stack, present, strict=True) if segments.any()
+        ]
+    else:
+        every = {segment.number for segment in request.analysis.segments}
+        kept = [(*each, every) for each in stack]
+    for segment in request.analysis.segments:
+        for place, (plane, pixels, segments) in enumerate(kept, 1):
+            if segment.number in segments:
+                yield Frame(segment=segment.number, plane=plane, place=place, mask=pixels == segment.number)
 
 
 def _in_source_order(request: EncodingRequest) -> NDArray[np.uint8] | NDArray[np.uint16]:
