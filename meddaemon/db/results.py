@@ -9,9 +9,11 @@ from sqlalchemy import Connection, Row, func, insert, not_, or_, select
 
 from meddaemon.db import deliveries, requests, tables
 from meddaemon.db.clock import now
+from meddaemon.db.filters import condition
 from meddaemon.db.jobs import Job
 from meddaemon.db.paging import earlier
 from meddaemon.db.requests import is_asked_for
+from meddaemon.domain.filters import Filter
 from meddaemon.domain.result import Analysis, EncodedObject, Location, ResultStatus
 
 _job, _result, _study = tables.job, tables.result, tables.study
@@ -298,10 +300,13 @@ def query(
     until: datetime | None = None,
     study_id: int | None = None,
     superseded: bool = False,
+    satisfying: Filter | None = None,
     before: int | None = None,
     limit: int = 1000,
 ) -> list[ResultRow]:
-    """Return measurements, newest first; `code` is a code value or meaning of finding, segment or measurement.
+    """Return measurements, newest first, that satisfy all that is asked.
+
+    `code` is a code value or meaning of finding, segment or measurement, `satisfying` a filter of the results language.
 
     With `before`, those that were made before the measurement of that id.
     """
@@ -379,6 +384,8 @@ def query(
         statement = statement.where(_result.c.created_at >= since)
     if until is not None:
         statement = statement.where(_result.c.created_at < until)
+    if satisfying is not None:
+        statement = statement.where(condition(satisfying))
     return [
         ResultRow(
             **{
