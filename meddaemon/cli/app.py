@@ -39,7 +39,8 @@ from meddaemon.domain.filters import InvalidFilter, parse_filter
 from meddaemon.ingest.part10 import is_plain, read_part10
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.store import as_part10
-from meddaemon.results.dimse import Outgoing, RemoteEntity, Verdict, store
+from meddaemon.results.dimse import RemoteEntity, store
+from meddaemon.results.transport import Outgoing, Verdict
 from meddaemon.roles.process import receiver_of, store_of
 
 app = typer.Typer(

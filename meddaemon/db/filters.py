@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import ColumnElement, String, and_, cast, exists, false, func, not_, or_, select
+from sqlalchemy import ColumnElement, Connection, String, and_, cast, exists, false, func, not_, or_, select
 
 from meddaemon.db import tables
 from meddaemon.domain import filters
@@ -27,6 +27,22 @@ _COLUMNS: Mapping[str, tuple[ColumnElement[Any], ...]] = MappingProxyType(
         "accession": (_study.c.accession_number,),
     }
 )
+
+
+def is_satisfied(connection: Connection, result_id: int, wanted: Filter | None) -> bool:
+    """Return whether any measurement of a result satisfies a filter; no filter is satisfied by every result."""
+    if wanted is None:
+        return True
+    found = (
+        select(_measurement.c.id)
+        .join(_finding, _finding.c.id == _measurement.c.finding_id)
+        .join(_result, _result.c.id == _finding.c.result_id)
+        .join(_study, _study.c.id == _result.c.study_id)
+        .outerjoin(_segment, _segment.c.id == _finding.c.segment_id)
+        .where(_result.c.id == result_id, condition(wanted))
+        .limit(1)
+    )
+    return connection.execute(found).first() is not None
 
 
 def condition(wanted: Filter) -> ColumnElement[bool]:

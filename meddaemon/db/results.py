@@ -14,6 +14,7 @@ from meddaemon.db.jobs import Job
 from meddaemon.db.paging import earlier
 from meddaemon.db.requests import is_asked_for
 from meddaemon.domain.filters import Filter
+from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.result import Analysis, EncodedObject, Location, ResultStatus
 
 _job, _result, _study = tables.job, tables.result, tables.study
@@ -129,11 +130,11 @@ def record(
     series_instance_uid: str,
     provenance: Mapping[str, str],
     seconds: Mapping[str, float],
-    kinds: Mapping[str, Sequence[str]],
+    outlets: Mapping[str, Outlet],
 ) -> int:
     """Write a result with its findings, objects and outbox rows, in the transaction that completes the job.
 
-    `kinds` maps each destination to the kinds of object that it takes. A job that nobody asks for any more (outdated,
+    `outlets` says of each destination what it takes. A job that nobody asks for any more (outdated,
     and requeued by an operator) posts nothing.
     """
     result_id = connection.execute(
@@ -157,7 +158,7 @@ def record(
     for stored in objects:
         _record_object(connection, result_id, stored)
     destinations = requests.destinations_of(connection, job.id)
-    deliveries.post(connection, result_id, destinations=destinations, kinds=kinds, priority=job.priority)
+    deliveries.post(connection, result_id, destinations=destinations, outlets=outlets, priority=job.priority)
     return int(result_id)
 
 

@@ -19,7 +19,7 @@ import math
 import operator
 import re
 import string
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
@@ -178,6 +178,17 @@ def holds(condition: Filter, row: Row) -> bool:
             return (row.made >= moment) is since
         case Present():
             return row.present
+
+
+def parts_of(condition: Filter) -> Iterator[Filter]:
+    """Yield a filter and all that it is made of."""
+    yield condition
+    match condition:
+        case AllOf(parts) | AnyOf(parts):
+            for part in parts:
+                yield from parts_of(part)
+        case Not(part):
+            yield from parts_of(part)
 
 
 def folded(text: str) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from queue_samples import BRAIN, KINDS, claim, enqueue, received, register, stored_objects
+from queue_samples import BRAIN, OUTLETS, claim, enqueue, received, register, stored_objects
 from sqlalchemy import update
 
 from meddaemon.db import jobs, results, tables
@@ -98,7 +98,7 @@ def record(database: Database, model: str, status: ResultStatus, made: datetime,
             series_instance_uid="1.2.3.1",
             provenance={},
             seconds={},
-            kinds=KINDS,
+            outlets=OUTLETS,
         )
         connection.execute(update(tables.result).where(tables.result.c.id == result_id).values(created_at=made))
 
