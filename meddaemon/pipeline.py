@@ -45,9 +45,10 @@ from meddaemon.ingest.matching import Decision, plan_by_force
 from meddaemon.ingest.part10 import with_keywords
 from meddaemon.results.commitment import report
 from meddaemon.results.delivery import Retry
-from meddaemon.results.dimse import Problem, RemoteEntity, Verdict
+from meddaemon.results.dimse import Problem, RemoteEntity
 from meddaemon.results.encoding import EncodingRequest, ObjectReference, applies, encode, why_not
 from meddaemon.results.query import count_instances
+from meddaemon.results.transport import Verdict
 from meddaemon.telemetry import log
 
 LOOK_AGAIN_SECONDS = 60.0
@@ -134,7 +135,7 @@ def force(
             plans=(plan,),
         )
         (job_id,) = _carry_out(connection, study, rule, decision, settings)
-        requests.settle(connection, study.id, study.generation, settings.kinds)
+        requests.settle(connection, study.id, study.generation, settings.outlets)
         if jobs.get(connection, job_id).state in {JobState.DISCARDED, JobState.CANCELLED}:
             jobs.requeue(connection, job_id)
     return job_id
@@ -200,7 +201,7 @@ def _admit_one(database: Database, settings: Settings, study_id: int) -> bool:
             requests.let_go(connection, study_id=study.id, rule=rule.name, keep={plan.model for plan in decision.plans})
         for name in requests.rules_of(connection, study.id) - {rule.name for rule in settings.rules}:
             requests.let_go(connection, study_id=study.id, rule=name)
-        requests.settle(connection, study.id, study.generation, settings.kinds)
+        requests.settle(connection, study.id, study.generation, settings.outlets)
         studies.wait_for(connection, due.id, min(later, default=0.0 if held else None), reasons)
         if held and not later:
             holds.hold(connection, study.id)
@@ -415,7 +416,7 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
             series_instance_uid=prediction.series_instance_uid,
             provenance={**prediction.provenance, **_admitted_by_force(contract), **_not_encoded(analysis)},
             seconds=seconds,
-            kinds=settings.kinds,
+            outlets=settings.outlets,
         )
     said = {"status": analysis.status.value, "reason": analysis.reason, "objects": [each.kind for each in objects]}
     _log.info("result", job=job.id, kind=contract.kind.value, **said, **seconds)

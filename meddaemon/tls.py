@@ -82,14 +82,18 @@ class ServerTls:
         return verified
 
 
-def client_context(identity: Identity | None, trusted: Path, *, check_name: bool) -> ssl.SSLContext:
+def client_context(identity: Identity | None, trusted: Path | None, *, check_name: bool) -> ssl.SSLContext:
     """Return how we call others: their certificate must be vouched for by one in `trusted`. Raises TlsUnusable.
 
-    `check_name` also wants their host name in it (RFC 9325 6.1).
+    Without `trusted` those are asked that the system trusts. `check_name` also wants their host name in it (RFC 9325
+    6.1).
     """
     context = _context(ssl.PROTOCOL_TLS_CLIENT, identity)
     context.check_hostname = check_name
-    _trust(context, trusted)
+    if trusted is None:
+        context.load_default_certs(ssl.Purpose.SERVER_AUTH)
+    else:
+        _trust(context, trusted)
     return context
 
 

@@ -15,6 +15,7 @@ from meddaemon.db.instances import Received, Registration
 from meddaemon.db.jobs import Job, NewJob
 from meddaemon.db.results import StoredObject
 from meddaemon.domain.codes import MILLILITRE, VOLUME, Code
+from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.result import Analysis, EncodedObject, Finding, Measurement, ResultStatus, Segment
 from meddaemon.domain.schedule import patience
 from meddaemon.domain.volume import Geometry
@@ -66,7 +67,7 @@ def new_job(study_id: int, **values: Any) -> NewJob:
     )
 
 
-KINDS = dict.fromkeys(("pacs", "research", "early", "late"), ("SEG", "SR"))
+OUTLETS = dict.fromkeys(("pacs", "research", "early", "late"), Outlet(kinds=("SEG", "SR")))
 """The destinations there are, and what each takes."""
 
 
@@ -76,7 +77,7 @@ def enqueue(database: Database, study_id: int, *, destinations: Sequence[str] = 
     with database.write() as connection:
         requests.lock(connection, study_id)
         job_id, _ = requests.ask(connection, new, destinations)
-        requests.settle(connection, study_id, new.generation, KINDS)
+        requests.settle(connection, study_id, new.generation, OUTLETS)
     return job_id
 
 
@@ -141,14 +142,14 @@ def stored_objects(job: Job, kinds: Sequence[str] = ("SEG", "SR")) -> list[Store
 
 
 def finish(
-    connection: Connection, job: Job, *, kinds: Mapping[str, Sequence[str]] | None = None, value: float = 1400.0
+    connection: Connection, job: Job, *, outlets: Mapping[str, Outlet] | None = None, value: float = 1400.0
 ) -> int:
     """Complete a job with a result in the caller's transaction, as `JobStages` does; return the result's id."""
-    return record(connection, jobs.complete(connection, job), kinds=kinds, value=value)
+    return record(connection, jobs.complete(connection, job), outlets=outlets, value=value)
 
 
 def record(
-    connection: Connection, job: Job, *, kinds: Mapping[str, Sequence[str]] | None = None, value: float = 1400.0
+    connection: Connection, job: Job, *, outlets: Mapping[str, Outlet] | None = None, value: float = 1400.0
 ) -> int:
     return results.record(
         connection,
@@ -159,7 +160,7 @@ def record(
         series_instance_uid="1.2.3.1",
         provenance={"device": "cpu"},
         seconds={"predict": 1.0},
-        kinds={**KINDS, **(kinds or {})},
+        outlets={**OUTLETS, **(outlets or {})},
     )
 
 

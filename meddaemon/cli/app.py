@@ -35,10 +35,12 @@ from meddaemon.cli.studies import studies_app
 from meddaemon.db import history, results, studies
 from meddaemon.db.engine import DatabaseUnavailable
 from meddaemon.domain.errors import InvalidConfiguration, MeddaemonError, RefusedInstance
+from meddaemon.domain.filters import InvalidFilter, parse_filter
 from meddaemon.ingest.part10 import is_plain, read_part10
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.store import as_part10
-from meddaemon.results.dimse import Outgoing, RemoteEntity, Verdict, store
+from meddaemon.results.dimse import RemoteEntity, store
+from meddaemon.results.transport import Outgoing, Verdict
 from meddaemon.roles.process import receiver_of, store_of
 
 app = typer.Typer(
@@ -248,6 +250,12 @@ def explain(
 
 @app.command("results")
 def results_(
+    wanted: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[FILTER]", help="""What to show, such as 'finding = "Spleen" and volume > 300 mL and since 30d'."""
+        ),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
     code: Annotated[
         str | None, typer.Option(help="Only this finding, segment type or measurement: code value or meaning.")
@@ -264,6 +272,11 @@ def results_(
     config: Config = None,
 ) -> None:
     """Query findings and measurements."""
+    try:
+        filtered = parse_filter(wanted) if wanted is not None else None
+    except InvalidFilter as invalid:
+        typer.echo(f"meddaemon: filter: {shown(str(invalid))}", err=True)
+        raise typer.Exit(USAGE) from None
     with reading(config) as connection:
         rows = results.query(
             connection,
@@ -275,6 +288,7 @@ def results_(
             until=until.astimezone() if until else None,
             study_id=studies.find_study(connection, study) if study else None,
             superseded=superseded,
+            satisfying=filtered,
             limit=limit,
             before=before,
         )

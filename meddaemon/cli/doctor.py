@@ -16,9 +16,8 @@ from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import DeliveryState, JobState
 from meddaemon.inference import sandbox
 from meddaemon.ingest.volume import VolumeGone, check_volume
-from meddaemon.results.dimse import echo
 from meddaemon.roles.process import EXPIRY_WARNING_DAYS, SIGN_OF_LIFE_SECONDS
-from meddaemon.roles.remote import remote_of
+from meddaemon.roles.remote import problem_with
 from meddaemon.tls import TlsUnusable, expires_at
 
 
@@ -46,11 +45,9 @@ def examine(settings: Settings, *, with_network: bool) -> Iterator[Check]:
     yield from _database(settings)
     if with_network:
         for destination in settings.destinations:
-            problem = echo(remote_of(settings, destination))
-            where = f"{destination.ae_title} at {destination.host}:{destination.port}"
-            yield Check(
-                what=f"destination {destination.name}", well=not problem, said=problem or f"{where} answers C-ECHO"
-            )
+            problem = problem_with(settings, destination)
+            said = f"{destination.address} answers C-ECHO" if destination.kind == "dicom" else destination.address
+            yield Check(what=f"destination {destination.name}", well=not problem, said=problem or said)
 
 
 def _model(name: str, contract: ModelContract) -> Check:

@@ -1,4 +1,4 @@
-"""Printing rows as a table for people, or as CSV or JSON for programs."""
+"""Printing rows as a table for people, or as CSV, JSON or JSON Lines for programs."""
 
 import csv
 import dataclasses
@@ -28,12 +28,14 @@ class Format(StrEnum):
     TABLE = "table"
     CSV = "csv"
     JSON = "json"
+    JSONL = "jsonl"
+    """JSON Lines: one object a line."""
 
 
 def print_rows(rows: Sequence["DataclassInstance"], columns: Mapping[str, str], output: Format) -> None:
     """Print dataclass rows; `columns` maps a heading to the attribute it shows.
 
-    A table shows the given columns, CSV and JSON every attribute of the row.
+    A table shows the given columns, everything else every attribute of the row.
     """
     if output is Format.TABLE:
         table = Table(box=None, header_style="bold", pad_edge=False)
@@ -46,6 +48,10 @@ def print_rows(rows: Sequence["DataclassInstance"], columns: Mapping[str, str], 
         Console(width=WIDTH, highlight=False).print(table, soft_wrap=True)
         return
     plain = [_plain(row) for row in rows]
+    if output is Format.JSONL:
+        for each in plain:
+            typer.echo(json.dumps(each, ensure_ascii=False))
+        return
     if output is Format.JSON:
         typer.echo(json.dumps(plain, indent=2, ensure_ascii=False))
         return

@@ -7,16 +7,14 @@ import re
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from functools import cached_property
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
     Field,
     ValidationError,
     ValidationInfo,
@@ -27,34 +25,23 @@ from meddaemon.config import environment, toml_file
 from meddaemon.config.admission import admitted
 from meddaemon.config.conditions import COMPUTED_ATTRIBUTES, parse_condition
 from meddaemon.config.contracts import find_contracts, load_contract, model_names
+from meddaemon.config.destinations import DestinationSettings, check_destination
 from meddaemon.config.digest import RECORDS_NAME
 from meddaemon.config.problems import Problems, did_you_mean, frozen, tables, texts
 from meddaemon.config.requirements import parse_requirement
+from meddaemon.config.section import AeTitle, Count, File, Folder, Host, Name, Network, Seconds, Section
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.completeness import Requirement, WhenIncomplete
 from meddaemon.domain.conditions import ALWAYS, Condition
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import InvalidConfiguration
+from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.rules import Rule
 from meddaemon.domain.schedule import WhenLate, Window, parse_times
 from meddaemon.domain.series import SeriesKind
 
 DATABASE_NAME = "meddaemon.sqlite"
 """File of the default database, in the store directory."""
-
-
-def _ae_title(text: str) -> str:
-    if not re.fullmatch(r"[\x20-\x5b\x5d-\x7e]{1,16}", text) or text != text.strip():
-        raise ValueError(
-            f"{text!r} is not an AE title: 1 to 16 ASCII characters, no backslash, no outer spaces (PS3.5 6.2)"
-        )
-    return text
-
-
-def _network(text: object) -> object:
-    if not isinstance(text, str):
-        raise ValueError('must be an address or a network in quotes, such as "10.1.0.0/16"')
-    return ip_network(text)
 
 
 def _database_url(text: str) -> str:
@@ -81,11 +68,6 @@ def _time_zone(name: str) -> str:
     return name
 
 
-AeTitle = Annotated[str, AfterValidator(_ae_title)]
-Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
-
-
 def _journal_bytes(size: int) -> int:
     if size != 0 and size < _SMALLEST_JOURNAL:
         raise ValueError(f"0 (no journal) or at least {_SMALLEST_JOURNAL:_}")
@@ -93,20 +75,9 @@ def _journal_bytes(size: int) -> int:
 
 
 _SMALLEST_JOURNAL = 67_108_864
-Count = Annotated[int, Field(ge=1)]
-Host = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[^\s/]+$")]
-Name = Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$")]
-Folder = Annotated[Path, Field(strict=False)]
-Network = Annotated[IPv4Network | IPv6Network, BeforeValidator(_network)]
-File = str
-"""Absolute once it is loaded; "" is none."""
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class StoreSettings(_Section):
+class StoreSettings(Section):
     """Where received instances lie."""
 
     directory: Folder = Path("meddaemon-data")
@@ -124,17 +95,17 @@ class StoreSettings(_Section):
         return self.directory / "results"
 
 
-class DatabaseSettings(_Section):
+class DatabaseSettings(Section):
     """Which database; the URL may hold a password, so it is left out of every representation."""
 
     url: Annotated[str, Field(repr=False), AfterValidator(_database_url)] = ""
 
 
-class ListenerSettings(_Section):
+class ListenerSettings(Section):
     """The SCP that receives studies."""
 
     ae_title: AeTitle = "MEDDAEMON"
-    labels: dict[AeTitle, Name] = {}
+    labels: dict[AeTitle, Name] = Field(default_factory=dict)
     accept: Literal["everyone", "listed"] = "everyone"
     transports: Annotated[tuple[Literal["plain", "tls"], ...], Field(min_length=1)] = ("plain",)
     host: Host = "127.0.0.1"
@@ -161,7 +132,7 @@ class ListenerSettings(_Section):
         return tuple(dict.fromkeys((self.ae_title, *self.labels)))
 
 
-class TlsSettings(_Section):
+class TlsSettings(Section):
     """Who we are by TLS, and who vouches for others: PEM files, absolute once they are loaded."""
 
     certificate: File = ""
@@ -170,13 +141,13 @@ class TlsSettings(_Section):
     client_certificates: Literal["required", "optional"] = "required"
 
 
-class WebSettings(_Section):
+class WebSettings(Section):
     """The HTTP server. `tokens`: name of a sender -> SHA-256 of its bearer token, which alone says nothing."""
 
     enabled: bool = False
     host: Host = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8104
-    tokens: dict[AeTitle, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = {}
+    tokens: dict[AeTitle, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
     certificate: str = ""
     private_key: str = ""
     ae_title: AeTitle = "MEDDAEMON"
@@ -188,7 +159,7 @@ class WebSettings(_Section):
     idle_timeout_seconds: Seconds = 60.0
 
 
-class CompletenessSettings(_Section):
+class CompletenessSettings(Section):
     """When a study counts as complete, and is sound enough to be worked on."""
 
     quiet_seconds: Annotated[float, Field(ge=0)] = 30.0
@@ -197,7 +168,7 @@ class CompletenessSettings(_Section):
     when_incomplete: Annotated[WhenIncomplete, Field(strict=False)] = WhenIncomplete.RUN
 
 
-class WorkerSettings(_Section):
+class WorkerSettings(Section):
     """How jobs are worked on."""
 
     concurrency: Count = 1
@@ -215,7 +186,7 @@ class WorkerSettings(_Section):
     ageing_seconds: Seconds = 1800.0
 
 
-class DeliverySettings(_Section):
+class DeliverySettings(Section):
     """The SCU that sends results."""
 
     ae_title: AeTitle = "MEDDAEMON"
@@ -229,34 +200,21 @@ class DeliverySettings(_Section):
     dimse_timeout_seconds: Seconds = 60.0
 
 
-class LoggingSettings(_Section):
+class LoggingSettings(Section):
     """What is logged to standard error, and how."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["json", "text"] = "json"
 
 
-class ModelsSettings(_Section):
+class ModelsSettings(Section):
     """Where model contracts lie, and which are loaded although no rule names them."""
 
     directories: tuple[Folder, ...] = ()
     enabled: tuple[str, ...] = ()
 
 
-class DestinationSettings(_Section):
-    """One peer that results are sent to. `objects` names the encoders whose objects it gets."""
-
-    name: Name
-    kind: Literal["dicom"] = "dicom"
-    ae_title: AeTitle
-    host: Host
-    port: Port
-    tls: bool = False
-    ca: File = ""
-    objects: Annotated[tuple[Literal["SEG", "SR"], ...], Field(min_length=1)] = ("SEG", "SR")
-
-
-class PeerSettings(_Section):
+class PeerSettings(Section):
     """One AE that we know: how it may call us, and where it listens, if it does (else "" and 0)."""
 
     ae_title: AeTitle
@@ -269,7 +227,7 @@ class PeerSettings(_Section):
     query: bool = False
 
 
-class WindowSettings(_Section):
+class WindowSettings(Section):
     """One window as it is written; `meddaemon.domain.schedule.Window` is what it becomes."""
 
     name: Name
@@ -277,7 +235,7 @@ class WindowSettings(_Section):
     time_zone: Annotated[str, AfterValidator(_time_zone)]
 
 
-class RuleSettings(_Section):
+class RuleSettings(Section):
     """One rule as it is written; `meddaemon.domain.rules.Rule` is what it becomes."""
 
     name: Name
@@ -299,7 +257,7 @@ class RuleSettings(_Section):
     when_late: Annotated[WhenLate, Field(strict=False)] = WhenLate.RUN
 
 
-class Document(_Section):
+class Document(Section):
     """The whole configuration file."""
 
     store: StoreSettings = StoreSettings()
@@ -372,10 +330,10 @@ class Settings:
         own = [rule.quiet_seconds for rule in self.rules if rule.quiet_seconds is not None]
         return min((*own, self.completeness.quiet_seconds))
 
-    @property
-    def kinds(self) -> dict[str, tuple[str, ...]]:
-        """The kinds of result object that each destination takes."""
-        return {each.name: each.objects for each in self.destinations}
+    @cached_property
+    def outlets(self) -> dict[str, Outlet]:
+        """What each destination takes."""
+        return {each.name: each.outlet for each in self.destinations}
 
     def destination(self, name: str) -> DestinationSettings:
         """Return the destination of that name; rules name only those that exist."""
@@ -422,7 +380,12 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         logging=document.logging,
         models=document.models.model_copy(update={"directories": tuple(places.directories)}),
         destinations=tuple(
-            each.model_copy(update={"ca": places.file(each.ca, ("destinations", index, "ca"))})
+            each.model_copy(
+                update={
+                    key: places.file(getattr(each, key), ("destinations", index, key))
+                    for key in ("ca", "token_file", "password_file", "directory")
+                }
+            )
             for index, each in enumerate(document.destinations)
         ),
         peers=tuple(
@@ -638,6 +601,7 @@ def _check_names(data: Mapping[str, Any], problems: Problems) -> None:
             problems.add(("rules", index, "when_late"), "nothing is late without deadline_seconds")
     own_hosts = {_raw(data, "listener", "host"), "127.0.0.1", "localhost", "::1"}
     for index, each in destinations:
+        check_destination(each, ("destinations", index), problems)
         if each.get("port") == _raw(data, "listener", "port") and each.get("host") in own_hosts:
             message = f"{each.get('host')}:{each.get('port')} is this daemon's own listener"
             problems.add(("destinations", index, "port"), message)

@@ -4,12 +4,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, func, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, false, func, insert, select, true, update
 
-from meddaemon.db import tables
+from meddaemon.db import filters, tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.paging import earlier
 from meddaemon.domain.errors import LeaseLost, NotFound
+from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
 
 _delivery, _object = tables.delivery, tables.result_object
@@ -28,6 +29,8 @@ class Delivery:
     sha256: str
     attempt: int
     fence: int
+    sender: str
+    """AE title that most instances of the study came from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,22 +55,26 @@ def post(
     result_id: int,
     *,
     destinations: Collection[str],
-    kinds: Mapping[str, Sequence[str]],
+    outlets: Mapping[str, Outlet],
     priority: int,
 ) -> None:
-    """Put each object of a result into the outbox, for every destination that takes its kind and lacks it.
+    """Put each object of a result into the outbox, for every destination that takes it and lacks it.
 
-    `kinds` maps the destinations there are to the kinds of object that they take; one that is not there any more
-    gets nothing.
+    `outlets` says what the destinations take that there are; one that is not there any more gets nothing.
     """
+    takers = {
+        name: outlets[name]
+        for name in destinations
+        if name in outlets and filters.is_satisfied(connection, result_id, outlets[name].when)
+    }
     objects = connection.execute(
         select(_object.c.id, _object.c.kind).where(_object.c.result_id == result_id).order_by(_object.c.id)
     ).all()
     for object_id, kind in objects:
         there = select(_delivery.c.destination).where(_delivery.c.result_object_id == object_id)
         known = set(connection.execute(there).scalars())
-        for destination in destinations:
-            if kind in kinds.get(destination, ()) and destination not in known:
+        for destination, outlet in takers.items():
+            if kind in outlet.kinds and destination not in known:
                 connection.execute(
                     insert(_delivery).values(
                         result_object_id=object_id,
@@ -132,7 +139,7 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
         )
     )
     rows = connection.execute(
-        select(_delivery, *_object.c)
+        select(_delivery, *_object.c, _sender().label("sender"))
         .join(_object, _object.c.id == _delivery.c.result_object_id)
         .where(_delivery.c.id.in_(waiting))
         .order_by(_delivery.c.priority, _delivery.c.id)
@@ -148,9 +155,25 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
             sha256=row[_object.c.sha256],
             attempt=row[_delivery.c.attempt],
             fence=row[_delivery.c.fence],
+            sender=row["sender"] or "",
         )
         for row in rows
     ]
+
+
+def _sender() -> ScalarSelect[str]:
+    """Return the AE title that most instances of the study of an object came from."""
+    instance, series, result = tables.instance, tables.series, tables.result
+    return (
+        select(instance.c.calling_ae_title)
+        .join(series, series.c.id == instance.c.series_id)
+        .join(result, result.c.study_id == series.c.study_id)
+        .where(result.c.id == _object.c.result_id, instance.c.own_result == false())
+        .group_by(instance.c.calling_ae_title)
+        .order_by(func.count().desc(), instance.c.calling_ae_title)
+        .limit(1)
+        .scalar_subquery()
+    )
 
 
 def accept(connection: Connection, delivery: Delivery, *, status: int, note: str) -> None:

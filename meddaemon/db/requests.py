@@ -14,6 +14,7 @@ from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, 
 
 from meddaemon.db import deliveries, jobs, tables
 from meddaemon.db.jobs import NewJob
+from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.rules import FORCED
 
 _request, _job, _result = tables.request, tables.job, tables.result
@@ -75,10 +76,10 @@ def destinations_of(connection: Connection, job_id: int) -> tuple[str, ...]:
     return tuple(dict.fromkeys(destination for destinations in rows for destination in destinations))
 
 
-def settle(connection: Connection, study_id: int, generation: int, kinds: Mapping[str, Sequence[str]]) -> None:
+def settle(connection: Connection, study_id: int, generation: int, outlets: Mapping[str, Outlet]) -> None:
     """Bring jobs and outbox in line with what is asked for now.
 
-    `kinds` maps each destination to the kinds of object that it takes. Work that is asked for again and was only
+    `outlets` says of each destination what it takes. Work that is asked for again and was only
     cancelled because it was outdated is available again; what a person cancelled or a worker refused is not.
     """
     outdated = select(_job.c.id).where(_job.c.study_id == study_id, not_(is_asked_for(_job.c.id)))
@@ -96,5 +97,5 @@ def settle(connection: Connection, study_id: int, generation: int, kinds: Mappin
     named: dict[int, tuple[str, ...]] = {}
     for result_id, job_id, priority in connection.execute(finished).all():
         named[result_id] = destinations_of(connection, job_id)
-        deliveries.post(connection, result_id, destinations=named[result_id], kinds=kinds, priority=priority)
+        deliveries.post(connection, result_id, destinations=named[result_id], outlets=outlets, priority=priority)
     deliveries.keep_wanted(connection, named)

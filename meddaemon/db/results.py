@@ -9,9 +9,12 @@ from sqlalchemy import Connection, Row, func, insert, not_, or_, select
 
 from meddaemon.db import deliveries, requests, tables
 from meddaemon.db.clock import now
+from meddaemon.db.filters import condition
 from meddaemon.db.jobs import Job
 from meddaemon.db.paging import earlier
 from meddaemon.db.requests import is_asked_for
+from meddaemon.domain.filters import Filter
+from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.result import Analysis, EncodedObject, Location, ResultStatus
 
 _job, _result, _study = tables.job, tables.result, tables.study
@@ -127,11 +130,11 @@ def record(
     series_instance_uid: str,
     provenance: Mapping[str, str],
     seconds: Mapping[str, float],
-    kinds: Mapping[str, Sequence[str]],
+    outlets: Mapping[str, Outlet],
 ) -> int:
     """Write a result with its findings, objects and outbox rows, in the transaction that completes the job.
 
-    `kinds` maps each destination to the kinds of object that it takes. A job that nobody asks for any more (outdated,
+    `outlets` says of each destination what it takes. A job that nobody asks for any more (outdated,
     and requeued by an operator) posts nothing.
     """
     result_id = connection.execute(
@@ -155,7 +158,7 @@ def record(
     for stored in objects:
         _record_object(connection, result_id, stored)
     destinations = requests.destinations_of(connection, job.id)
-    deliveries.post(connection, result_id, destinations=destinations, kinds=kinds, priority=job.priority)
+    deliveries.post(connection, result_id, destinations=destinations, outlets=outlets, priority=job.priority)
     return int(result_id)
 
 
@@ -298,10 +301,13 @@ def query(
     until: datetime | None = None,
     study_id: int | None = None,
     superseded: bool = False,
+    satisfying: Filter | None = None,
     before: int | None = None,
     limit: int = 1000,
 ) -> list[ResultRow]:
-    """Return measurements, newest first; `code` is a code value or meaning of finding, segment or measurement.
+    """Return measurements, newest first, that satisfy all that is asked.
+
+    `code` is a code value or meaning of finding, segment or measurement, `satisfying` a filter of the results language.
 
     With `before`, those that were made before the measurement of that id.
     """
@@ -379,6 +385,8 @@ def query(
         statement = statement.where(_result.c.created_at >= since)
     if until is not None:
         statement = statement.where(_result.c.created_at < until)
+    if satisfying is not None:
+        statement = statement.where(condition(satisfying))
     return [
         ResultRow(
             **{

@@ -21,7 +21,8 @@ from meddaemon.ingest.part10 import read_part10
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.scp import Listener, ListenerSettings
 from meddaemon.ingest.store import as_part10
-from meddaemon.results.dimse import Outgoing, RemoteEntity, Verdict, store
+from meddaemon.results.dimse import RemoteEntity, store
+from meddaemon.results.transport import Outgoing, Verdict
 
 START_SECONDS, STOP_SECONDS = 60.0, 20.0
 T = TypeVar("T")

@@ -10,7 +10,8 @@ from meddaemon.domain.commitment import (
     CommitmentReport,
     ReferencedInstance,
 )
-from meddaemon.results.dimse import Problem, RemoteEntity, Verdict, associate, release
+from meddaemon.results.dimse import Problem, RemoteEntity, associate, release
+from meddaemon.results.transport import Verdict
 
 SUCCESSFUL, FAILURES_EXIST = 1, 2
 """Event Type IDs (PS3.4 J.3.3.1.1)."""

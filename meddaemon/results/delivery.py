@@ -1,5 +1,6 @@
 """Draining the outbox: each destination on its own, so that one that is down holds up no other."""
 
+import hashlib
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from meddaemon.db.deliveries import Delivery
 from meddaemon.db.engine import Database
 from meddaemon.db.instances import path_of
 from meddaemon.domain.errors import LeaseLost
-from meddaemon.results.dimse import Answer, Outgoing, RemoteEntity, Verdict, store
+from meddaemon.results.transport import Answer, Outgoing, Send, Verdict
 from meddaemon.telemetry import log
 
 OBJECTS_PER_ASSOCIATION = 20
@@ -29,9 +30,7 @@ class Retry:
         return float(min(self.first_seconds * 2 ** min(attempt - 1, 30), self.longest_seconds))
 
 
-def deliver(
-    database: Database, results: Path, name: str, remote: RemoteEntity, retry: Retry, stop: threading.Event
-) -> int:
+def deliver(database: Database, results: Path, name: str, send: Send, retry: Retry, stop: threading.Event) -> int:
     """Send what waits for one destination now; return how many objects it took.
 
     Every answer is recorded before the next object is sent, so that a crash repeats one object at most, under the
@@ -52,20 +51,38 @@ def deliver(
             kept = deliveries.renew(connection, waiting.values(), lease_seconds=retry.lease_seconds)
         return waiting[outgoing.path].id in kept
 
-    outgoing = [
-        Outgoing(
+    outgoing = []
+    for path, delivery in list(waiting.items()):
+        going = Outgoing(
             path=path,
             sop_class_uid=delivery.sop_class_uid,
             sop_instance_uid=delivery.sop_instance_uid,
             transfer_syntax_uid=delivery.transfer_syntax_uid,
+            sender=delivery.sender,
         )
-        for path, delivery in waiting.items()
-    ]
-    for answer in store(remote, outgoing, still=still):
+        if damage := _damage(path, delivery.sha256):
+            verdict, reason = damage
+            _record(
+                database, waiting.pop(path), Answer(outgoing=going, verdict=verdict, status=None, reason=reason), retry
+            )
+        else:
+            outgoing.append(going)
+    for answer in send(outgoing, still=still):
         sent += answer.verdict is Verdict.TAKEN
         _record(database, waiting.pop(answer.outgoing.path), answer, retry)
     _give_back(database, list(waiting.values()))
     return sent
+
+
+def _damage(path: Path, sha256: str) -> tuple[Verdict, str] | None:
+    """Return why a file must not leave as it is: under its UID there would be something else for ever."""
+    try:
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() == sha256:
+                return None
+    except OSError as failure:
+        return Verdict.TRY_AGAIN, f"the stored object cannot be read: {failure.strerror}"
+    return Verdict.HOLD, "the stored object is damaged: see `meddaemon store check --hash`"
 
 
 def _give_back(database: Database, waiting: list[Delivery]) -> None:

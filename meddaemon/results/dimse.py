@@ -1,10 +1,10 @@
 """C-STORE and C-ECHO as a Service Class User (PS3.4 Annexes A and B): how objects leave, and what was answered."""
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
+from itertools import groupby
 from pathlib import Path
 from ssl import SSLContext
 
@@ -17,6 +17,7 @@ from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from meddaemon.results.transport import Answer, Outgoing, Still, Verdict, printable, verdict_of
 from meddaemon.tls import Identity, TlsUnusable, client_context
 
 VERIFICATION = "1.2.840.10008.1.1"
@@ -51,53 +52,7 @@ class RemoteEntity:
     tls: ClientTls | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outgoing:
-    """One Part 10 file to send, and what its file meta group says of it."""
-
-    path: Path
-    sop_class_uid: str
-    sop_instance_uid: str
-    transfer_syntax_uid: str
-
-
-class Verdict(Enum):
-    """What an answer means for the sender."""
-
-    TAKEN = "taken"
-    TRY_AGAIN = "try again"
-    HOLD = "hold"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What became of one object; `status` is the DIMSE status, None where none was received."""
-
-    outgoing: Outgoing
-    verdict: Verdict
-    status: int | None
-    reason: str
-
-
-def verdict_of(status: int) -> tuple[Verdict, str]:
-    """Return what a C-STORE status means (PS3.4 B.2.3, PS3.7 Annex C)."""
-    if status == 0x0000:
-        return Verdict.TAKEN, ""
-    if status == 0x0111:
-        # Duplicate SOP Instance (PS3.7 C.5.7): what we send under one UID is always the same object.
-        return Verdict.TAKEN, "was there already (0111H)"
-    if 0xB000 <= status <= 0xBFFF or status in {0x0001, 0x0107, 0x0116}:
-        return Verdict.TAKEN, f"taken with warning {status:04X}H"
-    if 0xA700 <= status <= 0xA7FF:
-        return Verdict.TRY_AGAIN, f"refused: out of resources ({status:04X}H)"
-    if status == 0x0110:
-        return Verdict.TRY_AGAIN, "processing failure (0110H)"
-    return Verdict.HOLD, f"refused with status {status:04X}H"
-
-
-def store(
-    remote: RemoteEntity, objects: Sequence[Outgoing], *, still: Callable[[Outgoing], bool] = lambda _: True
-) -> Iterator[Answer]:
+def store(remote: RemoteEntity, objects: Sequence[Outgoing], *, still: Still = lambda _: True) -> Iterator[Answer]:
     """Send objects over as few associations as their presentation contexts allow; yield each answer as it comes.
 
     Each object is answered for, in order, unless `still` says, when its turn comes, that it is not to be sent.
@@ -152,7 +107,26 @@ def _syntaxes(outgoing: Outgoing) -> tuple[str, ...]:
     return (outgoing.transfer_syntax_uid,)
 
 
-def _store_batch(remote: RemoteEntity, batch: list[Outgoing], still: Callable[[Outgoing], bool]) -> Iterator[Answer]:
+@dataclass(frozen=True)
+class BackToSender:
+    """The AEs that studies come from, as destinations, by AE title."""
+
+    known: Mapping[str, RemoteEntity]
+
+    def store(self, objects: Sequence[Outgoing], *, still: Still) -> Iterator[Answer]:
+        """Send each object to the AE that most of its study came from; what came from nobody we can call is held."""
+        for sender, group in groupby(objects, key=lambda each: each.sender):
+            remote = self.known.get(sender)
+            if remote is not None:
+                yield from store(remote, list(group), still=still)
+                continue
+            reason = f"the study came from {printable(sender) or 'no AE'}, which [[peers]] has no host and port for"
+            yield from (
+                Answer(outgoing=each, verdict=Verdict.HOLD, status=None, reason=reason) for each in group if still(each)
+            )
+
+
+def _store_batch(remote: RemoteEntity, batch: list[Outgoing], still: Still) -> Iterator[Answer]:
     wanted = {(each.sop_class_uid, syntax): None for each in batch for syntax in _syntaxes(each)}
     association, problem = associate(remote, [build_context(sop_class, [syntax]) for sop_class, syntax in wanted])
     if association is None:
@@ -191,7 +165,7 @@ def _store_one(association: Association, outgoing: Outgoing, accepted: set[tuple
     if answered is None:
         return answer(Verdict.TRY_AGAIN, "no answer: the association was aborted or timed out")
     verdict, reason = verdict_of(answered)
-    comment = _printable(str(status.get("ErrorComment", "")))
+    comment = printable(str(status.get("ErrorComment", "")))
     return answer(verdict, f"{reason}: {comment}" if reason and comment else reason, answered)
 
 
@@ -288,8 +262,3 @@ def _tls_args(remote: RemoteEntity) -> tuple[SSLContext, str] | None:
     """Return what pynetdicom wants for TLS; files are read each time, so that those that were exchanged count."""
     tls = remote.tls
     return tls if tls is None else (client_context(tls.identity, tls.trusted, check_name=tls.check_name), remote.host)
-
-
-def _printable(text: str) -> str:
-    """Return what can be printed of an Error Comment, which comes from the wire, on one line and bounded."""
-    return "".join(character for character in text if character.isprintable())[:64]

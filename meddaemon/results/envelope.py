@@ -1,6 +1,7 @@
 """What every result object shares around its content: patient, study, equipment, dates, file meta and bytes."""
 
 import re
+from collections.abc import Callable
 from copy import deepcopy
 from io import BytesIO
 
@@ -27,8 +28,17 @@ def device_serial_number(request: EncodingRequest) -> str:
     return long_string(request.contract.digest)
 
 
-def finish(obj: Dataset, request: EncodingRequest, kind: str) -> EncodedObject:
-    """Complete an object that highdicom built and encode it as a Part 10 file.
+def encoded(obj: Dataset) -> bytes:
+    """Return an object as a Part 10 file."""
+    buffer = BytesIO()
+    obj.save_as(buffer, enforce_file_format=True)
+    return buffer.getvalue()
+
+
+def finish(
+    obj: Dataset, request: EncodingRequest, kind: str, encode: Callable[[Dataset], bytes] = encoded
+) -> EncodedObject:
+    """Complete an object that highdicom built and `encode` it as a Part 10 file.
 
     Everything that highdicom takes from the clock, from chance or from an untrusted header is replaced here: it is
     handed nothing of the patient, because it refuses or logs values that archives need verbatim.
@@ -53,14 +63,8 @@ def finish(obj: Dataset, request: EncodingRequest, kind: str) -> EncodedObject:
         sop_instance_uid=str(obj.SOPInstanceUID),
         series_instance_uid=str(obj.SeriesInstanceUID),
         transfer_syntax_uid=str(obj.file_meta.TransferSyntaxUID),
-        content=_encoded(obj),
+        content=encode(obj),
     )
-
-
-def _encoded(obj: Dataset) -> bytes:
-    buffer = BytesIO()
-    obj.save_as(buffer, enforce_file_format=True)
-    return buffer.getvalue()
 
 
 def _contributing_equipment(request: EncodingRequest) -> list[Dataset]:

@@ -7,7 +7,8 @@ from pydicom.dataset import Dataset
 from pynetdicom.association import Association
 from pynetdicom.presentation import build_context
 
-from meddaemon.results.dimse import Problem, RemoteEntity, Verdict, associate, release
+from meddaemon.results.dimse import Problem, RemoteEntity, associate, release
+from meddaemon.results.transport import Verdict
 
 STUDY_ROOT_FIND = "1.2.840.10008.5.1.4.1.2.2.1"
 """Study Root Query/Retrieve Information Model – FIND (PS3.4 C.6.2)."""

@@ -1,17 +1,11 @@
 """Segmentation objects: BINARY, on the full source grid (PS3.3 A.51)."""
 
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
-from highdicom import AlgorithmIdentificationSequence, Volume
+from highdicom import AlgorithmIdentificationSequence
 from highdicom.color import CIELabColor
-from highdicom.seg import (
-    SegmentAlgorithmTypeValues,
-    Segmentation,
-    SegmentationTypeValues,
-    SegmentDescription,
-    SegmentsOverlapValues,
-)
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -20,8 +14,9 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
-from meddaemon.domain.result import Analysis, Drawing, EncodedObject, Segment
+from meddaemon.domain.result import Analysis, EncodedObject, Segment
 from meddaemon.results.envelope import device_serial_number, finish
+from meddaemon.results.frames import Frame, Plane, planes_of, with_frames
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
 
@@ -33,26 +28,6 @@ thinking; beyond it (whole-body models: 100 segments x 500 planes) empty frames 
 gigabytes of zeros."""
 
 
-class _Segmentation(Segmentation):
-    """A Segmentation whose pixels are ours: known to be labels or masks, and whether these overlap.
-
-    highdicom finds that out by adding up all masks of a volume, 8 bytes for each voxel of it.
-    """
-
-    @classmethod
-    def _check_and_cast_pixel_array(
-        cls,
-        pixel_array: NDArray[Any] | Volume,
-        segment_numbers: NDArray[Any],
-        segmentation_type: SegmentationTypeValues,
-        dtype: type,
-    ) -> tuple[NDArray[Any] | Volume, SegmentsOverlapValues]:
-        if pixel_array.ndim == 4 and isinstance(pixel_array, np.ndarray):
-            overlapping = Drawing(masks=np.moveaxis(pixel_array, -1, 0).view(np.bool_)).overlapping
-            return pixel_array, SegmentsOverlapValues.YES if overlapping else SegmentsOverlapValues.NO
-        return super()._check_and_cast_pixel_array(pixel_array, segment_numbers, segmentation_type, dtype)
-
-
 def encode_seg(request: EncodingRequest) -> EncodedObject:
     """Write what the analysis draws as a BINARY Segmentation in Explicit VR Little Endian.
 
@@ -61,12 +36,38 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
     Frames lie on the planes of the source, pixel for pixel, in its Frame of Reference. Raises `InputRefused` when
     the source is multi-frame and the volume does not use each of its frames once.
     """
-    analysis, contract, source = request.analysis, request.contract, request.source
-    seg = _Segmentation(
+    drawing, _ = request.analysis.drawn
+    order = _in_source_order(request)
+    described = [_description(segment, request) for segment in request.analysis.segments]
+    omit_empty = _leaves_out_empty_frames(request.analysis)
+    if len(described) == 1:
+        pixels = np.stack([drawing.mask(1, plane) for plane in order]).view(np.uint8)
+        return finish(_segmentation(request, pixels, described, omit_empty=omit_empty), request, KIND)
+    # One empty frame for each plane: what describes a plane is the same for every segment.
+    header = _segmentation(request, np.broadcast_to(np.uint8(0), drawing.shape), described[:1], omit_empty=False)
+    header.SegmentSequence = described
+    header.SegmentsOverlap = "YES" if drawing.overlapping else "NO"
+    # Each frame says whose it is, and frames of several segments do not follow each other in space.
+    del header.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
+    header.pop("DimensionOrganizationType", None)
+    frames = _frames(request, planes_of(header), order, omit_empty=omit_empty)
+    return finish(header, request, KIND, lambda header: with_frames(header, frames))
+
+
+def _segmentation(
+    request: EncodingRequest,
+    pixels: NDArray[np.uint8],
+    described: Sequence[SegmentDescription],
+    *,
+    omit_empty: bool,
+) -> Segmentation:
+    """Return what highdicom makes of labels whose planes are in the order of the source."""
+    contract, source = request.contract, request.source
+    seg = Segmentation(
         source_images=source.instances,
-        pixel_array=_in_source_order(request),
+        pixel_array=pixels,
         segmentation_type=SegmentationTypeValues.BINARY,
-        segment_descriptions=[_description(segment, request) for segment in analysis.segments],
+        segment_descriptions=described,
         series_instance_uid=series_uid(request, KIND),
         series_number=request.series_number,
         sop_instance_uid=instance_uid(request, KIND),
@@ -78,24 +79,41 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
         content_label="AI_SEGMENTATION",
         content_description=long_string(contract.title),
         transfer_syntax_uid=ExplicitVRLittleEndian,
-        omit_empty_frames=_leaves_out_empty_frames(analysis),
+        omit_empty_frames=omit_empty,
     )
     for element in source.body_part:
         seg.add(element)
     _name_dimensions(seg, instance_uid(request, KIND, "dimensions"))
-    return finish(seg, request, KIND)
+    if _is_padded(seg.NumberOfFrames * seg.Rows * seg.Columns):
+        seg.PixelData = seg.PixelData[:-1] + b"\0"  # it pads with the character 0; PS3.5 6.2 says 00H
+    return seg
 
 
-def _in_source_order(request: EncodingRequest) -> NDArray[Any]:
-    """Return what is drawn with planes in the order of the source images, or of the frames of the multi-frame source.
+def _frames(
+    request: EncodingRequest, planes: Sequence[Plane], order: Sequence[int], *, omit_empty: bool
+) -> Iterator[Frame]:
+    """Yield the frames of each segment along the stack, which is the order of `planes`."""
+    (drawing, _), source = request.analysis.drawn, request.source
+    index_of = {(str(each.SOPInstanceUID), 1): index for index, each in enumerate(source.instances)}
+    if source.is_multi_frame:
+        index_of = {(uid, frame): frame - 1 for uid, frame in source.positions}
+    stack = [(plane, order[index_of[plane.source]]) for plane in planes]
+    every = {segment.number for segment in request.analysis.segments}
+    shown = [every.intersection(np.flatnonzero(drawing.counts(index)).tolist()) for _, index in stack]
+    if not omit_empty or not any(shown):
+        shown = [every] * len(stack)  # an object has frames
+    kept = [(*each, segments) for each, segments in zip(stack, shown, strict=True) if segments]
+    for number in sorted(every):
+        for place, (plane, index, segments) in enumerate(kept, 1):
+            if number in segments:
+                yield Frame(segment=number, plane=plane, place=place, mask=drawing.mask(number, index))
 
-    Labels are [plane, row, column], masks [plane, row, column, segment].
-    """
-    (drawing, geometry), source = request.analysis.drawn, request.source
-    # Views, all of it: one byte for each voxel of each mask is enough.
-    planes: Any = drawing.labels if drawing.masks is None else np.moveaxis(drawing.masks, 0, -1).view(np.uint8)
+
+def _in_source_order(request: EncodingRequest) -> list[int]:
+    """Return which plane of what is drawn each source image shows, or each frame of the one multi-frame source."""
+    (_, geometry), source = request.analysis.drawn, request.source
     if not source.is_multi_frame:
-        return np.asarray(planes)
+        return list(range(geometry.shape[0]))
     frames = len(source.positions)
     if len(source.instances) > 1 or sorted(geometry.frame_numbers) != list(range(1, frames + 1)):
         raise InputRefused(
@@ -103,8 +121,7 @@ def _in_source_order(request: EncodingRequest) -> NDArray[Any]:
             f"{len(geometry.frame_numbers)} planes do not use each of {frames} frames of one instance once",
             numbers={"planes": len(geometry.frame_numbers), "frames": frames, "instances": len(source.instances)},
         )
-    order = np.argsort(geometry.frame_numbers)
-    return np.asarray(planes[::-1] if np.array_equal(order, np.arange(frames)[::-1]) else planes[order])
+    return [int(plane) for plane in np.argsort(geometry.frame_numbers)]
 
 
 def _leaves_out_empty_frames(analysis: Analysis) -> bool:

@@ -14,7 +14,8 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from meddaemon import pipeline
-from meddaemon.config.settings import DestinationSettings, PeerSettings, Settings
+from meddaemon.config.destinations import DestinationSettings
+from meddaemon.config.settings import PeerSettings, Settings
 from meddaemon.db import announcements, gates, jobs, studies
 from meddaemon.db.engine import Database
 from meddaemon.domain.schedule import Window
@@ -22,7 +23,7 @@ from meddaemon.ingest.volume import Volume, open_volume
 from meddaemon.results.delivery import Retry
 from meddaemon.results.delivery import deliver as deliver_to
 from meddaemon.roles.process import DRAIN_SECONDS, SIGN_OF_LIFE_SECONDS, TICK_SECONDS, announced, database_of, guarded
-from meddaemon.roles.remote import remote_of
+from meddaemon.roles.remote import remote_of, way_to
 from meddaemon.telemetry import log
 
 FORGET_SECONDS = 3600.0
@@ -180,8 +181,8 @@ def _reopen(database: Database, settings: Settings) -> None:
 
 
 def _drain(database: Database, settings: Settings, destination: DestinationSettings, stop: threading.Event) -> None:
-    remote, retry = remote_of(settings, destination), _retry(settings)
-    while not stop.is_set() and deliver_to(database, settings.store.results, destination.name, remote, retry, stop):
+    send, retry = way_to(settings, destination), _retry(settings)
+    while not stop.is_set() and deliver_to(database, settings.store.results, destination.name, send, retry, stop):
         pass
 
 

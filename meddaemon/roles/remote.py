@@ -1,9 +1,14 @@
-"""How we call others: AE, address and TLS of destinations and peers."""
+"""How we call others: address, credentials and TLS of destinations and peers."""
 
+from functools import partial
 from pathlib import Path
 
-from meddaemon.config.settings import DestinationSettings, PeerSettings, Settings
-from meddaemon.results.dimse import ClientTls, RemoteEntity
+from meddaemon.config.destinations import DestinationSettings
+from meddaemon.config.settings import PeerSettings, Settings
+from meddaemon.results.dicomweb import Service
+from meddaemon.results.dimse import BackToSender, ClientTls, RemoteEntity, echo, store
+from meddaemon.results.folder import Folder
+from meddaemon.results.transport import Send
 from meddaemon.tls import Identity
 
 
@@ -19,6 +24,55 @@ def remote_of(settings: Settings, destination: DestinationSettings | PeerSetting
         response_timeout_seconds=settings.delivery.dimse_timeout_seconds,
         tls=_tls_to(settings, destination),
     )
+
+
+def way_to(settings: Settings, destination: DestinationSettings) -> Send:
+    """Return what sends objects to a destination. Raises OSError where its secret cannot be read."""
+    match destination.kind:
+        case "dicomweb":
+            return service_of(settings, destination).store
+        case "folder":
+            return Folder(directory=Path(destination.directory)).store
+        case "sender":
+            return BackToSender({peer.ae_title: remote_of(settings, peer) for peer in settings.listening_peers}).store
+        case "dicom":
+            return partial(store, remote_of(settings, destination))
+
+
+def problem_with(settings: Settings, destination: DestinationSettings) -> str:
+    """Return why a destination cannot be reached now, "" where it can."""
+    match destination.kind:
+        case "dicomweb":
+            try:
+                return service_of(settings, destination).problem()
+            except OSError as failure:
+                return f"{failure.filename}: {failure.strerror}"
+        case "folder":
+            return Folder(directory=Path(destination.directory)).problem()
+        case "sender":
+            return "" if settings.listening_peers else "no [[peers]] has host and port: there is nobody to send to"
+        case "dicom":
+            return echo(remote_of(settings, destination))
+
+
+def service_of(settings: Settings, destination: DestinationSettings) -> Service:
+    """Return the DICOMweb service that a destination names. Raises OSError where its secret cannot be read."""
+    trusted = destination.ca or settings.tls.ca
+    return Service(
+        url=destination.url,
+        token=_secret(destination.token_file),
+        user=destination.user,
+        password=_secret(destination.password_file),
+        trusted=Path(trusted) if trusted else None,
+        identity=identity_of(settings),
+        connection_timeout_seconds=settings.delivery.connection_timeout_seconds,
+        response_timeout_seconds=settings.delivery.dimse_timeout_seconds,
+    )
+
+
+def _secret(file: str) -> str:
+    """Return what is in a file; read each time, so that one that was exchanged counts."""
+    return Path(file).read_text("utf-8").strip() if file else ""
 
 
 def _tls_to(settings: Settings, destination: DestinationSettings | PeerSettings) -> ClientTls | None:

@@ -266,8 +266,7 @@ directory = "x"
         "15: rules[1].models[2]: there is no model 'brain_volum'; did you mean 'brain_volume'?",
         "17: rules[1].destinations[0]: there is no destination 'pasc'; did you mean 'pacs'?",
         "19: sotre: unknown key; did you mean 'store'?",
-        "24: destinations[0].ae_title: '' is not an AE title: 1 to 16 ASCII characters, no backslash, no outer spaces "
-        "(PS3.5 6.2)",
+        "24: destinations[0].ae_title: is missing: a destination of kind dicom needs it",
         f"{contract}:13: segments[0].colour[2]: should be less than or equal to 255, not 999",
     ]
 

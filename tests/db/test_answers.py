@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from queue_samples import BRAIN, KINDS, analysis, claim, enqueue, received, register, stored_objects
+from queue_samples import BRAIN, OUTLETS, analysis, claim, enqueue, received, register, stored_objects
 from typer.testing import CliRunner
 
 from meddaemon.cli.app import app
@@ -50,7 +50,7 @@ def recorded(database: Database, study: int, analysis: Analysis, *, objects: boo
             series_instance_uid="1.2.3.1",
             provenance={},
             seconds={},
-            kinds=KINDS,
+            outlets=OUTLETS,
         )
         rows = results.query(connection)
     return [row for row in reversed(rows) if row.result_id == result_id]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from queue_samples import (
-    KINDS,
+    OUTLETS,
     OVER,
     analysis,
     claim,
@@ -31,6 +31,7 @@ from meddaemon.db import deliveries, jobs, requests, results, studies, tables
 from meddaemon.db.deliveries import Delivery, DeliveryRow
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import LeaseLost, NotFound
+from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.states import DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState, JobState
 
 KILLED = Path(__file__).with_name("killed_before_commit.py")
@@ -146,7 +147,7 @@ def test_completion_and_admission_of_one_study_do_not_block_each_other(database:
             admitted.set()
             requests.lock(connection, study)
             requests.ask(connection, new_job(study, generation=2), ["pacs"])
-            requests.settle(connection, study, 2, KINDS)
+            requests.settle(connection, study, 2, OUTLETS)
 
     with ThreadPoolExecutor(1) as threads:
         with database.write() as connection:
@@ -169,7 +170,7 @@ def test_each_destination_gets_the_kinds_that_it_takes(database: Database, study
     enqueue(database, study, destinations=("pacs", "research", "nothing"), priority=2)
     job = claim(database)
     with database.write() as connection:
-        result_id = finish(connection, job, kinds={"research": ["SR"], "nothing": []})
+        result_id = finish(connection, job, outlets={"research": Outlet(kinds=("SR",)), "nothing": Outlet(kinds=())})
     assert [(row.kind, row.destination, row.result_id, row.state) for row in _listing(database)] == [
         ("SEG", "pacs", result_id, DeliveryState.PENDING),
         ("SR", "pacs", result_id, DeliveryState.PENDING),
@@ -218,7 +219,7 @@ def test_what_a_rule_lets_go_is_not_sent_to_its_destinations(database: Database,
     with database.write() as connection:
         finish(connection, job)
         requests.let_go(connection, study_id=study, rule="first")
-        requests.settle(connection, study, 2, KINDS)
+        requests.settle(connection, study, 2, OUTLETS)
     assert _claim(database, destination="research") == []
     assert len(_claim(database)) == 2
     assert {row.destination: row.wanted for row in _listing(database)} == {"pacs": True, "research": False}
@@ -252,7 +253,7 @@ def test_no_destination_is_lost_when_a_job_completes_meanwhile(database: Databas
             else:
                 requests.lock(connection, study)
                 requests.ask(connection, new_job(study, key="same", rule="second"), ["research"])
-                requests.settle(connection, study, 1, KINDS)
+                requests.settle(connection, study, 1, OUTLETS)
             begun.set()
             if database.dialect == "postgresql":
                 wait_until(lambda: somebody_waits(database) or later.done())
@@ -533,7 +534,7 @@ def test_what_was_forced_follows_the_work_that_takes_its_place(
     # What nobody but an operator asked for stands, whatever the rules say.
     with database.write() as connection:
         requests.let_go(connection, study_id=study, rule="rule")
-        requests.settle(connection, study, 3, KINDS)
+        requests.settle(connection, study, 3, OUTLETS)
     assert _ends(database, study)[1] == (second, True, None)
 
 

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from queue_samples import KINDS, OVER, new_job, received
+from queue_samples import OUTLETS, OVER, new_job, received
 from sqlalchemy import Connection
 from sqlalchemy.engine import URL
 
@@ -153,7 +153,7 @@ class Queue(RuleBasedStateMachine):
         )
         with self.database.write() as connection:
             job_id, is_new = requests.ask(connection, new, ["pacs"])
-            requests.settle(connection, self.study, generation, KINDS)
+            requests.settle(connection, self.study, generation, OUTLETS)
         now = self._tick()
         known = {each.key: each_id for each_id, each in self.expected.items()}
         assert is_new is (key not in known)

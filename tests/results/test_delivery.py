@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,13 @@ from meddaemon.db.deliveries import DeliveryRow
 from meddaemon.db.engine import Database
 from meddaemon.db.instances import path_of
 from meddaemon.db.results import StoredObject
+from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.result import EncodedObject
 from meddaemon.domain.states import DeliveryState
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.store import as_part10
 from meddaemon.results.delivery import Retry, deliver
-from meddaemon.results.dimse import RemoteEntity
+from meddaemon.results.dimse import RemoteEntity, store
 from tests.ingest.encoded import written
 from tests.system.site import Pacs
 
@@ -104,17 +106,17 @@ def post_reports(database: Database, folder: Path) -> None:
             series_instance_uid="1.2.3.1",
             provenance={},
             seconds={},
-            kinds={"pacs": KINDS},
+            outlets={"pacs": Outlet(kinds=KINDS)},
         )
 
 
-def rows(database: Database) -> list[DeliveryRow]:
+def database_rows(database: Database) -> list[DeliveryRow]:
     with database.read() as connection:
         return deliveries.listing(connection)
 
 
 def drain(database: Database, folder: Path, to: RemoteEntity, stop: threading.Event | None = None) -> int:
-    return deliver(database, folder, "pacs", to, RETRY, stop or threading.Event())
+    return deliver(database, folder, "pacs", partial(store, to), RETRY, stop or threading.Event())
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_the_answer_decides(database: Database, folder: Path, status: int, state
     pacs = Answering(status, 0)
     with pacs.answering() as to:
         taken = drain(database, folder, to)
-    first, *others = rows(database)
+    first, *others = database_rows(database)
     assert (first.state, first.status, first.attempt) == (state, status, 1)
     assert reason in first.reason
     assert [each.state for each in others] == [DeliveryState.SENT] * (OBJECTS - 1)
@@ -149,8 +151,8 @@ def test_without_an_answer_it_is_tried_again(database: Database, folder: Path, h
     with Answering(0).answering() as gone:
         pass
     assert drain(database, folder, remote(host, gone.port)) == 0
-    assert [row.state for row in rows(database)] == [DeliveryState.RETRYABLE] * OBJECTS
-    assert all(f"PACS at {host}" in row.reason for row in rows(database))
+    assert [row.state for row in database_rows(database)] == [DeliveryState.RETRYABLE] * OBJECTS
+    assert all(f"PACS at {host}" in row.reason for row in database_rows(database))
 
 
 def test_one_file_that_cannot_be_read_holds_up_no_other(database: Database, folder: Path) -> None:
@@ -160,8 +162,11 @@ def test_one_file_that_cannot_be_read_holds_up_no_other(database: Database, fold
     pacs = Answering(0)
     with pacs.answering() as to:
         assert drain(database, folder, to) == OBJECTS - 1
-    first, *others = rows(database)
-    assert (first.state, first.reason) == (DeliveryState.RETRYABLE, "could not send: FileNotFoundError")
+    first, *others = database_rows(database)
+    assert (first.state, first.reason) == (
+        DeliveryState.RETRYABLE,
+        "the stored object cannot be read: No such file or directory",
+    )
     assert [each.state for each in others] == [DeliveryState.SENT] * (OBJECTS - 1)
 
 
@@ -171,7 +176,7 @@ def test_a_sender_that_is_told_to_stop_gives_back_the_rest(database: Database, f
     with pacs.answering() as to:
         assert drain(database, folder, to, stop) == 1
         # Given back at no cost: no lease to wait for, no attempt counted.
-        assert [(row.state, row.attempt) for row in rows(database)] == [
+        assert [(row.state, row.attempt) for row in database_rows(database)] == [
             (DeliveryState.SENT, 1),
             (DeliveryState.PENDING, 0),
             (DeliveryState.PENDING, 0),
@@ -206,7 +211,7 @@ def test_a_sender_whose_claim_was_taken_over_sends_nothing_twice(database: Datab
     # The object that was under way is the one that nobody could know of.
     assert sorted(sent) == sorted([*{*sent}, str(slow.received[0].SOPInstanceUID)])
     assert len(slow.received) == 1
-    assert [row.state for row in rows(database)] == [DeliveryState.SENT] * OBJECTS
+    assert [row.state for row in database_rows(database)] == [DeliveryState.SENT] * OBJECTS
 
 
 def test_what_is_outdated_meanwhile_is_not_sent(database: Database, folder: Path) -> None:
@@ -219,7 +224,7 @@ def test_what_is_outdated_meanwhile_is_not_sent(database: Database, folder: Path
     with pacs.answering() as to:
         assert drain(database, folder, to) == 1
         assert drain(database, folder, to) == 0
-    assert [(row.state, row.wanted) for row in rows(database)] == [
+    assert [(row.state, row.wanted) for row in database_rows(database)] == [
         (DeliveryState.SENT, False),
         (DeliveryState.PENDING, False),
         (DeliveryState.PENDING, False),

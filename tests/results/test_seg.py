@@ -20,6 +20,7 @@ from meddaemon.domain.result import EncodedObject
 from meddaemon.domain.volume import Geometry
 from meddaemon.results import seg as seg_module
 from meddaemon.results.encoding import EncodingRequest, encode
+from meddaemon.results.envelope import finish
 from meddaemon.results.gate import check
 from meddaemon.results.seg import encode_seg
 
@@ -94,6 +95,53 @@ def test_any_label_map_comes_back(tmp_path: Path, data: st.DataObject) -> None:
     assert read_by_frame(seg) == expected(request)
 
 
+def as_highdicom_writes(request: EncodingRequest) -> bytes:
+    """The same object with the frames written by highdicom, which takes its time."""
+    described = [seg_module._description(segment, request) for segment in request.analysis.segments]
+    drawing, _ = request.analysis.drawn
+    order = seg_module._in_source_order(request)
+    masks = [[drawing.mask(each.number, plane) for plane in order] for each in request.analysis.segments]
+    pixels = np.moveaxis(np.array(masks, np.uint8), 0, -1)
+    omit_empty = seg_module._leaves_out_empty_frames(request.analysis)
+    whole = seg_module._segmentation(request, pixels, described, omit_empty=omit_empty)
+    return finish(whole, request, seg_module.KIND).content
+
+
+@given(data=st.data())
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_frames_are_written_as_highdicom_writes_them(tmp_path: Path, data: st.DataObject) -> None:
+    """Byte for byte, whatever is drawn, left out, or does not fill a byte."""
+    columns, enhanced = data.draw(st.sampled_from([7, 8, 16])), data.draw(st.booleans())
+    orientation = data.draw(st.sampled_from(sorted(ORIENTATIONS)))
+    folder = tmp_path / f"{columns} {enhanced} {orientation}"
+    if enhanced:
+        path = make_enhanced(folder, orientation=orientation)
+        rows, columns = (int(dcmread(path).get(name)) for name in ("Rows", "Columns"))
+        frames = (5, 4, 3, 2, 1) if data.draw(st.booleans()) else (1, 2, 3, 4, 5)
+        template = enhanced_request(path, frames, orientation)
+        paths, geometry = [path], template.analysis.geometry
+    else:
+        paths = make_series(folder, planes=5, rows=5, columns=columns, orientation=orientation)
+        rows, geometry = 5, geometry_of(paths)
+    assert geometry is not None
+    size = 5 * rows * columns
+    used = data.draw(st.integers(1, 4))
+    values = np.random.default_rng(data.draw(st.integers(0, 9))).integers(0, used, size, dtype=np.uint8)
+    labels = values.reshape(5, rows, columns)
+    for plane in data.draw(st.sets(st.integers(0, 4))):
+        labels[plane] = 0
+    kinds = [("Brain", BRAIN, None), ("Kidney", KIDNEY, LEFT), ("Third", BRAIN, None)][: data.draw(st.integers(1, 3))]
+    labels[labels > len(kinds)] = 0
+    analysis = analysis_of(labels, geometry, kinds=kinds)
+    if data.draw(st.booleans()):
+        masks = np.stack([labels >= number for number in range(1, len(kinds) + 1)])
+        analysis = replace(analysis, labels=None, masks=masks)
+    request = EncodingRequest(analysis=analysis, contract=contract(), sources=paths)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(seg_module, "MOST_FRAMES", data.draw(st.sampled_from([0, 4096])))
+        assert encode_seg(request).content == as_highdicom_writes(request)
+
+
 def single_voxel(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     labels = np.zeros(shape, np.uint8)
     labels[2, 3, 4] = 1
@@ -152,9 +200,9 @@ def test_implicit_and_compressed_sources(tmp_path: Path, transfer_syntax: str) -
     assert read_by_frame(encode(request)[0]) == expected(request)
 
 
-def enhanced_request(path: Path, frames: tuple[int, ...]) -> EncodingRequest:
+def enhanced_request(path: Path, frames: tuple[int, ...], orientation: str = "oblique") -> EncodingRequest:
     header = dcmread(path)
-    affine = affine_lps(orientation="oblique")
+    affine = affine_lps(orientation=orientation)
     if frames[0] > frames[-1]:
         affine[:3, 3] += (len(frames) - 1) * affine[:3, 0]
         affine[:3, 0] *= -1

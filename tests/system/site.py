@@ -13,7 +13,8 @@ from meddaemon.domain.errors import RefusedInstance
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.scp import Listener, ListenerSettings
 from meddaemon.ingest.store import as_part10
-from meddaemon.results.dimse import Outgoing, RemoteEntity, Verdict, store
+from meddaemon.results.dimse import RemoteEntity, store
+from meddaemon.results.transport import Outgoing, Verdict
 from tests.admission import let_in
 from tests.dicom_factory import make_series
 from tests.inference.toy_bundle import write_toy

@@ -10,7 +10,8 @@ import pytest
 
 from meddaemon.db import tables
 from meddaemon.domain.states import JobEvent, JobState
-from meddaemon.results.dimse import RemoteEntity, Verdict, store
+from meddaemon.results.dimse import RemoteEntity, store
+from meddaemon.results.transport import Verdict
 from tests.running import Home, wait_until
 from tests.system.site import Pacs, head, make_site, outgoing_of, send
 

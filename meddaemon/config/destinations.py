@@ -1,0 +1,103 @@
+"""Where results go, as it is written: `[[destinations]]`."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field
+
+from meddaemon.config.problems import Problems
+from meddaemon.config.section import AeTitle, File, Name, Section
+from meddaemon.config.toml_file import Keys
+from meddaemon.domain.filters import InvalidFilter, Made, parse_filter, parts_of
+from meddaemon.domain.outlet import Outlet
+
+
+def _filter(text: str) -> str:
+    """Return a condition of the results language; a time has no place in it, since it is asked once."""
+    if text:
+        try:
+            wanted = parse_filter(text)
+        except InvalidFilter as invalid:
+            raise ValueError(str(invalid)) from None
+        if any(isinstance(part, Made) for part in parts_of(wanted)):
+            raise ValueError("since and until have no place here: a result is asked when it is made")
+    return text
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if text and (parts.scheme not in {"http", "https"} or not parts.hostname or parts.query or parts.fragment):
+        raise ValueError("must be a URL such as https://pacs.example.org/dicom-web, below which /studies lies")
+    if parts.username or parts.password:
+        raise ValueError("names a user: use user and password_file")
+    return text
+
+
+class DestinationSettings(Section):
+    """One place that results are sent to; which settings it needs depends on its kind (`NEEDED`).
+
+    `objects` names the encoders whose objects it gets, `when` the results (a filter of the results language).
+    """
+
+    name: Name
+    kind: Literal["dicom", "dicomweb", "folder", "sender"] = "dicom"
+    ae_title: AeTitle | Literal[""] = ""
+    host: Annotated[str, Field(max_length=253, pattern=r"^[^\s/]*$")] = ""
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    tls: bool = False
+    ca: File = ""
+    url: Annotated[str, AfterValidator(_url)] = ""
+    token_file: File = ""
+    user: Annotated[str, Field(pattern=r"^[^:\x00-\x1f]*$")] = ""
+    password_file: File = ""
+    directory: File = ""
+    objects: Annotated[tuple[Literal["SEG", "SR"], ...], Field(min_length=1)] = ("SEG", "SR")
+    when: Annotated[str, AfterValidator(_filter)] = ""
+
+    @property
+    def outlet(self) -> Outlet:
+        """What it takes."""
+        return Outlet(kinds=self.objects, when=parse_filter(self.when) if self.when else None)
+
+    @property
+    def address(self) -> str:
+        """Where that is, for a person."""
+        if self.kind == "dicom":
+            return f"{self.ae_title} at {self.host}:{self.port}"
+        return {"dicomweb": self.url, "folder": self.directory}.get(self.kind, "the AE that a study came from")
+
+
+NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"dicom": ("ae_title", "host", "port"), "dicomweb": ("url",), "folder": ("directory",), "sender": ()}
+)
+"""What each kind of destination cannot do without."""
+_ALLOWED: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "dicom": ("ae_title", "host", "port", "tls", "ca"),
+        "dicomweb": ("url", "token_file", "user", "password_file", "ca"),
+        "folder": ("directory",),
+        "sender": (),
+    }
+)
+
+
+def check_destination(written: Mapping[str, object], keys: Keys, problems: Problems) -> None:
+    """Note what a destination of its kind lacks, and what means nothing to it."""
+    kind = str(written.get("kind", "dicom"))
+    if kind not in NEEDED:
+        return
+    for key in NEEDED[kind]:
+        if not written.get(key):
+            problems.add((*keys, key), f"is missing: a destination of kind {kind} needs it")
+    for other in dict.fromkeys(key for allowed in _ALLOWED.values() for key in allowed):
+        if written.get(other) and other not in _ALLOWED[kind]:
+            problems.add((*keys, other), f"means nothing to a destination of kind {kind}")
+    if bool(written.get("user")) is not bool(written.get("password_file")):
+        problems.add(keys, "needs user and password_file, or neither")
+    if written.get("token_file") and written.get("user"):
+        problems.add((*keys, "token_file"), "there is a user already: one of both")
+    secret = written.get("token_file") or written.get("user")
+    if secret and str(written.get("url", "")).startswith("http://"):
+        problems.add((*keys, "url"), "would send a secret in clear text: use https")

@@ -1,0 +1,204 @@
+"""The Store Transaction as a user agent (STOW-RS, PS3.18 section 10.5): objects go to a web server as they are stored.
+
+Each object goes in a request of its own, streamed from its file, so that each has an answer of its own and none takes
+memory. What the server says of the object decides: there are servers that answer 200 and have stored nothing. No
+redirection is followed: it could lead anywhere.
+"""
+
+import base64
+import json
+import re
+import secrets
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from meddaemon.results.transport import Answer, Outgoing, Still, Verdict, printable, verdict_of
+from meddaemon.tls import Identity, TlsUnusable, client_context
+
+ANSWER_BYTES = 4 * 2**20
+"""More of an answer is not read."""
+_PIECE = 2**20
+_JSON = "application/dicom+json"
+_FAILED, _STORED = "00081198", "00081199"
+_UID, _FAILURE_REASON, _WARNING_REASON = "00081155", "00081197", "00081196"
+_PASSING = frozenset(
+    {
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+        HTTPStatus.INSUFFICIENT_STORAGE,
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service:
+    """A DICOMweb service: `url` is that below which `/studies` lies.
+
+    Of `token` (Bearer), and `user` with `password` (Basic), one may be there. `trusted` says who vouches for the
+    server (default: the system's authorities), `identity` who we are by TLS.
+    """
+
+    url: str
+    token: str = ""
+    user: str = ""
+    password: str = ""
+    trusted: Path | None = None
+    identity: Identity | None = None
+    connection_timeout_seconds: float = 10.0
+    response_timeout_seconds: float = 60.0
+
+    def store(self, objects: Sequence[Outgoing], *, still: Still) -> Iterator[Answer]:
+        """Send objects, each in a request over one connection; yield what became of each."""
+        for outgoing in objects:
+            if still(outgoing):
+                yield self._store(outgoing)
+
+    def problem(self) -> str:
+        """Return why the service does not answer, "" where it does, whatever it says."""
+        try:
+            with closing(self._connected()) as connection:
+                connection.request(
+                    "GET", f"{urlsplit(self.url).path.rstrip('/')}/studies?limit=1", headers=self._headers
+                )
+                status = connection.getresponse().status
+        except (OSError, HTTPException, TlsUnusable) as failure:
+            return _said(failure)
+        return "" if status < HTTPStatus.BAD_REQUEST else f"answers HTTP {status}"
+
+    def _store(self, outgoing: Outgoing) -> Answer:
+        def answer(verdict: Verdict, reason: str, status: int | None = None) -> Answer:
+            return Answer(outgoing=outgoing, verdict=verdict, status=status, reason=reason)
+
+        try:
+            with closing(self._connected()) as connection:
+                status, content_type, body = self._asked(connection, outgoing)
+        except (OSError, HTTPException, TlsUnusable) as failure:
+            return answer(Verdict.TRY_AGAIN, _said(failure))
+        verdict, reason, code = judged(status, content_type, body, outgoing.sop_instance_uid)
+        return answer(verdict, reason, code)
+
+    def _asked(self, connection: HTTPConnection, outgoing: Outgoing) -> tuple[int, str, bytes]:
+        boundary = secrets.token_hex(16)
+        # The transfer syntax might be told here, too: Orthanc's plugin then takes the part for something else, stores
+        # nothing, and answers 200.
+        begin = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n"
+        end = f"\r\n--{boundary}--\r\n"
+        size = outgoing.path.stat().st_size
+
+        def body() -> Iterator[bytes]:
+            yield begin.encode()
+            with outgoing.path.open("rb") as file:
+                while piece := file.read(_PIECE):
+                    yield piece
+            yield end.encode()
+
+        headers = {
+            **self._headers,
+            "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
+            "Content-Length": str(len(begin) + size + len(end)),
+        }
+        # A server that refuses without reading to the end has answered all the same.
+        with suppress(BrokenPipeError, ConnectionResetError):
+            connection.request("POST", self._studies, body(), headers)
+        response = connection.getresponse()
+        return response.status, response.headers.get_content_type(), response.read(ANSWER_BYTES)
+
+    @property
+    def _studies(self) -> str:
+        return f"{urlsplit(self.url).path.rstrip('/')}/studies"
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        headers = {"Accept": _JSON, "Connection": "close"}
+        if self.token:
+            headers["Authorization"] = f"Bearer {self.token}"
+        elif self.user:
+            pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+            headers["Authorization"] = f"Basic {pair}"
+        return headers
+
+    def _connected(self) -> HTTPConnection:
+        """Return a connection that is open. Raises OSError, TlsUnusable."""
+        parts = urlsplit(self.url)
+        host, seconds = parts.hostname or "", self.connection_timeout_seconds
+        connection: HTTPConnection
+        if parts.scheme == "https":
+            connection = HTTPSConnection(host, parts.port, timeout=seconds, context=self._context())
+        else:
+            connection = HTTPConnection(host, parts.port, timeout=seconds)
+        connection.connect()
+        connection.sock.settimeout(self.response_timeout_seconds)
+        return connection
+
+    def _context(self) -> ssl.SSLContext:
+        return client_context(self.identity, self.trusted, check_name=True)
+
+
+def judged(status: int, content_type: str, body: bytes, sop_instance_uid: str) -> tuple[Verdict, str, int | None]:
+    """Return what an answer means for the object: verdict, reason, and Failure or Warning Reason where one is told.
+
+    PS3.18 Tables 10.5.3-1 and I.2-1.
+    """
+    told = _told(content_type, body)
+    if (reason := _reason(told, _FAILED, sop_instance_uid, _FAILURE_REASON)) is not None:
+        # 0 is no failure: a server that says so of what failed contradicts itself.
+        verdict, said = verdict_of(reason) if reason else (Verdict.TRY_AGAIN, "failed without a reason")
+        return verdict, said, reason
+    if (warning := _reason(told, _STORED, sop_instance_uid, _WARNING_REASON)) is not None:
+        return Verdict.TAKEN, f"taken with warning {warning:04X}H" if warning else "", warning
+    said = f"answered HTTP {status}"
+    if status == HTTPStatus.OK:
+        return Verdict.HOLD, f"{said} and does not say that the object is stored: look whether it is there", None
+    if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+        said += ": check the credentials of this destination"
+    # 202 is that something was not stored as it is (PS3.18 10.5.3): the object, if nothing is said of it.
+    passing = status in _PASSING or status == HTTPStatus.ACCEPTED
+    return Verdict.TRY_AGAIN if passing else Verdict.HOLD, said, None
+
+
+def _told(content_type: str, body: bytes) -> Mapping[str, Any]:
+    """Return the data set of an answer in the DICOM JSON Model; nothing where it is something else."""
+    if content_type not in {_JSON, "application/json"}:
+        return {}
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    first = found[0] if isinstance(found, list) and found else found
+    return first if isinstance(first, dict) else {}
+
+
+def _reason(told: Mapping[str, Any], sequence: str, uid: str, attribute: str) -> int | None:
+    """Return the reason given for an object in a sequence, 0 for none; None where it is not in it."""
+    items = _values(told, sequence)
+    for item in items:
+        if isinstance(item, dict) and uid in _values(item, _UID):
+            reasons = [each for each in _values(item, attribute) if isinstance(each, int)]
+            return reasons[0] & 0xFFFF if reasons else 0
+    return None
+
+
+def _values(item: Mapping[str, Any], tag: str) -> list[Any]:
+    element = item.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values if isinstance(values, list) else []
+
+
+def _said(failure: Exception) -> str:
+    """Return what went wrong; what a server sent in place of an answer is not repeated."""
+    if isinstance(failure, TlsUnusable):
+        return str(failure)
+    if isinstance(failure, ssl.SSLCertVerificationError):
+        return f"its certificate is refused: {printable(failure.verify_message)}"
+    return re.sub(r"^\[Errno -?\d+\] ", "", printable(str(failure))) if isinstance(failure, OSError) else "no HTTP"

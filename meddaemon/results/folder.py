@@ -1,0 +1,56 @@
+"""A folder as a destination: each object becomes a file, named by its UIDs and by nothing of a patient."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
+
+from meddaemon.durable import Staging, write_new
+from meddaemon.results.transport import Answer, Outgoing, Still, Verdict
+
+STAGING = ".meddaemon"
+"""Below the folder, where files lie until they are whole."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """Files go to `STUDY/SERIES/INSTANCE.dcm` below `directory`, which must be there: it may be a volume to mount."""
+
+    directory: Path
+
+    def store(self, objects: Sequence[Outgoing], *, still: Still) -> Iterator[Answer]:
+        """Write objects; yield what became of each. A file of that name with other content is never replaced."""
+        for outgoing in objects:
+            if still(outgoing):
+                verdict, reason = self._write(outgoing)
+                yield Answer(outgoing=outgoing, verdict=verdict, status=None, reason=reason)
+
+    def problem(self) -> str:
+        """Return why nothing can be written there, "" where it can."""
+        return "" if self.directory.is_dir() else f"{self.directory} is not there"
+
+    def _write(self, outgoing: Outgoing) -> tuple[Verdict, str]:
+        if problem := self.problem():
+            return Verdict.TRY_AGAIN, problem
+        try:
+            content = outgoing.path.read_bytes()
+            header = dcmread(outgoing.path, specific_tags=["StudyInstanceUID", "SeriesInstanceUID"])
+            target = self.directory / header.StudyInstanceUID / header.SeriesInstanceUID
+            target /= f"{outgoing.sop_instance_uid}.dcm"
+            if target.exists():
+                same = target.read_bytes() == content
+                return (
+                    (Verdict.TAKEN, "was there already") if same else (Verdict.HOLD, f"{target} holds something else")
+                )
+            staging = Staging(self.directory / STAGING)
+            try:
+                write_new(target, content, staging)
+                # Whoever may read the folder may read its files.
+                target.chmod(0o640)
+            finally:
+                staging.close()
+        except (OSError, InvalidDicomError, AttributeError) as failure:
+            return Verdict.TRY_AGAIN, f"could not write: {failure if isinstance(failure, OSError) else 'no UIDs'}"
+        return Verdict.TAKEN, ""

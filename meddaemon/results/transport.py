@@ -1,0 +1,71 @@
+"""What every way out has in common: objects that go, what became of each, and what that means for the sender."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outgoing:
+    """One Part 10 file to send, and what its file meta group says of it.
+
+    `sender` is the AE title that most of the study came from.
+    """
+
+    path: Path
+    sop_class_uid: str
+    sop_instance_uid: str
+    transfer_syntax_uid: str
+    sender: str = ""
+
+
+class Verdict(Enum):
+    """What an answer means for the sender."""
+
+    TAKEN = "taken"
+    TRY_AGAIN = "try again"
+    HOLD = "hold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What became of one object; `status` is the DIMSE status, None where none was received."""
+
+    outgoing: Outgoing
+    verdict: Verdict
+    status: int | None
+    reason: str
+
+
+Still = Callable[[Outgoing], bool]
+"""Says, when the turn of an object comes, whether it is still to be sent."""
+
+
+class Send(Protocol):
+    """Sends objects in their order, and yields what became of each; of those that are not to be sent, nothing."""
+
+    def __call__(self, objects: Sequence[Outgoing], *, still: Still) -> Iterator[Answer]:
+        """Send `objects`."""
+
+
+def verdict_of(status: int) -> tuple[Verdict, str]:
+    """Return what a C-STORE status or a Failure Reason means (PS3.4 B.2.3, PS3.7 Annex C, PS3.18 Annex I)."""
+    if status == 0x0000:
+        return Verdict.TAKEN, ""
+    if status == 0x0111:
+        # Duplicate SOP Instance (PS3.7 C.5.7): what we send under one UID is always the same object.
+        return Verdict.TAKEN, "was there already (0111H)"
+    if 0xB000 <= status <= 0xBFFF or status in {0x0001, 0x0107, 0x0116}:
+        return Verdict.TAKEN, f"taken with warning {status:04X}H"
+    if 0xA700 <= status <= 0xA7FF:
+        return Verdict.TRY_AGAIN, f"refused: out of resources ({status:04X}H)"
+    if status == 0x0110:
+        return Verdict.TRY_AGAIN, "processing failure (0110H)"
+    return Verdict.HOLD, f"refused with status {status:04X}H"
+
+
+def printable(text: str) -> str:
+    """Return what can be printed of what a peer says, on one line and bounded."""
+    return "".join(character for character in text if character.isprintable())[:64]

@@ -1,0 +1,59 @@
+"""Each kind of destination has what it needs and nothing that means nothing to it."""
+
+from pathlib import Path
+
+import pytest
+
+from meddaemon.config.settings import Settings, load
+from meddaemon.domain.errors import InvalidConfiguration
+from meddaemon.domain.filters import Number
+
+HEAD = '[[destinations]]\nname = "there"\n'
+
+
+def settings(tmp_path: Path, text: str) -> Settings:
+    file = tmp_path / "meddaemon.toml"
+    file.write_text(HEAD + text)
+    return load(file, {})
+
+
+def test_every_kind(tmp_path: Path) -> None:
+    dicom = 'ae_title = "PACS"\nhost = "pacs"\nport = 104\nwhen = "volume > 30 mL"\n'
+    (there,) = settings(tmp_path, dicom).destinations
+    assert there.address == "PACS at pacs:104"
+    assert isinstance(there.outlet.when, Number)
+    web = 'kind = "dicomweb"\nurl = "https://pacs/dicom-web"\ntoken_file = "token"\n'
+    (there,) = settings(tmp_path, web).destinations
+    assert (there.address, there.token_file) == ("https://pacs/dicom-web", str(tmp_path / "token"))
+    (there,) = settings(tmp_path, 'kind = "folder"\ndirectory = "out"\nobjects = ["SR"]\n').destinations
+    assert (there.address, there.outlet.kinds, there.outlet.when) == (str(tmp_path / "out"), ("SR",), None)
+    found = settings(tmp_path, 'kind = "sender"\n')
+    assert found.destination("there").address == "the AE that a study came from"
+    assert list(found.outlets) == ["there"]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "1: destinations[0].ae_title: is missing: a destination of kind dicom needs it"),
+        ('kind = "dicomweb"\n', "destinations[0].url: is missing: a destination of kind dicomweb needs it"),
+        ('kind = "folder"\n', "destinations[0].directory: is missing: a destination of kind folder needs it"),
+        ('kind = "sender"\nport = 1\n', "4: destinations[0].port: means nothing to a destination of kind sender"),
+        ('kind = "web"\n', "3: destinations[0].kind: "),
+        ('kind = "dicomweb"\nurl = "pacs"\n', "4: destinations[0].url: must be a URL such as"),
+        ('kind = "dicomweb"\nurl = "https://me:pw@pacs/"\n', "names a user: use user and password_file"),
+        ('kind = "dicomweb"\nurl = "http://pacs/"\ntoken_file = "t"\n', "would send a secret in clear text: use https"),
+        ('kind = "dicomweb"\nurl = "https://pacs/"\nuser = "me"\n', "needs user and password_file, or neither"),
+        (
+            'kind = "dicomweb"\nurl = "https://p/"\nuser = "me"\npassword_file = "p"\ntoken_file = "t"\n',
+            "there is a user already: one of both",
+        ),
+        ('kind = "sender"\nwhen = "volume >"\n', "4: destinations[0].when: character 9: a number expected"),
+        ('kind = "sender"\nwhen = "not since 30d"\n', "4: destinations[0].when: since and until have no place here"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InvalidConfiguration) as caught:
+        settings(tmp_path, text)
+    assert said in str(caught.value)
+    assert "pw" not in str(caught.value).replace("password", "")
