@@ -189,6 +189,10 @@ def _results(connection: Connection, study_id: int) -> Iterator[str]:
         yield f"  result {head.id} of job {head.job_id}: {head.model} {head.model_version}, {head.status}{ended}"
         if head.reason:
             yield f"    {shown(head.reason)}"
+        # What was done to an input, and what of it was left out.
+        for what, done in head.provenance.items():
+            if what.startswith("input "):
+                yield f"    {shown(what)}: {shown(done)}"
         for row in results.query(connection, study_id=study_id, superseded=True):
             if row.result_id == head.id:
                 yield f"    {row.finding}: {_said(row)}"

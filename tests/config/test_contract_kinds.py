@@ -10,15 +10,18 @@ from meddaemon.domain.conditions import Equals
 from meddaemon.domain.contract import (
     BoxFrame,
     ClassContract,
+    Duplicates,
     GeometryPolicy,
     InputKind,
     InputLimits,
+    Mixed,
     ModelContract,
     ModelKind,
     ObjectContract,
     OutputLimits,
     Range,
     ScoreContract,
+    Times,
     Unevenness,
     Voi,
 )
@@ -201,11 +204,38 @@ def test_a_volume_may_be_straightened_and_in_suv(tmp_path: Path) -> None:
     (only,) = _load(tmp_path, SEGMENTATION.replace('key = "image"', more)).inputs
     assert only.geometry == GeometryPolicy(tilt=Unevenness.RESAMPLE, irregular=Unevenness.RESAMPLE)
     assert only.unit == "SUVbw"
+    assert only.padding is None
+
+
+def test_a_series_may_be_taken_apart_and_its_padding_replaced(tmp_path: Path) -> None:
+    more = (
+        'key = "image"\npadding = -1024\n'
+        'geometry = { gap = "resample", mixed = "largest", time = "last", duplicates = "drop" }'
+    )
+    (only,) = _load(tmp_path, SEGMENTATION.replace('key = "image"', more)).inputs
+    assert only.geometry == GeometryPolicy(
+        gap=Unevenness.RESAMPLE, mixed=Mixed.LARGEST, time=Times.LAST, duplicates=Duplicates.DROP
+    )
+    assert only.padding == -1024
 
 
 @pytest.mark.parametrize(
     ("text", "old", "new", "problem"),
     [
+        (SEGMENTATION, 'key = "image"', 'key = "image"\npadding = "drop"', "padding"),
+        (SEGMENTATION, 'key = "image"', 'key = "image"\npadding = nan', "padding"),
+        (
+            SEGMENTATION,
+            'key = "image"',
+            'key = "image"\npadding = 0\nunit = "SUVbw"',
+            "stands for real-world values, not for SUVbw",
+        ),
+        (
+            SEGMENTATION,
+            'key = "image"',
+            'key = "image"\ngeometry = { time = "middle" }',
+            "should be 'refuse', 'first' or 'last'",
+        ),
         (CLASSIFICATION, '"classification"', '"clasification"', "5: kind: should be 'segmentation', 'classification'"),
         (CLASSIFICATION, '"classification"', '"regression"', "a model of kind 'regression' needs at least one of"),
         (
