@@ -74,6 +74,32 @@ def test_the_marker_is_where_it_is_in_the_patient_whatever_the_axes(tmp_path: Pa
     assert centre(read.array == 1, read.affine) == pytest.approx(MARKER, abs=1.0)
 
 
+POSITIONS = {
+    "HFS": (1, 0, 0, 0, 1, 0),
+    "HFP": (-1, 0, 0, 0, -1, 0),
+    "HFDR": (0, -1, 0, 1, 0, 0),
+    "HFDL": (0, 1, 0, -1, 0, 0),
+    "FFS": (-1, 0, 0, 0, 1, 0),
+    "FFP": (1, 0, 0, 0, -1, 0),
+    "FFDR": (0, -1, 0, -1, 0, 0),
+    "FFDL": (0, 1, 0, 1, 0, 0),
+}
+"""Patient Position, and the axes that a scanner then gives images which are upright on its screen (PS3.3 C.7.3.1.1.2)."""
+
+
+@pytest.mark.fault(85, 90)
+@pytest.mark.parametrize("name", POSITIONS)
+def test_how_the_patient_lay_changes_nothing_that_the_axes_do_not_say(tmp_path: Path, name: str) -> None:
+    """Image Orientation and Position are those of the patient already: Patient Position must not be applied again."""
+    volume = assemble(phantom(tmp_path / name, POSITIONS[name], attributes={"PatientPosition": name}))
+    assert centre(volume.voxels > 500, volume.geometry.affine_lps) == pytest.approx(MARKER, abs=1.0)
+    for other in (*POSITIONS, None):
+        found = assemble(phantom(tmp_path / f"{other}", POSITIONS[name], attributes={"PatientPosition": other}))
+        assert np.array_equal(found.voxels, volume.voxels)
+        assert np.array_equal(found.geometry.affine_lps, volume.geometry.affine_lps)
+        assert found.geometry.sop_instance_uids == volume.geometry.sop_instance_uids
+
+
 def _shift(plane: int, dataset: Dataset, *, at: int, by: float, axis: int) -> None:
     if plane == at:
         position = list(dataset.ImagePositionPatient)
