@@ -85,7 +85,9 @@ class Inputs:
                 found[each.slot] = self._signals[each.slot]
             elif each.slot in self._pictures:
                 headers = self._pictures[each.slot]
-                found[each.slot] = pictures.assemble(headers, voi=each.voi, allocate=allocate, watch=watch)
+                found[each.slot] = pictures.assemble(
+                    headers, voi=each.voi, padding=each.padding, allocate=allocate, watch=watch
+                )
             else:
                 found[each.slot] = self._volume(each, allocate, watch)
         self._refuse_beyond(found)
@@ -93,7 +95,7 @@ class Inputs:
 
     def _volume(self, wanted: InputContract, allocate: Allocate, watch: Watch) -> Volume:
         headers = self._volumes[wanted.slot]
-        found = volume.assemble_read(headers, wanted.geometry, allocate=allocate, watch=watch)
+        found = volume.assemble_read(headers, wanted.geometry, padding=wanted.padding, allocate=allocate, watch=watch)
         return as_uptake(found, self._files[wanted.slot], allocate=allocate) if wanted.unit else found
 
     def _refuse_beyond(self, found: Mapping[str, Input]) -> None:

@@ -4,7 +4,7 @@ Greyscale is brighter where the value is larger, always: MONOCHROME1, and a Pres
 turned round. Colour comes out as RGB. Overlays, which are drawn beside the pixels, are not looked at.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -110,9 +110,9 @@ class Picture:
         return self.layout.sop_instance_uid
 
 
-def read(paths: Sequence[Path], *, voi: Voi = Voi.NONE) -> Pictures:
+def read(paths: Sequence[Path], *, voi: Voi = Voi.NONE, padding: float | None = None) -> Pictures:
     """Return every frame of a series of images, in the order of their instance numbers; see `assemble`."""
-    return assemble([read_header(path, voi) for path in paths], voi=voi)
+    return assemble([read_header(path, voi) for path in paths], voi=voi, padding=padding)
 
 
 def decoding_bytes(headers: Sequence[Picture]) -> int:
@@ -126,14 +126,16 @@ def assemble(
     headers: Sequence[Picture],
     *,
     voi: Voi = Voi.NONE,
+    padding: float | None = None,
     allocate: Allocate = np.empty,
     watch: Callable[[Picture], AbstractContextManager[object]] = nullcontext,
 ) -> Pictures:
     """Return every frame of images whose headers were read.
 
-    Greyscale is in real-world values, or, with `Voi.WINDOW`, brightness from 0 to 1 by the VOI LUT of the image (its
-    first; without one from its lowest to its highest value, which is remarked). Colour is RGB from 0 to 255. `watch`
-    is entered for each file that is decoded.
+    Greyscale is in real-world values, or, with `Voi.WINDOW`, brightness from 0 to 1 by the first VOI LUT of the image
+    (without one from its lowest to its highest value, which is remarked). Colour is RGB from 0 to 255. Grey pixels that
+    show nothing (Pixel Padding Value) become `padding`, or keep what they hold where it is None. `watch` is entered for
+    each file that is decoded.
 
     Raises `InputRefused` (`mixed_size`, `mixed_colour`, `duplicate_instance`, `too_large`, `not_finite`),
     `ContradictoryIdentity` (`mixed_patient`, `mixed_study`, `mixed_series`), and what `pixels.Pixels` raises.
@@ -150,20 +152,26 @@ def assemble(
             "too_large", f"{count} frames of {shape[1]} × {shape[2]} are not taken", numbers={"frames": count}
         )
     frames = allocate(shape, np.float32)
-    place = 0
+    place = padded = 0
     for each in ordered:
         with watch(each):
-            _read_frames(each, frames[place : place + each.layout.frames], voi)
+            padded += _read_frames(each, frames[place : place + each.layout.frames], voi, padding)
         place += each.layout.frames
     spacings = {each.spacing for each in ordered}
     spacing = spacings.pop() if len(spacings) == 1 else None
+    remarks = _remarks(ordered, voi, mixed_spacing=bool(spacings))
+    if padded:
+        remarks["padding"] = (
+            f"{padded} pixels show nothing by their Pixel Padding Value, and have the value {padding:g}"
+        )
     return Pictures(
         frames=frames,
         sources=tuple((each.sop_instance_uid, n + 1) for each in ordered for n in range(each.layout.frames)),
         series_instance_uid=first.identity[2],
         spacing_mm=spacing.mm if spacing else None,
         spacing_is_of_detector=bool(spacing and spacing.of_detector),
-        remarks=_remarks(ordered, voi, mixed_spacing=bool(spacings)),
+        remarks=remarks,
+        padding=padded,
     )
 
 
@@ -357,7 +365,9 @@ def _samples(header: Picture) -> int:
     return 1 if header.photometric in _GREY else 3
 
 
-def _read_frames(header: Picture, out: Values, voi: Voi) -> None:
+def _read_frames(header: Picture, out: Values, voi: Voi, padding: float | None) -> int:
+    """Read the frames of one file; return how many pixels were padding."""
+    padded = 0
     layout = header.layout
     shape = (layout.rows, layout.columns)
     stored = np.empty(shape if layout.samples == 1 else (*shape, layout.samples), layout.dtype)
@@ -365,13 +375,20 @@ def _read_frames(header: Picture, out: Values, voi: Voi) -> None:
         for frame in range(layout.frames):
             source.read_into(frame, stored)
             if header.modalities:
-                _show_grey(header, frame, stored, out[frame], voi)
+                blank = None if padding is None else layout.padded(stored)
+                _show_grey(header, frame, stored, out[frame], voi, blank)
+                if blank is not None:
+                    out[frame][blank] = padding
+                    padded += int(np.count_nonzero(blank))
             else:
                 _show_colour(header, stored, out[frame])
+    return padded
 
 
-def _show_grey(header: Picture, frame: int, stored: NDArray[np.generic], out: Values, voi: Voi) -> None:
-    """Write the values of one frame: larger is brighter."""
+def _show_grey(
+    header: Picture, frame: int, stored: NDArray[np.generic], out: Values, voi: Voi, blank: NDArray[np.bool_] | None
+) -> None:
+    """Write the values of one frame: larger is brighter. What is `blank` says nothing about the range of the others."""
     layout, meaning = header.layout, header.modalities[frame]
     try:
         modality.apply(stored, meaning, out, layout.bits_stored)
@@ -383,7 +400,7 @@ def _show_grey(header: Picture, frame: int, stored: NDArray[np.generic], out: Va
             np.subtract(sum(_range(meaning, layout)), out, out=out)
         return
     window = header.windows[frame]
-    np.copyto(out, window.apply(out) if window else _stretched(out))
+    np.copyto(out, window.apply(out) if window else _stretched(out, blank))
     if header.inverted:
         np.subtract(1, out, out=out)
 
@@ -395,9 +412,10 @@ def _range(meaning: Rescale | Table, layout: Layout) -> tuple[float, float]:
     return meaning.range(*modality.stored_range(layout.bits_stored, signed=layout.signed))
 
 
-def _stretched(values: Values) -> Values:
-    """Return brightness from 0 to 1, from the lowest to the highest value."""
-    lowest, highest = float(values.min()), float(values.max())
+def _stretched(values: Values, blank: NDArray[np.bool_] | None) -> Values:
+    """Return brightness from 0 to 1, from the lowest to the highest value that shows something."""
+    shown = values if blank is None or blank.all() else values[~blank]
+    lowest, highest = float(shown.min()), float(shown.max())
     return (values - lowest) / (highest - lowest) if highest > lowest else np.zeros_like(values)
 
 
@@ -420,7 +438,7 @@ def _show_colour(header: Picture, stored: NDArray[np.generic], out: Values) -> N
         np.multiply(out, 255 / highest, out=out)
 
 
-def _remarks(headers: Sequence[Picture], voi: Voi, *, mixed_spacing: bool) -> Mapping[str, str]:
+def _remarks(headers: Sequence[Picture], voi: Voi, *, mixed_spacing: bool) -> dict[str, str]:
     """Return what was done to the pixels, and what is to be known of them."""
     remarks: dict[str, str] = {}
     if any(each.inverted for each in headers):

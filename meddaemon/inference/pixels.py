@@ -45,7 +45,8 @@ class Layout:
     """How the pixels of one file are stored: one sample per pixel, or three in colour, by plane where `planar`.
 
     `begin` is where the data set begins in the file, which has `size` bytes; `value` is where Pixel Data lies,
-    counted from the begin of the inflated data set where it is deflated, else from the begin of the file.
+    counted from the begin of the inflated data set where it is deflated, else from the begin of the file. Stored values
+    from the first to the second of `padding` show nothing (PS3.3 C.7.5.1.1.2).
     """
 
     path: Path
@@ -62,6 +63,7 @@ class Layout:
     size: int
     samples: int = 1
     planar: bool = False
+    padding: tuple[int, int] | None = None
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
@@ -72,6 +74,15 @@ class Layout:
     def frame_bytes(self) -> int:
         """How long one frame is when it is not compressed."""
         return self.rows * self.columns * self.samples * self.bits_allocated // 8
+
+    def padded(self, stored: Stored) -> NDArray[np.bool_] | None:
+        """Return where stored values show nothing; None where every one shows something."""
+        if self.padding is None:
+            return None
+        lowest, highest = self.padding
+        one = lowest == highest
+        here = np.equal(stored, lowest) if one else np.less_equal(stored, highest) & np.greater_equal(stored, lowest)
+        return here if here.any() else None
 
     def refuse(self, reason: str, message: str, cause: BaseException | None = None) -> NoReturn:
         """Raise `UndecodablePixels` for this file."""

@@ -143,6 +143,7 @@ def _input(message: Mapping[str, Any], values: NDArray[Any]) -> Input:
             spacing_mm=None if spacing is None else (float(spacing[0]), float(spacing[1])),
             spacing_is_of_detector=bool(parts["spacing_is_of_detector"]),
             remarks=_texts(parts["remarks"]),
+            padding=int(parts["padding"]),
         )
     parts = message["signal"]
     channels = tuple(map(str, parts["channels"]))

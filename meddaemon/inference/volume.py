@@ -117,15 +117,17 @@ def assemble_read(
     headers: Sequence[Frames],
     policy: GeometryPolicy = STRICT,
     *,
+    padding: float | None = None,
     allocate: Allocate = np.empty,
     threads: int | None = None,
     watch: Watch = nullcontext,
 ) -> Volume:
     """Return the one volume that files make whose headers were read; raises what `assemble` raises.
 
-    What is no box is refused unless `policy` takes it. The voxels are int16 where that holds every value exactly, else
-    float32; never are there two of them. `allocate` is called again when int16 turns out not to do, after the first
-    array is gone. A file is only decoded within its `watch`.
+    What is no box is refused unless `policy` takes it. Pixels that show nothing (Pixel Padding Value) become `padding`,
+    or keep what they hold where it is None. The voxels are int16 where that holds every value exactly, else float32;
+    never are there two of them. `allocate` is called again when int16 turns out not to do, after the first array is
+    gone. A file is only decoded within its `watch`.
     """
     for level in ("patient", "study", "series"):
         _refuse_mixture(level, headers)
@@ -133,23 +135,35 @@ def assemble_read(
     stack = stacks.select([plane for header in headers for plane in header.planes], policy)
     geometry, order = stack.geometry, stack.order
     voxels: Voxels | None = None
-    if may_be_int16(headers):
+    padded = 0
+    if may_be_int16(headers, padding):
         voxels = allocate(geometry.shape, np.int16)
         try:
-            read_into(headers, order, voxels, threads, watch=watch)
+            padded = read_into(headers, order, voxels, threads, padding=padding, watch=watch)
         except NotWhole:
             voxels = None
     if voxels is None:
         voxels = allocate(geometry.shape, np.float32)
-        read_into(headers, order, voxels, threads, watch=watch)
+        padded = read_into(headers, order, voxels, threads, padding=padding, watch=watch)
     for twin in stack.twins:
-        _refuse_other_pixels(headers, twin, voxels[order.index(twin.kept)], watch)
+        _refuse_other_pixels(headers, twin, voxels[order.index(twin.kept)], padding, watch)
+    remarks = dict(stack.remarks)
+    if padded:
+        remarks["padding"] = (
+            f"{padded} voxels show nothing by their Pixel Padding Value, and have the value {padding:g}"
+        )
     return Volume(
-        voxels=voxels, geometry=geometry, series_instance_uid=headers[0].identity["series"], remarks=stack.remarks
+        voxels=voxels,
+        geometry=geometry,
+        series_instance_uid=headers[0].identity["series"],
+        remarks=remarks,
+        padding=padded,
     )
 
 
-def _refuse_other_pixels(headers: Sequence[Frames], twin: Twin, kept: Voxels, watch: Watch) -> None:
+def _refuse_other_pixels(
+    headers: Sequence[Frames], twin: Twin, kept: Voxels, padding: float | None, watch: Watch
+) -> None:
     """Refuse a plane that was to be left out because it has the same values as another, and does not."""
     firsts = list(accumulate((len(header.planes) for header in headers), initial=0))
     at = bisect_right(firsts, twin.plane) - 1
@@ -157,7 +171,7 @@ def _refuse_other_pixels(headers: Sequence[Frames], twin: Twin, kept: Voxels, wa
     other = np.empty_like(kept)
     with watch(header):
         try:
-            _read_frames(header, [frame], [other])
+            _read_frames(header, [frame], [other], padding)
             different = int(np.count_nonzero(other != kept))
         except NotWhole:
             different = kept.size
@@ -171,8 +185,10 @@ def _refuse_other_pixels(headers: Sequence[Frames], twin: Twin, kept: Voxels, wa
         )
 
 
-def may_be_int16(headers: Sequence[Frames]) -> bool:
+def may_be_int16(headers: Sequence[Frames], padding: float | None = None) -> bool:
     """Whether int16 may hold every value exactly, by the headers; only the pixels prove it."""
+    if padding is not None and not (padding.is_integer() and modality.INT16.min <= padding <= modality.INT16.max):
+        return False
     return all(each.is_whole and header.layout.bits_stored <= 16 for header in headers for each in header.modalities)
 
 
@@ -182,13 +198,14 @@ def read_into(
     out: Voxels,
     threads: int | None = None,
     *,
+    padding: float | None = None,
     watch: Watch = nullcontext,
-) -> None:
+) -> int:
     """Decode the pixels of all files into `out` [plane, row, column], int16 or float32, as real-world values.
 
     `order` names for each plane of `out` which plane of the headers it is, as `stacks.select` returns it; those that
     it does not name are left out. Frames are decoded side by side in `threads` (default: one per core, 8 at most),
-    without a copy of the volume.
+    without a copy of the volume. Returns how many of them show nothing, and have the value `padding`, if there is one.
 
     Raises `UndecodablePixels`, `UnsoundVolume` (`not_finite`), always of the first plane in the order of the headers
     that has an error, and `modality.NotWhole` when int16 does not hold a value.
@@ -203,12 +220,12 @@ def read_into(
         if (wanted := [frame for frame in frames if first + frame in place])
     ]
 
-    def read(task: tuple[Frames, Sequence[int], int]) -> None:
+    def read(task: tuple[Frames, Sequence[int], int]) -> int:
         header, frames, first = task
         with watch(header):
-            _read_frames(header, frames, [out[place[first + frame]] for frame in frames])
+            return _read_frames(header, frames, [out[place[first + frame]] for frame in frames], padding)
 
-    _in_order(read, tasks, count)
+    return sum(_in_order(read, tasks, count))
 
 
 def _shares(header: Frames, count: int) -> Iterable[range]:
@@ -220,9 +237,9 @@ def _shares(header: Frames, count: int) -> Iterable[range]:
     return [range(start, min(start + step, frames)) for start in range(0, frames, step)]
 
 
-def _read_frames(header: Frames, frames: Sequence[int], out: Sequence[Voxels]) -> None:
-    """Read frames of one file as real-world values into one plane each."""
-    layout = header.layout
+def _read_frames(header: Frames, frames: Sequence[int], out: Sequence[Voxels], padding: float | None) -> int:
+    """Read frames of one file as real-world values into one plane each; return how many pixels were padding."""
+    layout, padded = header.layout, 0
     # Where the types have one size the plane itself takes the stored values, and is changed in place.
     in_place = layout.dtype.itemsize == 2 and out[0].dtype == np.int16
     scratch = None if in_place else np.empty((layout.rows, layout.columns), layout.dtype)
@@ -230,12 +247,20 @@ def _read_frames(header: Frames, frames: Sequence[int], out: Sequence[Voxels]) -
         for frame, plane in zip(frames, out, strict=True):
             stored = plane.view(layout.dtype) if scratch is None else scratch
             source.read_into(frame, stored)
+            blank = None if padding is None else layout.padded(stored)
+            if blank is not None:
+                # What it is does not count, and must not keep the others from being int16.
+                stored[blank] = stored.reshape(-1)[blank.argmin()]
             try:
                 modality.apply(stored, header.modalities[frame], plane, layout.bits_stored)
             except NotFinite as error:
                 raise UnsoundVolume(
                     "not_finite", "a pixel is not a finite number", sop_instance_uid=header.sop_instance_uid
                 ) from error
+            if blank is not None and padding is not None:
+                np.copyto(plane, np.float64(padding), where=blank, casting="unsafe")
+                padded += int(np.count_nonzero(blank))
+    return padded
 
 
 def decode(header: Frames) -> Iterator[NDArray[np.generic]]:
@@ -475,7 +500,24 @@ class _Header:
             begin=self.header.begin,
             size=self.header.size,
             samples=samples,
+            padding=self.padding(stored, signed=signed) if samples == 1 and allocated <= 16 else None,
         )
+
+    def padding(self, bits: int, *, signed: bool) -> tuple[int, int] | None:
+        """Return the lowest and highest stored value that shows nothing; None where no pixel can have one.
+
+        The VR of both attributes is that of the pixels, but whether it was written so or not, the sign of the pixels
+        says what the 16 bits mean.
+        """
+        said = [*self.dataset.words.get("PixelPaddingValue", ())[:1]]
+        if not said:
+            return None
+        said += self.dataset.words.get("PixelPaddingRangeLimit", ())[:1]
+        values = [word - 2**16 if signed and word >= 2**15 else word for word in said]
+        lowest, highest = modality.stored_range(bits, signed=signed)
+        if min(values) > highest or max(values) < lowest:
+            return None
+        return max(min(values), lowest), min(max(values), highest)
 
     def frame_count(self) -> int:
         value = self.text("NumberOfFrames")

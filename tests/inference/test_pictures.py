@@ -196,6 +196,22 @@ def test_a_window_of_one_value_is_a_threshold() -> None:
     assert Lookup(first=9, values=np.array([0, 5], np.uint16), highest=5).apply(values).tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.fault(88)
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_what_shows_nothing_in_a_picture_has_the_value_of_the_contract(tmp_path: Path, photometric: str) -> None:
+    """Also when grey is inverse, and it says nothing of how bright the rest is."""
+    pixels = np.array([[0, 0, 400, 500], [0, 600, 700, 800]], np.uint16)
+    path = image(tmp_path, pixels, PhotometricInterpretation=photometric, PixelPaddingValue=0)
+    for voi in Voi:
+        pictures = read([path], voi=voi, padding=-7)
+        assert pictures.padding == 3
+        assert np.array_equal(pictures.frames[0] == -7, pixels == 0)
+        assert pictures.remarks["padding"].startswith("3 pixels show nothing")
+    shown = np.sort(pictures.frames[0][pixels > 0])
+    assert shown == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert np.array_equal(read([path]).frames[0] == read([path], padding=-7).frames[0], pixels > 0)
+
+
 # --- colour ------------------------------------------------------------------------------------------------------
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
