@@ -90,6 +90,15 @@ def _doubles(keyword: str) -> Wanted:
 
 
 _RESCALE: Schema = {0x00281052: _text("RescaleIntercept"), 0x00281053: _text("RescaleSlope")}
+_CLASSIC_MOMENT: Schema = {
+    0x00180081: _text("EchoTime"),
+    0x00180082: _text("InversionTime"),
+    0x00181060: _text("TriggerTime"),
+    0x00200012: _text("AcquisitionNumber"),
+    0x00200100: _text("TemporalPositionIdentifier"),
+    0x00541300: _text("FrameReferenceTime"),
+}
+"""What tells images of one place apart; in a legacy converted image it has found no place of its own."""
 _MODALITY_LUT: Schema = {0x00283002: _words("LUTDescriptor"), 0x00283006: Wanted("LUTData", Kind.TABLE, _TABLE_VRS)}
 _FUNCTIONAL_GROUPS: Schema = {
     0x00189114: Wanted("MREchoSequence", {0x00189082: _doubles("EffectiveEchoTime")}),
@@ -99,6 +108,8 @@ _FUNCTIONAL_GROUPS: Schema = {
         "FrameContentSequence",
         {0x00209128: _longs("TemporalPositionIndex"), 0x00209156: _words("FrameAcquisitionNumber")},
     ),
+    0x00209170: Wanted("UnassignedSharedConvertedAttributesSequence", _CLASSIC_MOMENT),
+    0x00209171: Wanted("UnassignedPerFrameConvertedAttributesSequence", _CLASSIC_MOMENT),
     0x00209113: Wanted("PlanePositionSequence", {0x00200032: _text("ImagePositionPatient")}),
     0x00209116: Wanted("PlaneOrientationSequence", {0x00200037: _text("ImageOrientationPatient")}),
     0x00289110: Wanted("PixelMeasuresSequence", {0x00280030: _text("PixelSpacing")}),
@@ -114,18 +125,14 @@ SCHEMA: Schema = {
     0x00080018: _text("SOPInstanceUID"),
     0x00100020: _text("PatientID"),
     0x00100021: _text("IssuerOfPatientID"),
-    0x00180081: _text("EchoTime"),
-    0x00180082: _text("InversionTime"),
-    0x00181060: _text("TriggerTime"),
+    **_CLASSIC_MOMENT,
     0x00189087: _doubles("DiffusionBValue"),
     0x0020000D: _text("StudyInstanceUID"),
     0x0020000E: _text("SeriesInstanceUID"),
-    0x00200012: _text("AcquisitionNumber"),
     0x00200013: _text("InstanceNumber"),
     0x00200032: _text("ImagePositionPatient"),
     0x00200037: _text("ImageOrientationPatient"),
     0x00200052: _text("FrameOfReferenceUID"),
-    0x00200100: _text("TemporalPositionIdentifier"),
     0x00280002: _words("SamplesPerPixel"),
     0x00280004: _text("PhotometricInterpretation"),
     0x00280008: _text("NumberOfFrames"),
@@ -140,7 +147,6 @@ SCHEMA: Schema = {
     0x00280121: _words("PixelPaddingRangeLimit"),
     **_RESCALE,
     0x00283000: Wanted("ModalityLUTSequence", _MODALITY_LUT),
-    0x00541300: _text("FrameReferenceTime"),
     0x52009229: Wanted("SharedFunctionalGroupsSequence", _FUNCTIONAL_GROUPS),
     0x52009230: Wanted("PerFrameFunctionalGroupsSequence", _FUNCTIONAL_GROUPS),
 }

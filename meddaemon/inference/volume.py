@@ -46,6 +46,8 @@ Watch = Callable[["Frames"], AbstractContextManager[object]]
 """Is entered for each file while it is decoded, perhaps several times, from any thread."""
 
 _MOMENT_MACROS = (
+    "UnassignedSharedConvertedAttributesSequence",
+    "UnassignedPerFrameConvertedAttributesSequence",
     "FrameContentSequence",
     "MREchoSequence",
     "MRDiffusionSequence",
