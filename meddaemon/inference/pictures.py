@@ -190,8 +190,7 @@ def read_header(path: Path, voi: Voi = Voi.NONE) -> Picture:
             )
         layout = read_layout(path, samples=1 if grey or photometric == _PALETTE else 3)
         if layout.samples > 1:
-            layout = replace(layout, planar=integer(dataset, "PlanarConfiguration", 0) == 1)
-        _refuse_subsampled(dataset, photometric, layout)
+            layout = _colour_layout(dataset, photometric, layout)
         pixels.check(layout)
         groups = _groups(dataset, layout.frames)
         return Picture(
@@ -218,12 +217,26 @@ def _identity(dataset: FileDataset) -> tuple[str, str, str]:
     return patient, text(dataset, "StudyInstanceUID"), text(dataset, "SeriesInstanceUID")
 
 
-def _refuse_subsampled(dataset: FileDataset, photometric: str, layout: Layout) -> None:
-    """Refuse native pixels that share their colour with a neighbour; compressed ones are completed by their decoder."""
-    if photometric == "YBR_FULL_422" and pixels.SYNTAXES[layout.transfer_syntax_uid].decode is None:
-        refuse(dataset, "photometric_interpretation", "native pixel data in YBR_FULL_422 is not taken")
-    if layout.samples > 1 and layout.signed:
+def _colour_layout(dataset: FileDataset, photometric: str, layout: Layout) -> Layout:
+    """Return how colour is stored (PS3.3 C.7.6.3.1.2, C.7.6.3.1.3); compressed ones are completed by their decoder."""
+    if layout.signed:
         refuse(dataset, "bits", "colour has no sign")
+    planar = integer(dataset, "PlanarConfiguration", 0) == 1
+    if photometric != "YBR_FULL_422" or pixels.SYNTAXES[layout.transfer_syntax_uid].decode is not None:
+        return replace(layout, planar=planar)
+    paired = replace(layout, paired=True)
+    whole = layout.frames * layout.frame_bytes
+    held = layout.value.length if layout.value is not None else None
+    # Some write all of the colour, and say that they do not.
+    if planar or layout.columns % 2 or (held is not None and whole <= held):
+        refuse(
+            dataset,
+            "photometric_interpretation",
+            f"native YBR_FULL_422 with {layout.columns} columns, {held} bytes, Planar Configuration {int(planar)}",
+            columns=layout.columns,
+            bytes=held,
+        )
+    return paired
 
 
 def _groups(dataset: FileDataset, count: int) -> list[tuple[Dataset, ...]]:
