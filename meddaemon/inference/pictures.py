@@ -102,6 +102,8 @@ class Picture:
     palette: Values | None = field(repr=False)
     """RGB of each stored value."""
     spacing: Spacing | None
+    doubt: str
+    """Why the image says a spacing that is not taken; empty where it says none, or all of it has the same."""
     lossy: bool
 
     @property
@@ -193,6 +195,7 @@ def read_header(path: Path, voi: Voi = Voi.NONE) -> Picture:
             layout = _colour_layout(dataset, photometric, layout)
         pixels.check(layout)
         groups = _groups(dataset, layout.frames)
+        spacing, doubt = _spacing(dataset, groups[0], layout)
         return Picture(
             path=path,
             layout=layout,
@@ -204,7 +207,8 @@ def read_header(path: Path, voi: Voi = Voi.NONE) -> Picture:
             modalities=tuple(_modality(dataset, each, signed=layout.signed) for each in groups) if grey else (),
             windows=tuple(_window(dataset, each) for each in groups) if grey and voi is Voi.WINDOW else (),
             palette=_palette(dataset, layout) if photometric == _PALETTE else None,
-            spacing=_spacing(dataset, groups[0]),
+            spacing=spacing,
+            doubt=doubt,
             lossy=text(dataset, "LossyImageCompression") == "01",
         )
 
@@ -337,7 +341,54 @@ def _words(dataset: FileDataset, value: object) -> NDArray[np.uint16]:
     return np.atleast_1d(np.asarray(value, dtype=np.int64)).astype(np.uint16)
 
 
-def _spacing(dataset: FileDataset, groups: Sequence[Dataset]) -> Spacing | None:
+def _spacing(dataset: FileDataset, groups: Sequence[Dataset], layout: Layout) -> tuple[Spacing | None, str]:
+    """Return the distance of pixels, None where it is not known, and why what the image says of it is not taken."""
+    said = _said_spacing(dataset, groups)
+    regions = list(dataset.get("SequenceOfUltrasoundRegions") or ())
+    if not regions:
+        return said, ""
+    of_regions = {_region_spacing(each) for each in regions}
+    spacing = of_regions.pop() if len(of_regions) == 1 else None
+    if spacing is None:
+        return None, "its ultrasound regions have no spacing, or different ones"
+    if said is not None and np.allclose(said.mm, spacing.mm, rtol=0.01):
+        return said, ""
+    if len(regions) == 1 and _covers(regions[0], layout):
+        return spacing, ""
+    return None, "its ultrasound regions do not cover the image"
+
+
+_TWO_DIMENSIONS, _TISSUE, _CENTIMETRES = 1, 1, 3
+"""Region Spatial Format, Region Data Type, Physical Units (PS3.3 C.8.5.5.1)."""
+_MM_PER_CM = 10.0
+
+
+def _region_spacing(region: Dataset) -> Spacing | None:
+    """Return the distance of pixels in a region that shows tissue in two dimensions; None of any other."""
+    kinds = {
+        "RegionSpatialFormat": _TWO_DIMENSIONS,
+        "RegionDataType": _TISSUE,
+        "PhysicalUnitsXDirection": _CENTIMETRES,
+        "PhysicalUnitsYDirection": _CENTIMETRES,
+    }
+    deltas = numbers(region, "PhysicalDeltaY")[:1] + numbers(region, "PhysicalDeltaX")[:1]
+    # A delta below zero counts against the pixels, and is as long.
+    row, column = (abs(each) * _MM_PER_CM for each in deltas) if len(deltas) == 2 else (0.0, 0.0)
+    sound = all(numbers(region, keyword) == (kind,) for keyword, kind in kinds.items())
+    return Spacing(mm=(row, column), of_detector=False) if sound and 0 < row < np.inf and 0 < column < np.inf else None
+
+
+def _covers(region: Dataset, layout: Layout) -> bool:
+    """Whether a region is the whole image: nothing is beside it that has another spacing, or none."""
+    names = ("MinX0", "MinY0", "MaxX1", "MaxY1")
+    corners = [number for name in names for number in numbers(region, f"RegionLocation{name}")]
+    if len(corners) != len(names):
+        return False
+    left, top, right, bottom = corners
+    return left <= 0 and top <= 0 and right >= layout.columns - 1 and bottom >= layout.rows - 1
+
+
+def _said_spacing(dataset: FileDataset, groups: Sequence[Dataset]) -> Spacing | None:
     """Return the distance of pixels: in the patient where it says so, else at the detector, else None."""
     at_detector = numbers(dataset, "ImagerPixelSpacing") or numbers(dataset, "NominalScannedPixelSpacing")
     holder = _holder(groups, "PixelMeasuresSequence", "PixelSpacing")
@@ -462,4 +513,6 @@ def _remarks(headers: Sequence[Picture], voi: Voi, *, mixed_spacing: bool) -> di
         remarks["lossy"] = "the images were compressed with loss"
     if mixed_spacing:
         remarks["spacing"] = "the images have different pixel spacings"
+    for doubt in {each.doubt for each in headers if each.doubt}:
+        remarks["spacing"] = doubt
     return remarks

@@ -409,6 +409,56 @@ def test_the_size_of_pixels_in_the_patient_is_not_that_at_the_detector(
     assert (pictures.spacing_mm, pictures.spacing_is_of_detector) == (mm, of_detector)
 
 
+def region(**changes: object) -> Dataset:
+    """An ultrasound region of tissue over the whole of `RAMP`, of 0.02 cm along a row and 0.03 cm down a column."""
+    item = Dataset()
+    said = {
+        "RegionSpatialFormat": 1,
+        "RegionDataType": 1,
+        "RegionLocationMinX0": 0,
+        "RegionLocationMinY0": 0,
+        "RegionLocationMaxX1": 3,
+        "RegionLocationMaxY1": 2,
+        "PhysicalUnitsXDirection": 3,
+        "PhysicalUnitsYDirection": 3,
+        "PhysicalDeltaX": 0.02,
+        "PhysicalDeltaY": 0.03,
+        **changes,
+    }
+    for keyword, value in said.items():
+        if value is not None:
+            setattr(item, keyword, value)
+    return item
+
+
+MM = (0.3, 0.2)
+REGIONS: dict[str, tuple[list[Dataset], list[str] | None, tuple[float, float] | None]] = {
+    "the whole image": ([region()], None, MM),
+    "a pixel more": ([region(RegionLocationMaxX1=4, RegionLocationMaxY1=3)], None, MM),
+    "counted upwards": ([region(PhysicalDeltaY=-0.03)], None, MM),
+    "a part": ([region(RegionLocationMinX0=1)], None, None),
+    "a part, and the image says the same": ([region(RegionLocationMinX0=1)], ["0.3", "0.2"], MM),
+    "a part, and the image says something else": ([region(RegionLocationMinX0=1)], ["0.5", "0.5"], None),
+    "the whole image, which says something else": ([region()], ["0.5", "0.5"], MM),
+    "two": ([region(), region(PhysicalDeltaX=0.05)], None, None),
+    "two of one spacing, and the image says the same": ([region(RegionLocationMinX0=2), region()], ["0.3", "0.2"], MM),
+    "a spectrum": ([region(RegionSpatialFormat=3)], ["0.3", "0.2"], None),
+    "tissue beside a spectrum": ([region(), region(RegionDataType=3)], ["0.3", "0.2"], None),
+    "seconds along a row": ([region(PhysicalUnitsXDirection=4)], None, None),
+    "no corners": ([region(RegionLocationMinX0=None)], None, None),
+    "no deltas": ([region(PhysicalDeltaX=None)], None, None),
+    "nothing": ([region(PhysicalDeltaX=0.0)], None, None),
+}
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_an_ultrasound_has_a_spacing_only_when_all_of_it_has_the_same(tmp_path: Path, name: str) -> None:
+    regions, spacing, expected = REGIONS[name]
+    pictures = read([image(tmp_path, RAMP, SequenceOfUltrasoundRegions=regions, PixelSpacing=spacing)])
+    assert pictures.spacing_mm == (None if expected is None else pytest.approx(expected))
+    assert ("ultrasound regions" in pictures.remarks.get("spacing", "")) == (expected is None)
+
+
 def test_images_of_different_spacing_have_none_in_common(tmp_path: Path) -> None:
     paths = [image(tmp_path, RAMP, name=name, PixelSpacing=[spacing] * 2) for name, spacing in (("1", "1"), ("2", "2"))]
     pictures = read(paths)
