@@ -8,7 +8,7 @@ out is named, and what nothing tells apart is refused all the same.
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -45,6 +45,8 @@ MOMENTS: Mapping[str, bool] = {
 The heart does not beat evenly: the tenth phase of one slice has another trigger time than that of the next.
 """
 
+_MOST_STACKS = 64
+"""A series that falls into more stacks than this holds none."""
 _NAMED = 8
 """So many instances are named of each stack that is left out."""
 
@@ -106,10 +108,12 @@ def select(planes: Sequence[Plane], policy: GeometryPolicy = STRICT) -> Stack:
     geometry, order = arrange([planes[index] for index in pile.taken], policy)
     if policy.gap is Unevenness.RESAMPLE:
         _remark_gaps(pile, geometry)
+    taken = set(pile.taken)
     return Stack(
         geometry=geometry,
         order=tuple(pile.taken[index] for index in order),
-        twins=tuple(pile.twins),
+        # Twins of what is left out, too, prove nothing and need no proof.
+        twins=tuple(twin for twin in pile.twins if twin.kept in taken),
         remarks=pile.remarks,
     )
 
@@ -134,26 +138,31 @@ def _take_largest(pile: _Pile) -> None:
         home = next((stack for stack in stacks if difference(pile.planes[stack[0]], plane) is None), None)
         if home is None:
             stacks.append([index])
+            if len(stacks) > _MOST_STACKS:
+                raise _mixed(pile, stacks[0], stacks[-1], f"and there are more than {_MOST_STACKS} stacks")
         else:
             home.append(index)
     if len(stacks) == 1:
         return
     largest, second, *_ = sorted(stacks, key=len, reverse=True)
     if len(largest) == len(second):
-        found = _apart(pile, largest, second)
-        raise pile.refuse(
-            found.reason,
-            f"{found.attribute} {found.elsewhere} differs from {found.here} of instance "
-            f"{pile.planes[largest[0]].sop_instance_uid}, and no stack is the largest: two have {len(largest)} planes",
-            second[0],
-            here=found.elsewhere,
-            elsewhere=found.here,
-            planes=sorted(map(len, stacks), reverse=True),
-        )
+        raise _mixed(pile, largest, second, f"and no stack is the largest: two have {len(largest)} planes")
     rest = [stack for stack in stacks if stack is not largest]
     pile.taken = largest
     pile.remarks["stacks_left_out"] = "; ".join(
         f"{len(stack)} planes of another {_apart(pile, stack, largest).attribute}: {pile.uids(stack)}" for stack in rest
+    )
+
+
+def _mixed(pile: _Pile, stack: Sequence[int], other: Sequence[int], why: str) -> UnsoundVolume:
+    found = _apart(pile, other, stack)
+    return pile.refuse(
+        found.reason,
+        f"{found.attribute} {found.here} differs from {found.elsewhere} of instance "
+        f"{pile.planes[stack[0]].sop_instance_uid}, {why}",
+        other[0],
+        here=found.here,
+        elsewhere=found.elsewhere,
     )
 
 
@@ -184,6 +193,8 @@ def _places(pile: _Pile) -> list[list[int]] | None:
         return None
     for plane in planes:
         refuse_unusable(plane)
+    if any(difference(planes[0], plane) for plane in planes):
+        return None
     row, column = (np.array(half) for half in (planes[0].orientation[:3], planes[0].orientation[3:]))
     positions = np.array([plane.position for plane in planes])
     heights = positions @ np.cross(row, column)
@@ -214,9 +225,11 @@ def _leave_twins(pile: _Pile, policy: Duplicates, *, of_one_time: bool) -> None:
         return
     dropped: list[int] = []
     for group in groups:
-        kept, *others = sorted(group, key=lambda index: (pile.planes[index].instance_number, pile.taken.index(index)))
+        kept, *others = sorted(group, key=lambda index: pile.planes[index].instance_number)
         dropped += others
         if policy is Duplicates.DROP:
+            # What had been left out for one of these is a twin of the one that is kept.
+            pile.twins = [replace(twin, kept=kept) if twin.kept in others else twin for twin in pile.twins]
             pile.twins += [Twin(plane=other, kept=kept) for other in others]
     gone = set(dropped)
     pile.taken = [index for index in pile.taken if index not in gone]

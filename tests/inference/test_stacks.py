@@ -172,6 +172,41 @@ def test_what_no_attribute_tells_apart_is_refused() -> None:
     assert refused(lambda: select(timed([0, 1000, 1000], "DiffusionBValue"), FIRST)).reason == "temporal"
 
 
+def test_planes_of_another_size_in_the_same_place_are_no_duplicates() -> None:
+    both = [*BOX, *renamed([replace(each, rows=9) for each in BOX[:2]], "1.7")]
+    for policy in (GeometryPolicy(duplicates=Duplicates.FIRST), FIRST, DROP):
+        assert refused(lambda: select(both, policy)).reason == "mixed_size"  # noqa: B023
+
+
+def test_a_series_that_is_all_directions_is_refused_at_once() -> None:
+    """Radial planes: each has an orientation of its own."""
+    angles = np.linspace(0, 3, 5000)
+    planes = [
+        replace(BOX[0], sop_instance_uid=f"1.{n}", orientation=(np.cos(a), np.sin(a), 0, 0, 0, -1))
+        for n, a in enumerate(angles)
+    ]
+    error = refused(lambda: select(planes, LARGEST))
+    assert error.reason == "mixed_orientation"
+    assert "more than 64 stacks" in str(error)
+
+
+def test_twins_of_what_is_left_out_need_no_proof_and_twins_of_twins_have_one() -> None:
+    both = GeometryPolicy(time=Times.FIRST, duplicates=Duplicates.DROP)
+    times = timed([1, 2], "EchoTime")
+    twin_of_second = replace(times[10], sop_instance_uid="1.9.1")
+    assert select([*times, twin_of_second], both).twins == ()
+    assert select([*times, twin_of_second], both).geometry.shape[0] == 8
+    # Two of one echo, and a third of another: all of them are left out for the first.
+    more = [replace(BOX[3], sop_instance_uid=f"9.{n}", moment=(("EchoTime", n // 2),)) for n in range(3)]
+    found = select([*[replace(each, moment=(("EchoTime", 0),)) for each in BOX], *more], DROP)
+    kept = 3
+    assert [(twin.plane, twin.kept) for twin in sorted(found.twins, key=lambda twin: twin.plane)] == [
+        (8, kept),
+        (9, kept),
+        (10, kept),
+    ]
+
+
 # --- duplicates -----------------------------------------------------------------------------------------------------
 
 
