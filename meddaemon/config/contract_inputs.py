@@ -11,6 +11,7 @@ from meddaemon.config.problems import Problems
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.conditions import ALWAYS, Condition
 from meddaemon.domain.contract import (
+    MOMENTS,
     Duplicates,
     GeometryPolicy,
     InputContract,
@@ -45,6 +46,7 @@ class GeometryTable(Strict):
     irregular: Annotated[Unevenness, Field(strict=False)] = Unevenness.REFUSE
     gap: Annotated[Unevenness, Field(strict=False)] = Unevenness.REFUSE
     mixed: Annotated[Mixed, Field(strict=False)] = Mixed.REFUSE
+    at: Mapping[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
     time: Annotated[Times, Field(strict=False)] = Times.REFUSE
     duplicates: Annotated[Duplicates, Field(strict=False)] = Duplicates.REFUSE
 
@@ -93,6 +95,7 @@ class InputTable(Strict):
                 irregular=self.geometry.irregular,
                 gap=self.geometry.gap,
                 mixed=self.geometry.mixed,
+                at=dict(self.geometry.at),
                 time=self.geometry.time,
                 duplicates=self.geometry.duplicates,
             ),
@@ -152,6 +155,9 @@ def _check_settings(each: InputTable, keys: Keys, problems: Problems) -> None:
         problems.add((*keys, "voi"), f"is of pictures, not of kind {each.kind.value!r}")
     if each.unit and each.kind not in _IN_SPACE:
         problems.add((*keys, "unit"), f"is of volumes and slices, not of kind {each.kind.value!r}")
+    for keyword in each.geometry.at:
+        if keyword not in MOMENTS:
+            problems.add((*keys, "geometry", "at", keyword), f"should be one of {', '.join(MOMENTS)}")
     if each.padding != "keep" and each.kind is InputKind.WAVEFORM:
         problems.add((*keys, "padding"), f"is of images, not of kind {each.kind.value!r}")
     if each.padding != "keep" and each.unit:

@@ -115,19 +115,33 @@ class Times(StrEnum):
     LAST = "last"
 
 
+MOMENTS: Mapping[str, str] = {
+    "TemporalPositionIdentifier": "TemporalPositionIndex",
+    "EchoTime": "EffectiveEchoTime",
+    "InversionTime": "",
+    "DiffusionBValue": "",
+    "TriggerTime": "NominalCardiacTriggerDelayTime",
+    "FrameReferenceTime": "",
+    "AcquisitionNumber": "FrameAcquisitionNumber",
+}
+"""What tells images of one place apart, in the order in which it is asked, and what enhanced images call it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeometryPolicy:
     """What a model takes that is no box: planes that shift sideways at each step (gantry tilt), uneven distances.
 
     The model is given a straightened copy; what it says comes back to the planes of the source, which never change.
-    `gap` lets a few missing planes be interpolated in that copy. `mixed`, `time` and `duplicates` say, in this order,
-    which planes of a series that holds more than one stack are taken; what is left out is named in the result.
+    `gap` lets a few missing planes be interpolated in that copy. `mixed`, `at`, `time` and `duplicates` say, in this
+    order, which planes of a series that holds more than one stack are taken; what is left out is named in the result.
+    `at` maps some of `MOMENTS` to the one value that is taken, such as a b-value.
     """
 
     tilt: Unevenness = Unevenness.REFUSE
     irregular: Unevenness = Unevenness.REFUSE
     gap: Unevenness = Unevenness.REFUSE
     mixed: Mixed = Mixed.REFUSE
+    at: Mapping[str, float] = field(default_factory=dict)
     time: Times = Times.REFUSE
     duplicates: Duplicates = Duplicates.REFUSE
 

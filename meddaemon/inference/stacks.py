@@ -6,13 +6,14 @@ the contract takes it, the series is taken apart, never put together: planes of 
 out is named, and what nothing tells apart is refused all the same.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from meddaemon.domain.contract import Duplicates, GeometryPolicy, Mixed, Times, Unevenness
+from meddaemon.domain.contract import MOMENTS, Duplicates, GeometryPolicy, Mixed, Times, Unevenness
 from meddaemon.domain.errors import UnsoundVolume
 from meddaemon.domain.volume import Geometry
 from meddaemon.inference.geometry import (
@@ -27,23 +28,12 @@ from meddaemon.inference.geometry import (
     refuse_unusable,
 )
 
-MOMENTS: Mapping[str, bool] = {
-    "TemporalPositionIdentifier": False,
-    "TemporalPositionIndex": False,
-    "EchoTime": False,
-    "EffectiveEchoTime": False,
-    "InversionTime": False,
-    "DiffusionBValue": False,
-    "TriggerTime": True,
-    "NominalCardiacTriggerDelayTime": True,
-    "FrameReferenceTime": False,
-    "AcquisitionNumber": False,
-    "FrameAcquisitionNumber": False,
-}
-"""What tells images of one place apart, in the order in which it is asked; whether only its order counts.
+_COUNTED = frozenset({"TriggerTime"})
+"""Of what the order counts where values differ: the heart does not beat evenly, and the tenth phase of one slice has
+another trigger time than that of the next."""
 
-The heart does not beat evenly: the tenth phase of one slice has another trigger time than that of the next.
-"""
+_SAME_VALUE = 1e-3
+"""Values of attributes that differ by less, of themselves, are equal."""
 
 _MOST_STACKS = 64
 """A series that falls into more stacks than this holds none."""
@@ -103,6 +93,8 @@ def select(planes: Sequence[Plane], policy: GeometryPolicy = STRICT) -> Stack:
     _leave_localizers(pile, policy)
     if policy.mixed is Mixed.LARGEST and pile.taken:
         _take_largest(pile)
+    if policy.at:
+        _take_at(pile, policy.at)
     if Times.REFUSE is not policy.time or policy.duplicates is not Duplicates.REFUSE:
         _take_one_of_each_place(pile, policy)
     geometry, order = arrange([planes[index] for index in pile.taken], policy)
@@ -172,6 +164,30 @@ def _apart(pile: _Pile, here: Sequence[int], elsewhere: Sequence[int]) -> Differ
     if found is None:
         raise ValueError("the planes of two stacks could lie on one grid")
     return found
+
+
+def _take_at(pile: _Pile, at: Mapping[str, float]) -> None:
+    """Keep the planes of which the header says these numbers."""
+    for name, wanted in at.items():
+        said = {index: pile.moment(index).get(name) for index in pile.taken}
+        kept = [
+            index
+            for index, value in said.items()
+            if value is not None and math.isclose(value, wanted, rel_tol=_SAME_VALUE)
+        ]
+        left = [index for index in pile.taken if index not in set(kept)]
+        if not kept:
+            there = sorted({value for value in said.values() if value is not None})[:_NAMED]
+            raise pile.refuse(
+                "temporal",
+                f"no plane has {name} {wanted:g}; there are {', '.join(f'{value:g}' for value in there) or 'none'}",
+                pile.taken[0],
+                wanted=wanted,
+                there=there,
+            )
+        if left:
+            pile.remarks[f"other_{name}_left_out"] = f"{len(left)} planes: {pile.uids(left)}"
+        pile.taken = kept
 
 
 def _take_one_of_each_place(pile: _Pile, policy: GeometryPolicy) -> None:
@@ -292,7 +308,7 @@ def _ways(pile: _Pile, places: Sequence[Sequence[int]]) -> Iterator[_Way]:
             stacks[values[index]].append(index)
         label = " and ".join(f"{name} {{:g}}" for name in names)
         yield _Way(by=by, stacks=[(label.format(*value), stack) for value, stack in sorted(stacks.items())])
-        if any(map(MOMENTS.__getitem__, names)) and len({len(place) for place in places}) == 1:
+        if not _COUNTED.isdisjoint(names) and len({len(place) for place in places}) == 1:
             ranked = zip(*(sorted(place, key=values.__getitem__) for place in places), strict=True)
             yield _Way(by=by, stacks=[(f"number {n} by {by}", list(stack)) for n, stack in enumerate(ranked, start=1)])
 

@@ -57,7 +57,7 @@ def input_as_message(wanted: InputContract) -> dict[str, Any]:
         "voi": wanted.voi.value,
         "unit": wanted.unit,
         "padding": wanted.padding,
-        "geometry": {name: str(each) for name, each in asdict(wanted.geometry).items()},
+        "geometry": {**vars(wanted.geometry), "at": dict(wanted.geometry.at)},
         "modalities": list(limits.modalities),
         "attributes": {keyword: list(values) for keyword, values in limits.attributes.items()},
         "limits": {name: [each.minimum, each.maximum] for name, each in ranges.items() if each is not None},
@@ -84,12 +84,13 @@ def input_from_message(message: Mapping[str, Any]) -> InputContract:
     )
 
 
-def _policy(message: Mapping[str, str]) -> GeometryPolicy:
+def _policy(message: Mapping[str, Any]) -> GeometryPolicy:
     return GeometryPolicy(
         tilt=Unevenness(message["tilt"]),
         irregular=Unevenness(message["irregular"]),
         gap=Unevenness(message["gap"]),
         mixed=Mixed(message["mixed"]),
+        at={str(keyword): float(value) for keyword, value in message["at"].items()},
         time=Times(message["time"]),
         duplicates=Duplicates(message["duplicates"]),
     )

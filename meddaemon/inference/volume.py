@@ -18,7 +18,7 @@ from typing import NoReturn, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from meddaemon.domain.contract import GeometryPolicy
+from meddaemon.domain.contract import MOMENTS, GeometryPolicy
 from meddaemon.domain.errors import ContradictoryIdentity, UndecodablePixels, UnsoundVolume
 from meddaemon.domain.volume import Volume
 from meddaemon.inference import modality, part10, pixels, stacks
@@ -26,7 +26,7 @@ from meddaemon.inference.geometry import STRICT, Plane
 from meddaemon.inference.modality import Modality, NotFinite, NotWhole, Rescale
 from meddaemon.inference.part10 import Attributes
 from meddaemon.inference.pixels import Layout
-from meddaemon.inference.stacks import MOMENTS, Twin
+from meddaemon.inference.stacks import Twin
 
 MAX_PLANE_PIXELS = 2**26
 """No detector makes a larger plane (8192 × 8192); a larger claim is refused before any decoder sees it."""
@@ -597,8 +597,9 @@ class _Header:
             keyword: value
             for holder in reversed(holders)
             if holder.texts or holder.words or holder.numbers
-            for keyword in MOMENTS
-            if (value := self.told(holder, keyword)) is not None
+            for keyword, enhanced in MOMENTS.items()
+            for said in (keyword, enhanced)
+            if (value := self.told(holder, said)) is not None
         }
         return tuple(sorted(found.items()))
 

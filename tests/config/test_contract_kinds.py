@@ -210,11 +210,11 @@ def test_a_volume_may_be_straightened_and_in_suv(tmp_path: Path) -> None:
 def test_a_series_may_be_taken_apart_and_its_padding_replaced(tmp_path: Path) -> None:
     more = (
         'key = "image"\npadding = -1024\n'
-        'geometry = { gap = "resample", mixed = "largest", time = "last", duplicates = "drop" }'
+        'geometry = { gap = "resample", mixed = "largest", at = { EchoTime = 30 }, time = "last", duplicates = "drop" }'
     )
     (only,) = _load(tmp_path, SEGMENTATION.replace('key = "image"', more)).inputs
     assert only.geometry == GeometryPolicy(
-        gap=Unevenness.RESAMPLE, mixed=Mixed.LARGEST, time=Times.LAST, duplicates=Duplicates.DROP
+        gap=Unevenness.RESAMPLE, mixed=Mixed.LARGEST, at={"EchoTime": 30.0}, time=Times.LAST, duplicates=Duplicates.DROP
     )
     assert only.padding == -1024
 
@@ -235,6 +235,12 @@ def test_a_series_may_be_taken_apart_and_its_padding_replaced(tmp_path: Path) ->
             'key = "image"',
             'key = "image"\ngeometry = { time = "middle" }',
             "should be 'refuse', 'first' or 'last'",
+        ),
+        (
+            SEGMENTATION,
+            'key = "image"',
+            'key = "image"\ngeometry = { at = { RepetitionTime = 30 } }',
+            "geometry.at.RepetitionTime: should be one of TemporalPositionIdentifier, EchoTime",
         ),
         (CLASSIFICATION, '"classification"', '"clasification"', "5: kind: should be 'segmentation', 'classification'"),
         (CLASSIFICATION, '"classification"', '"regression"', "a model of kind 'regression' needs at least one of"),

@@ -64,6 +64,7 @@ def test_what_the_reading_process_is_told_comes_back_as_it_was() -> None:
             tilt=Unevenness.RESAMPLE,
             gap=Unevenness.RESAMPLE,
             mixed=Mixed.LARGEST,
+            at={"DiffusionBValue": 1000.0},
             time=Times.LAST,
             duplicates=Duplicates.DROP,
         ),

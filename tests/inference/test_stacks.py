@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
 from pydicom.sequence import Sequence as ItemSequence
 
-from meddaemon.domain.contract import Duplicates, GeometryPolicy, Mixed, Times, Unevenness
+from meddaemon.domain.contract import MOMENTS, Duplicates, GeometryPolicy, Mixed, Times, Unevenness
 from meddaemon.domain.errors import UnsoundVolume
 from meddaemon.domain.volume import Volume
 from meddaemon.inference.geometry import Plane
 from meddaemon.inference.regrid import Straightened, is_straight
-from meddaemon.inference.stacks import MOMENTS, select
+from meddaemon.inference.stacks import select
 from meddaemon.inference.volume import assemble_read, read_headers
 from tests.inference.test_geometry import boxes, rotations, stack
 
@@ -68,6 +68,12 @@ def test_each_of_several_times_comes_out_whole_in_any_order_of_arrival(
         assert keyword in found.remarks["times_left_out"]
         assert f"{len(shuffled) - len(time)} planes" in found.remarks["times_left_out"]
     assert refused(lambda: select(shuffled)).reason == "temporal"
+    # Each in its turn, when those before are gone.
+    for time in times[:-1]:
+        found = select(shuffled, FIRST)
+        assert {shuffled[index].sop_instance_uid for index in found.order} == {each.sop_instance_uid for each in time}
+        shuffled = [each for index, each in enumerate(shuffled) if index not in found.order]
+    assert select(shuffled).geometry.sop_instance_uids == select(times[-1]).geometry.sop_instance_uids
 
 
 @pytest.mark.fault(84)
@@ -207,6 +213,21 @@ def test_twins_of_what_is_left_out_need_no_proof_and_twins_of_twins_have_one() -
     ]
 
 
+def test_one_b_value_is_taken_by_its_number_and_what_has_another_is_named() -> None:
+    planes = timed([0, 1000, 1000.4, 50], "DiffusionBValue")
+    found = select(planes, GeometryPolicy(at={"DiffusionBValue": 50}))
+    assert set(found.geometry.sop_instance_uids) == {f"1.3.{n}" for n in range(8)}
+    assert found.remarks["other_DiffusionBValue_left_out"].startswith("24 planes: 1.0.0, ")
+    # Two directions are left of the other, and are not told apart.
+    assert refused(lambda: select(planes, GeometryPolicy(at={"DiffusionBValue": 1000}))).reason == "temporal"
+    error = refused(lambda: select(planes, GeometryPolicy(at={"DiffusionBValue": 800})))
+    assert error.numbers == {"wanted": 800, "there": [0, 50, 1000, 1000.4]}
+    # Then, of what has the number, the first time.
+    both = timed([1, 2, 3], "TemporalPositionIdentifier", EchoTime=[10.0, 30.0, 30.0])
+    found = select(both, GeometryPolicy(at={"EchoTime": 30}, time=Times.FIRST))
+    assert set(found.geometry.sop_instance_uids) == {f"1.1.{n}" for n in range(8)}
+
+
 # --- duplicates -----------------------------------------------------------------------------------------------------
 
 
@@ -307,7 +328,10 @@ def test_frames_of_several_times_are_told_apart_by_their_functional_groups(
         volume = read([path], policy)
         assert volume.geometry.frame_numbers == frames
         assert np.array_equal(volume.voxels, dcmread(path).pixel_array[[each - 1 for each in frames]])
-        assert keyword in volume.remarks["times_left_out"]
+        classic = next(name for name, enhanced in MOMENTS.items() if keyword in {name, enhanced})
+        assert classic in volume.remarks["times_left_out"], "one word for both, so that one contract does"
+        chosen = read([path], GeometryPolicy(at={classic: values[0 if policy is FIRST else 2]}))
+        assert np.array_equal(chosen.voxels, volume.voxels)
 
 
 @pytest.mark.parametrize("keyword", ["TemporalPositionIdentifier", "EchoTime", "TriggerTime", "AcquisitionNumber"])
