@@ -89,6 +89,9 @@ def select(planes: Sequence[Plane], policy: GeometryPolicy = STRICT) -> Stack:
     Raises `UnsoundVolume` with what `geometry.arrange` raises for the planes that are taken, `localizer`, the reason
     of the first difference where two stacks are equally large, and `temporal` where nothing tells the times apart.
     """
+    if _is_plain(policy) and not any(plane.is_localizer for plane in planes):
+        geometry, order = arrange(planes, policy)
+        return Stack(geometry=geometry, order=order)
     pile = _Pile(planes, arrival_order(planes))
     _leave_localizers(pile, policy)
     if policy.mixed is Mixed.LARGEST and pile.taken:
@@ -108,6 +111,11 @@ def select(planes: Sequence[Plane], policy: GeometryPolicy = STRICT) -> Stack:
         twins=tuple(twin for twin in pile.twins if twin.kept in taken),
         remarks=pile.remarks,
     )
+
+
+def _is_plain(policy: GeometryPolicy) -> bool:
+    """Whether a policy leaves nothing out, and nothing to be said."""
+    return policy == GeometryPolicy(tilt=policy.tilt, irregular=policy.irregular)
 
 
 def _leave_localizers(pile: _Pile, policy: GeometryPolicy) -> None:

@@ -45,6 +45,7 @@ Allocate = Callable[[tuple[int, int, int], DTypeLike], Voxels]
 Watch = Callable[["Frames"], AbstractContextManager[object]]
 """Is entered for each file while it is decoded, perhaps several times, from any thread."""
 
+_MOMENT_NAMES = {name: classic for classic, enhanced in MOMENTS.items() for name in (classic, enhanced) if name}
 _MOMENT_MACROS = (
     "UnassignedSharedConvertedAttributesSequence",
     "UnassignedPerFrameConvertedAttributesSequence",
@@ -594,11 +595,11 @@ class _Header:
         if group[-1] is not self.dataset:
             holders.append(self.dataset)
         found = {
-            keyword: value
+            name: value
+            # The nearest has the last word.
             for holder in reversed(holders)
-            if holder.texts or holder.words or holder.numbers
-            for keyword, enhanced in MOMENTS.items()
-            for said in (keyword, enhanced)
+            for said, name in _MOMENT_NAMES.items()
+            if said in holder.texts or said in holder.numbers or said in holder.words
             if (value := self.told(holder, said)) is not None
         }
         return tuple(sorted(found.items()))
