@@ -195,6 +195,10 @@ def _results(connection: Connection, study_id: int) -> Iterator[str]:
             yield f"    by a model that was admitted by force: {shown(forced)}"
         if head.reason:
             yield f"    {shown(head.reason)}"
+        # What was done to an input, and what of it was left out.
+        for what, done in head.provenance.items():
+            if what.startswith("input "):
+                yield f"    {shown(what)}: {shown(done)}"
         for row in results.query(connection, study_id=study_id, superseded=True):
             if row.result_id == head.id:
                 yield f"    {row.finding}: {_said(row)}"

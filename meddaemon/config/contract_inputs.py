@@ -11,12 +11,16 @@ from meddaemon.config.problems import Problems
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.conditions import ALWAYS, Condition
 from meddaemon.domain.contract import (
+    MOMENTS,
+    Duplicates,
     GeometryPolicy,
     InputContract,
     InputKind,
     InputLimits,
+    Mixed,
     ModelKind,
     Range,
+    Times,
     Unevenness,
     Voi,
 )
@@ -36,10 +40,15 @@ class LimitsTable(Strict):
 
 
 class GeometryTable(Strict):
-    """What becomes of a stack of planes that is no box of voxels."""
+    """What becomes of a stack of planes that is no box of voxels, and of a series that holds more than one stack."""
 
     tilt: Annotated[Unevenness, Field(strict=False)] = Unevenness.REFUSE
     irregular: Annotated[Unevenness, Field(strict=False)] = Unevenness.REFUSE
+    gap: Annotated[Unevenness, Field(strict=False)] = Unevenness.REFUSE
+    mixed: Annotated[Mixed, Field(strict=False)] = Mixed.REFUSE
+    at: Mapping[str, Annotated[float, Field(allow_inf_nan=False)]] = Field(default_factory=dict)
+    time: Annotated[Times, Field(strict=False)] = Times.REFUSE
+    duplicates: Annotated[Duplicates, Field(strict=False)] = Duplicates.REFUSE
 
 
 class InputTable(Strict):
@@ -52,6 +61,7 @@ class InputTable(Strict):
     kind: Annotated[InputKind, Field(strict=False)] = InputKind.VOLUME
     voi: Annotated[Voi, Field(strict=False)] = Voi.NONE
     unit: Literal["", "SUVbw"] = ""
+    padding: Literal["keep"] | Annotated[float, Field(allow_inf_nan=False, ge=-3e38, le=3e38)] = "keep"
     limits: LimitsTable = LimitsTable()
     geometry: GeometryTable = GeometryTable()
     extra: Mapping[str, Any] = Field(default_factory=dict)
@@ -79,7 +89,16 @@ class InputTable(Strict):
                 planes=_range(self.limits.planes),
                 intensity=_range(self.limits.intensity),
             ),
-            geometry=GeometryPolicy(tilt=self.geometry.tilt, irregular=self.geometry.irregular),
+            padding=None if self.padding == "keep" else float(self.padding),
+            geometry=GeometryPolicy(
+                tilt=self.geometry.tilt,
+                irregular=self.geometry.irregular,
+                gap=self.geometry.gap,
+                mixed=self.geometry.mixed,
+                at=dict(self.geometry.at),
+                time=self.geometry.time,
+                duplicates=self.geometry.duplicates,
+            ),
             extra={key: _thawed(value) for key, value in self.extra.items()},
         )
 
@@ -136,6 +155,13 @@ def _check_settings(each: InputTable, keys: Keys, problems: Problems) -> None:
         problems.add((*keys, "voi"), f"is of pictures, not of kind {each.kind.value!r}")
     if each.unit and each.kind not in _IN_SPACE:
         problems.add((*keys, "unit"), f"is of volumes and slices, not of kind {each.kind.value!r}")
+    for keyword in each.geometry.at:
+        if keyword not in MOMENTS:
+            problems.add((*keys, "geometry", "at", keyword), f"should be one of {', '.join(MOMENTS)}")
+    if each.padding != "keep" and each.kind is InputKind.WAVEFORM:
+        problems.add((*keys, "padding"), f"is of images, not of kind {each.kind.value!r}")
+    if each.padding != "keep" and each.unit:
+        problems.add((*keys, "padding"), f"stands for real-world values, not for {each.unit}")
     for keyword in each.limits.attributes:
         if complaint := complaint_about(keyword):
             problems.add((*keys, "limits", "attributes", keyword), complaint)

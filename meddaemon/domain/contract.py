@@ -86,15 +86,64 @@ class Unevenness(StrEnum):
     RESAMPLE = "resample"
 
 
+class Duplicates(StrEnum):
+    """What becomes of planes in the same place: refused, dropped where their pixels are the same, or the first taken.
+
+    The first is the one of the lowest instance number. A series over time is never taken for one of duplicates.
+    """
+
+    REFUSE = "refuse"
+    DROP = "drop"
+    FIRST = "first"
+
+
+class Mixed(StrEnum):
+    """What becomes of a series of several stacks, or with a localizer in it: refused, or the largest stack is taken."""
+
+    REFUSE = "refuse"
+    LARGEST = "largest"
+
+
+class Times(StrEnum):
+    """What becomes of a series with several images in each place: refused, or the first or last of them is taken.
+
+    What orders them is named: temporal position, echo time, b-value, trigger time, reference time, acquisition.
+    """
+
+    REFUSE = "refuse"
+    FIRST = "first"
+    LAST = "last"
+
+
+MOMENTS: Mapping[str, str] = {
+    "TemporalPositionIdentifier": "TemporalPositionIndex",
+    "EchoTime": "EffectiveEchoTime",
+    "InversionTime": "",
+    "DiffusionBValue": "",
+    "TriggerTime": "NominalCardiacTriggerDelayTime",
+    "FrameReferenceTime": "",
+    "AcquisitionNumber": "FrameAcquisitionNumber",
+}
+"""What tells images of one place apart, in the order in which it is asked, and what enhanced images call it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class GeometryPolicy:
     """What a model takes that is no box: planes that shift sideways at each step (gantry tilt), uneven distances.
 
     The model is given a straightened copy; what it says comes back to the planes of the source, which never change.
+    `gap` lets a few missing planes be interpolated in that copy. `mixed`, `at`, `time` and `duplicates` say, in this
+    order, which planes of a series that holds more than one stack are taken; what is left out is named in the result.
+    `at` maps some of `MOMENTS` to the one value that is taken, such as a b-value.
     """
 
     tilt: Unevenness = Unevenness.REFUSE
     irregular: Unevenness = Unevenness.REFUSE
+    gap: Unevenness = Unevenness.REFUSE
+    mixed: Mixed = Mixed.REFUSE
+    at: Mapping[str, float] = field(default_factory=dict)
+    time: Times = Times.REFUSE
+    duplicates: Duplicates = Duplicates.REFUSE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +154,7 @@ class InputContract:
     with the most instances. Inputs of one `key` are its channels, in this order, on the grid of the first; each has a
     `name` of its own. `extra` is put beside the image in the data dictionary, for bundles that ask for more.
     `unit` is what the values must be in: empty for those of the series, `SUVbw` for the standardized uptake value.
+    `padding` is the value that pixels have of which the header says that they show nothing; None keeps what they hold.
     """
 
     key: str
@@ -114,6 +164,7 @@ class InputContract:
     kind: InputKind = InputKind.VOLUME
     voi: Voi = Voi.NONE
     unit: str = ""
+    padding: float | None = None
     limits: InputLimits = InputLimits()
     geometry: GeometryPolicy = GeometryPolicy()
     extra: Mapping[str, object] = field(default_factory=dict)

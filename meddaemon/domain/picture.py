@@ -14,7 +14,8 @@ class Pictures:
     Greyscale values are real-world values or, where the contract asks for it, those of the VOI LUT; larger is brighter
     always (MONOCHROME1 is inverted). `sources` names the SOP Instance UID and the frame number (1-based) of each
     frame. `spacing_mm` is the distance of (rows, columns) where the image says one: Pixel Spacing, or that at the
-    detector, which is larger than in the patient; `spacing_is_of_detector` tells which.
+    detector, which is larger than in the patient; `spacing_is_of_detector` tells which. `padding` of the pixels hold no
+    value but the one that the contract has for what shows nothing.
     """
 
     frames: NDArray[np.float32]
@@ -23,6 +24,7 @@ class Pictures:
     spacing_mm: tuple[float, float] | None = None
     spacing_is_of_detector: bool = False
     remarks: Mapping[str, str] = field(default_factory=dict)
+    padding: int = 0
 
     @property
     def grid(self) -> "PictureGrid":

@@ -4,7 +4,8 @@ One convention everywhere: arrays are [plane, row, column] and affines map
 (plane, row, column, 1) to LPS millimetres, the patient coordinate system of DICOM (PS3.3 C.7.6.2.1.1).
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,9 +86,13 @@ class Geometry:
 class Volume:
     """Voxels [plane, row, column] in real-world units (HU for CT; after Modality LUT), and where they lie.
 
-    They are int16 where that holds every value exactly, else float32.
+    They are int16 where that holds every value exactly, else float32. `remarks` says what was done to the series to
+    make a volume of it, and what was left out. `padding` of the voxels hold no value but the one that the contract has
+    for what shows nothing.
     """
 
     voxels: NDArray[np.int16] | NDArray[np.float32]
     geometry: Geometry
     series_instance_uid: str
+    remarks: Mapping[str, str] = field(default_factory=dict)
+    padding: int = 0

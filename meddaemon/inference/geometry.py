@@ -36,6 +36,8 @@ _LARGEST_TILT_DEGREES = 45.0
 """Gantries tilt by 30 degrees at most."""
 _LARGEST_RESAMPLED_STEP = 3.0
 """What lies farther apart than so many usual steps is not guessed, whatever the policy."""
+_MOST_MISSING = 10
+"""Of so many planes one may be missing where the policy lets gaps be filled; of a short stack, one."""
 
 STRICT = GeometryPolicy()
 """Nothing but boxes."""
@@ -49,7 +51,8 @@ class Plane:
     """One single-frame instance or one frame, as its header describes it (PS3.3 C.7.6.2 and C.7.6.16.2).
 
     `position` is the centre of the first pixel in LPS mm; `orientation` the direction cosines of a row (towards
-    rising column index), then of a column; `pixel_spacing` the mm between rows, then between columns.
+    rising column index), then of a column; `pixel_spacing` the mm between rows, then between columns. `moment` has the
+    numbers that tell images of one place apart, by keyword; only `stacks` looks at these and at what follows.
     """
 
     sop_instance_uid: str
@@ -60,6 +63,14 @@ class Plane:
     rows: int
     columns: int
     frame_of_reference_uid: str
+    moment: tuple[tuple[str, float], ...] = ()
+    instance_number: int = 0
+    is_localizer: bool = False
+
+
+def arrival_order(planes: Sequence[Plane]) -> list[int]:
+    """Return the planes' indices in an order that does not depend on how they arrived."""
+    return sorted(range(len(planes)), key=lambda i: (planes[i].sop_instance_uid, planes[i].frame_number))
 
 
 def arrange(planes: Sequence[Plane], policy: GeometryPolicy = STRICT) -> tuple[Geometry, tuple[int, ...]]:
@@ -73,7 +84,7 @@ def arrange(planes: Sequence[Plane], policy: GeometryPolicy = STRICT) -> tuple[G
     `duplicate_position`, `tilt`, `scattered`, `gap`, `irregular_spacing`.
     """
     # A canonical first plane makes which instance an error names independent of the order of arrival.
-    arrival = sorted(range(len(planes)), key=lambda i: (planes[i].sop_instance_uid, planes[i].frame_number))
+    arrival = arrival_order(planes)
     if len(planes) < 2:
         raise UnsoundVolume(
             "too_few_planes",
@@ -82,7 +93,7 @@ def arrange(planes: Sequence[Plane], policy: GeometryPolicy = STRICT) -> tuple[G
             numbers={"planes": len(planes)},
         )
     for index in arrival:
-        _refuse_unusable(planes[index])
+        refuse_unusable(planes[index])
     first = planes[arrival[0]]
     for index in arrival:
         _refuse_mixture(first, planes[index])
@@ -123,7 +134,7 @@ def _axes(orientation: Sequence[float]) -> tuple[Vector, Vector, Vector]:
     return row, column, np.cross(row, column)
 
 
-def _refuse_unusable(plane: Plane) -> None:
+def refuse_unusable(plane: Plane) -> None:
     """Refuse a plane whose own numbers do not describe a plane."""
 
     def refuse(reason: str, message: str, **numbers: object) -> None:
@@ -158,9 +169,19 @@ def _refuse_unusable(plane: Plane) -> None:
         refuse("size", f"{plane.rows} rows and {plane.columns} columns", rows=plane.rows, columns=plane.columns)
 
 
-def _refuse_mixture(first: Plane, plane: Plane) -> None:
-    """Refuse two planes that cannot belong to one grid."""
-    differences: tuple[tuple[str, str, bool, Callable[[Plane], object]], ...] = (
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """In what two planes cannot belong to one grid: a reason, the attribute, and its two values."""
+
+    reason: str
+    attribute: str
+    here: object
+    elsewhere: object
+
+
+def difference(first: Plane, plane: Plane) -> Difference | None:
+    """Return why two planes cannot belong to one grid, None where they can."""
+    checks: tuple[tuple[str, str, bool, Callable[[Plane], object]], ...] = (
         (
             "mixed_frame_of_reference",
             "Frame of Reference UID",
@@ -186,14 +207,25 @@ def _refuse_mixture(first: Plane, plane: Plane) -> None:
             lambda each: each.pixel_spacing,
         ),
     )
-    for reason, name, differs, value in differences:
-        if differs:
-            raise UnsoundVolume(
-                reason,
-                f"{name} {value(plane)} differs from {value(first)} of instance {first.sop_instance_uid}",
-                sop_instance_uid=plane.sop_instance_uid,
-                numbers={"here": value(plane), "elsewhere": value(first)},
-            )
+    return next(
+        (
+            Difference(reason=reason, attribute=name, here=value(plane), elsewhere=value(first))
+            for reason, name, differs, value in checks
+            if differs
+        ),
+        None,
+    )
+
+
+def _refuse_mixture(first: Plane, plane: Plane) -> None:
+    """Refuse two planes that cannot belong to one grid."""
+    if found := difference(first, plane):
+        raise UnsoundVolume(
+            found.reason,
+            f"{found.attribute} {found.here} differs from {found.elsewhere} of instance {first.sop_instance_uid}",
+            sop_instance_uid=plane.sop_instance_uid,
+            numbers={"here": found.here, "elsewhere": found.elsewhere},
+        )
 
 
 def _drift_across(first: Plane, plane: Plane) -> float:
@@ -224,10 +256,11 @@ def _step(
     tilted = _refuse_drift(ordered, positions, heights, normal, policy)
     if policy.irregular is Unevenness.RESAMPLE:
         _refuse_gap(ordered, steps, most=_LARGEST_RESAMPLED_STEP)
-        spacing, start, _ = _line(heights)
+        spacing, start, _ = _line(heights, np.arange(len(heights)))
     else:
-        _refuse_gap(ordered, steps, most=1.5)
-        spacing, start = _even_spacing(ordered, heights, steps)
+        _refuse_gap(ordered, steps, most=1.5 if policy.gap is Unevenness.REFUSE else _LARGEST_RESAMPLED_STEP + 0.5)
+        places = _places(ordered, steps)
+        spacing, start = _even_spacing(ordered, heights, steps, places)
     if not tilted:
         return normal * spacing, positions[0] + normal * start
     # What the planes shift sideways at each step, by least squares as well.
@@ -241,8 +274,7 @@ def _step(
 
 def _refuse_gap(ordered: Sequence[Plane], steps: Vector, *, most: float) -> None:
     """Refuse a step of so many times the usual one: planes are missing."""
-    # The lower median, so that of two steps the smaller one is the spacing and the larger one the gap.
-    usual = float(np.sort(steps)[(len(steps) - 1) // 2])
+    usual = usual_step(steps)
     for index, step in enumerate(steps.tolist()):
         if step >= most * usual:
             raise UnsoundVolume(
@@ -254,21 +286,43 @@ def _refuse_gap(ordered: Sequence[Plane], steps: Vector, *, most: float) -> None
             )
 
 
-def _line(heights: Vector) -> tuple[float, float, Vector]:
+def usual_step(steps: Vector) -> float:
+    """Return the lower median, so that of two steps the smaller one is the spacing and the larger one the gap."""
+    return float(np.sort(steps)[(len(steps) - 1) // 2])
+
+
+def _places(ordered: Sequence[Plane], steps: Vector) -> NDArray[np.int64]:
+    """Return which place each plane has on an even grid, from 0; refuses where too many places have no plane."""
+    counts = np.maximum(np.rint(steps / usual_step(steps)), 1).astype(np.int64)
+    missing = int(counts.sum()) - len(steps)
+    if missing > max(1, len(ordered) // _MOST_MISSING):
+        widest = int(np.argmax(steps))
+        raise UnsoundVolume(
+            "gap",
+            f"{missing} planes are missing beside {len(ordered)}, of which {max(1, len(ordered) // _MOST_MISSING)} may",
+            sop_instance_uid=ordered[widest + 1].sop_instance_uid,
+            numbers={"missing": missing, "planes": len(ordered), "step_mm": float(steps[widest])},
+        )
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _line(heights: Vector, places: NDArray[np.int64]) -> tuple[float, float, Vector]:
     """Return spacing and start of the line of least squares, and how far each height lies off it.
 
     Its slope is not at the mercy of how the first and last position were rounded. The start is relative to the first.
     """
-    indices = np.arange(len(heights)) - (len(heights) - 1) / 2
+    indices = places - places.mean()
     climbed = heights - heights[0]
     spacing = float(indices @ (climbed - climbed.mean()) / (indices @ indices))
     start = float(climbed.mean() + spacing * indices[0])
-    return spacing, start, climbed - (start + spacing * np.arange(len(heights)))
+    return spacing, start, climbed - (start + spacing * places)
 
 
-def _even_spacing(ordered: Sequence[Plane], heights: Vector, steps: Vector) -> tuple[float, float]:
+def _even_spacing(
+    ordered: Sequence[Plane], heights: Vector, steps: Vector, places: NDArray[np.int64]
+) -> tuple[float, float]:
     """Return the plane spacing in mm, and where along the normal the grid starts relative to the first plane."""
-    spacing, start, errors = _line(heights)
+    spacing, start, errors = _line(heights, places)
     worst = int(np.argmax(np.abs(errors)))
     if abs(errors[worst]) > min(TOLERANCE_MM, spacing / 10):
         raise UnsoundVolume(

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meddaemon.domain.contract import InputContract, ModelContract, ModelKind, Range
-from meddaemon.domain.picture import Pictures
+from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.result import Box, Landmark, Prediction
 from meddaemon.domain.volume import Volume
 from meddaemon.inference.values import Input, array_of
@@ -47,8 +47,9 @@ def check_input(value: Input, wanted: InputContract, header: Mapping[str, Sequen
     if limits.planes is not None:
         found += _beyond("planes", shape[:1], limits.planes, "")
     if limits.intensity is not None:
-        low, high = np.percentile(_sample(array_of(value)), PERCENTILES).tolist()
-        found += _beyond("intensity", (low, high), limits.intensity, "", joined=" to ")
+        sample = _shown(value, wanted)
+        ends = tuple(np.percentile(sample, PERCENTILES).tolist()) if sample.size else None
+        found += _beyond("intensity", ends, limits.intensity, "", joined=" to ")
     return [f"input {wanted.slot}: {each}" for each in found]
 
 
@@ -89,6 +90,16 @@ def _sample(values: NDArray[np.float32] | NDArray[np.int16]) -> NDArray[np.float
     """Return evenly chosen values: every so many along each axis, so that none is preferred."""
     step = max(1, math.ceil((values.size / _SAMPLE) ** (1 / values.ndim)))
     return values[(slice(None, None, step),) * values.ndim]
+
+
+def _shown(value: Input, wanted: InputContract) -> NDArray[np.float64]:
+    """Return a sample of the values, without as many of those of padding as there are of padding in the whole."""
+    values = array_of(value)
+    sample = _sample(values).reshape(-1).astype(np.float64)
+    if wanted.padding is None or isinstance(value, Signal) or not value.padding:
+        return sample
+    alike = np.flatnonzero(sample == float(values.dtype.type(wanted.padding)))
+    return np.delete(sample, alike[: round(value.padding / values.size * sample.size)])
 
 
 def _beyond(what: str, values: tuple[float, ...] | None, limits: Range, unit: str, *, joined: str = " × ") -> list[str]:

@@ -85,7 +85,9 @@ class Inputs:
                 found[each.slot] = self._signals[each.slot]
             elif each.slot in self._pictures:
                 headers = self._pictures[each.slot]
-                found[each.slot] = pictures.assemble(headers, voi=each.voi, allocate=allocate, watch=watch)
+                found[each.slot] = pictures.assemble(
+                    headers, voi=each.voi, padding=each.padding, allocate=allocate, watch=watch
+                )
             else:
                 found[each.slot] = self._volume(each, allocate, watch)
         self._refuse_beyond(found)
@@ -93,21 +95,28 @@ class Inputs:
 
     def _volume(self, wanted: InputContract, allocate: Allocate, watch: Watch) -> Volume:
         headers = self._volumes[wanted.slot]
-        found = volume.assemble_read(headers, wanted.geometry, allocate=allocate, watch=watch)
+        found = volume.assemble_read(headers, wanted.geometry, padding=wanted.padding, allocate=allocate, watch=watch)
         return as_uptake(found, self._files[wanted.slot], allocate=allocate) if wanted.unit else found
 
     def _refuse_beyond(self, found: Mapping[str, Input]) -> None:
         problems = [
-            problem for each in self._wanted for problem in check_input(found[each.slot], each, self._header(each))
+            problem
+            for each in self._wanted
+            for problem in check_input(found[each.slot], each, self._header(each, found[each.slot]))
         ]
         if problems:
             first = found[self._wanted[0].slot].series_instance_uid
             raise NotEvaluable("beyond_limits", "; ".join(problems), numbers={"series_instance_uid": first})
 
-    def _header(self, wanted: InputContract) -> Mapping[str, Sequence[str]]:
-        """Return what the limits name of the header of the series, which its first instance stands for."""
+    def _header(self, wanted: InputContract, value: Input) -> Mapping[str, Sequence[str]]:
+        """Return what the limits name of the header of the series: of its first instance that is taken."""
         keywords = tuple(wanted.limits.values)
         if not keywords:
             return {}
-        with opened(self._files[wanted.slot][0], only=keywords) as dataset:
+        path = self._files[wanted.slot][0]
+        if isinstance(value, Volume):
+            # Others may be left out, and be a localizer.
+            taken = value.geometry.sop_instance_uids[0]
+            path = next(each.path for each in self._volumes[wanted.slot] if each.sop_instance_uid == taken)
+        with opened(path, only=keywords) as dataset:
             return {keyword: components(dataset, keyword) for keyword in keywords}

@@ -37,6 +37,8 @@ _SHORT_LENGTH = _SHORT | {b"SL", b"SS", b"ST", b"TM", b"UI", b"UL", b"US"}
 _LONG_LENGTH = frozenset({b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"})
 _TEXT_VRS = frozenset({b"AE", b"CS", b"DS", b"IS", b"LO", b"SH", b"UI", b"LT", b"ST", b"UC", b"UT", b"UN"})
 _WORD_VRS = frozenset({b"US", b"SS", b"UN"})
+_LONG_VRS = frozenset({b"UL", b"UN"})
+_DOUBLE_VRS = frozenset({b"FD", b"UN"})
 _TABLE_VRS = frozenset({b"US", b"SS", b"OW", b"UN"})
 _PIXEL_VRS = frozenset({b"OB", b"OW"})
 _SEQUENCE_VRS = frozenset({b"SQ", b"UN"})
@@ -52,6 +54,12 @@ class Kind(Enum):
     TEXT = "text"
     WORDS = "words"
     TABLE = "table"
+    LONGS = "longs"
+    DOUBLES = "doubles"
+
+
+_NUMBERS = {Kind.LONGS: "I", Kind.DOUBLES: "d"}
+"""Numbers by which images are told apart; what is no such number is passed over, and no reason to refuse a file."""
 
 
 class Wanted(NamedTuple):
@@ -73,9 +81,35 @@ def _words(keyword: str) -> Wanted:
     return Wanted(keyword, Kind.WORDS, _WORD_VRS)
 
 
+def _longs(keyword: str) -> Wanted:
+    return Wanted(keyword, Kind.LONGS, _LONG_VRS)
+
+
+def _doubles(keyword: str) -> Wanted:
+    return Wanted(keyword, Kind.DOUBLES, _DOUBLE_VRS)
+
+
 _RESCALE: Schema = {0x00281052: _text("RescaleIntercept"), 0x00281053: _text("RescaleSlope")}
+_CLASSIC_MOMENT: Schema = {
+    0x00180081: _text("EchoTime"),
+    0x00180082: _text("InversionTime"),
+    0x00181060: _text("TriggerTime"),
+    0x00200012: _text("AcquisitionNumber"),
+    0x00200100: _text("TemporalPositionIdentifier"),
+    0x00541300: _text("FrameReferenceTime"),
+}
+"""What tells images of one place apart; in a legacy converted image it has found no place of its own."""
 _MODALITY_LUT: Schema = {0x00283002: _words("LUTDescriptor"), 0x00283006: Wanted("LUTData", Kind.TABLE, _TABLE_VRS)}
 _FUNCTIONAL_GROUPS: Schema = {
+    0x00189114: Wanted("MREchoSequence", {0x00189082: _doubles("EffectiveEchoTime")}),
+    0x00189117: Wanted("MRDiffusionSequence", {0x00189087: _doubles("DiffusionBValue")}),
+    0x00189118: Wanted("CardiacSynchronizationSequence", {0x00209153: _doubles("NominalCardiacTriggerDelayTime")}),
+    0x00209111: Wanted(
+        "FrameContentSequence",
+        {0x00209128: _longs("TemporalPositionIndex"), 0x00209156: _words("FrameAcquisitionNumber")},
+    ),
+    0x00209170: Wanted("UnassignedSharedConvertedAttributesSequence", _CLASSIC_MOMENT),
+    0x00209171: Wanted("UnassignedPerFrameConvertedAttributesSequence", _CLASSIC_MOMENT),
     0x00209113: Wanted("PlanePositionSequence", {0x00200032: _text("ImagePositionPatient")}),
     0x00209116: Wanted("PlaneOrientationSequence", {0x00200037: _text("ImageOrientationPatient")}),
     0x00289110: Wanted("PixelMeasuresSequence", {0x00280030: _text("PixelSpacing")}),
@@ -91,8 +125,11 @@ SCHEMA: Schema = {
     0x00080018: _text("SOPInstanceUID"),
     0x00100020: _text("PatientID"),
     0x00100021: _text("IssuerOfPatientID"),
+    **_CLASSIC_MOMENT,
+    0x00189087: _doubles("DiffusionBValue"),
     0x0020000D: _text("StudyInstanceUID"),
     0x0020000E: _text("SeriesInstanceUID"),
+    0x00200013: _text("InstanceNumber"),
     0x00200032: _text("ImagePositionPatient"),
     0x00200037: _text("ImageOrientationPatient"),
     0x00200052: _text("FrameOfReferenceUID"),
@@ -106,6 +143,8 @@ SCHEMA: Schema = {
     0x00280101: _words("BitsStored"),
     0x00280102: _words("HighBit"),
     0x00280103: _words("PixelRepresentation"),
+    0x00280120: _words("PixelPaddingValue"),
+    0x00280121: _words("PixelPaddingRangeLimit"),
     **_RESCALE,
     0x00283000: Wanted("ModalityLUTSequence", _MODALITY_LUT),
     0x52009229: Wanted("SharedFunctionalGroupsSequence", _FUNCTIONAL_GROUPS),
@@ -117,12 +156,14 @@ SCHEMA: Schema = {
 class Attributes:
     """What was found in a data set or an item, by keyword; what is absent or empty has no entry.
 
-    `texts` are as they stand in the file, without trailing spaces and NULs; `words` unsigned 16-bit numbers.
+    `texts` are as they stand in the file, without trailing spaces and NULs; `words` unsigned 16-bit numbers; `numbers`
+    unsigned 32-bit and double-precision ones.
     """
 
     texts: dict[str, bytes] = field(default_factory=dict)
     words: dict[str, tuple[int, ...]] = field(default_factory=dict)
     sequences: dict[str, list["Attributes"]] = field(default_factory=dict)
+    numbers: dict[str, tuple[float, ...]] = field(default_factory=dict)
 
 
 class PixelValue(NamedTuple):
@@ -346,6 +387,8 @@ class _Walk:
             self.pixels = PixelValue(self.position, None if length == _UNDEFINED else length, vr)
             return True
         wanted = level.schema.get(tag)
+        if wanted is not None and wanted.vrs in {_LONG_VRS, _DOUBLE_VRS} and vr is not None and vr not in wanted.vrs:
+            wanted = None
         kind = wanted.kind if wanted else None
         if length == _UNDEFINED or vr == b"SQ" or isinstance(kind, Mapping):
             self._open(level, into, tag, vr, length, wanted)
@@ -399,12 +442,16 @@ class _Walk:
             raise Malformed(f"{wanted.keyword} has {length} bytes")
 
     def _keep(self, into: Attributes, keyword: str, kind: Kind, raw: bytes, order: str) -> None:
-        if keyword in into.texts or keyword in into.words:
+        if keyword in into.texts or keyword in into.words or keyword in into.numbers:
             raise Malformed(f"{keyword} occurs twice")
         if kind is Kind.TEXT:
             raw = raw.rstrip(b" \0")
             if raw:
                 into.texts[keyword] = raw
+        elif code := _NUMBERS.get(kind):
+            size = struct.calcsize(f"={code}")
+            if raw and not len(raw) % size:
+                into.numbers[keyword] = struct.unpack(f"{order}{len(raw) // size}{code}", raw)
         elif len(raw) % 2:
             raise Malformed(f"{keyword} has {len(raw)} bytes, which are no whole number of values")
         elif raw:

@@ -4,7 +4,7 @@ Greyscale is brighter where the value is larger, always: MONOCHROME1, and a Pres
 turned round. Colour comes out as RGB. Overlays, which are drawn beside the pixels, are not looked at.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -102,6 +102,8 @@ class Picture:
     palette: Values | None = field(repr=False)
     """RGB of each stored value."""
     spacing: Spacing | None
+    doubt: str
+    """Why the image says a spacing that is not taken; empty where it says none, or all of it has the same."""
     lossy: bool
 
     @property
@@ -110,9 +112,9 @@ class Picture:
         return self.layout.sop_instance_uid
 
 
-def read(paths: Sequence[Path], *, voi: Voi = Voi.NONE) -> Pictures:
+def read(paths: Sequence[Path], *, voi: Voi = Voi.NONE, padding: float | None = None) -> Pictures:
     """Return every frame of a series of images, in the order of their instance numbers; see `assemble`."""
-    return assemble([read_header(path, voi) for path in paths], voi=voi)
+    return assemble([read_header(path, voi) for path in paths], voi=voi, padding=padding)
 
 
 def decoding_bytes(headers: Sequence[Picture]) -> int:
@@ -126,14 +128,16 @@ def assemble(
     headers: Sequence[Picture],
     *,
     voi: Voi = Voi.NONE,
+    padding: float | None = None,
     allocate: Allocate = np.empty,
     watch: Callable[[Picture], AbstractContextManager[object]] = nullcontext,
 ) -> Pictures:
     """Return every frame of images whose headers were read.
 
-    Greyscale is in real-world values, or, with `Voi.WINDOW`, brightness from 0 to 1 by the VOI LUT of the image (its
-    first; without one from its lowest to its highest value, which is remarked). Colour is RGB from 0 to 255. `watch`
-    is entered for each file that is decoded.
+    Greyscale is in real-world values, or, with `Voi.WINDOW`, brightness from 0 to 1 by the first VOI LUT of the image
+    (without one from its lowest to its highest value, which is remarked). Colour is RGB from 0 to 255. Grey pixels that
+    show nothing (Pixel Padding Value) become `padding`, or keep what they hold where it is None. `watch` is entered for
+    each file that is decoded.
 
     Raises `InputRefused` (`mixed_size`, `mixed_colour`, `duplicate_instance`, `too_large`, `not_finite`),
     `ContradictoryIdentity` (`mixed_patient`, `mixed_study`, `mixed_series`), and what `pixels.Pixels` raises.
@@ -150,20 +154,26 @@ def assemble(
             "too_large", f"{count} frames of {shape[1]} × {shape[2]} are not taken", numbers={"frames": count}
         )
     frames = allocate(shape, np.float32)
-    place = 0
+    place = padded = 0
     for each in ordered:
         with watch(each):
-            _read_frames(each, frames[place : place + each.layout.frames], voi)
+            padded += _read_frames(each, frames[place : place + each.layout.frames], voi, padding)
         place += each.layout.frames
     spacings = {each.spacing for each in ordered}
     spacing = spacings.pop() if len(spacings) == 1 else None
+    remarks = _remarks(ordered, voi, mixed_spacing=bool(spacings))
+    if padded:
+        remarks["padding"] = (
+            f"{padded} pixels show nothing by their Pixel Padding Value, and have the value {padding:g}"
+        )
     return Pictures(
         frames=frames,
         sources=tuple((each.sop_instance_uid, n + 1) for each in ordered for n in range(each.layout.frames)),
         series_instance_uid=first.identity[2],
         spacing_mm=spacing.mm if spacing else None,
         spacing_is_of_detector=bool(spacing and spacing.of_detector),
-        remarks=_remarks(ordered, voi, mixed_spacing=bool(spacings)),
+        remarks=remarks,
+        padding=padded,
     )
 
 
@@ -182,10 +192,10 @@ def read_header(path: Path, voi: Voi = Voi.NONE) -> Picture:
             )
         layout = read_layout(path, samples=1 if grey or photometric == _PALETTE else 3)
         if layout.samples > 1:
-            layout = replace(layout, planar=integer(dataset, "PlanarConfiguration", 0) == 1)
-        _refuse_subsampled(dataset, photometric, layout)
+            layout = _colour_layout(dataset, photometric, layout)
         pixels.check(layout)
         groups = _groups(dataset, layout.frames)
+        spacing, doubt = _spacing(dataset, groups[0], layout)
         return Picture(
             path=path,
             layout=layout,
@@ -197,7 +207,8 @@ def read_header(path: Path, voi: Voi = Voi.NONE) -> Picture:
             modalities=tuple(_modality(dataset, each, signed=layout.signed) for each in groups) if grey else (),
             windows=tuple(_window(dataset, each) for each in groups) if grey and voi is Voi.WINDOW else (),
             palette=_palette(dataset, layout) if photometric == _PALETTE else None,
-            spacing=_spacing(dataset, groups[0]),
+            spacing=spacing,
+            doubt=doubt,
             lossy=text(dataset, "LossyImageCompression") == "01",
         )
 
@@ -210,12 +221,26 @@ def _identity(dataset: FileDataset) -> tuple[str, str, str]:
     return patient, text(dataset, "StudyInstanceUID"), text(dataset, "SeriesInstanceUID")
 
 
-def _refuse_subsampled(dataset: FileDataset, photometric: str, layout: Layout) -> None:
-    """Refuse native pixels that share their colour with a neighbour; compressed ones are completed by their decoder."""
-    if photometric == "YBR_FULL_422" and pixels.SYNTAXES[layout.transfer_syntax_uid].decode is None:
-        refuse(dataset, "photometric_interpretation", "native pixel data in YBR_FULL_422 is not taken")
-    if layout.samples > 1 and layout.signed:
+def _colour_layout(dataset: FileDataset, photometric: str, layout: Layout) -> Layout:
+    """Return how colour is stored (PS3.3 C.7.6.3.1.2, C.7.6.3.1.3); compressed ones are completed by their decoder."""
+    if layout.signed:
         refuse(dataset, "bits", "colour has no sign")
+    planar = integer(dataset, "PlanarConfiguration", 0) == 1
+    if photometric != "YBR_FULL_422" or pixels.SYNTAXES[layout.transfer_syntax_uid].decode is not None:
+        return replace(layout, planar=planar)
+    paired = replace(layout, paired=True)
+    whole = layout.frames * layout.frame_bytes
+    held = layout.value.length if layout.value is not None else None
+    # Some write all of the colour, and say that they do not.
+    if planar or layout.columns % 2 or (held is not None and whole <= held):
+        refuse(
+            dataset,
+            "photometric_interpretation",
+            f"native YBR_FULL_422 with {layout.columns} columns, {held} bytes, Planar Configuration {int(planar)}",
+            columns=layout.columns,
+            bytes=held,
+        )
+    return paired
 
 
 def _groups(dataset: FileDataset, count: int) -> list[tuple[Dataset, ...]]:
@@ -316,7 +341,54 @@ def _words(dataset: FileDataset, value: object) -> NDArray[np.uint16]:
     return np.atleast_1d(np.asarray(value, dtype=np.int64)).astype(np.uint16)
 
 
-def _spacing(dataset: FileDataset, groups: Sequence[Dataset]) -> Spacing | None:
+def _spacing(dataset: FileDataset, groups: Sequence[Dataset], layout: Layout) -> tuple[Spacing | None, str]:
+    """Return the distance of pixels, None where it is not known, and why what the image says of it is not taken."""
+    said = _said_spacing(dataset, groups)
+    regions = list(dataset.get("SequenceOfUltrasoundRegions") or ())
+    if not regions:
+        return said, ""
+    of_regions = {_region_spacing(each) for each in regions}
+    spacing = of_regions.pop() if len(of_regions) == 1 else None
+    if spacing is None:
+        return None, "its ultrasound regions have no spacing, or different ones"
+    if said is not None and np.allclose(said.mm, spacing.mm, rtol=0.01):
+        return said, ""
+    if len(regions) == 1 and _covers(regions[0], layout):
+        return spacing, ""
+    return None, "its ultrasound regions do not cover the image"
+
+
+_TWO_DIMENSIONS, _TISSUE, _CENTIMETRES = 1, 1, 3
+"""Region Spatial Format, Region Data Type, Physical Units (PS3.3 C.8.5.5.1)."""
+_MM_PER_CM = 10.0
+
+
+def _region_spacing(region: Dataset) -> Spacing | None:
+    """Return the distance of pixels in a region that shows tissue in two dimensions; None of any other."""
+    kinds = {
+        "RegionSpatialFormat": _TWO_DIMENSIONS,
+        "RegionDataType": _TISSUE,
+        "PhysicalUnitsXDirection": _CENTIMETRES,
+        "PhysicalUnitsYDirection": _CENTIMETRES,
+    }
+    deltas = numbers(region, "PhysicalDeltaY")[:1] + numbers(region, "PhysicalDeltaX")[:1]
+    # A delta below zero counts against the pixels, and is as long.
+    row, column = (abs(each) * _MM_PER_CM for each in deltas) if len(deltas) == 2 else (0.0, 0.0)
+    sound = all(numbers(region, keyword) == (kind,) for keyword, kind in kinds.items())
+    return Spacing(mm=(row, column), of_detector=False) if sound and 0 < row < np.inf and 0 < column < np.inf else None
+
+
+def _covers(region: Dataset, layout: Layout) -> bool:
+    """Whether a region is the whole image: nothing is beside it that has another spacing, or none."""
+    names = ("MinX0", "MinY0", "MaxX1", "MaxY1")
+    corners = [number for name in names for number in numbers(region, f"RegionLocation{name}")]
+    if len(corners) != len(names):
+        return False
+    left, top, right, bottom = corners
+    return left <= 0 and top <= 0 and right >= layout.columns - 1 and bottom >= layout.rows - 1
+
+
+def _said_spacing(dataset: FileDataset, groups: Sequence[Dataset]) -> Spacing | None:
     """Return the distance of pixels: in the patient where it says so, else at the detector, else None."""
     at_detector = numbers(dataset, "ImagerPixelSpacing") or numbers(dataset, "NominalScannedPixelSpacing")
     holder = _holder(groups, "PixelMeasuresSequence", "PixelSpacing")
@@ -357,7 +429,9 @@ def _samples(header: Picture) -> int:
     return 1 if header.photometric in _GREY else 3
 
 
-def _read_frames(header: Picture, out: Values, voi: Voi) -> None:
+def _read_frames(header: Picture, out: Values, voi: Voi, padding: float | None) -> int:
+    """Read the frames of one file; return how many pixels were padding."""
+    padded = 0
     layout = header.layout
     shape = (layout.rows, layout.columns)
     stored = np.empty(shape if layout.samples == 1 else (*shape, layout.samples), layout.dtype)
@@ -365,13 +439,20 @@ def _read_frames(header: Picture, out: Values, voi: Voi) -> None:
         for frame in range(layout.frames):
             source.read_into(frame, stored)
             if header.modalities:
-                _show_grey(header, frame, stored, out[frame], voi)
+                blank = None if padding is None else layout.padded(stored)
+                _show_grey(header, frame, stored, out[frame], voi, blank)
+                if blank is not None:
+                    out[frame][blank] = padding
+                    padded += int(np.count_nonzero(blank))
             else:
                 _show_colour(header, stored, out[frame])
+    return padded
 
 
-def _show_grey(header: Picture, frame: int, stored: NDArray[np.generic], out: Values, voi: Voi) -> None:
-    """Write the values of one frame: larger is brighter."""
+def _show_grey(
+    header: Picture, frame: int, stored: NDArray[np.generic], out: Values, voi: Voi, blank: NDArray[np.bool_] | None
+) -> None:
+    """Write the values of one frame: larger is brighter. What is `blank` says nothing about the range of the others."""
     layout, meaning = header.layout, header.modalities[frame]
     try:
         modality.apply(stored, meaning, out, layout.bits_stored)
@@ -383,7 +464,7 @@ def _show_grey(header: Picture, frame: int, stored: NDArray[np.generic], out: Va
             np.subtract(sum(_range(meaning, layout)), out, out=out)
         return
     window = header.windows[frame]
-    np.copyto(out, window.apply(out) if window else _stretched(out))
+    np.copyto(out, window.apply(out) if window else _stretched(out, blank))
     if header.inverted:
         np.subtract(1, out, out=out)
 
@@ -395,9 +476,10 @@ def _range(meaning: Rescale | Table, layout: Layout) -> tuple[float, float]:
     return meaning.range(*modality.stored_range(layout.bits_stored, signed=layout.signed))
 
 
-def _stretched(values: Values) -> Values:
-    """Return brightness from 0 to 1, from the lowest to the highest value."""
-    lowest, highest = float(values.min()), float(values.max())
+def _stretched(values: Values, blank: NDArray[np.bool_] | None) -> Values:
+    """Return brightness from 0 to 1, from the lowest to the highest value that shows something."""
+    shown = values if blank is None or blank.all() else values[~blank]
+    lowest, highest = float(shown.min()), float(shown.max())
     return (values - lowest) / (highest - lowest) if highest > lowest else np.zeros_like(values)
 
 
@@ -420,7 +502,7 @@ def _show_colour(header: Picture, stored: NDArray[np.generic], out: Values) -> N
         np.multiply(out, 255 / highest, out=out)
 
 
-def _remarks(headers: Sequence[Picture], voi: Voi, *, mixed_spacing: bool) -> Mapping[str, str]:
+def _remarks(headers: Sequence[Picture], voi: Voi, *, mixed_spacing: bool) -> dict[str, str]:
     """Return what was done to the pixels, and what is to be known of them."""
     remarks: dict[str, str] = {}
     if any(each.inverted for each in headers):
@@ -431,4 +513,6 @@ def _remarks(headers: Sequence[Picture], voi: Voi, *, mixed_spacing: bool) -> Ma
         remarks["lossy"] = "the images were compressed with loss"
     if mixed_spacing:
         remarks["spacing"] = "the images have different pixel spacings"
+    for doubt in {each.doubt for each in headers if each.doubt}:
+        remarks["spacing"] = doubt
     return remarks

@@ -44,8 +44,11 @@ _DECODER_ERRORS = (RuntimeError, ValueError, TypeError, MemoryError, OSError, Ov
 class Layout:
     """How the pixels of one file are stored: one sample per pixel, or three in colour, by plane where `planar`.
 
+    Where they are `paired`, two neighbours have a luminance each and share their colour (4:2:2, native only).
+
     `begin` is where the data set begins in the file, which has `size` bytes; `value` is where Pixel Data lies,
-    counted from the begin of the inflated data set where it is deflated, else from the begin of the file.
+    counted from the begin of the inflated data set where it is deflated, else from the begin of the file. Stored values
+    from the first to the second of `padding` show nothing (PS3.3 C.7.5.1.1.2).
     """
 
     path: Path
@@ -62,6 +65,8 @@ class Layout:
     size: int
     samples: int = 1
     planar: bool = False
+    paired: bool = False
+    padding: tuple[int, int] | None = None
 
     @property
     def dtype(self) -> np.dtype[np.generic]:
@@ -71,7 +76,16 @@ class Layout:
     @property
     def frame_bytes(self) -> int:
         """How long one frame is when it is not compressed."""
-        return self.rows * self.columns * self.samples * self.bits_allocated // 8
+        return self.rows * self.columns * (2 if self.paired else self.samples) * self.bits_allocated // 8
+
+    def padded(self, stored: Stored) -> NDArray[np.bool_] | None:
+        """Return where stored values show nothing; None where every one shows something."""
+        if self.padding is None:
+            return None
+        lowest, highest = self.padding
+        one = lowest == highest
+        here = np.equal(stored, lowest) if one else np.less_equal(stored, highest) & np.greater_equal(stored, lowest)
+        return here if here.any() else None
 
     def refuse(self, reason: str, message: str, cause: BaseException | None = None) -> NoReturn:
         """Raise `UndecodablePixels` for this file."""
@@ -364,7 +378,12 @@ class Pixels:
         That is [row, column], or [row, column, sample] in colour.
         """
         layout = self._layout
-        if layout.planar and SYNTAXES[layout.transfer_syntax_uid].decode is None:
+        if layout.paired:
+            pairs = np.empty((layout.rows, layout.columns // 2, 4), layout.dtype)
+            self._read_frame(frame, pairs)
+            out[:, 0::2, 0], out[:, 1::2, 0] = pairs[..., 0], pairs[..., 1]
+            out[:, 0::2, 1:] = out[:, 1::2, 1:] = pairs[..., 2:]
+        elif layout.planar and SYNTAXES[layout.transfer_syntax_uid].decode is None:
             planes = np.empty((layout.samples, layout.rows, layout.columns), layout.dtype)
             self._read_frame(frame, planes)
             np.copyto(out, np.moveaxis(planes, 0, -1))

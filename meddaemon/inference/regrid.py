@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from meddaemon.domain.result import Labels
 from meddaemon.domain.volume import Geometry, Volume
-from meddaemon.inference.geometry import TOLERANCE_MM
+from meddaemon.inference.geometry import TOLERANCE_MM, usual_step
 
 _Numbers = NDArray[np.float64]
 
@@ -39,7 +39,7 @@ class Straightened:
         planes, rows, columns = source.shape
         _, row_spacing, column_spacing = source.spacing
         heights = source.heights
-        usual = float(np.median(np.diff(heights)))
+        usual = usual_step(np.diff(heights))
         count = max(planes, round(heights[-1] / usual) + 1)
         (first_row, first_column), (last_row, last_column) = self._extent
         normal, column_direction, row_direction = source.axes.T

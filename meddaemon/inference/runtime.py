@@ -29,7 +29,7 @@ from meddaemon.inference.ledger import Use
 from meddaemon.inference.loading import Loader, Prepared
 from meddaemon.inference.messages import Received
 from meddaemon.inference.processes import Child, ForkServer, Interrupted, cause, is_readable
-from meddaemon.inference.values import failure_from, prediction_from, refusal_from
+from meddaemon.inference.values import failure_from, prediction_from, refusal_from, remarks_of
 
 _LOOK_SECONDS = 1.0
 """How often it is looked at what a model writes while it runs."""
@@ -194,6 +194,8 @@ class ModelProcess:
             self._fail(warm, failure)
         contract = self._contract
         provenance = {**prediction.provenance, "bundle_digest": contract.digest}
+        for name, (part, _) in prepared.inputs.items():
+            provenance |= {f"input {name}: {what}": done for what, done in remarks_of(part).items()}
         if contract.weights_digest:
             provenance["weights_digest"] = contract.weights_digest
         seconds = {**seconds, **prepared.seconds, **prediction.seconds}

@@ -26,7 +26,8 @@ class Acquisition:
     """What the header of one PET image says (PS3.3 C.8.9.1, C.8.9.2); None where it says nothing.
 
     `injected` is the Radiopharmaceutical Start Date Time; where only a time is given, `injected_at` is that, with any
-    date. `series` and `acquired` are date and time of the series and of this image's acquisition.
+    date. `series` and `acquired` are date and time of the series and of this image's acquisition; `corrected_to` is the
+    moment that enhanced images say instead (Decay Correction Date Time).
     """
 
     sop_instance_uid: str
@@ -40,6 +41,7 @@ class Acquisition:
     injected_at: datetime | None
     series: datetime | None
     acquired: datetime | None
+    corrected_to: datetime | None = None
 
 
 def factor(image: Acquisition) -> float:
@@ -79,6 +81,8 @@ def factor(image: Acquisition) -> float:
 
 def _start(image: Acquisition) -> datetime:
     """Return when the scan began, to which the voxels are corrected."""
+    if image.corrected_to is not None:
+        return image.corrected_to
     if image.series is None:
         raise _refused(image, "suv_series_time", "Series Date and Time are missing")
     # Software that makes a new series of an old one gives it a time of its own.

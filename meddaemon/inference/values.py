@@ -8,7 +8,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from meddaemon.domain.conditions import ALWAYS
-from meddaemon.domain.contract import GeometryPolicy, InputContract, InputKind, InputLimits, Range, Unevenness, Voi
+from meddaemon.domain.contract import (
+    Duplicates,
+    GeometryPolicy,
+    InputContract,
+    InputKind,
+    InputLimits,
+    Mixed,
+    Range,
+    Times,
+    Unevenness,
+    Voi,
+)
 from meddaemon.domain.errors import (
     ContradictoryIdentity,
     InputRefused,
@@ -45,7 +56,8 @@ def input_as_message(wanted: InputContract) -> dict[str, Any]:
         "kind": wanted.kind.value,
         "voi": wanted.voi.value,
         "unit": wanted.unit,
-        "geometry": {"tilt": wanted.geometry.tilt.value, "irregular": wanted.geometry.irregular.value},
+        "padding": wanted.padding,
+        "geometry": {**vars(wanted.geometry), "at": dict(wanted.geometry.at)},
         "modalities": list(limits.modalities),
         "attributes": {keyword: list(values) for keyword, values in limits.attributes.items()},
         "limits": {name: [each.minimum, each.maximum] for name, each in ranges.items() if each is not None},
@@ -62,7 +74,8 @@ def input_from_message(message: Mapping[str, Any]) -> InputContract:
         kind=InputKind(message["kind"]),
         voi=Voi(message["voi"]),
         unit=message["unit"],
-        geometry=GeometryPolicy(**{name: Unevenness(each) for name, each in message["geometry"].items()}),
+        padding=message["padding"],
+        geometry=_policy(message["geometry"]),
         limits=InputLimits(
             modalities=tuple(message["modalities"]),
             attributes={keyword: tuple(values) for keyword, values in message["attributes"].items()},
@@ -71,10 +84,22 @@ def input_from_message(message: Mapping[str, Any]) -> InputContract:
     )
 
 
+def _policy(message: Mapping[str, Any]) -> GeometryPolicy:
+    return GeometryPolicy(
+        tilt=Unevenness(message["tilt"]),
+        irregular=Unevenness(message["irregular"]),
+        gap=Unevenness(message["gap"]),
+        mixed=Mixed(message["mixed"]),
+        at={str(keyword): float(value) for keyword, value in message["at"].items()},
+        time=Times(message["time"]),
+        duplicates=Duplicates(message["duplicates"]),
+    )
+
+
 def input_message(value: Input) -> tuple[dict[str, Any], NDArray[Any]]:
     """Return an input as a message and its one array."""
     if isinstance(value, Volume):
-        parts = {"geometry": _parts(value.geometry), "series_instance_uid": value.series_instance_uid}
+        parts = {**_parts(value, without="voxels"), "geometry": _parts(value.geometry)}
         return {"volume": parts}, array_of(value)
     if isinstance(value, Pictures):
         return {"pictures": _parts(value, without="frames")}, array_of(value)
@@ -99,7 +124,13 @@ def _input(message: Mapping[str, Any], values: NDArray[Any]) -> Input:
         geometry = _geometry(parts["geometry"])
         if geometry.shape != values.shape:
             raise ValueError(f"voxels {values.shape} on a grid of {geometry.shape}")
-        return Volume(voxels=values, geometry=geometry, series_instance_uid=str(parts["series_instance_uid"]))
+        return Volume(
+            voxels=values,
+            geometry=geometry,
+            series_instance_uid=str(parts["series_instance_uid"]),
+            remarks=_texts(parts["remarks"]),
+            padding=int(parts["padding"]),
+        )
     if "pictures" in message:
         parts = message["pictures"]
         sources = tuple((str(uid), int(frame)) for uid, frame in parts["sources"])
@@ -112,6 +143,7 @@ def _input(message: Mapping[str, Any], values: NDArray[Any]) -> Input:
             spacing_mm=_spacing(parts["spacing_mm"]),
             spacing_is_of_detector=bool(parts["spacing_is_of_detector"]),
             remarks=_texts(parts["remarks"]),
+            padding=int(parts["padding"]),
         )
     parts = message["signal"]
     channels = tuple(map(str, parts["channels"]))
@@ -288,6 +320,12 @@ def _told(what: str, read: Callable[[], Value]) -> Value:
         raise ModelFailed(f"a child sent {what} that contradicts itself: {error}") from error
 
 
-def _parts(value: Pictures | PictureGrid | Signal | Geometry, *, without: str = "") -> dict[str, Any]:
+def remarks_of(message: Mapping[str, Any]) -> dict[str, str]:
+    """Return what was done to an input, of the message that carries it."""
+    kinds = ("volume", "pictures", "signal")
+    return _told("an input", lambda: next(_texts(message[kind]["remarks"]) for kind in kinds if kind in message))
+
+
+def _parts(value: Volume | Pictures | PictureGrid | Signal | Geometry, *, without: str = "") -> dict[str, Any]:
     """Return the fields of a value as they are: `asdict` would copy its array."""
     return {each.name: getattr(value, each.name) for each in fields(value) if each.name != without}

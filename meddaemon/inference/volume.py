@@ -4,7 +4,9 @@ Everything in a header is hostile until checked: no memory is asked for on the w
 decoder may raise becomes one of our errors. A decoder may also crash; that is why only a disposable process comes here.
 """
 
+import math
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -16,14 +18,15 @@ from typing import NoReturn, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from meddaemon.domain.contract import GeometryPolicy
+from meddaemon.domain.contract import MOMENTS, GeometryPolicy
 from meddaemon.domain.errors import ContradictoryIdentity, UndecodablePixels, UnsoundVolume
 from meddaemon.domain.volume import Volume
-from meddaemon.inference import modality, part10, pixels
-from meddaemon.inference.geometry import STRICT, Plane, arrange
+from meddaemon.inference import modality, part10, pixels, stacks
+from meddaemon.inference.geometry import STRICT, Plane
 from meddaemon.inference.modality import Modality, NotFinite, NotWhole, Rescale
 from meddaemon.inference.part10 import Attributes
 from meddaemon.inference.pixels import Layout
+from meddaemon.inference.stacks import Twin
 
 MAX_PLANE_PIXELS = 2**26
 """No detector makes a larger plane (8192 × 8192); a larger claim is refused before any decoder sees it."""
@@ -41,6 +44,16 @@ Allocate = Callable[[tuple[int, int, int], DTypeLike], Voxels]
 
 Watch = Callable[["Frames"], AbstractContextManager[object]]
 """Is entered for each file while it is decoded, perhaps several times, from any thread."""
+
+_MOMENT_NAMES = {name: classic for classic, enhanced in MOMENTS.items() for name in (classic, enhanced) if name}
+_MOMENT_MACROS = (
+    "UnassignedSharedConvertedAttributesSequence",
+    "UnassignedPerFrameConvertedAttributesSequence",
+    "FrameContentSequence",
+    "MREchoSequence",
+    "MRDiffusionSequence",
+    "CardiacSynchronizationSequence",
+)
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -67,7 +80,7 @@ def assemble(instances: Sequence[Path]) -> Volume:
     Takes single-frame instances, enhanced multi-frame instances, or both; the planes come out in ascending order
     along the normal, in real-world values as int16 or float32 [plane, row, column].
 
-    Raises `UnsoundVolume` (see `geometry.arrange` for what concerns the stack; `unreadable`, `duplicate_instance`,
+    Raises `UnsoundVolume` (see `stacks.select` for what concerns the stack; `unreadable`, `duplicate_instance`,
     `missing_<attribute>`, `malformed`, `localizer`, `mosaic`, `samples_per_pixel`, `photometric_interpretation`,
     `bits`, `size`, `frames`, `modality_lut`, `rescale`, `missing_functional_groups`, `not_finite` for single
     files), `UndecodablePixels` (`no_decoder`, `missing_pixel_data`, `short_pixel_data`, `damaged_pixel_data`) and
@@ -107,35 +120,78 @@ def assemble_read(
     headers: Sequence[Frames],
     policy: GeometryPolicy = STRICT,
     *,
+    padding: float | None = None,
     allocate: Allocate = np.empty,
     threads: int | None = None,
     watch: Watch = nullcontext,
 ) -> Volume:
     """Return the one volume that files make whose headers were read; raises what `assemble` raises.
 
-    What is no box is refused unless `policy` takes it. The voxels are int16 where that holds every value exactly, else
-    float32; never are there two of them. `allocate` is called again when int16 turns out not to do, after the first
-    array is gone. A file is only decoded within its `watch`.
+    What is no box is refused unless `policy` takes it. Pixels that show nothing (Pixel Padding Value) become `padding`,
+    or keep what they hold where it is None. The voxels are int16 where that holds every value exactly, else float32;
+    never are there two of them. `allocate` is called again when int16 turns out not to do, after the first array is
+    gone. A file is only decoded within its `watch`.
     """
     for level in ("patient", "study", "series"):
         _refuse_mixture(level, headers)
     _refuse_repetition(headers)
-    geometry, order = arrange([plane for header in headers for plane in header.planes], policy)
+    stack = stacks.select([plane for header in headers for plane in header.planes], policy)
+    geometry, order = stack.geometry, stack.order
     voxels: Voxels | None = None
-    if may_be_int16(headers):
+    padded = 0
+    if may_be_int16(headers, padding):
         voxels = allocate(geometry.shape, np.int16)
         try:
-            read_into(headers, order, voxels, threads, watch=watch)
+            padded = read_into(headers, order, voxels, threads, padding=padding, watch=watch)
         except NotWhole:
             voxels = None
     if voxels is None:
         voxels = allocate(geometry.shape, np.float32)
-        read_into(headers, order, voxels, threads, watch=watch)
-    return Volume(voxels=voxels, geometry=geometry, series_instance_uid=headers[0].identity["series"])
+        padded = read_into(headers, order, voxels, threads, padding=padding, watch=watch)
+    for twin in stack.twins:
+        _refuse_other_pixels(headers, twin, voxels[order.index(twin.kept)], padding, watch)
+    remarks = dict(stack.remarks)
+    if padded:
+        remarks["padding"] = (
+            f"{padded} voxels show nothing by their Pixel Padding Value, and have the value {padding:g}"
+        )
+    return Volume(
+        voxels=voxels,
+        geometry=geometry,
+        series_instance_uid=headers[0].identity["series"],
+        remarks=remarks,
+        padding=padded,
+    )
 
 
-def may_be_int16(headers: Sequence[Frames]) -> bool:
+def _refuse_other_pixels(
+    headers: Sequence[Frames], twin: Twin, kept: Voxels, padding: float | None, watch: Watch
+) -> None:
+    """Refuse a plane that was to be left out because it has the same values as another, and does not."""
+    firsts = list(accumulate((len(header.planes) for header in headers), initial=0))
+    at = bisect_right(firsts, twin.plane) - 1
+    header, frame = headers[at], twin.plane - firsts[at]
+    other = np.empty_like(kept)
+    with watch(header):
+        try:
+            _read_frames(header, [frame], [other], padding)
+            different = int(np.count_nonzero(other != kept))
+        except NotWhole:
+            different = kept.size
+    if different:
+        beside = headers[bisect_right(firsts, twin.kept) - 1].sop_instance_uid
+        raise UnsoundVolume(
+            "duplicate_position",
+            f"lies where instance {beside} lies, and is another image: {different} of {kept.size} pixels differ",
+            sop_instance_uid=header.sop_instance_uid,
+            numbers={"twin": beside, "different": different, "pixels": kept.size},
+        )
+
+
+def may_be_int16(headers: Sequence[Frames], padding: float | None = None) -> bool:
     """Whether int16 may hold every value exactly, by the headers; only the pixels prove it."""
+    if padding is not None and not (padding.is_integer() and modality.INT16.min <= padding <= modality.INT16.max):
+        return False
     return all(each.is_whole and header.layout.bits_stored <= 16 for header in headers for each in header.modalities)
 
 
@@ -145,12 +201,14 @@ def read_into(
     out: Voxels,
     threads: int | None = None,
     *,
+    padding: float | None = None,
     watch: Watch = nullcontext,
-) -> None:
+) -> int:
     """Decode the pixels of all files into `out` [plane, row, column], int16 or float32, as real-world values.
 
-    `order` names for each plane of `out` which plane of the headers it is, as `geometry.arrange` returns it. Frames
-    are decoded side by side in `threads` (default: one per core, 8 at most), without a copy of the volume.
+    `order` names for each plane of `out` which plane of the headers it is, as `stacks.select` returns it; those that
+    it does not name are left out. Frames are decoded side by side in `threads` (default: one per core, 8 at most),
+    without a copy of the volume. Returns how many of them show nothing, and have the value `padding`, if there is one.
 
     Raises `UndecodablePixels`, `UnsoundVolume` (`not_finite`), always of the first plane in the order of the headers
     that has an error, and `modality.NotWhole` when int16 does not hold a value.
@@ -159,17 +217,18 @@ def read_into(
     count = _threads(threads)
     firsts = accumulate((len(header.planes) for header in headers), initial=0)
     tasks = [
-        (header, frames, first)
+        (header, wanted, first)
         for header, first in zip(headers, firsts, strict=False)
         for frames in _shares(header, count)
+        if (wanted := [frame for frame in frames if first + frame in place])
     ]
 
-    def read(task: tuple[Frames, range, int]) -> None:
+    def read(task: tuple[Frames, Sequence[int], int]) -> int:
         header, frames, first = task
         with watch(header):
-            _read_frames(header, frames, [out[place[first + frame]] for frame in frames])
+            return _read_frames(header, frames, [out[place[first + frame]] for frame in frames], padding)
 
-    _in_order(read, tasks, count)
+    return sum(_in_order(read, tasks, count))
 
 
 def _shares(header: Frames, count: int) -> Iterable[range]:
@@ -181,9 +240,9 @@ def _shares(header: Frames, count: int) -> Iterable[range]:
     return [range(start, min(start + step, frames)) for start in range(0, frames, step)]
 
 
-def _read_frames(header: Frames, frames: range, out: Sequence[Voxels]) -> None:
-    """Read frames of one file as real-world values into one plane each."""
-    layout = header.layout
+def _read_frames(header: Frames, frames: Sequence[int], out: Sequence[Voxels], padding: float | None) -> int:
+    """Read frames of one file as real-world values into one plane each; return how many pixels were padding."""
+    layout, padded = header.layout, 0
     # Where the types have one size the plane itself takes the stored values, and is changed in place.
     in_place = layout.dtype.itemsize == 2 and out[0].dtype == np.int16
     scratch = None if in_place else np.empty((layout.rows, layout.columns), layout.dtype)
@@ -191,12 +250,20 @@ def _read_frames(header: Frames, frames: range, out: Sequence[Voxels]) -> None:
         for frame, plane in zip(frames, out, strict=True):
             stored = plane.view(layout.dtype) if scratch is None else scratch
             source.read_into(frame, stored)
+            blank = None if padding is None else layout.padded(stored)
+            if blank is not None:
+                # What it is does not count, and must not keep the others from being int16.
+                stored[blank] = stored.reshape(-1)[blank.argmin()]
             try:
                 modality.apply(stored, header.modalities[frame], plane, layout.bits_stored)
             except NotFinite as error:
                 raise UnsoundVolume(
                     "not_finite", "a pixel is not a finite number", sop_instance_uid=header.sop_instance_uid
                 ) from error
+            if blank is not None and padding is not None:
+                np.copyto(plane, np.float64(padding), where=blank, casting="unsafe")
+                padded += int(np.count_nonzero(blank))
+    return padded
 
 
 def decode(header: Frames) -> Iterator[NDArray[np.generic]]:
@@ -307,12 +374,14 @@ class _Header:
 
     def frames(self) -> Frames:
         """Check everything that concerns this file alone."""
-        self.refuse_what_is_no_slice()
+        image_type = {each.upper() for each in self.components(self.dataset, "ImageType")}
+        self.refuse_what_is_no_slice(image_type)
         layout = self.layout()
         frame_of_reference_uid = self.text("FrameOfReferenceUID")
         if not frame_of_reference_uid:
             self.refuse("missing_frame_of_reference_uid", "has no Frame of Reference UID")
         groups = self.functional_groups(layout.frames)
+        instance_number = int(self.told(self.dataset, "InstanceNumber") or 0)
         planes = tuple(
             Plane(
                 sop_instance_uid=self.uid,
@@ -323,6 +392,9 @@ class _Header:
                 rows=layout.rows,
                 columns=layout.columns,
                 frame_of_reference_uid=frame_of_reference_uid,
+                moment=self.moment(group),
+                instance_number=instance_number,
+                is_localizer="LOCALIZER" in image_type,
             )
             for number, group in enumerate(groups, start=1)
         )
@@ -371,11 +443,8 @@ class _Header:
             return raw.decode("ascii")
         return f"{self.text('SpecificCharacterSet')}\x1f{raw.hex()}"
 
-    def refuse_what_is_no_slice(self) -> None:
+    def refuse_what_is_no_slice(self, image_type: set[str]) -> None:
         """Refuse images whose pixels are not one grey value per voxel of one plane."""
-        image_type = {each.upper() for each in self.components(self.dataset, "ImageType")}
-        if "LOCALIZER" in image_type:
-            self.refuse("localizer", "is a localizer")
         if "MOSAIC" in image_type:
             self.refuse("mosaic", "is a mosaic of many planes")
         self.refuse_other_samples(1)
@@ -434,7 +503,24 @@ class _Header:
             begin=self.header.begin,
             size=self.header.size,
             samples=samples,
+            padding=self.padding(stored, signed=signed) if samples == 1 and allocated <= 16 else None,
         )
+
+    def padding(self, bits: int, *, signed: bool) -> tuple[int, int] | None:
+        """Return the lowest and highest stored value that shows nothing; None where no pixel can have one.
+
+        The VR of both attributes is that of the pixels, but whether it was written so or not, the sign of the pixels
+        says what the 16 bits mean.
+        """
+        said = [*self.dataset.words.get("PixelPaddingValue", ())[:1]]
+        if not said:
+            return None
+        said += self.dataset.words.get("PixelPaddingRangeLimit", ())[:1]
+        values = [word - 2**16 if signed and word >= 2**15 else word for word in said]
+        lowest, highest = modality.stored_range(bits, signed=signed)
+        if min(values) > highest or max(values) < lowest:
+            return None
+        return max(min(values), lowest), min(max(values), highest)
 
     def frame_count(self) -> int:
         value = self.text("NumberOfFrames")
@@ -495,6 +581,37 @@ class _Header:
         if not np.isfinite(pair).all() or slope == 0:
             self.refuse("rescale", f"rescale slope {slope}, intercept {intercept}", slope=slope, intercept=intercept)
         return Rescale(slope=slope, intercept=intercept)
+
+    def moment(self, group: tuple[Attributes, ...]) -> tuple[tuple[str, float], ...]:
+        """Return the numbers that tell images of one place apart, from the frame's functional groups or the data set.
+
+        They decide nothing unless the contract asks for them: what is malformed counts as absent.
+        """
+        holders = [
+            holder
+            for source in group
+            for holder in (source, *(items[0] for items in map(source.sequences.get, _MOMENT_MACROS) if items))
+        ]
+        if group[-1] is not self.dataset:
+            holders.append(self.dataset)
+        found = {
+            name: value
+            # The nearest has the last word.
+            for holder in reversed(holders)
+            for said, name in _MOMENT_NAMES.items()
+            if said in holder.texts or said in holder.numbers or said in holder.words
+            if (value := self.told(holder, said)) is not None
+        }
+        return tuple(sorted(found.items()))
+
+    def told(self, holder: Attributes, keyword: str) -> float | None:
+        """Return one finite number, None where there is none."""
+        given = holder.numbers.get(keyword) or holder.words.get(keyword) or self.components(holder, keyword)[:2]
+        try:
+            number = float(given[0]) if len(given) == 1 else math.nan
+        except ValueError:
+            return None
+        return number if math.isfinite(number) else None
 
     def look_up(self, group: tuple[Attributes, ...], sequence: str, keyword: str) -> list[str]:
         """Return the components from the functional group macro, or from the data set itself when it is classic."""

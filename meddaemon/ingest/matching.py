@@ -10,9 +10,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from meddaemon.domain.conditions import outcome_as_dict, unmet
-from meddaemon.domain.contract import InputContract, InputKind, ModelContract
+from meddaemon.domain.contract import InputContract, InputKind, Mixed, ModelContract
 from meddaemon.domain.rules import Rule
 from meddaemon.domain.series import Series, SeriesKind, Study
+from meddaemon.ingest.describe import kind_of
 
 MAXIMUM_CAVEAT = 1000
 
@@ -135,9 +136,16 @@ def _kept_from(wanted: InputContract, series: Series, admitted: Collection[Serie
     """Return why a series of its kind does not reach an input, whatever it says of itself; empty where it may."""
     if (series.kind is SeriesKind.WAVEFORM) != (wanted.kind is InputKind.WAVEFORM):
         return f"{series.kind.value} series do not fill an input of kind {wanted.kind.value}"
-    if series.kind in {SeriesKind.IMAGE, SeriesKind.WAVEFORM, *admitted}:
+    if series.kind in {SeriesKind.IMAGE, SeriesKind.WAVEFORM, *admitted} or _may_leave_localizers_out(wanted, series):
         return ""
     return f"{series.kind.value} series reach a model only when the rule admits them"
+
+
+def _may_leave_localizers_out(wanted: InputContract, series: Series) -> bool:
+    """Tell whether a series is one of localizers only because some are among its images, and they will be left out."""
+    if series.kind is not SeriesKind.LOCALIZER or wanted.geometry.mixed is not Mixed.LARGEST:
+        return False
+    return any(kind_of(instance) is SeriesKind.IMAGE for instance in series.instances)
 
 
 def _rank(wanted: InputContract, series: Series) -> tuple[object, ...]:

@@ -293,7 +293,8 @@ class SourceSeries:
 def read_source(paths: Sequence[Path], geometry: Geometry) -> SourceSeries:
     """Read the headers of the source instances and normalise what results inherit from them.
 
-    The instances are put into the plane order of `geometry`, whatever the order of `paths`.
+    The instances are put into the plane order of `geometry`, whatever the order of `paths`; those that the volume
+    left out carry no result.
     Raises `ContradictoryIdentity` when the instances name more than one patient, study or series, and
     `InputRefused` when they cannot carry a result: unreadable, not the instances of `geometry`, without study or
     frame of reference.
@@ -304,6 +305,8 @@ def read_source(paths: Sequence[Path], geometry: Geometry) -> SourceSeries:
         datasets = [_read(path) for path in paths]
         _refuse_contradictions(datasets)
         datasets = _in_plane_order(datasets, geometry)
+        # What the volume left out may lie elsewhere: a localizer, another stack.
+        _refuse_several_values(datasets, "FrameOfReferenceUID")
         first = datasets[0]
         header = _normalised(first, INHERITED, keep_empty=True)
         for keyword in TYPE_2:
@@ -340,24 +343,29 @@ def _refuse_contradictions(datasets: Sequence[Dataset]) -> None:
     unknown = {str(dataset.SOPClassUID) for dataset in datasets} - set(get_sop_class_iod_map())
     if unknown:
         raise InputRefused("unknown_sop_class", f"no result can be derived from {sorted(unknown)}")
-    for keyword in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID"):
-        # The message counts the values and names none: a PatientID is a patient's.
-        values = {str(dataset.get(keyword) or "").strip() for dataset in datasets}
-        if len(values) > 1:
-            raise ContradictoryIdentity(
-                "contradictory_identity",
-                f"the source instances carry {len(values)} different values of {keyword}",
-                numbers={"keyword": keyword, "values": len(values)},
-            )
+    for keyword in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID"):
+        _refuse_several_values(datasets, keyword)
+
+
+def _refuse_several_values(datasets: Sequence[Dataset], keyword: str) -> None:
+    # The message counts the values and names none: a PatientID is a patient's.
+    values = {str(dataset.get(keyword) or "").strip() for dataset in datasets}
+    if len(values) > 1:
+        raise ContradictoryIdentity(
+            "contradictory_identity",
+            f"the source instances carry {len(values)} different values of {keyword}",
+            numbers={"keyword": keyword, "values": len(values)},
+        )
 
 
 def _in_plane_order(datasets: Sequence[Dataset], geometry: Geometry) -> list[Dataset]:
     by_uid = {str(dataset.SOPInstanceUID): dataset for dataset in datasets}
     wanted = tuple(dict.fromkeys(geometry.sop_instance_uids))
-    if len(by_uid) != len(datasets) or set(wanted) != set(by_uid):
+    # The volume may be built from some of them: a contract may leave out localizers, other stacks, other times.
+    if len(by_uid) != len(datasets) or not set(wanted) <= set(by_uid):
         raise InputRefused(
             "sources_differ",
-            f"{len(datasets)} source files are not the {len(wanted)} instances that the volume was built from",
+            f"{len(datasets)} source files do not hold the {len(wanted)} instances that the volume was built from",
             numbers={"files": len(datasets), "instances": len(wanted)},
         )
     return [by_uid[uid] for uid in wanted]

@@ -11,16 +11,19 @@ from meddaemon.domain.contract import (
     BoxFrame,
     ClassContract,
     Combine,
+    Duplicates,
     GeometryPolicy,
     InputKind,
     InputLimits,
     MeasurementKind,
+    Mixed,
     ModelContract,
     ModelKind,
     ObjectContract,
     OutputLimits,
     Range,
     ScoreContract,
+    Times,
     Unevenness,
     Voi,
 )
@@ -237,11 +240,44 @@ def test_a_volume_may_be_straightened_and_in_suv(tmp_path: Path) -> None:
     (only,) = _load(tmp_path, SEGMENTATION.replace('key = "image"', more)).inputs
     assert only.geometry == GeometryPolicy(tilt=Unevenness.RESAMPLE, irregular=Unevenness.RESAMPLE)
     assert only.unit == "SUVbw"
+    assert only.padding is None
+
+
+def test_a_series_may_be_taken_apart_and_its_padding_replaced(tmp_path: Path) -> None:
+    more = (
+        'key = "image"\npadding = -1024\n'
+        'geometry = { gap = "resample", mixed = "largest", at = { EchoTime = 30 }, time = "last", duplicates = "drop" }'
+    )
+    (only,) = _load(tmp_path, SEGMENTATION.replace('key = "image"', more)).inputs
+    assert only.geometry == GeometryPolicy(
+        gap=Unevenness.RESAMPLE, mixed=Mixed.LARGEST, at={"EchoTime": 30.0}, time=Times.LAST, duplicates=Duplicates.DROP
+    )
+    assert only.padding == -1024
 
 
 @pytest.mark.parametrize(
     ("text", "old", "new", "problem"),
     [
+        (SEGMENTATION, 'key = "image"', 'key = "image"\npadding = "drop"', "padding"),
+        (SEGMENTATION, 'key = "image"', 'key = "image"\npadding = nan', "padding"),
+        (
+            SEGMENTATION,
+            'key = "image"',
+            'key = "image"\npadding = 0\nunit = "SUVbw"',
+            "stands for real-world values, not for SUVbw",
+        ),
+        (
+            SEGMENTATION,
+            'key = "image"',
+            'key = "image"\ngeometry = { time = "middle" }',
+            "should be 'refuse', 'first' or 'last'",
+        ),
+        (
+            SEGMENTATION,
+            'key = "image"',
+            'key = "image"\ngeometry = { at = { RepetitionTime = 30 } }',
+            "geometry.at.RepetitionTime: should be one of TemporalPositionIdentifier, EchoTime",
+        ),
         (CLASSIFICATION, '"classification"', '"clasification"', "5: kind: should be 'segmentation', 'classification'"),
         (CLASSIFICATION, '"classification"', '"regression"', "a model of kind 'regression' needs at least one of"),
         (

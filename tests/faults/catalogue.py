@@ -115,9 +115,13 @@ FAULTS: dict[int, Fault] = {
     82: Fault("a study of which the rest never comes", "closed after its quiet time; rules see how much there is"),
     # Geometry and meaning of a series.
     83: Fault(
-        "a gap, a repeated or shifted plane, planes in any order", "refused with the reason; order does not matter"
+        "a gap, a repeated or shifted plane, planes in any order",
+        "refused with the reason, or by contract dropped or interpolated for the model; order does not matter",
     ),
-    84: Fault("several orientations or a localizer in a series", "never one volume; localizers reach no model"),
+    84: Fault(
+        "several orientations or a localizer in a series",
+        "never one volume; by contract the largest, what is left out is named",
+    ),
     85: Fault("gantry tilt, pixels that are not square", "the true affine, or refused"),
     86: Fault("no or zero spacing", "refused with the reason, never assumed"),
     87: Fault(
@@ -125,7 +129,8 @@ FAULTS: dict[int, Fault] = {
         "applied plane by plane; inverse grey is refused in a volume and turned round in a picture",
     ),
     88: Fault(
-        "signed and unsigned, stray bits, padding", "decoded by the header of each plane; contradictions refused"
+        "signed and unsigned, stray bits, padding",
+        "decoded by the header of each plane; contradictions refused; padding by contract replaced and counted",
     ),
     89: Fault("enhanced and classic forms of one volume", "the same voxels"),
     90: Fault("left and right, another frame of reference", "results lie where the images say; mixtures refused"),
@@ -133,7 +138,7 @@ FAULTS: dict[int, Fault] = {
         "another body part or modality, too few planes",
         "not sent to the model, or not evaluable by its limits, and why is told",
     ),
-    92: Fault("a series over time", "refused with the reason"),
+    92: Fault("a series over time", "refused with the reason, or by contract the first or last time, whole"),
     # Pixel data.
     93: Fault("pixel data that are absent, empty or short", "kept bit for bit; the job is refused with the instance"),
     94: Fault("claims of gigabytes, frames that are no number", "refused; nothing is allocated on a header's word"),

@@ -13,13 +13,14 @@ from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 from result_samples import analysis_of, contract, request_for
 
-from meddaemon.domain.conditions import All, Equals, InRange
-from meddaemon.domain.contract import InputContract
+from meddaemon.domain.conditions import ALWAYS, All, Equals, InRange
+from meddaemon.domain.contract import InputContract, InputLimits, Range
 from meddaemon.domain.errors import InputRefused, UnsoundVolume
 from meddaemon.domain.rules import Rule
 from meddaemon.domain.series import Instance
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.volume import assemble
+from meddaemon.inference.guard import check_input
+from meddaemon.inference.volume import assemble, assemble_read, read_headers
 from meddaemon.ingest.describe import describe_study
 from meddaemon.ingest.matching import Decision, decide
 from meddaemon.results.encoding import encode
@@ -72,6 +73,32 @@ def test_the_marker_is_where_it_is_in_the_patient_whatever_the_axes(tmp_path: Pa
     (segmentation, _) = encode(request_for(files, analysis=analysis))
     read = hd.seg.segread(BytesIO(segmentation.content)).get_volume(combine_segments=True)
     assert centre(read.array == 1, read.affine) == pytest.approx(MARKER, abs=1.0)
+
+
+POSITIONS = {
+    "HFS": (1, 0, 0, 0, 1, 0),
+    "HFP": (-1, 0, 0, 0, -1, 0),
+    "HFDR": (0, -1, 0, 1, 0, 0),
+    "HFDL": (0, 1, 0, -1, 0, 0),
+    "FFS": (-1, 0, 0, 0, 1, 0),
+    "FFP": (1, 0, 0, 0, -1, 0),
+    "FFDR": (0, -1, 0, -1, 0, 0),
+    "FFDL": (0, 1, 0, 1, 0, 0),
+}
+"""Patient Position, and the axes of images that are upright on the screen of the scanner then (PS3.3 C.7.3.1.1.2)."""
+
+
+@pytest.mark.fault(85, 90)
+@pytest.mark.parametrize("name", POSITIONS)
+def test_how_the_patient_lay_changes_nothing_that_the_axes_do_not_say(tmp_path: Path, name: str) -> None:
+    """Image Orientation and Position are those of the patient already: Patient Position must not be applied again."""
+    volume = assemble(phantom(tmp_path / name, POSITIONS[name], attributes={"PatientPosition": name}))
+    assert centre(volume.voxels > 500, volume.geometry.affine_lps) == pytest.approx(MARKER, abs=1.0)
+    for other in (*POSITIONS, None):
+        found = assemble(phantom(tmp_path / f"{other}", POSITIONS[name], attributes={"PatientPosition": other}))
+        assert np.array_equal(found.voxels, volume.voxels)
+        assert np.array_equal(found.geometry.affine_lps, volume.geometry.affine_lps)
+        assert found.geometry.sop_instance_uids == volume.geometry.sop_instance_uids
 
 
 def _shift(plane: int, dataset: Dataset, *, at: int, by: float, axis: int) -> None:
@@ -196,12 +223,94 @@ def test_each_plane_has_the_sign_and_the_bits_of_its_own_header(tmp_path: Path) 
 
 
 @pytest.mark.fault(88)
-def test_padding_is_a_value_like_every_other(tmp_path: Path) -> None:
+def test_padding_is_a_value_like_every_other_unless_the_contract_says_more(tmp_path: Path) -> None:
     """Pixel Padding Value is there to be shown in a certain way (PS3.3 C.7.5.1.1.2): nothing is put in its place."""
     stored = np.full((3, 4, 4), 40, np.int16)
     stored[:, 0, :] = -2000
     volume = _values(tmp_path, stored, lambda _, dataset: setattr(dataset, "PixelPaddingValue", -2000))
     assert np.array_equal(volume.voxels, stored.astype(np.float32))
+
+
+PADDED: dict[str, tuple[NDArray[np.int16], dict[str, object], int]] = {
+    "a value": (np.array([-2000], np.int16), {"PixelPaddingValue": -2000}, 1),
+    "a range": (
+        np.array([-2000, -1999, -1500, -1499], np.int16),
+        {"PixelPaddingValue": -2000, "PixelPaddingRangeLimit": -1500},
+        3,
+    ),
+    "a range from its end": (
+        np.array([-2000, -1500, -1499], np.int16),
+        {"PixelPaddingValue": -1500, "PixelPaddingRangeLimit": -2000},
+        2,
+    ),
+    "written without its sign": (np.array([-2000], np.int16), {"PixelPaddingValue": ("US", 63536)}, 1),
+    "without a sign, written with one": (
+        np.array([-2000], np.int16),
+        {"PixelPaddingValue": ("SS", -2000), "PixelRepresentation": 0},
+        1,
+    ),
+    "in the middle of what is seen": (np.array([0], np.int16), {"PixelPaddingValue": 0}, 1),
+    "beyond what can be stored": (
+        np.array([2096], np.int16),
+        {"PixelPaddingValue": ("US", 63536), "PixelRepresentation": 0, "BitsStored": 12, "HighBit": 11},
+        0,
+    ),
+}
+"""Stored values, what the header says of padding, and how many of the values are."""
+
+
+@pytest.mark.fault(88)
+@pytest.mark.parametrize("name", PADDED)
+@pytest.mark.parametrize("fill", [-1024.0, 0.5])
+def test_what_shows_nothing_has_the_value_that_the_contract_says_and_is_counted(
+    tmp_path: Path, name: str, fill: float
+) -> None:
+    values, header, count = PADDED[name]
+    stored = np.full((3, 4, 8), 40, np.int16)
+    stored[1, 2, 3 : 3 + len(values)] = values
+
+    def edit(_: int, dataset: Dataset) -> None:
+        for keyword, value in header.items():
+            if isinstance(value, tuple):
+                dataset.add_new(keyword, *value)
+            else:
+                setattr(dataset, keyword, value)
+
+    files = make_series(tmp_path, voxels=stored, modality="CT", rescale=(1, -24), edit=edit)
+    kept, volume = assemble(files), assemble_read(read_headers(files), padding=fill)
+    changed = np.argwhere(volume.voxels != kept.voxels)
+    assert changed.tolist() == [[1, 2, 3 + each] for each in range(count)]
+    assert all(volume.voxels[tuple(each)] == fill for each in changed)
+    assert volume.padding == count
+    assert volume.voxels.dtype == (
+        np.int16 if fill.is_integer() and (count or kept.voxels.dtype == np.int16) else np.float32
+    )
+    if count:
+        assert volume.remarks["padding"].startswith(f"{count} voxels show nothing")
+    else:
+        assert "padding" not in volume.remarks
+
+
+@pytest.mark.fault(88)
+def test_padding_says_nothing_about_the_intensities_of_an_input(tmp_path: Path) -> None:
+    """Nine tenths of the image are padding; air, which has the same value, is not."""
+    stored = np.full((10, 20, 20), -2000, np.int16)
+    stored[:, :, :2] = np.linspace(0, 100, 10 * 20 * 2, dtype=np.int16).reshape(10, 20, 2)
+    stored[0, 0, 0] = -1000
+    files = make_series(tmp_path, voxels=stored, modality="CT", rescale=(1, 0), attributes={"PixelPaddingValue": -2000})
+    limits = InputLimits(intensity=Range(minimum=-10, maximum=110))
+    for fill, complaints in ((None, 1), (-1000.0, 0)):
+        wanted = InputContract(key="image", series=ALWAYS, padding=fill, limits=limits)
+        volume = assemble_read(read_headers(files), padding=fill)
+        assert len(check_input(volume, wanted)) == complaints
+    blank = make_series(
+        tmp_path / "blank",
+        voxels=np.full((3, 4, 4), -2000, np.int16),
+        modality="CT",
+        attributes={"PixelPaddingValue": -2000},
+    )
+    volume = assemble_read(read_headers(blank), padding=-1000.0)
+    assert "not known" in check_input(volume, wanted)[0]
 
 
 @pytest.mark.fault(89)

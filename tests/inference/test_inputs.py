@@ -11,13 +11,16 @@ from toy_contract import toy_contract
 
 from meddaemon.domain.conditions import ALWAYS
 from meddaemon.domain.contract import (
+    Duplicates,
     GeometryPolicy,
     InputContract,
     InputKind,
     InputLimits,
+    Mixed,
     ModelContract,
     ModelKind,
     Range,
+    Times,
     Unevenness,
     Voi,
 )
@@ -25,7 +28,7 @@ from meddaemon.domain.errors import ContradictoryIdentity, InputRefused, NotEval
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.volume import Volume
 from meddaemon.inference.loading import Loader
-from meddaemon.inference.values import Input, input_as_message, input_from_message
+from meddaemon.inference.values import Input, input_as_message, input_from_message, remarks_of
 from tests.dicom_factory import make_series
 
 
@@ -56,7 +59,15 @@ def test_what_the_reading_process_is_told_comes_back_as_it_was() -> None:
         kind=InputKind.PICTURES,
         voi=Voi.WINDOW,
         unit="SUVbw",
-        geometry=GeometryPolicy(tilt=Unevenness.RESAMPLE),
+        padding=-1024.0,
+        geometry=GeometryPolicy(
+            tilt=Unevenness.RESAMPLE,
+            gap=Unevenness.RESAMPLE,
+            mixed=Mixed.LARGEST,
+            at={"DiffusionBValue": 1000.0},
+            time=Times.LAST,
+            duplicates=Duplicates.DROP,
+        ),
         limits=InputLimits(
             modalities=("CR", "DX"),
             attributes={"BodyPartExamined": ("CHEST",)},
@@ -73,6 +84,36 @@ def test_volumes_and_slices_are_volumes(loader: Loader, tmp_path: Path, kind: In
     value = loaded(loader, wanted(kind=kind), files=files)["image"]
     assert isinstance(value, Volume)
     assert value.voxels.shape[0] == 4
+
+
+@pytest.mark.fault(84)
+def test_limits_are_those_of_what_is_taken_and_what_was_done_is_told(loader: Loader, tmp_path: Path) -> None:
+    """Through the reading process: a localizer, which comes first and has another protocol, is left out."""
+    scout = make_series(
+        tmp_path / "0",
+        planes=1,
+        orientation="coronal",
+        attributes={
+            "ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"],
+            "ProtocolName": "SCOUT",
+            "SOPInstanceUID": "2.25.1",
+        },
+    )
+    voxels = np.arange(4 * 5 * 6, dtype=np.int16).reshape(4, 5, 6) % 10
+    main = make_series(tmp_path / "1", voxels=voxels, attributes={"ProtocolName": "T1", "PixelPaddingValue": 7})
+    asked = wanted(
+        geometry=GeometryPolicy(mixed=Mixed.LARGEST),
+        padding=-5.0,
+        limits=InputLimits(attributes={"ProtocolName": ("T1",)}, planes=Range(minimum=4, maximum=4)),
+    )
+    with loader.load(contract(asked), {"image": [*scout, *main]}, time_limit=60) as prepared:
+        (value,) = prepared.values().values()
+        ((said, _),) = prepared.inputs.values()
+        assert isinstance(value, Volume)
+        assert value.remarks["localizers_left_out"] == "1 planes: 2.25.1"
+        assert value.padding == 12
+        assert np.array_equal(value.voxels == -5, voxels == 7)
+        assert remarks_of(said) == value.remarks
 
 
 @pytest.mark.shared

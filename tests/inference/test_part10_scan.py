@@ -39,7 +39,10 @@ def scanned(path: Path) -> part10.Header:
 def plain(found: part10.Attributes) -> dict[str, object]:
     """What was found, as one dictionary."""
     sequences = {name: [plain(item) for item in items] for name, items in found.sequences.items()}
-    return {**found.texts, **found.words, **sequences}
+    return {**found.texts, **found.words, **found.numbers, **sequences}
+
+
+CODES = {part10.Kind.LONGS: ("I", 4), part10.Kind.DOUBLES: ("d", 8)}
 
 
 def expected(dataset: Dataset, schema: part10.Schema, *, little: bool) -> dict[str, object]:
@@ -64,7 +67,9 @@ def expected(dataset: Dataset, schema: part10.Schema, *, little: bool) -> dict[s
             if value:
                 values[keyword] = value
         elif value:
-            values[keyword] = struct.unpack(f"{'<' if little else '>'}{len(value) // 2}H", value)
+            code, size = CODES.get(kind, ("H", 2))
+            if len(value) % size == 0:
+                values[keyword] = struct.unpack(f"{'<' if little else '>'}{len(value) // size}{code}", value)
     return values
 
 
@@ -108,6 +113,8 @@ def _texts(keyword: str) -> st.SearchStrategy[object]:
     number = st.decimals(-1e4, 1e4, allow_nan=False, places=3).map(str)
     if "UID" in keyword:
         return st.from_regex(r"1\.2(\.[1-9][0-9]{0,6}){1,5}", fullmatch=True)
+    if keyword in {"InstanceNumber", "AcquisitionNumber", "TemporalPositionIdentifier"}:
+        return st.integers(-5, 5000).map(str)
     if keyword == "NumberOfFrames":
         return st.integers(1, 5000).map(str)
     if keyword in {"ImageType", "PhotometricInterpretation", "PatientID", "IssuerOfPatientID"}:
@@ -117,18 +124,29 @@ def _texts(keyword: str) -> st.SearchStrategy[object]:
     return st.lists(number, max_size=6)
 
 
+NUMBERS: dict[part10.Kind, st.SearchStrategy[object]] = {
+    part10.Kind.WORDS: st.integers(0, 65535),
+    part10.Kind.LONGS: st.integers(0, 2**32 - 1),
+    part10.Kind.DOUBLES: st.floats(allow_nan=False),
+}
+
+
+TABLES: dict[str, st.SearchStrategy[object]] = {
+    "LUTData": st.binary(min_size=2, max_size=64).map(lambda raw: raw[: len(raw) // 2 * 2]),
+    "LUTDescriptor": st.lists(st.integers(0, 32767), min_size=3, max_size=3),
+}
+
+
 def _data_sets(schema: part10.Schema) -> st.SearchStrategy[Dataset]:
     """Some of what is looked for, and much that is not, before and behind it."""
     choices: dict[str, st.SearchStrategy[object]] = {}
     for keyword, kind, _ in schema.values():
         if kind is part10.Kind.TEXT:
             choices[keyword] = _texts(keyword)
-        elif keyword == "LUTData":
-            choices[keyword] = st.binary(min_size=2, max_size=64).map(lambda raw: raw[: len(raw) // 2 * 2])
-        elif keyword == "LUTDescriptor":
-            choices[keyword] = st.lists(st.integers(0, 32767), min_size=3, max_size=3)
-        elif kind is part10.Kind.WORDS:
-            choices[keyword] = st.integers(0, 65535)
+        elif keyword in TABLES:
+            choices[keyword] = TABLES[keyword]
+        elif isinstance(kind, part10.Kind) and kind in NUMBERS:
+            choices[keyword] = NUMBERS[kind]
         else:
             choices[keyword] = st.lists(_data_sets(kind), max_size=2)  # type: ignore[arg-type]
 
@@ -143,6 +161,9 @@ def _data_sets(schema: part10.Schema) -> st.SearchStrategy[Dataset]:
                     item.is_undefined_length_sequence_item = draw(st.booleans())
             elif keyword == "LUTData":
                 dataset.add_new(keyword, "OW", value)
+            elif keyword.startswith("PixelPadding"):
+                # Its VR would be that of the pixels, of which this data set may say nothing.
+                dataset.add_new(keyword, "US", value)
             else:
                 setattr(dataset, keyword, value)
         for tag, vr, other in draw(st.lists(_others, max_size=6, unique_by=lambda each: each[0])):

@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from pydicom import Dataset, dcmread
 from pydicom.pixels import apply_modality_lut, apply_voi_lut, convert_color_space
 from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     JPEG2000Lossless,
     JPEGBaseline8Bit,
     JPEGLSLossless,
@@ -196,6 +199,22 @@ def test_a_window_of_one_value_is_a_threshold() -> None:
     assert Lookup(first=9, values=np.array([0, 5], np.uint16), highest=5).apply(values).tolist() == [0, 0, 1, 1]
 
 
+@pytest.mark.fault(88)
+@pytest.mark.parametrize("photometric", ["MONOCHROME2", "MONOCHROME1"])
+def test_what_shows_nothing_in_a_picture_has_the_value_of_the_contract(tmp_path: Path, photometric: str) -> None:
+    """Also when grey is inverse, and it says nothing of how bright the rest is."""
+    pixels = np.array([[0, 0, 400, 500], [0, 600, 700, 800]], np.uint16)
+    path = image(tmp_path, pixels, PhotometricInterpretation=photometric, PixelPaddingValue=0)
+    for voi in Voi:
+        pictures = read([path], voi=voi, padding=-7)
+        assert pictures.padding == 3
+        assert np.array_equal(pictures.frames[0] == -7, pixels == 0)
+        assert pictures.remarks["padding"].startswith("3 pixels show nothing")
+    shown = np.sort(pictures.frames[0][pixels > 0])
+    assert shown == pytest.approx([0, 0.25, 0.5, 0.75, 1])
+    assert np.array_equal(read([path]).frames[0] == read([path], padding=-7).frames[0], pixels > 0)
+
+
 # --- colour ------------------------------------------------------------------------------------------------------
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
@@ -261,6 +280,83 @@ def test_native_luminance_and_chrominance_become_rgb(tmp_path: Path) -> None:
     assert np.abs(read([path]).frames[0] - expected).max() <= 1
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian])
+@pytest.mark.parametrize("vr", ["OB", "OW"])
+def test_native_neighbours_that_share_their_colour_are_what_pydicom_makes_of_them(
+    tmp_path: Path, syntax: str, vr: str
+) -> None:
+    """Two luminances, then the colour of both (PS3.3 C.7.6.3.1.2), frame by frame."""
+    pairs = np.random.default_rng(1).integers(0, 256, (2, 16, 12, 4), dtype=np.uint8)
+    path = image(tmp_path, COLOURS, PhotometricInterpretation="YBR_FULL_422", NumberOfFrames=2)
+    made = dcmread(path)
+    # A new one, which has no byte order yet.
+    dataset = Dataset({element.tag: element for element in made})
+    dataset.file_meta = made.file_meta
+    words = pairs.tobytes()
+    if syntax == ExplicitVRBigEndian and vr == "OW":
+        words = np.frombuffer(words, "<u2").astype(">u2").tobytes()
+    dataset.add_new("PixelData", vr, words)
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset.save_as(path, enforce_file_format=True)
+    found = read([path]).frames
+    expected = convert_color_space(_unpaired(pairs), "YBR_FULL", "RGB")
+    assert np.abs(found - expected).max() <= 1
+    if syntax != ExplicitVRBigEndian:
+        assert np.abs(found - dcmread(path).pixel_array).max() <= 1
+
+
+def _unpaired(pairs: np.ndarray) -> np.ndarray:
+    first, second, blue, red = np.moveaxis(pairs, -1, 0)
+    colour = [np.repeat(each, 2, axis=-1) for each in (blue, red)]
+    return np.stack([np.stack([first, second], -1).reshape(colour[0].shape), *colour], axis=-1)
+
+
+@pytest.mark.parametrize("how", ["by plane", "rle"])
+def test_luminance_and_chrominance_by_plane_are_what_pydicom_makes_of_them(tmp_path: Path, how: str) -> None:
+    said = {"syntax": RLELossless, "content": rle(COLOURS)} if how == "rle" else {}
+    path = image(tmp_path, COLOURS, PhotometricInterpretation="YBR_FULL", PlanarConfiguration=1, **said)
+    if how == "by plane":
+        dataset = dcmread(path)
+        dataset.PixelData = planes(COLOURS)
+        dataset.save_as(path)
+    assert np.abs(read([path]).frames[0] - dcmread(path).pixel_array).max() <= 1
+
+
+@pytest.mark.parametrize("photometric", ["RGB", "YBR_RCT", "YBR_ICT", "YBR_FULL"])
+@pytest.mark.parametrize("turned", [True, False])
+def test_jpeg_2000_turns_its_own_colours_back_whatever_they_are_called(
+    tmp_path: Path, photometric: str, turned: bool
+) -> None:
+    """The code stream says whether its components were turned, the header what they are then (PS3.5 8.2.4)."""
+    content = imagecodecs.jpeg2k_encode(COLOURS, level=0, codecformat="j2k", mct=turned, reversible=True)
+    path = image(tmp_path, COLOURS, syntax=JPEG2000Lossless, content=content, PhotometricInterpretation=photometric)
+    expected = convert_color_space(COLOURS, "YBR_FULL", "RGB") if photometric == "YBR_FULL" else COLOURS
+    assert np.abs(read([path]).frames[0] - expected).max() <= 1
+    assert np.abs(read([path]).frames[0] - dcmread(path).pixel_array).max() <= 1
+
+
+def test_a_palette_in_segments_is_the_one_that_it_stands_for(tmp_path: Path) -> None:
+    """Discrete, linear and indirect segments (PS3.3 C.7.9.2), beside the table that they make."""
+    segments = [0, 2, 10, 20, 1, 4, 60, 2, 1]
+    table = [10, 20, 30, 40, 50, 60, 10, 20]
+    pixels = np.arange(8, dtype=np.uint8).reshape(2, 4)
+    for bits in (8, 16):
+        said: dict[str, Any] = {}
+        whole: dict[str, Any] = {}
+        for colour in ("Red", "Green", "Blue"):
+            said[f"{colour}PaletteColorLookupTableDescriptor"] = [8, 0, bits]
+            said[f"Segmented{colour}PaletteColorLookupTableData"] = np.array(
+                [*segments, *[0] * (32 // bits)], f"<u{bits // 8}"
+            ).tobytes()
+            whole[f"{colour}PaletteColorLookupTableDescriptor"] = [8, 0, bits]
+            whole[f"{colour}PaletteColorLookupTableData"] = np.array(table, f"<u{bits // 8}").tobytes()
+        one = image(tmp_path, pixels, name="1", PhotometricInterpretation="PALETTE COLOR", **said)
+        other = image(tmp_path, pixels, name="2", PhotometricInterpretation="PALETTE COLOR", **whole)
+        scale = 255 / (2**bits - 1)
+        assert read([other]).frames[0, ..., 0].ravel() == pytest.approx(np.array(table) * scale, rel=1e-6)
+        assert np.array_equal(read([one]).frames, read([other]).frames)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_a_palette_gives_each_value_its_colour(tmp_path: Path, bits: int) -> None:
     highest = 2**bits - 1
@@ -311,6 +407,56 @@ def test_the_size_of_pixels_in_the_patient_is_not_that_at_the_detector(
 ) -> None:
     pictures = read([image(tmp_path, RAMP, **said)])
     assert (pictures.spacing_mm, pictures.spacing_is_of_detector) == (mm, of_detector)
+
+
+def region(**changes: object) -> Dataset:
+    """An ultrasound region of tissue over the whole of `RAMP`, of 0.02 cm along a row and 0.03 cm down a column."""
+    item = Dataset()
+    said = {
+        "RegionSpatialFormat": 1,
+        "RegionDataType": 1,
+        "RegionLocationMinX0": 0,
+        "RegionLocationMinY0": 0,
+        "RegionLocationMaxX1": 3,
+        "RegionLocationMaxY1": 2,
+        "PhysicalUnitsXDirection": 3,
+        "PhysicalUnitsYDirection": 3,
+        "PhysicalDeltaX": 0.02,
+        "PhysicalDeltaY": 0.03,
+        **changes,
+    }
+    for keyword, value in said.items():
+        if value is not None:
+            setattr(item, keyword, value)
+    return item
+
+
+MM = (0.3, 0.2)
+REGIONS: dict[str, tuple[list[Dataset], list[str] | None, tuple[float, float] | None]] = {
+    "the whole image": ([region()], None, MM),
+    "a pixel more": ([region(RegionLocationMaxX1=4, RegionLocationMaxY1=3)], None, MM),
+    "counted upwards": ([region(PhysicalDeltaY=-0.03)], None, MM),
+    "a part": ([region(RegionLocationMinX0=1)], None, None),
+    "a part, and the image says the same": ([region(RegionLocationMinX0=1)], ["0.3", "0.2"], MM),
+    "a part, and the image says something else": ([region(RegionLocationMinX0=1)], ["0.5", "0.5"], None),
+    "the whole image, which says something else": ([region()], ["0.5", "0.5"], MM),
+    "two": ([region(), region(PhysicalDeltaX=0.05)], None, None),
+    "two of one spacing, and the image says the same": ([region(RegionLocationMinX0=2), region()], ["0.3", "0.2"], MM),
+    "a spectrum": ([region(RegionSpatialFormat=3)], ["0.3", "0.2"], None),
+    "tissue beside a spectrum": ([region(), region(RegionDataType=3)], ["0.3", "0.2"], None),
+    "seconds along a row": ([region(PhysicalUnitsXDirection=4)], None, None),
+    "no corners": ([region(RegionLocationMinX0=None)], None, None),
+    "no deltas": ([region(PhysicalDeltaX=None)], None, None),
+    "nothing": ([region(PhysicalDeltaX=0.0)], None, None),
+}
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_an_ultrasound_has_a_spacing_only_when_all_of_it_has_the_same(tmp_path: Path, name: str) -> None:
+    regions, spacing, expected = REGIONS[name]
+    pictures = read([image(tmp_path, RAMP, SequenceOfUltrasoundRegions=regions, PixelSpacing=spacing)])
+    assert pictures.spacing_mm == (None if expected is None else pytest.approx(expected))
+    assert ("ultrasound regions" in pictures.remarks.get("spacing", "")) == (expected is None)
 
 
 def test_images_of_different_spacing_have_none_in_common(tmp_path: Path) -> None:

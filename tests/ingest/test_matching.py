@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,10 @@ from meddaemon.domain.conditions import (
     Present,
     outcome_as_dict,
 )
-from meddaemon.domain.contract import InputContract, InputKind, ModelContract
+from meddaemon.domain.contract import GeometryPolicy, InputContract, InputKind, Mixed, ModelContract
 from meddaemon.domain.rules import Rule
 from meddaemon.domain.series import Instance, Series, SeriesKind, Study
+from meddaemon.ingest.describe import describe_study
 from meddaemon.ingest.matching import Decision, decide, decide_fallback
 
 MR = Equals(attribute="Modality", value="MR")
@@ -230,6 +232,27 @@ def test_other_kinds_than_images_reach_a_model_only_when_admitted(kind: SeriesKi
     assert asked["why"] == f"{kind.value} series reach a model only when the rule admits them"
     admitting = Rule(name="r", models=("brain",), admit=frozenset({kind}))
     assert chosen(decide(admitting, study, {"brain": a_model()})) == {"brain": {"image": "1"}}
+
+
+@pytest.mark.fault(84)
+def test_a_localizer_among_images_keeps_them_from_a_model_unless_its_contract_leaves_it_out() -> None:
+    def described(*image_types: str) -> Study:
+        headers = [
+            {"Modality": ("MR",), "Rows": ("9",), "ImageType": ("ORIGINAL", "PRIMARY", each)} for each in image_types
+        ]
+        instances = tuple(
+            replace(instance, header=header)
+            for instance, header in zip(a_series("1", planes=len(headers)).instances, headers, strict=True)
+        )
+        return describe_study(study_id=1, study_instance_uid="9", generation=1, instances={"1": instances})
+
+    leaving = InputContract(key="image", series=MR, geometry=GeometryPolicy(mixed=Mixed.LARGEST))
+    rule, among = Rule(name="r", models=("brain",)), described("LOCALIZER", "M", "M")
+    assert among.series[0].kind is SeriesKind.LOCALIZER
+    assert not decide(rule, among, {"brain": a_model()}).matched
+    assert chosen(decide(rule, among, {"brain": a_model("brain", leaving)})) == {"brain": {"image": "1"}}
+    assert not decide(rule, described("LOCALIZER", "LOCALIZER"), {"brain": a_model("brain", leaving)}).matched
+    assert not decide(rule, described("MOSAIC", "M"), {"brain": a_model("brain", leaving)}).matched
 
 
 @pytest.mark.fault(91)

@@ -141,6 +141,24 @@ def test_other_files_than_those_of_the_volume_are_refused(tmp_path: Path) -> Non
     assert caught.value.reason == "sources_differ"
 
 
+def test_what_the_volume_left_out_carries_no_result_but_is_of_the_same_patient(tmp_path: Path) -> None:
+    """A stack across, which the contract leaves out, may even lie in another frame of reference."""
+
+    def elsewhere(plane: int, dataset: Dataset) -> None:
+        dataset.SOPInstanceUID, dataset.FrameOfReferenceUID = f"2.25.9{plane}", "2.25.5"
+
+    paths = make_series(tmp_path, planes=4)
+    others = make_series(tmp_path / "others", planes=2, orientation="sagittal", edit=elsewhere)
+    source = read_source([*others, *paths], geometry_of(paths))
+    assert source.sop_instance_uids == geometry_of(paths).sop_instance_uids
+    dataset = dcmread(others[0])
+    dataset.PatientID = "SOMEBODY"
+    dataset.save_as(others[0])
+    with pytest.raises(ContradictoryIdentity) as caught:
+        read_source([*others, *paths], geometry_of(paths))
+    assert "SOMEBODY" not in str(caught.value)
+
+
 def test_instances_follow_the_volume_and_not_the_order_of_files(tmp_path: Path) -> None:
     paths = make_series(tmp_path, planes=5)
     geometry = geometry_of(paths)

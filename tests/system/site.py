@@ -33,6 +33,7 @@ series_description = "AI toy"
 [[inputs]]
 key = "image"
 series = {{ attribute = "Modality", equals = "MR" }}
+geometry = {{ mixed = "largest" }}
 
 [[segments]]
 label = 1

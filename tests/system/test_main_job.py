@@ -13,6 +13,7 @@ from pydicom import Dataset
 from meddaemon.db import tables
 from meddaemon.domain.states import DeliveryState, JobState
 from tests.admission import REASON
+from tests.dicom_factory import make_series
 from tests.running import Home, Role, wait_until
 from tests.system.site import Pacs, head, make_site, send
 
@@ -55,12 +56,20 @@ def pacs() -> Pacs:
 
 def test_a_study_comes_back_as_seg_and_sr_and_can_be_queried(tmp_path: Path, pacs: Pacs) -> None:
     files = head(tmp_path / "scanner", orientation="oblique", patient_name="Müller^Jürgen")
+    # Two planes across, in the same series: the contract takes the largest stack, and says what it left out.
+    across = make_series(
+        tmp_path / "across",
+        planes=2,
+        orientation="sagittal",
+        patient_name="Müller^Jürgen",
+        edit=lambda plane, dataset: setattr(dataset, "SOPInstanceUID", f"2.25.10{plane}"),
+    )
     with pacs.listening() as port:
         home = make_site(tmp_path / "home", {"pacs": port})
         with home.running("serve") as daemon:
-            send(files, daemon.port())
+            send([*across, *files], daemon.port())
             wait_until(lambda: pacs.of("SR"), what="the SR")
-            send(files, daemon.port())
+            send([*files, *across], daemon.port())
             explained = wait_until(
                 lambda: home.cli("explain", "1") if "SR to pacs: sent" in home.cli("explain", "1").stdout else None,
                 what="the delivery to be recorded",
@@ -78,8 +87,13 @@ def test_a_study_comes_back_as_seg_and_sr_and_can_be_queried(tmp_path: Path, pac
     assert (row["finding"], row["unit"], row["status"]) == ("Brain", "mL", "plausible")
     assert "rule 'toy' matched" in explained.stdout
     assert "Modality equals 'MR'; saw MR" in explained.stdout
+    left_out = "2 planes of another Image Orientation (Patient): 2.25.100, 2.25.101"
+    assert f"input image: stacks_left_out: {left_out}" in " ".join(explained.stdout.split())
     (result,) = home.rows(tables.result)
     assert result.provenance["admitted_by_force"] == REASON
+    assert result.provenance["input image: stacks_left_out"] == left_out
+    named = segmentation.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    assert len(named) == len(files), "the segmentation refers to the images that it was drawn on"
     # The same study sent again is no new work: one job, one result, one copy of each object at the PACS.
     assert len(home.rows(tables.job)) == 1
     assert len(pacs.received) == 2
