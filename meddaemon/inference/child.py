@@ -18,6 +18,7 @@ from meddaemon.domain.errors import InputRefused, ModelFailed
 from meddaemon.inference import messages, sandbox
 from meddaemon.inference.bundles.terms import Terms
 from meddaemon.inference.messages import Received
+from meddaemon.inference.plan import AS_SHIPPED, RunPlan
 from meddaemon.inference.values import input_from, prediction_message, refusal_message
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def _serve(connection: socket.socket) -> None:
     while True:
         request = messages.receive(connection)
         try:
-            said, arrays = prediction_message(session.predict(_inputs(request)))
+            plan = RunPlan.from_message(request.said["plan"]) if request.said.get("plan") else AS_SHIPPED
+            said, arrays = prediction_message(session.predict(_inputs(request), plan))
             messages.send(connection, {**said, "gpu": _gpu_bytes()}, arrays)
         except InputRefused as refusal:
             messages.send(connection, refusal_message(refusal))

@@ -28,6 +28,7 @@ from meddaemon.inference.bundles.terms import Terms
 from meddaemon.inference.ledger import Use
 from meddaemon.inference.loading import Loader, Prepared
 from meddaemon.inference.messages import Received
+from meddaemon.inference.plan import AS_SHIPPED, RunPlan
 from meddaemon.inference.processes import Child, ForkServer, Interrupted, cause, is_readable
 from meddaemon.inference.values import failure_from, prediction_from, refusal_from, remarks_of
 
@@ -130,6 +131,7 @@ class ModelProcess:
         time_limit: float,
         deadline: float | None = None,
         memory_bytes: int | None = None,
+        plan: RunPlan = AS_SHIPPED,
     ) -> Prediction:
         """Return the prediction for inputs that were prepared; see `predict`.
 
@@ -139,7 +141,7 @@ class ModelProcess:
         """
         memory_bytes = self._limits.memory_bytes if memory_bytes is None else memory_bytes
         deadline = time.monotonic() + time_limit if deadline is None else deadline
-        return self._infer(prepared, deadline, time_limit, memory_bytes, self._kills)
+        return self._infer(prepared, deadline, time_limit, memory_bytes, self._kills, plan)
 
     def begin(self, *, deadline: float, memory_bytes: int | None = None) -> None:
         """Have the bundle loaded from now on, if it is not, while something else is done; `infer` waits for it.
@@ -177,14 +179,21 @@ class ModelProcess:
         self.close()
 
     def _infer(
-        self, prepared: Prepared, deadline: float, time_limit: float, memory_bytes: int, kills: int
+        self,
+        prepared: Prepared,
+        deadline: float,
+        time_limit: float,
+        memory_bytes: int,
+        kills: int,
+        plan: RunPlan = AS_SHIPPED,
     ) -> Prediction:
         warm = self._start(deadline, time_limit, memory_bytes)
         seconds = self._await_ready(warm, deadline, time_limit, kills)
         warm.allow(memory_bytes)
         said = [{**part, "name": name} for name, (part, _) in prepared.inputs.items()]
         arrays = {str(place): array for place, (_, array) in enumerate(prepared.inputs.values())}
-        received = self._ask(warm, {"inputs": said}, arrays, deadline, time_limit, kills)
+        request = {"inputs": said, "plan": plan.message()}
+        received = self._ask(warm, request, arrays, deadline, time_limit, kills)
         warm.tidy()
         if "refused" in received.said:
             raise refusal_from(received.said["refused"])
