@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from meddaemon.domain.contract import BoxFrame, InputKind, ModelContract, ModelKind
+from meddaemon.inference.bundles.asked import NOTHING, Asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class Terms:
     """What a session must know of the contract.
 
     `segments` are the labels of the segments, `outputs` the number of classes or of regressed numbers (0: as many as
-    there are). Without `feeds`, every input is a volume under the key that is its name.
+    there are), `asked` what is kept beside the answer. Without `feeds`, every input is a volume under the key that is
+    its name.
     """
 
     output: str = "pred"
@@ -35,6 +37,7 @@ class Terms:
     outputs: int = 0
     frame: BoxFrame = BoxFrame.RAS
     configs: tuple[str, ...] = ()
+    asked: Asked = NOTHING
 
     @classmethod
     def of(cls, contract: ModelContract) -> Self:
@@ -51,6 +54,7 @@ class Terms:
             outputs=numbers.get(contract.kind, 0),
             frame=contract.frame,
             configs=contract.configs,
+            asked=Asked.of(contract),
         )
 
     def message(self) -> dict[str, Any]:
@@ -66,6 +70,7 @@ class Terms:
             "outputs": self.outputs,
             "frame": self.frame.value,
             "configs": list(self.configs),
+            "asked": self.asked.message(),
         }
 
     @classmethod
@@ -87,4 +92,5 @@ class Terms:
             outputs=int(message["outputs"]),
             frame=BoxFrame(message["frame"]),
             configs=tuple(map(str, message["configs"])),
+            asked=Asked.from_message(message["asked"]),
         )
