@@ -19,12 +19,13 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose, apply_transform
 from monai.utils import CommonKeys, set_determinism
 
-from meddaemon.domain.contract import BoxFrame, InputKind, ModelKind
+from meddaemon.domain.contract import BoxFrame, InputKind, ModelKind, Saliency
 from meddaemon.domain.errors import InputRefused, ModelFailed
 from meddaemon.domain.picture import Pictures, Signal
-from meddaemon.domain.result import Box, Landmark, Prediction
+from meddaemon.domain.result import Artefact, ArtefactKind, Box, Landmark, Prediction
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.bundles import images, outputs
+from meddaemon.inference.bundles import explain, images, outputs, probabilities
+from meddaemon.inference.bundles.artefacts import Half, assembled, bounded
 from meddaemon.inference.bundles.edges import BATCHES, Edges, replace_edges
 from meddaemon.inference.bundles.images import Grid, Source, TakeImage, TakeImaged
 from meddaemon.inference.bundles.kinds import obstacles
@@ -43,6 +44,10 @@ from meddaemon.inference.regrid import Straightened, is_straight
 
 # Of `initialize`, what runs, sets seeds or is there for savers is ours.
 _OURS = ("@evaluator", "@trainer", "set_determinism", "register_writer")
+
+
+KEPT = "meddaemon_kept"
+"""Where the probabilities of each label stand in the data of an item that has been run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +128,7 @@ class Session:
             found = [(item, self._run(item, seconds)) for item in prepared.items]
             started = time.perf_counter()
             prediction = self._prediction(prepared.first, found)
+            prediction = self._with_artefacts(prediction, prepared, found)
             if prepared.straightened is not None:
                 prediction = _returned(prediction, prepared.straightened)
         seconds["postprocess"] += time.perf_counter() - started
@@ -167,8 +173,49 @@ class Session:
         with _timed("postprocess", seconds):
             data = dict(item.data) if isinstance(item.data, Mapping) else {CommonKeys.IMAGE: image}
             data[CommonKeys.PRED] = _unbatched(raw, image)
-            after = apply_transform(self.postprocessing, data)
+            after = self._postprocessed(item, data)
         return after if isinstance(after, Mapping) else {self.output: after}
+
+    def _postprocessed(self, item: Item, data: dict[Any, Any]) -> Any:
+        """Return the data after the bundle's postprocessing, and what was asked for of what came before its end."""
+        asked = self.terms.asked
+        if not asked.kept:
+            return apply_transform(self.postprocessing, data)
+        taken: dict[int, Half] = {}
+        seen = self._seen(item)
+        wanted, segments = [label for label, _ in asked.kept], self.terms.segments
+        after = probabilities.run(
+            probabilities.steps_of(self.postprocessing),
+            data,
+            self.output,
+            lambda found: taken.update(probabilities.kept(found, item.grid, seen, wanted=wanted, segments=segments)),
+        )
+        if not taken:
+            raise ModelFailed("the bundle gives no probabilities that could be kept, but labels alone")
+        return {**(after if isinstance(after, Mapping) else {self.output: after}), KEPT: taken}
+
+    def _with_artefacts(
+        self, prediction: Prediction, prepared: Prepared, found: Sequence[tuple[Item, Mapping[Any, Any]]]
+    ) -> Prediction:
+        """Return the prediction with what is to be kept beside it, as it lies on the grid that the model was given."""
+        asked = self.terms.asked
+        sources = [item.source for item in prepared.items]
+        made: list[Artefact] = []
+        for label, name in asked.kept:
+            parts = [data[KEPT][label] for _, data in found]
+            made += assembled(ArtefactKind.PROBABILITY, name, parts, sources)
+        if asked.explanation.method is not Saliency.NONE:
+            images_seen = [(_image_of(item.data, self.terms), item.grid, item.source) for item in prepared.items]
+            made += explain.saliency(self.network, images_seen, prediction.scores, asked, self.device)
+        if not made:
+            return prediction
+        kept, left_out = bounded(made)
+        said = {"artefacts": left_out} if left_out else {}
+        return replace(prediction, artefacts=kept, provenance={**prediction.provenance, **said})
+
+    def _seen(self, item: Item) -> Grid | None:
+        image = _image_of(item.data, self.terms)
+        return images.grid_of(image) if isinstance(image, MetaTensor) else None
 
     def _prediction(self, first: Source, found: Sequence[tuple[Item, Mapping[Any, Any]]]) -> Prediction:
         result = Prediction(
@@ -205,9 +252,7 @@ class Session:
                 return replace(result, landmarks=tuple(points))
 
     def _drawn(self, item: Item, data: Mapping[Any, Any]) -> outputs.Drawn:
-        image = _image_of(item.data, self.terms)
-        seen = images.grid_of(image) if isinstance(image, MetaTensor) else None
-        return outputs.drawn(data[self.output], item.grid, self.terms.segments, seen=seen)
+        return outputs.drawn(data[self.output], item.grid, self.terms.segments, seen=self._seen(item))
 
     def _boxes(self, item: Item, data: Mapping[Any, Any]) -> tuple[Box, ...]:
         value = data[self.output]
@@ -270,6 +315,7 @@ def load(
         unfilled, count = witness.unfilled(network, modules)
         looked_for = [*(f"the checkpoint loader {at}" for at in found.checkpoints), *CONVENTION]
         refuse_unfilled(unfilled, count, looked_for)
+    _check_asked(session)
     provenance = {
         "runtime": f"MONAI {monai.__version__}",
         "torch": str(torch.__version__),
@@ -317,6 +363,17 @@ def _built(
         evaluation=evaluation,
     )
     return session, loaded
+
+
+def _check_asked(session: Session) -> None:
+    """Raise `ModelFailed` where the bundle cannot give what its contract asks for beside the answer."""
+    asked = session.terms.asked
+    explain.check(session.network, asked)
+    if asked.explanation.method is not Saliency.NONE and type(session.inferer) is not SimpleInferer:
+        kind = type(session.inferer).__name__
+        raise ModelFailed(f"[explain] needs a network that sees the image at once, and here a {kind} cuts it")
+    if asked.kept and session.evaluation is not None:
+        raise ModelFailed("keep_probabilities needs a postprocessing that is seen, not one within an own evaluator")
 
 
 def _network(parser: ConfigParser, found: Edges, root: Path) -> tuple[Any, list[str]]:
@@ -403,6 +460,7 @@ def _returned(found: Prediction, by: Straightened) -> Prediction:
             replace(each, position=by.point((each.position[0], each.position[1], each.position[2])))
             for each in found.landmarks
         ),
+        artefacts=tuple(replace(each, values=by.values(each.values)) for each in found.artefacts),
         provenance={**found.provenance, "straightened": "the model saw the planes on a straight grid"},
     )
 
