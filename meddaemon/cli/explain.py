@@ -198,6 +198,8 @@ def _results(connection: Connection, study_id: int) -> Iterator[str]:
             yield "    no DICOM object carries it: nothing is drawn, and only drawings are encoded as yet"
         for item in objects:
             yield f"    {item.kind} {item.sop_instance_uid}, {item.size} bytes"
+        for kept in results.artefacts(connection, result_id=head.id):
+            yield f"    {kept.kind.value} of {shown(kept.of)}: {kept.voxels}, {kept.size} bytes"
         for sent in deliveries.listing(connection, result_ids=[head.id]):
             status = f", status {sent.status:04X}H" if sent.status is not None else ""
             reason = f": {shown(sent.reason)}" if sent.reason else ""
@@ -210,4 +212,5 @@ def _said(row: results.ResultRow) -> str:
     if row.value is None:
         return "not measured" if row.status is ResultStatus.NOT_EVALUABLE else "not found"
     absent = "" if row.present else ", not present"
-    return f"{row.measurement} {row.value:.6g} {row.unit}{absent}" + (f", {row.place}" if row.place else "")
+    derived = f", {row.derivation}" if row.derivation else ""
+    return f"{row.measurement}{derived} {row.value:.6g} {row.unit}{absent}" + (f", {row.place}" if row.place else "")
