@@ -32,11 +32,14 @@ def activation(steps: Sequence[Any], key: str) -> int:
     return next((count for count, step in enumerate(steps, start=1) if _activates(step, key)), 0)
 
 
-def run(steps: Sequence[Any], data: Any, key: str, take: Callable[[torch.Tensor], None]) -> Any:
-    """Run the steps, and have `take` called with the last probabilities under `key`, where there are any."""
+def run(steps: Sequence[Any], data: Any, key: str, take: Callable[[torch.Tensor], None], *, known: bool = False) -> Any:
+    """Run the steps, and have `take` called with the last probabilities under `key`, where there are any.
+
+    `known`: what is there in the beginning are probabilities.
+    """
     last: torch.Tensor | None = None
     value = _value(data, key)
-    probable = is_fraction(value)
+    probable = known or is_fraction(value)
     for step in steps:
         before = value
         data = apply_transform(step, data)
