@@ -163,6 +163,8 @@ def _prediction(message: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) 
         raise ValueError(f"labels {labels.dtype} {labels.shape}")
     if masks is not None and (masks.dtype != np.bool_ or masks.ndim != 4 or not _fits(geometry, masks[0])):
         raise ValueError(f"masks {masks.dtype} {masks.shape}")
+    if len(message["score_spread"]) not in {0, len(message["scores"])}:
+        raise ValueError(f"{len(message['score_spread'])} spreads of {len(message['scores'])} scores")
     return Prediction(
         series_instance_uid=str(message["series_instance_uid"]),
         labels=labels,

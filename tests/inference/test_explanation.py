@@ -329,6 +329,14 @@ def test_a_network_that_sees_windows_cannot_be_explained(bundle: Callable[[str],
         session(folder, tmp_path, asked("gradcam"))
 
 
+def test_numbers_that_are_none_are_marked_and_not_explained(bundle: Callable[[str], Path], tmp_path: Path) -> None:
+    volume = planted()
+    volume.voxels[...] = np.nan
+    found = session(bundle("dense"), tmp_path, asked("gradcam")).predict({"image": volume})
+    assert found.doubts == ("2 of 2 numbers of the prediction are not finite",)
+    assert found.artefacts == ()
+
+
 THREE = (Answer(name="a", group="g"), Answer(name="b", group="g"), Answer(name="c", threshold=0.5))
 
 

@@ -289,6 +289,7 @@ def test_every_part_of_a_prediction_arrives() -> None:
         {"landmarks": 3},
         {"provenance": []},
         {"seconds": {"infer": "long"}},
+        {"score_spread": [0.5]},
         {"artefacts": [{"kind": "saliency", "of": "x", "source": None}]},
         {"artefacts": [{"kind": "saliency", "of": "x", "source": None}] * 49},
     ],

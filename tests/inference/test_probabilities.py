@@ -189,3 +189,21 @@ def test_a_bundle_without_them_says_so(post: tuple[Any, ...], wish: Asked, probl
     segments = tuple(label for label, _ in wish.kept)
     with pytest.raises(ModelFailed, match=problem):
         predicted(tmp_path, smooth(), post, wish=wish, segments=segments)
+
+
+@pytest.mark.parametrize("post", [(SOFTMAX, INVERT, ARGMAX), (OWN_SIGMOID, INVERT)])
+@pytest.mark.parametrize("wrong", ["one", "all"])
+def test_what_is_not_a_number_is_told_of_and_kept_as_nothing(post: tuple[Any, ...], wrong: str, tmp_path: Path) -> None:
+    """The prediction is marked all the same, as it is without: nothing is lost by what was to be kept beside it."""
+    volume = smooth()
+    volume.voxels[(2, 3, 4) if wrong == "one" else ...] = np.nan
+    channels = 2 if post[0] is SOFTMAX else 1
+    plain = predicted(tmp_path, volume, post, channels=channels, wish=Asked())
+    found = predicted(tmp_path, volume, post, channels=channels)
+    assert found.doubts == plain.doubts
+    np.testing.assert_array_equal(found.labels, plain.labels)
+    for artefact in found.artefacts:
+        assert np.isfinite(artefact.values).all()
+    if wrong == "one":
+        assert found.artefacts[0].values[2, 3, 4] == 0
+        assert found.artefacts[0].values.max() > 0.5

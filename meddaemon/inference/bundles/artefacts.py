@@ -84,7 +84,8 @@ def _fill(values: Half, slab: Callable[[int, int], torch.Tensor]) -> None:
     step = max(1, _SLAB_VOXELS // max(1, values[0].size))
     for first in range(0, len(values), step):
         last = min(first + step, len(values))
-        exact = slab(first, last).numpy().transpose()
+        # What is not a number is told of with the prediction; here it says nothing.
+        exact = torch.nan_to_num(slab(first, last), nan=0.0, posinf=0.0, neginf=0.0).numpy().transpose()
         part = values[first:last]
         part[:] = exact
         part[(exact < 0.5) & (part == 0.5)] = _BELOW_HALF

@@ -78,8 +78,12 @@ def saliency(
 
     `images` are those that the network saw, each with the grid of the source that it came from, and its picture.
     Grad-CAM is made such that the most important place of all images is 1; occlusion says how far the number that the
-    network gives falls. The network is left as it was. Raises `ModelFailed` where no layer of it knows places.
+    network gives falls. Numbers that are none are not explained. The network is left as it was. Raises `ModelFailed`
+    where no layer of it knows places.
     """
+    if not np.isfinite(scores).all():
+        # The prediction is marked for that; nothing rests on anything.
+        return
     for index in explained(scores, asked):
         maps = [_map(network, image, index, asked, device) for image, _, _ in images]
         if asked.explanation.method is not Saliency.OCCLUSION:

@@ -5,6 +5,7 @@ softmax or sigmoid, or is a fraction from 0 to 1 anyway, is a probability until 
 What it was just before is kept, brought to the grid of the source as the bundle or its affine says.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -83,12 +84,11 @@ def channel_of(channels: int, segments: Sequence[int]) -> dict[int, int]:
 
 
 def is_fraction(value: object) -> bool:
-    """Say whether a value can be nothing but probabilities: from 0 to 1, and not all whole."""
+    """Say whether a value can be nothing but probabilities: from 0 to 1, and not all whole; NaN say nothing."""
     if not isinstance(value, torch.Tensor) or not value.is_floating_point() or not value.numel():
         return False
-    if not (value.min() >= 0 and value.max() <= 1):
-        return False
-    return bool((value != value.round()).any())
+    lowest, highest = _range(value)
+    return lowest >= 0 and highest <= 1 and bool((value != value.round()).any())
 
 
 def _value(data: Any, key: str) -> Any:
@@ -118,4 +118,13 @@ def _may_be_probable(value: object, before: torch.Tensor) -> bool:
         return False
     if bool((value == value.round()).all()) and bool((before != before.round()).any()):
         return False
-    return bool(value.min() >= -_TOLERANCE) and bool(value.max() <= 1 + _TOLERANCE)
+    lowest, highest = _range(value)
+    return lowest >= -_TOLERANCE and highest <= 1 + _TOLERANCE
+
+
+def _range(value: torch.Tensor) -> tuple[float, float]:
+    lowest, highest = (float(each) for each in torch.aminmax(value))
+    if math.isnan(lowest):
+        finite = torch.nan_to_num(value, nan=0.0)
+        lowest, highest = (float(each) for each in torch.aminmax(finite))
+    return lowest, highest

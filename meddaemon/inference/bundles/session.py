@@ -46,6 +46,7 @@ from meddaemon.inference.regrid import Straightened, is_straight
 _OURS = ("@evaluator", "@trainer", "set_determinism", "register_writer")
 
 
+_NO_PROBABILITIES = "the bundle gives no probabilities that could be kept, but labels alone"
 KEPT = "meddaemon_kept"
 """Where the probabilities of each label stand in the data of an item that has been run."""
 
@@ -222,7 +223,7 @@ class Session:
             made = self._with_artefacts(drawn, prepared, found, self._spreads(prepared, means, ()))
         else:
             if asked.kept:
-                raise ModelFailed("the bundle gives no probabilities that could be kept, but labels alone")
+                raise ModelFailed(_NO_PROBABILITIES)
             drawn, how = augmentation.majority(each, self.terms.segments), "majority"
             made = self._with_artefacts(drawn, prepared, (), self._spreads(prepared, (), each))
         return replace(made, provenance={**made.provenance, **augmentation.said(asked.augmentation, how)})
@@ -285,8 +286,8 @@ class Session:
                 probabilities.kept(found, item.grid, seen, wanted=wanted, segments=segments)
             ),
         )
-        if not taken:
-            raise ModelFailed("the bundle gives no probabilities that could be kept, but labels alone")
+        if not taken and _is_finite(data[CommonKeys.PRED]):
+            raise ModelFailed(_NO_PROBABILITIES)
         return {**(after if isinstance(after, Mapping) else {self.output: after}), KEPT: taken}
 
     def _with_artefacts(
@@ -301,7 +302,10 @@ class Session:
         sources = [item.source for item in prepared.items]
         made: list[Artefact] = []
         for label, name in asked.kept:
-            parts = [data[KEPT][label] for _, data in found]
+            parts = [data[KEPT][label] for _, data in found if label in data[KEPT]]
+            if len(parts) < len(found):
+                # Nothing but NaN, for which the prediction is marked.
+                continue
             made += assembled(ArtefactKind.PROBABILITY, name, parts, sources)
         made += spreads
         if asked.explanation.method is not Saliency.NONE:
@@ -590,6 +594,10 @@ def _unbatched(raw: Any, image: MetaTensor) -> Any:
         # A detector returns a dictionary for each image, anything else a batch for each output.
         return raw[0] if len(raw) == 1 and isinstance(raw[0], Mapping) else [_unbatched(each, image) for each in raw]
     return raw
+
+
+def _is_finite(raw: Any) -> bool:
+    return not isinstance(raw, torch.Tensor) or bool(torch.isfinite(raw).all())
 
 
 def _segmented(
