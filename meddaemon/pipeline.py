@@ -5,6 +5,7 @@ findings, outbox rows and the job's completion. Delivery drains the outbox on it
 """
 
 import errno
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from meddaemon.db import announcements, commitments, holds, inquiries, instances
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.db.instances import path_of
 from meddaemon.db.jobs import Job, NewJob
-from meddaemon.db.results import StoredObject
+from meddaemon.db.results import StoredArtefact, StoredObject
 from meddaemon.domain.completeness import Step
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import (
@@ -27,7 +28,7 @@ from meddaemon.domain.errors import (
     NotFound,
     StudyHeld,
 )
-from meddaemon.domain.result import Analysis, EncodedObject, Prediction, ResultStatus
+from meddaemon.domain.result import Analysis, Artefact, EncodedObject, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.schedule import patience
 from meddaemon.domain.series import Study
@@ -43,6 +44,7 @@ from meddaemon.ingest.contradictions import contradictions, unidentified
 from meddaemon.ingest.describe import describe_study
 from meddaemon.ingest.matching import Decision, plan_by_force
 from meddaemon.ingest.part10 import with_keywords
+from meddaemon.results import nifti
 from meddaemon.results.commitment import report
 from meddaemon.results.delivery import Retry
 from meddaemon.results.dimse import Problem, RemoteEntity
@@ -404,6 +406,7 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
             )
         )
     stored = [_store(settings, staging, encoded) for encoded in objects]
+    kept = [_keep(settings, staging, artefact, analysis) for artefact in analysis.artefacts]
     seconds = {**prediction.seconds, "encode": time.monotonic() - started}
     seconds = {step: round(value, 3) for step, value in seconds.items()}
     with database.write() as connection:
@@ -417,6 +420,7 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
             provenance={**prediction.provenance, **_admitted_by_force(contract), **_not_encoded(analysis)},
             seconds=seconds,
             outlets=settings.outlets,
+            artefacts=kept,
         )
     said = {"status": analysis.status.value, "reason": analysis.reason, "objects": [each.kind for each in objects]}
     _log.info("result", job=job.id, kind=contract.kind.value, **said, **seconds)
@@ -488,3 +492,11 @@ def _store(settings: Settings, staging: Staging, encoded: EncodedObject) -> Stor
     stored = StoredObject.of(encoded)
     write_new(path_of(settings.store.results, stored.sha256), encoded.content, staging)
     return stored
+
+
+def _keep(settings: Settings, staging: Staging, artefact: Artefact, analysis: Analysis) -> StoredArtefact:
+    """Write an artefact to the results folder, by its digest, before anybody is told of it."""
+    content = nifti.encode(artefact, analysis.geometry)
+    sha256 = hashlib.sha256(content).hexdigest()
+    write_new(path_of(settings.store.results, sha256), content, staging)
+    return StoredArtefact(artefact=artefact, sha256=sha256, size=len(content))

@@ -376,6 +376,27 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_result_object_sop_instance_uid"), ["sop_instance_uid"], unique=False)
 
     op.create_table(
+        "artefact",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("result_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("of", sa.String(length=64), nullable=False),
+        sa.Column("unit_value", sa.String(length=16), nullable=False),
+        sa.Column("shape", sa.JSON(), nullable=False),
+        sa.Column("affine_lps", sa.JSON(), nullable=True),
+        sa.Column("frame_of_reference_uid", sa.String(length=64), nullable=False),
+        sa.Column("sop_instance_uid", sa.String(length=64), nullable=True),
+        sa.Column("frame_number", sa.Integer(), nullable=True),
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["result_id"], ["result.id"], name=op.f("fk_artefact_result_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_artefact")),
+    )
+    with op.batch_alter_table("artefact", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_artefact_result_id"), ["result_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_artefact_sha256"), ["sha256"], unique=False)
+
+    op.create_table(
         "segment",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("result_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
@@ -451,6 +472,8 @@ def upgrade() -> None:
         sa.Column("value", sa.Double(), nullable=True),
         sa.Column("unit_value", sa.String(length=16), nullable=False),
         sa.Column("unit_meaning", sa.String(length=64), nullable=False),
+        sa.Column("derivation_value", sa.String(length=16), server_default="", nullable=False),
+        sa.Column("derivation_meaning", sa.String(length=64), server_default="", nullable=False),
         sa.ForeignKeyConstraint(
             ["finding_id"], ["finding.id"], name=op.f("fk_measurement_finding_id"), ondelete="CASCADE"
         ),
@@ -539,6 +562,11 @@ def downgrade() -> None:
 
     op.drop_table("delivery")
     op.drop_table("segment")
+    with op.batch_alter_table("artefact", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_artefact_sha256"))
+        batch_op.drop_index(batch_op.f("ix_artefact_result_id"))
+
+    op.drop_table("artefact")
     with op.batch_alter_table("result_object", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_result_object_sop_instance_uid"))
         batch_op.drop_index(batch_op.f("ix_result_object_result_id"))

@@ -4,7 +4,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +20,6 @@ from meddaemon.cli.opening import (
     Before,
     Config,
     Limit,
-    Output,
     fail,
     open_database,
     open_settings,
@@ -29,13 +27,13 @@ from meddaemon.cli.opening import (
 )
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.cli.queue import deliveries_app, jobs_app
+from meddaemon.cli.results import artefacts, query
 from meddaemon.cli.schema import db_app
 from meddaemon.cli.store import store_app
 from meddaemon.cli.studies import studies_app
-from meddaemon.db import history, results, studies
+from meddaemon.db import history
 from meddaemon.db.engine import DatabaseUnavailable
 from meddaemon.domain.errors import InvalidConfiguration, MeddaemonError, RefusedInstance
-from meddaemon.domain.filters import InvalidFilter, parse_filter
 from meddaemon.ingest.part10 import is_plain, read_part10
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.store import as_part10
@@ -56,6 +54,8 @@ app.add_typer(commitments_app, name="commitments")
 app.add_typer(models_app, name="models")
 app.add_typer(store_app, name="store")
 app.add_typer(db_app, name="db")
+app.command("results")(query)
+app.command("artefacts")(artefacts)
 
 
 def main() -> None:
@@ -246,70 +246,6 @@ def explain(
             return
         for line in explanation(connection, study):
             typer.echo(line)
-
-
-@app.command("results")
-def results_(
-    wanted: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="[FILTER]", help="""What to show, such as 'finding = "Spleen" and volume > 300 mL and since 30d'."""
-        ),
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
-    code: Annotated[
-        str | None, typer.Option(help="Only this finding, segment type or measurement: code value or meaning.")
-    ] = None,
-    minimum: Annotated[float | None, typer.Option("--min", help="Only values of at least this.")] = None,
-    maximum: Annotated[float | None, typer.Option("--max", help="Only values of at most this.")] = None,
-    since: Annotated[datetime | None, typer.Option(help="Only results made at or after this local time.")] = None,
-    until: Annotated[datetime | None, typer.Option(help="Only results made before this local time.")] = None,
-    study: Annotated[str | None, typer.Option(help="Only of this study.")] = None,
-    superseded: Annotated[bool, typer.Option("--superseded", help="Also what is superseded or withdrawn.")] = False,
-    output: Output = Format.TABLE,
-    limit: Limit = 1000,
-    before: Before = None,
-    config: Config = None,
-) -> None:
-    """Query findings and measurements."""
-    try:
-        filtered = parse_filter(wanted) if wanted is not None else None
-    except InvalidFilter as invalid:
-        typer.echo(f"meddaemon: filter: {shown(str(invalid))}", err=True)
-        raise typer.Exit(USAGE) from None
-    with reading(config) as connection:
-        rows = results.query(
-            connection,
-            model=model,
-            code=code,
-            minimum=minimum,
-            maximum=maximum,
-            since=since.astimezone() if since else None,
-            until=until.astimezone() if until else None,
-            study_id=studies.find_study(connection, study) if study else None,
-            superseded=superseded,
-            satisfying=filtered,
-            limit=limit,
-            before=before,
-        )
-    columns = {
-        "id": "id",
-        "result": "result_id",
-        "study": "study_id",
-        "model": "model",
-        "version": "model_version",
-        "status": "status",
-        "finding": "finding",
-        "present": "present",
-        "measurement": "measurement",
-        "value": "value",
-        "unit": "unit",
-        "where": "place",
-        "objects": "objects",
-        "made": "created_at",
-        "accession": "accession_number",
-    }
-    print_rows(rows, columns, output)
 
 
 @app.command()

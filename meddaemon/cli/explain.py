@@ -203,16 +203,22 @@ def _results(connection: Connection, study_id: int) -> Iterator[str]:
             if row.result_id == head.id:
                 yield f"    {row.finding}: {_said(row)}"
         yield "    seconds: " + ", ".join(f"{step} {seconds:g}" for step, seconds in head.seconds.items())
-        objects = results.objects_of(connection, head.id)
-        if why := head.provenance.get("not_encoded"):
-            yield f"    no DICOM object carries it: {why}"
-        for item in objects:
-            yield f"    {item.kind} {item.sop_instance_uid}, {item.size} bytes"
-        for sent in deliveries.listing(connection, result_ids=[head.id]):
-            status = f", status {sent.status:04X}H" if sent.status is not None else ""
-            reason = f": {shown(sent.reason)}" if sent.reason else ""
-            state = sent.state.value if sent.wanted or sent.sent_at else "not to be sent any more"
-            yield f"    {sent.kind} to {sent.destination}: {state}, {sent.attempt} attempts{status}{reason}"
+        yield from _carried(connection, head)
+
+
+def _carried(connection: Connection, head: results.ResultHead) -> Iterator[str]:
+    """Yield what carries a result: its objects, what is kept beside them, and where the objects went."""
+    if why := head.provenance.get("not_encoded"):
+        yield f"    no DICOM object carries it: {why}"
+    for item in results.objects_of(connection, head.id):
+        yield f"    {item.kind} {item.sop_instance_uid}, {item.size} bytes"
+    for kept in results.artefacts(connection, result_id=head.id):
+        yield f"    {kept.kind.value} of {shown(kept.of)}: {kept.voxels}, {kept.size} bytes"
+    for sent in deliveries.listing(connection, result_ids=[head.id]):
+        status = f", status {sent.status:04X}H" if sent.status is not None else ""
+        reason = f": {shown(sent.reason)}" if sent.reason else ""
+        state = sent.state.value if sent.wanted or sent.sent_at else "not to be sent any more"
+        yield f"    {sent.kind} to {sent.destination}: {state}, {sent.attempt} attempts{status}{reason}"
 
 
 def _said(row: results.ResultRow) -> str:
@@ -220,4 +226,5 @@ def _said(row: results.ResultRow) -> str:
     if row.value is None:
         return "not measured" if row.status is ResultStatus.NOT_EVALUABLE else "not found"
     absent = "" if row.present else ", not present"
-    return f"{row.measurement} {row.value:.6g} {row.unit}{absent}" + (f", {row.place}" if row.place else "")
+    derived = f", {row.derivation}" if row.derivation else ""
+    return f"{row.measurement}{derived} {row.value:.6g} {row.unit}{absent}" + (f", {row.place}" if row.place else "")

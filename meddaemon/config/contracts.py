@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from meddaemon.config import toml_file
+from meddaemon.config.contract_explain import ExplainTables
 from meddaemon.config.contract_inputs import InputTable, check_inputs, parse_conditions
 from meddaemon.config.contract_outputs import OutputTables, check_combine, check_measures
 from meddaemon.config.contract_terms import LongString, Strict
@@ -33,7 +34,7 @@ _ConfigName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*\.(json
 _PathText = Annotated[str, Field(pattern=r"^[^\x00]+$")]
 
 
-class _Contract(OutputTables, Strict):
+class _Contract(OutputTables, ExplainTables, Strict):
     """The keys of `contract.toml`."""
 
     name: _Name
@@ -97,6 +98,9 @@ def load_contract(file: Path, records: Path | None = None) -> ModelContract:
     first = contract.inputs[0].kind
     check_combine(contract.combine, contract, first, problems)
     check_measures(contract.segments, first, problems)
+    answers = [*(each.name for each in contract.classes), *(each.name.meaning for each in contract.scores)]
+    segments = [(each.label, each.name) for each in contract.segments]
+    contract.check_explanation(contract.kind, contract.inputs, answers, [name for _, name in segments], problems)
     if "frame" in contract.model_fields_set and not contract.objects:
         problems.add(("frame",), "is that of boxes and landmarks: this model has no [[objects]]")
     weights = tuple(
@@ -132,6 +136,9 @@ def load_contract(file: Path, records: Path | None = None) -> ModelContract:
         combine=contract.combine or Combine.REFUSE,
         frame=contract.frame,
         output_limits=contract.output_limits.as_contract(),
+        explanation=contract.explanation,
+        kept_probabilities=contract.kept(segments),
+        augmentation=contract.augmented,
         configs=contract.configs,
         memory_bytes=contract.memory_bytes,
         cpu_fallback=contract.cpu_fallback,

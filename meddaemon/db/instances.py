@@ -117,8 +117,9 @@ def indexed(connection: Connection, prefix: str) -> dict[str, Indexed]:
 
 
 def indexed_results(connection: Connection, prefix: str) -> dict[str, Indexed]:
-    """Return what the index says of the result objects whose digest begins with `prefix`, by digest."""
-    return _indexed(connection, tables.result_object, false(), prefix)
+    """Return what the index says of result objects and artefacts whose digest begins with `prefix`, by digest."""
+    kept = _indexed(connection, tables.artefact, false(), prefix)
+    return kept | _indexed(connection, tables.result_object, false(), prefix)
 
 
 def _indexed(connection: Connection, table: Table, missing: ColumnElement[bool], prefix: str) -> dict[str, Indexed]:
@@ -127,7 +128,7 @@ def _indexed(connection: Connection, table: Table, missing: ColumnElement[bool],
     rows = connection.execute(
         select(sha256, table.c.sop_instance_uid, table.c.size, missing).where(sha256 >= prefix, sha256 < f"{prefix}g")
     )
-    return {row[0]: Indexed(sop_instance_uid=row[1], size=row[2], missing=bool(row[3])) for row in rows}
+    return {row[0]: Indexed(sop_instance_uid=row[1] or "", size=row[2], missing=bool(row[3])) for row in rows}
 
 
 def lock(connection: Connection, sha256s: Sequence[str]) -> None:

@@ -15,7 +15,8 @@ from meddaemon.db.paging import earlier
 from meddaemon.db.requests import is_asked_for
 from meddaemon.domain.filters import Filter
 from meddaemon.domain.outlet import Outlet
-from meddaemon.domain.result import Analysis, EncodedObject, Location, ResultStatus
+from meddaemon.domain.result import Analysis, Artefact, ArtefactKind, EncodedObject, Location, ResultStatus
+from meddaemon.domain.volume import Geometry
 
 _job, _result, _study = tables.job, tables.result, tables.study
 
@@ -31,6 +32,42 @@ class StoredObject:
     def of(cls, encoded: EncodedObject) -> "StoredObject":
         """Name an encoded object by its content."""
         return cls(encoded=encoded, sha256=hashlib.sha256(encoded.content).hexdigest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredArtefact:
+    """An artefact, and the digest and length of the file that holds it."""
+
+    artefact: Artefact
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtefactRow:
+    """One artefact: what it shows, where it lies, and which file of the results folder holds it."""
+
+    id: int
+    result_id: int
+    study_id: int
+    model: str
+    kind: ArtefactKind
+    of: str
+    unit: str
+    shape: tuple[int, ...]
+    affine_lps: tuple[tuple[float, ...], ...] | None
+    """From (plane, row, column, 1) to LPS mm; None on a picture."""
+    frame_of_reference_uid: str
+    sop_instance_uid: str | None
+    """The picture that it lies on; None in a volume, and so is the following."""
+    frame_number: int | None
+    sha256: str
+    size: int
+
+    @property
+    def voxels(self) -> str:
+        """Its lengths, in words."""
+        return " × ".join(map(str, self.shape))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +92,8 @@ class ResultRow:
     segment: str
     measurement_value: str
     measurement: str
+    derivation: str
+    """What the value is of several, `Standard Deviation` for one; empty for the value itself."""
     value: float | None
     """None for what was to be measured and could not be."""
     unit: str
@@ -131,8 +170,9 @@ def record(
     provenance: Mapping[str, str],
     seconds: Mapping[str, float],
     outlets: Mapping[str, Outlet],
+    artefacts: Sequence[StoredArtefact] = (),
 ) -> int:
-    """Write a result with its findings, objects and outbox rows, in the transaction that completes the job.
+    """Write a result with its findings, objects, artefacts and outbox rows, in the transaction that completes the job.
 
     `outlets` says of each destination what it takes. A job that nobody asks for any more (outdated,
     and requeued by an operator) posts nothing.
@@ -157,6 +197,8 @@ def record(
     _record_findings(connection, result_id, analysis)
     for stored in objects:
         _record_object(connection, result_id, stored)
+    for kept in artefacts:
+        _record_artefact(connection, result_id, kept, analysis.geometry)
     destinations = requests.destinations_of(connection, job.id)
     deliveries.post(connection, result_id, destinations=destinations, outlets=outlets, priority=job.priority)
     return int(result_id)
@@ -207,6 +249,8 @@ def _record_findings(connection: Connection, result_id: int, analysis: Analysis)
                     value=measurement.value,
                     unit_value=measurement.unit.value,
                     unit_meaning=measurement.unit.meaning,
+                    derivation_value=measurement.derivation.value if measurement.derivation else "",
+                    derivation_meaning=measurement.derivation.meaning if measurement.derivation else "",
                 )
             )
 
@@ -241,6 +285,64 @@ def _record_object(connection: Connection, result_id: int, stored: StoredObject)
             size=len(encoded.content),
         )
     )
+
+
+def _record_artefact(connection: Connection, result_id: int, kept: StoredArtefact, geometry: Geometry | None) -> None:
+    artefact = kept.artefact
+    sop_instance_uid, frame_number = artefact.source or (None, None)
+    place = geometry if artefact.source is None else None
+    connection.execute(
+        insert(tables.artefact).values(
+            result_id=result_id,
+            kind=artefact.kind.value,
+            of=artefact.of,
+            unit_value=artefact.unit.value,
+            shape=list(artefact.values.shape),
+            affine_lps=None if place is None else place.affine_lps.tolist(),
+            frame_of_reference_uid="" if place is None else place.frame_of_reference_uid,
+            sop_instance_uid=sop_instance_uid,
+            frame_number=frame_number,
+            sha256=kept.sha256,
+            size=kept.size,
+        )
+    )
+
+
+def artefacts(
+    connection: Connection, *, study_id: int | None = None, result_id: int | None = None, superseded: bool = False
+) -> list[ArtefactRow]:
+    """Return what is kept beside the results of a study, or beside one result, in the order in which it was made."""
+    kept = tables.artefact
+    statement = (
+        select(kept, _result.c.study_id, _result.c.model)
+        .join(_result, _result.c.id == kept.c.result_id)
+        .order_by(kept.c.id)
+    )
+    if study_id is not None:
+        statement = statement.where(_result.c.study_id == study_id)
+    if result_id is not None:
+        statement = statement.where(kept.c.result_id == result_id)
+    elif not superseded:
+        statement = statement.where(is_asked_for(_result.c.job_id))
+    return [
+        ArtefactRow(
+            id=row.id,
+            result_id=row.result_id,
+            study_id=row.study_id,
+            model=row.model,
+            kind=ArtefactKind(row.kind),
+            of=row.of,
+            unit=row.unit_value,
+            shape=tuple(row.shape),
+            affine_lps=None if row.affine_lps is None else tuple(map(tuple, row.affine_lps)),
+            frame_of_reference_uid=row.frame_of_reference_uid,
+            sop_instance_uid=row.sop_instance_uid,
+            frame_number=row.frame_number,
+            sha256=row.sha256,
+            size=row.size,
+        )
+        for row in connection.execute(statement)
+    ]
 
 
 def predecessor_objects(connection: Connection, job: Job) -> list[ObjectRow]:
@@ -334,6 +436,7 @@ def query(
             segment.c.label.label("segment"),
             measurement.c.code_value.label("measurement_value"),
             measurement.c.code_meaning.label("measurement"),
+            measurement.c.derivation_meaning.label("derivation"),
             measurement.c.value,
             measurement.c.unit_value.label("unit"),
             finding.c.present,

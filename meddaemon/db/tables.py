@@ -326,6 +326,9 @@ measurement = Table(
     Column("value", Double),
     Column("unit_value", String(16), nullable=False),
     Column("unit_meaning", String(64), nullable=False),
+    # What the number is of several, their standard deviation for one (PS3.16 CID 7464); empty for the number itself.
+    Column("derivation_value", String(16), nullable=False, server_default=""),
+    Column("derivation_meaning", String(64), nullable=False, server_default=""),
     Index(None, "code_value", "value"),
 )
 
@@ -364,6 +367,27 @@ result_object = Table(
     Column("sha256", String(64), nullable=False, index=True),
     Column("size", BigInteger, nullable=False),
     UniqueConstraint("result_id", "kind"),
+)
+
+# What is kept beside a result, saliency maps and probabilities: a file of the results folder, named by its digest.
+artefact = Table(
+    "artefact",
+    metadata,
+    _id(),
+    _references("result.id", index=True),
+    Column("kind", String(16), nullable=False),
+    # The class or the segment, as the contract calls it.
+    Column("of", Plain(64), nullable=False),
+    Column("unit_value", String(16), nullable=False),
+    # Lengths of [plane, row, column], or of [row, column] on a picture.
+    Column("shape", JSON, nullable=False),
+    # 4 x 4, from (plane, row, column, 1) to LPS mm; null on a picture, which is named instead.
+    Column("affine_lps", JSON(none_as_null=True)),
+    Column("frame_of_reference_uid", _Uid, nullable=False),
+    Column("sop_instance_uid", _Uid),
+    Column("frame_number", Integer),
+    Column("sha256", String(64), nullable=False, index=True),
+    Column("size", BigInteger, nullable=False),
 )
 
 delivery = Table(

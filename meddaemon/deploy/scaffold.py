@@ -40,9 +40,11 @@ def scaffold(bundle: Path, name: str, folder: str) -> str:
             f"bundle = {_quoted(folder)}",
             f"output = {_quoted(_line(output))}",
             *([] if kind is ModelKind.SEGMENTATION else [f'kind = "{kind.value}"']),
+            *(["#keep_probabilities = true  # or names of segments"] if kind is ModelKind.SEGMENTATION else []),
             *(['#frame = "ras"  # in which the bundle gives positions'] if kind in _WITH_PLACES else []),
             *_inputs(_table(formats.get("inputs")), metadata),
             *_meaning(kind, _channels(_table(described))),
+            *_beside(kind),
             "",
         ]
     )
@@ -91,6 +93,16 @@ def _meaning(kind: ModelKind, channels: Mapping[int, str]) -> Iterator[str]:
         for label, text in (channels or {1: ""}).items():
             yield from ("", "[[objects]]", f"label = {label}", f"name = {_quoted(text)}")
             yield 'finding = { value = "", scheme = "SCT", meaning = "" }  # choose a code for what it finds'
+
+
+def _beside(kind: ModelKind) -> Iterator[str]:
+    """Yield what may be kept beside the answer."""
+    if kind in {ModelKind.CLASSIFICATION, ModelKind.REGRESSION}:
+        yield from ("", "#[explain]", '#method = "gradcam"  # or gradcam++, occlusion: what the answer rests on')
+        if kind is ModelKind.CLASSIFICATION:
+            yield '#when = "positive"  # only of what is found'
+    if kind not in _WITH_PLACES:
+        yield from ("", "#[augmentation]", '#flips = ["x", "y", "xy"]  # asked again under each, and averaged')
 
 
 def _kind(metadata: Mapping[str, Any], described: Mapping[str, Any]) -> ModelKind:

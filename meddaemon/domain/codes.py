@@ -27,3 +27,5 @@ SQUARE_MILLIMETRE = Code(value="mm2", scheme="UCUM", meaning="square millimeter"
 PIXELS = Code(value="{pixels}", scheme="UCUM", meaning="pixels")
 CERTAINTY_OF_FINDING = Code(value="111012", scheme="DCM", meaning="Certainty of Finding")
 PERCENT = Code(value="%", scheme="UCUM", meaning="Percent")
+UNITY = Code(value="1", scheme="UCUM", meaning="no units")
+STANDARD_DEVIATION = Code(value="386136009", scheme="SCT", meaning="Standard Deviation")

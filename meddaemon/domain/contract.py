@@ -1,7 +1,7 @@
 """What a deployed model promises in DICOM terms: which series it takes and what its numbers mean."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -277,6 +277,52 @@ class OutputLimits:
     probability_tolerance: float = 0.01
 
 
+class Saliency(StrEnum):
+    """How it is found out what a classifier looked at."""
+
+    NONE = "none"
+    GRADCAM = "gradcam"
+    GRADCAM_PLUS_PLUS = "gradcam++"
+    OCCLUSION = "occlusion"
+
+
+class Occasion(StrEnum):
+    """When an answer is explained: always, or only where something was found."""
+
+    ALWAYS = "always"
+    POSITIVE = "positive"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What is kept beside an answer to tell what it rests on: a saliency map on the grid of the source.
+
+    `classes` are names of the contract; without any, it is the class that is answered. `layer` is a module of the
+    network; without one, the last that still knows places.
+    """
+
+    method: Saliency = Saliency.NONE
+    layer: str = ""
+    classes: tuple[str, ...] = ()
+    when: Occasion = Occasion.ALWAYS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation:
+    """Under which changes a model is asked again; what it says is averaged, and how far it differs is reported.
+
+    `flips` are axes of the image that the network sees, together where there are several letters (`xy`); `rotations`
+    are degrees, 90, 180 or 270, from x to y. `spread` keeps how far the probability of each voxel differs.
+    """
+
+    flips: tuple[str, ...] = ()
+    rotations: tuple[int, ...] = ()
+    spread: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.flips or self.rotations)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Admission:
     """Whether a model is given work: `refusal` says why not, `forced` why somebody let it in without a green check."""
@@ -311,6 +357,10 @@ class ModelContract:
     combine: Combine = Combine.REFUSE
     frame: BoxFrame = BoxFrame.RAS
     output_limits: OutputLimits = OutputLimits()
+    explanation: Explanation = Explanation()
+    kept_probabilities: tuple[int, ...] = ()
+    """Labels of the segments of which the probability of each voxel is kept."""
+    augmentation: Augmentation = Augmentation()
     configs: tuple[str, ...] = ()
     """Further configuration files of the bundle that are merged into `inference.json`, in this order."""
     memory_bytes: int | None = None
@@ -323,3 +373,21 @@ class ModelContract:
     admission: Admission = Admission()
     record: Path | None = None
     """Where this installation keeps what its check found: nothing that came with the model is believed."""
+
+
+def present(scores: Sequence[float], answers: Sequence[tuple[str, float | None]]) -> list[bool]:
+    """Return which classes are there, given their scores, and the group and the threshold of each.
+
+    It is the highest of each group, if it reaches its threshold where it has one, and those alone that reach theirs.
+    """
+    highest: dict[str, int] = {}
+    for index, (score, (group, _)) in enumerate(zip(scores, answers, strict=True)):
+        # The first of equals, as an argmax has it; what is not a number is not the highest.
+        if math.isfinite(score) and (group not in highest or score > scores[highest[group]]):
+            highest[group] = index
+    return [
+        score >= (threshold or 0.0) and highest.get(group) == index
+        if group
+        else threshold is not None and score >= threshold
+        for index, (score, (group, threshold)) in enumerate(zip(scores, answers, strict=True))
+    ]

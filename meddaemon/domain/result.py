@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from meddaemon.domain.codes import Code
+from meddaemon.domain.codes import UNITY, Code
 from meddaemon.domain.picture import PictureGrid
 from meddaemon.domain.volume import Geometry
 
@@ -94,6 +94,44 @@ class Landmark:
     source: tuple[str, int] | None = None
 
 
+class ArtefactKind(StrEnum):
+    """What an artefact shows for each voxel.
+
+    Saliency is what an answer rests on: from 0 to 1, the most important voxel of all being 1, by Grad-CAM; by
+    occlusion, how far the number of the network falls when the voxel is hidden. A spread is the standard deviation of
+    the probability over the augmentations.
+    """
+
+    SALIENCY = "saliency"
+    PROBABILITY = "probability"
+    SPREAD = "spread"
+
+
+MAX_ARTEFACTS = 48
+MAX_ARTEFACT_BYTES = 2**32
+"""What one prediction may carry beside the answer, all together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artefact:
+    """Numbers for each voxel that explain an answer: [plane, row, column] on the grid of the source volume.
+
+    On a picture they are [row, column], and `source` names its SOP Instance UID and frame. `of` is the class or the
+    segment as the contract calls it. They have no unit (UCUM 1).
+    """
+
+    kind: ArtefactKind
+    of: str
+    values: NDArray[np.float16] | NDArray[np.float32]
+    source: tuple[str, int] | None = None
+    unit: Code = UNITY
+
+    @property
+    def name(self) -> str:
+        """What it is called: `probability: Liver`."""
+        return f"{self.kind.value}: {self.of}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
     """What a runtime returns; which of it is there depends on the kind of model (see `ModelContract.kind`).
@@ -101,10 +139,11 @@ class Prediction:
     `labels` [plane, row, column] and `masks` [segment, plane, row, column], for segments that overlap, lie on the grid
     of the source volume, which is `geometry`, or on frames instead of planes, which are `pictures`. `scores` are one
     number for each class of the contract, in its order; where each image keeps its own, one after the other as
-    `sources` names them (SOP Instance UID and frame, from 1). `doubts` are what speaks against the prediction as such,
-    values that are not finite for one. `beyond` says why the model was not asked at all, when the input is not what it
-    was made for. `provenance` says how it was computed (runtime, device, versions, shims); `seconds` how long each
-    step took.
+    `sources` names them (SOP Instance UID and frame, from 1). Asked again under augmentations, `score_spread` and
+    `volume_spread_ml`, one for each segment, are the standard deviations. `artefacts` are what was to be kept beside
+    the answer. `doubts` are what speaks against the prediction as such, values that are not finite for one. `beyond`
+    says why the model was not asked at all, when the input is not what it was made for. `provenance` says how it was
+    computed (runtime, device, versions, shims); `seconds` how long each step took.
     """
 
     series_instance_uid: str
@@ -114,6 +153,9 @@ class Prediction:
     sources: tuple[tuple[str, int], ...] = ()
     boxes: tuple[Box, ...] = ()
     landmarks: tuple[Landmark, ...] = ()
+    artefacts: tuple[Artefact, ...] = ()
+    score_spread: tuple[float, ...] = ()
+    volume_spread_ml: tuple[float, ...] = ()
     geometry: Geometry | None = None
     pictures: PictureGrid | None = None
     doubts: tuple[str, ...] = ()
@@ -148,11 +190,15 @@ def reported(value: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One number with a name (coded) and a unit (UCUM); None is for what was to be measured and could not be."""
+    """One number with a name (coded) and a unit (UCUM); None is for what was to be measured and could not be.
+
+    `derivation` says what the number is of several (PS3.16 TID 1419, CID 7464), their standard deviation for one.
+    """
 
     name: Code
     value: float | None
     unit: Code
+    derivation: Code | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +265,7 @@ class Analysis:
     labels: Labels | None = None
     masks: NDArray[np.bool_] | None = None
     geometry: Geometry | None = None
+    artefacts: tuple[Artefact, ...] = ()
 
     @property
     def is_drawn(self) -> bool:

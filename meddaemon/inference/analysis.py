@@ -5,7 +5,7 @@ Each kind of model has one function here that turns its output into findings; `g
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -18,17 +18,18 @@ from meddaemon.domain.codes import (
     PERCENT,
     PIXELS,
     SQUARE_MILLIMETRE,
+    STANDARD_DEVIATION,
     VOLUME,
     Code,
 )
 from meddaemon.domain.contract import (
-    ClassContract,
     MeasurementKind,
     ModelContract,
     ModelKind,
     ObjectContract,
     ScoreContract,
     SegmentContract,
+    present,
 )
 from meddaemon.domain.errors import ModelFailed, NotEvaluable
 from meddaemon.domain.picture import PictureGrid
@@ -92,6 +93,7 @@ def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) ->
         labels=said.labels,
         masks=said.masks,
         geometry=prediction.geometry,
+        artefacts=prediction.artefacts,
     )
 
 
@@ -118,7 +120,8 @@ def _segmented(prediction: Prediction, contract: ModelContract, entropy: str) ->
     # Segments are numbered from 1 without holes, whatever the labels of the model are (PS3.3 C.8.20.2).
     for number, (expected, (count, volume_ml)) in enumerate(zip(contract.segments, measured, strict=True), start=1):
         segments.append(_segment(number, expected, count, contract, entropy))
-        findings.append(_segment_finding(number, expected, volume_ml))
+        spread_ml = prediction.volume_spread_ml[number - 1 : number]
+        findings.append(_segment_finding(number, expected, volume_ml, spread_ml))
         doubts += _volume_doubts(expected, count, volume_ml)
     return _Said(
         findings=tuple(findings),
@@ -252,17 +255,21 @@ def _segment(number: int, expected: SegmentContract, count: int, contract: Model
     )
 
 
-def _segment_finding(number: int | None, expected: SegmentContract, volume_ml: float) -> Finding:
+def _segment_finding(
+    number: int | None, expected: SegmentContract, volume_ml: float, spread_ml: tuple[float, ...] = ()
+) -> Finding:
+    volumes = [_measured(VOLUME, volume_ml, MILLILITRE)]
+    volumes += [_spread(_measured(VOLUME, each, MILLILITRE)) for each in spread_ml]
     measured = {
-        MeasurementKind.VOLUME: _measured(VOLUME, volume_ml, MILLILITRE),
+        MeasurementKind.VOLUME: volumes,
         # Only for pictures, and only where nobody could look: see `_area_finding`.
-        MeasurementKind.AREA: _measured(AREA, volume_ml, SQUARE_MILLIMETRE),
+        MeasurementKind.AREA: [_measured(AREA, volume_ml, SQUARE_MILLIMETRE)],
     }
     return Finding(
         # Without a code of its own the finding is the thing that was segmented (PS3.16 TID 1411, Finding).
         code=expected.finding or expected.type,
         segment_number=number,
-        measurements=tuple(measured[kind] for kind in expected.measure),
+        measurements=tuple(each for kind in expected.measure for each in measured[kind]),
         present=volume_ml > 0,
     )
 
@@ -279,30 +286,23 @@ def _volume_doubts(expected: SegmentContract, count: int, volume_ml: float) -> l
 
 def _classified(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
     """Say of each class whether it is there, and how sure that is."""
+    spreads = [[_spread(_certainty(each))] for each in prediction.score_spread] or [[]] * len(contract.classes)
+    answers = [(each.group, each.threshold) for each in contract.classes]
     return _Said(
         findings=tuple(
             Finding(
-                code=each.finding, segment_number=None, measurements=(_certainty(score),), source=source, present=there
+                code=each.finding,
+                segment_number=None,
+                measurements=(_certainty(score), *spread),
+                source=source,
+                present=there,
             )
             for source, scores in _scores(prediction, len(contract.classes), contract)
-            for each, score, there in zip(contract.classes, scores, _present(scores, contract.classes), strict=True)
+            for each, score, there, spread in zip(
+                contract.classes, scores, present(scores, answers), spreads, strict=True
+            )
         )
     )
-
-
-def _present(scores: tuple[float, ...], classes: tuple[ClassContract, ...]) -> list[bool]:
-    """Return which classes are there: the highest of each group, and those alone that reach their threshold."""
-    highest: dict[str, int] = {}
-    for index, (score, each) in enumerate(zip(scores, classes, strict=True)):
-        # The first of equals, as an argmax has it; what is not a number is not the highest.
-        if math.isfinite(score) and (each.group not in highest or score > scores[highest[each.group]]):
-            highest[each.group] = index
-    return [
-        score >= (each.threshold or 0.0) and highest.get(each.group) == index
-        if each.group
-        else each.threshold is not None and score >= each.threshold
-        for index, (score, each) in enumerate(zip(scores, classes, strict=True))
-    ]
 
 
 def _measured_scores(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
@@ -310,9 +310,9 @@ def _measured_scores(prediction: Prediction, contract: ModelContract, _: str) ->
     images = _scores(prediction, len(contract.scores), contract)
     return _Said(
         findings=tuple(
-            _score_finding(each, value, source)
+            _score_finding(each, value, source, prediction.score_spread[index : index + 1])
             for source, values in images
-            for each, value in zip(contract.scores, values, strict=True)
+            for index, (each, value) in enumerate(zip(contract.scores, values, strict=True))
         ),
         doubts=tuple(
             f"{each.name.meaning} is {value:g} {each.unit.value}; plausible are {each.plausible}"
@@ -323,12 +323,18 @@ def _measured_scores(prediction: Prediction, contract: ModelContract, _: str) ->
     )
 
 
-def _score_finding(expected: ScoreContract, value: float, source: tuple[str, int] | None = None) -> Finding:
+def _score_finding(
+    expected: ScoreContract,
+    value: float,
+    source: tuple[str, int] | None = None,
+    spread: tuple[float, ...] = (),
+) -> Finding:
     measured = _measured(expected.name, value, expected.unit)
+    spreads = (_spread(_measured(expected.name, each, expected.unit)) for each in spread)
     return Finding(
         code=expected.name,
         segment_number=None,
-        measurements=(measured,),
+        measurements=(measured, *spreads),
         source=source,
         present=measured.value is not None,
     )
@@ -450,6 +456,11 @@ def _unmeasured(contract: ModelContract) -> tuple[Finding, ...]:
 
 def _certainty(score: float) -> Measurement:
     return _measured(CERTAINTY_OF_FINDING, score * 100, PERCENT)
+
+
+def _spread(measurement: Measurement) -> Measurement:
+    """Return the same measurement as the standard deviation of several (PS3.16 TID 1419, Derivation)."""
+    return replace(measurement, derivation=STANDARD_DEVIATION)
 
 
 def _measured(name: Code, value: float, unit: Code) -> Measurement:

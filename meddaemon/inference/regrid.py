@@ -8,6 +8,7 @@ source by nearest voxel, and points return exactly; the source itself never chan
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,23 @@ class Straightened:
             back[plane] = labels[nearest[plane], row : row + rows, column : column + columns]
         return back
 
+    def values(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return numbers of the straight grid on the planes of the source, interpolated linearly."""
+        if values.shape != self.geometry.shape:
+            raise ValueError(f"values of the shape {values.shape} do not lie on the grid {self.geometry.shape}")
+        planes, rows, columns = self.source.shape
+        at = np.minimum(self.source.heights / self.geometry.spacing[0], len(values) - 1)
+        back = np.empty(self.source.shape, dtype=values.dtype)
+        (first_row, first_column), _ = self._extent
+        for plane in range(planes):
+            image = _between(values, float(at[plane]))
+            for axis, (offset, length) in enumerate(
+                zip(self._offsets[plane] - (first_row, first_column), (rows, columns), strict=True)
+            ):
+                image = _between_all(image, float(offset), length, axis)
+            back[plane] = image
+        return back
+
     def point(self, position: tuple[float, float, float]) -> tuple[float, float, float]:
         """Return where a point (plane, row, column) of the straight grid lies among the planes of the source."""
         plane, row, column = position
@@ -135,3 +153,22 @@ class Straightened:
             before = np.roll(out, 1, axis=axis)
             out += np.float32(part) * (before - out)
         return out[:rows, :columns]
+
+
+def _between(values: NDArray[Any], at: float) -> NDArray[np.float32]:
+    """Return the plane of an array that lies at a fraction of its first axis."""
+    lower = int(at)
+    part = np.float32(at - lower)
+    below: NDArray[np.float32] = values[lower].astype(np.float32)
+    return below + part * (values[lower + 1] - below) if part > 0 else below
+
+
+def _between_all(image: NDArray[np.float32], offset: float, length: int, axis: int) -> NDArray[np.float32]:
+    """Return so many rows, or columns, of an image from a fraction of one on."""
+    lower = int(offset)
+    part = np.float32(offset - lower)
+    below = image.take(range(lower, lower + length), axis=axis)
+    if part == 0:
+        return below
+    above = image.take(range(lower + 1, lower + 1 + length), axis=axis, mode="clip")
+    return below + part * (above - below)

@@ -30,7 +30,7 @@ from meddaemon.domain.errors import (
     UnsoundVolume,
 )
 from meddaemon.domain.picture import PictureGrid, Pictures, Signal
-from meddaemon.domain.result import Box, Landmark, Prediction
+from meddaemon.domain.result import MAX_ARTEFACT_BYTES, MAX_ARTEFACTS, Artefact, ArtefactKind, Box, Landmark, Prediction
 from meddaemon.domain.volume import Geometry, Volume
 from meddaemon.inference.messages import Sealed
 
@@ -43,6 +43,7 @@ REFUSALS: Mapping[str, type[InputRefused]] = {
 }
 Value = TypeVar("Value")
 _MAX_OBJECTS = 100_000
+_MAX_NAME = 64
 _LIMITS = ("spacing_mm", "extent_mm", "planes", "intensity")
 
 
@@ -163,6 +164,7 @@ def _input(message: Mapping[str, Any], values: NDArray[Any]) -> Input:
 def prediction_message(prediction: Prediction) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """Return a prediction as a message and its arrays."""
     arrays: dict[str, NDArray[Any] | None] = {"labels": prediction.labels, "masks": prediction.masks}
+    arrays |= {f"artefact {index}": each.values for index, each in enumerate(prediction.artefacts)}
     geometry = prediction.geometry
     said = {
         "series_instance_uid": prediction.series_instance_uid,
@@ -172,6 +174,9 @@ def prediction_message(prediction: Prediction) -> tuple[dict[str, Any], dict[str
         "sources": [list(each) for each in prediction.sources],
         "boxes": [asdict(box) for box in prediction.boxes],
         "landmarks": [asdict(landmark) for landmark in prediction.landmarks],
+        "artefacts": [{"kind": each.kind.value, "of": each.of, "source": each.source} for each in prediction.artefacts],
+        "score_spread": list(prediction.score_spread),
+        "volume_spread_ml": list(prediction.volume_spread_ml),
         "doubts": list(prediction.doubts),
         "provenance": prediction.provenance,
         "seconds": prediction.seconds,
@@ -193,6 +198,8 @@ def _prediction(message: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) 
         raise ValueError(f"labels {labels.dtype} {labels.shape}")
     if masks is not None and (masks.dtype != np.bool_ or masks.ndim != 4 or not _fits(grid, masks[0])):
         raise ValueError(f"masks {masks.dtype} {masks.shape}")
+    if len(message["score_spread"]) not in {0, len(message["scores"])}:
+        raise ValueError(f"{len(message['score_spread'])} spreads of {len(message['scores'])} scores")
     return Prediction(
         series_instance_uid=str(message["series_instance_uid"]),
         labels=labels,
@@ -201,12 +208,34 @@ def _prediction(message: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) 
         sources=tuple((str(uid), int(frame)) for uid, frame in _few(message["sources"])),
         boxes=tuple(_box(each) for each in _few(message["boxes"])),
         landmarks=tuple(_landmark(each) for each in _few(message["landmarks"])),
+        artefacts=_artefacts(message["artefacts"], arrays, geometry),
+        score_spread=tuple(float(each) for each in message["score_spread"]),
+        volume_spread_ml=tuple(float(each) for each in message["volume_spread_ml"]),
         geometry=geometry,
         pictures=pictures,
         doubts=tuple(str(each)[:1000] for each in message["doubts"]),
         provenance=_texts(message["provenance"]),
         seconds={str(key): float(value) for key, value in message["seconds"].items()},
     )
+
+
+def _artefacts(
+    parts: Sequence[Mapping[str, Any]], arrays: Mapping[str, NDArray[Any]], geometry: Geometry | None
+) -> tuple[Artefact, ...]:
+    if len(parts) > MAX_ARTEFACTS:
+        raise ValueError(f"{len(parts)} artefacts")
+    found = []
+    for index, each in enumerate(parts):
+        values, source = arrays[f"artefact {index}"], _source(each["source"])
+        fits = values.ndim == 2 if source else _fits(geometry, values)
+        if values.dtype not in {np.dtype("f2"), np.dtype("f4")} or not fits or not np.isfinite(values).all():
+            raise ValueError(f"an artefact {values.dtype} {values.shape}, or one that is not finite")
+        found.append(
+            Artefact(kind=ArtefactKind(each["kind"]), of=str(each["of"])[:_MAX_NAME], values=values, source=source)
+        )
+    if (size := sum(each.values.nbytes for each in found)) > MAX_ARTEFACT_BYTES:
+        raise ValueError(f"artefacts of {size} bytes")
+    return tuple(found)
 
 
 def _fits(grid: Geometry | PictureGrid | None, values: NDArray[Any]) -> bool:

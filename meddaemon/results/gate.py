@@ -58,6 +58,7 @@ _TYPE_1 = (
 )
 """Attributes that every result carries with a value: type 1, or ours to promise (STANDARDS list, item 8)."""
 
+_DERIVATION = ("121401", "DCM")
 _MEANINGS: Mapping[tuple[str, str], str] = {
     ("126000", "DCM"): "Imaging Measurement Report",
     ("111028", "DCM"): "Image Library",
@@ -510,6 +511,10 @@ def _measurements(group: Dataset, finding: Finding) -> Iterator[str]:
     for item, measurement in zip(numbers, finding.measurements, strict=True):
         if not _is_code(item.get("ConceptNameCodeSequence"), measurement.name):
             yield f"number is not called {measurement.name}"
+        derived = [each.get("ConceptCodeSequence") for each in _named(item, _DERIVATION)]
+        wanted = measurement.derivation
+        if len(derived) != (wanted is not None) or any(wanted and not _is_code(each, wanted) for each in derived):
+            yield f"number of {measurement.name} is not said to be {wanted or 'the number itself'}"
         values = item.get("MeasuredValueSequence") or [Dataset()]
         text = str(getattr(values[0].get("NumericValue"), "original_string", values[0].get("NumericValue")))
         unit = values[0].get("MeasurementUnitsCodeSequence")

@@ -131,6 +131,7 @@ def _group(
                 name=pydicom_code(measurement.name),
                 value=measured_value(measurement),
                 unit=pydicom_code(measurement.unit),
+                derivation=pydicom_code(measurement.derivation) if measurement.derivation else None,
             )
             for measurement in finding.measurements
         ],

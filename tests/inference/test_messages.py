@@ -21,7 +21,7 @@ from hypothesis.extra import numpy as arrays
 
 from meddaemon.domain.errors import ModelFailed, OutOfMemory
 from meddaemon.domain.picture import PictureGrid, Pictures, Signal
-from meddaemon.domain.result import Box, Landmark, Prediction
+from meddaemon.domain.result import Artefact, ArtefactKind, Box, Landmark, Prediction
 from meddaemon.domain.volume import Geometry, Volume
 from meddaemon.inference.messages import Ended, Sealed, allocate, receive, send
 from meddaemon.inference.values import failure_from, input_from, input_message, prediction_from, prediction_message
@@ -79,6 +79,8 @@ def same(one: object, other: object) -> bool:
         return type(one) is type(other) and all(
             same(getattr(one, each.name), getattr(other, each.name)) for each in fields(one)
         )
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(same, one, other))
     return one == other
 
 
@@ -250,6 +252,14 @@ def test_every_part_of_a_prediction_arrives() -> None:
         sources=(("1.9", 1), ("1.9", 2)),
         boxes=(Box(label=1, score=0.5, low=(-0.5, 0.0), high=(1.5, 2.0), source=("1.9", 3)),),
         landmarks=(Landmark(label=2, score=1.0, position=(1.0, 2.0, 3.0)),),
+        artefacts=(
+            Artefact(kind=ArtefactKind.PROBABILITY, of="Liver", values=np.full((2, 3, 4), 0.5, np.float16)),
+            Artefact(
+                kind=ArtefactKind.SALIENCY, of="Nodule", values=np.full((5, 6), 0.25, np.float32), source=("1.9", 3)
+            ),
+        ),
+        score_spread=(0.1, 0.2),
+        volume_spread_ml=(3.5,),
         geometry=geometry((2, 3, 4)),
         pictures=PictureGrid(shape=(2, 3, 4), sources=(("1.9", 1), ("1.9", 2)), spacing_mm=(0.5, 0.25)),
         doubts=("values that are not finite",),
@@ -281,6 +291,9 @@ def test_every_part_of_a_prediction_arrives() -> None:
         {"landmarks": 3},
         {"provenance": []},
         {"seconds": {"infer": "long"}},
+        {"score_spread": [0.5]},
+        {"artefacts": [{"kind": "saliency", "of": "x", "source": None}]},
+        {"artefacts": [{"kind": "saliency", "of": "x", "source": None}] * 49},
     ],
 )
 def test_a_prediction_that_contradicts_itself_is_a_failure(edit: dict[str, object]) -> None:
@@ -324,6 +337,23 @@ def test_every_kind_of_input_arrives(value: Volume | Pictures | Signal) -> None:
     assert same(got, value)
     with pytest.raises(ModelFailed, match="contradicts itself"):
         input_from(received.said, Sealed.of(np.ones(7, np.float32)))
+
+
+@pytest.mark.parametrize(
+    "artefact",
+    [
+        Artefact(kind=ArtefactKind.SPREAD, of="Liver", values=np.ones((2, 3, 5), np.float16)),
+        Artefact(kind=ArtefactKind.SPREAD, of="Liver", values=np.ones((2, 3, 4), np.float64)),  # type: ignore[arg-type]
+        Artefact(kind=ArtefactKind.SPREAD, of="Liver", values=np.full((2, 3, 4), np.nan, np.float32)),
+        Artefact(kind=ArtefactKind.SPREAD, of="Liver", values=np.ones((2, 3, 4), np.float16), source=("1.9", 1)),
+    ],
+)
+def test_an_artefact_lies_on_the_grid_or_on_its_picture_and_is_finite(artefact: Artefact) -> None:
+    said, arrays_ = prediction_message(
+        Prediction(series_instance_uid="1", artefacts=(artefact,), geometry=geometry((2, 3, 4)))
+    )
+    with pytest.raises(ModelFailed, match="contradicts itself"):
+        prediction_from(said["prediction"], {name: Sealed.of(each) for name, each in arrays_.items()})
 
 
 def test_out_of_memory_is_told_apart() -> None:

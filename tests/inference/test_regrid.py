@@ -107,6 +107,23 @@ def test_what_is_drawn_returns_to_its_place(
         assert np.allclose(straight.point(point), (plane, rows - 1, columns - 2), atol=1e-3)
 
 
+@settings(max_examples=60, deadline=None)
+@given(rotation=rotations(), steps=STEPS, tilt=TILTS)
+def test_numbers_that_are_linear_in_space_return_exactly(
+    rotation: np.ndarray, steps: list[float], tilt: tuple[float, float]
+) -> None:
+    """What a model says of each voxel of the grid is the same at the same place of the source, between voxels too."""
+    geometry, _ = arrange(uneven(rotation, steps, tilt), TAKES_ALL)
+    straight = Straightened(geometry)
+    slope = np.array([0.7, -1.3, 0.4])
+    back = straight.values(volume_of(straight.geometry, lambda at: at @ slope).voxels)
+    assert back.dtype == np.float32
+    assert np.abs(back - centres(geometry) @ slope).max() < 2e-3
+    assert straight.values(np.ones(straight.geometry.shape, np.float16)).dtype == np.float16
+    with pytest.raises(ValueError, match="do not lie on the grid"):
+        straight.values(np.ones((1, 2, 3), np.float32))
+
+
 def test_a_box_needs_no_straightening_and_a_tilted_stack_does() -> None:
     box, _ = arrange(stack(6))
     tilted, _ = arrange(uneven(np.eye(3), [2.0] * 5, (0.0, 0.3)), TAKES_ALL)

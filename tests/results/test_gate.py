@@ -124,6 +124,16 @@ def flip_a_bit(dataset: Dataset) -> None:
     dataset.PixelData = bytes(data)
 
 
+def derive(number: Dataset) -> None:
+    """Say of a number that it is a standard deviation."""
+    derivation, name, value = Dataset(), Dataset(), Dataset()
+    derivation.RelationshipType, derivation.ValueType = "HAS CONCEPT MOD", "CODE"
+    name.CodeValue, name.CodingSchemeDesignator, name.CodeMeaning = "121401", "DCM", "Derivation"
+    value.CodeValue, value.CodingSchemeDesignator, value.CodeMeaning = "386136009", "SCT", "Standard Deviation"
+    derivation.ConceptNameCodeSequence, derivation.ConceptCodeSequence = [name], [value]
+    number.ContentSequence = [*number.get("ContentSequence", ()), derivation]
+
+
 def measured(change: Callable[[Dataset], object]) -> Callable[[Dataset], object]:
     return edit("118565006", lambda number: change(number.MeasuredValueSequence[0]))
 
@@ -227,6 +237,7 @@ FAULTS: list[tuple[str, str, Callable[[Dataset], object], str]] = [
         measured(lambda m: put(m.MeasurementUnitsCodeSequence[0], "CodingSchemeDesignator", "SCT")),
         "UCUM",
     ),
+    ("a derivation", "SR", edit("118565006", derive), "is not said to be the number itself"),
     ("no measurement", "SR", lambda d: drop_items(d, "118565006"), "0 numbers for 1"),
     (
         "group dropped",

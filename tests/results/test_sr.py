@@ -10,7 +10,7 @@ from dicom_factory import make_series
 from pydicom import Dataset, dcmread
 from result_samples import BRAIN, KIDNEY, LEFT, analysis_of, ball, contract, geometry_of, request_for
 
-from meddaemon.domain.codes import MILLILITRE, VOLUME
+from meddaemon.domain.codes import MILLILITRE, STANDARD_DEVIATION, VOLUME
 from meddaemon.domain.result import Finding, Measurement, ResultStatus
 from meddaemon.results.encoding import ENCODERS, EncodingRequest, ObjectReference, encode
 from meddaemon.results.identity import device_uid, series_description
@@ -44,6 +44,23 @@ def test_one_group_per_finding_shares_its_tracking_with_the_segment(tmp_path: Pa
         millilitres = wanted.voxel_count * request.analysis.geometry.voxel_volumes_mm3[0] / 1000
         assert volume.value == pytest.approx(millilitres, rel=1e-5)
     assert [site.laterality.value for site in groups[1].finding_sites] == [LEFT.value]
+
+
+def with_spread(request: EncodingRequest) -> EncodingRequest:
+    """The same result, of a model that was asked again: its volume, and how far that differs."""
+    (finding,) = request.analysis.findings
+    spread = replace(finding.measurements[0], value=1.25, derivation=STANDARD_DEVIATION)
+    findings = (replace(finding, measurements=(*finding.measurements, spread)),)
+    return replace(request, analysis=replace(request.analysis, findings=findings))
+
+
+def test_a_number_that_is_a_standard_deviation_says_so(tmp_path: Path) -> None:
+    """PS3.16 TID 1419: HAS CONCEPT MOD Derivation, of CID 7464."""
+    (group,) = document(with_spread(request_for(make_series(tmp_path)))).content.get_volumetric_roi_measurement_groups()
+    volume, spread = group.get_measurements()
+    assert (volume.derivation, volume.name) == (None, spread.name)
+    assert (spread.derivation.value, spread.derivation.scheme_designator) == ("386136009", "SCT")
+    assert (spread.value, spread.unit.value) == (1.25, "mL")
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,13 @@ from monai.inferers import SimpleInferer
 from monai.transforms import Compose, apply_transform
 from monai.utils import CommonKeys, set_determinism
 
-from meddaemon.domain.contract import BoxFrame, Combine, InputKind, ModelKind
+from meddaemon.domain.contract import BoxFrame, Combine, InputKind, ModelKind, Saliency
 from meddaemon.domain.errors import InputRefused, ModelFailed, NotEvaluable
 from meddaemon.domain.picture import Pictures, Signal
-from meddaemon.domain.result import Box, Landmark, Prediction
+from meddaemon.domain.result import Artefact, ArtefactKind, Box, Landmark, Prediction
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.bundles import frugal, images, outputs
+from meddaemon.inference.bundles import augmentation, explain, frugal, images, outputs, probabilities
+from meddaemon.inference.bundles.artefacts import Half, assembled, bounded
 from meddaemon.inference.bundles.edges import BATCHES, Edges, replace_edges
 from meddaemon.inference.bundles.images import Grid, Source, TakeImage, TakeImaged
 from meddaemon.inference.bundles.kinds import obstacles
@@ -45,6 +46,11 @@ from meddaemon.inference.regrid import Straightened, is_straight
 # Of `initialize`, what runs, sets seeds or is there for savers is ours.
 _OURS = ("@evaluator", "@trainer", "set_determinism", "register_writer")
 _SCORING = frozenset({ModelKind.CLASSIFICATION, ModelKind.REGRESSION})
+
+
+_NO_PROBABILITIES = "the bundle gives no probabilities that could be kept, but labels alone"
+KEPT = "meddaemon_kept"
+"""Where the probabilities of each label stand in the data of an item that has been run."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,9 +129,13 @@ class Session:
         set_determinism(seed=0)
         with torch.no_grad():
             way = frugal.Way(self.inferer, self.postprocessing, plan)
-            found = [(item, self._run(item, way, seconds)) for item in prepared.items]
+            if self.terms.asked.augmentation:
+                prediction = self._averaged(prepared, way, seconds)
+            else:
+                found = [(item, self._run(item, way, seconds)) for item in prepared.items]
+                with _timed("postprocess", seconds):
+                    prediction = self._with_artefacts(self._prediction(prepared.first, found), prepared, found)
             started = time.perf_counter()
-            prediction = self._prediction(prepared.first, found)
             if prepared.straightened is not None:
                 prediction = _returned(prediction, prepared.straightened)
         seconds["postprocess"] += time.perf_counter() - started
@@ -174,14 +184,169 @@ class Session:
                 result.setdefault(CommonKeys.IMAGE, _image_of(item.data, self.terms))
             return result
         image = _image_of(item.data, self.terms)
+        if self.terms.asked.kept:
+            way.leave("probabilities are kept")
+            with _timed("infer", seconds):
+                raw = way.adapted(self.inferer)(image.unsqueeze(0).to(self.device), self.network)
+            with _timed("postprocess", seconds):
+                found = self._postprocessed(item, self._with_raw(item, raw))
+            return found if isinstance(found, Mapping) else {self.output: found}
         with _timed("infer", seconds):
             raw = way.infer(image.unsqueeze(0).to(self.device), self.network)
         with _timed("postprocess", seconds):
-            data = dict(item.data) if isinstance(item.data, Mapping) else {CommonKeys.IMAGE: image}
-            data[CommonKeys.PRED] = _unbatched(raw, image)
+            data = self._with_raw(item, raw)
             del raw
             after = way.finish(data)
         return after if isinstance(after, Mapping) else {self.output: after}
+
+    def _with_raw(self, item: Item, raw: Any) -> dict[Any, Any]:
+        image = _image_of(item.data, self.terms)
+        data = dict(item.data) if isinstance(item.data, Mapping) else {CommonKeys.IMAGE: image}
+        data[CommonKeys.PRED] = _unbatched(raw, image)
+        return data
+
+    def _averaged(self, prepared: Prepared, way: frugal.Way, seconds: dict[str, float]) -> Prediction:
+        """Ask under every change; return the mean of the answers, and how far they differ."""
+        way.leave("the answers are averaged")
+        asked, segments, drawing = self.terms.asked, self.terms.segments, self.terms.kind is ModelKind.SEGMENTATION
+        means = [augmentation.Mean(self.postprocessing, self.output) for _ in prepared.items]
+        each: list[Prediction] = []
+        volumes: list[list[float]] = []
+        for change in augmentation.changes(asked.augmentation):
+            found = [
+                (item, self._run_changed(item, change, mean, way, seconds))
+                for item, mean in zip(prepared.items, means, strict=True)
+            ]
+            with _timed("postprocess", seconds):
+                answer = self._prediction(prepared.first, found)
+                each.append(answer)
+                if drawing:
+                    back = answer if prepared.straightened is None else _returned(answer, prepared.straightened)
+                    volumes.append(augmentation.volumes_ml(back, segments))
+        with _timed("postprocess", seconds):
+            if not drawing:
+                return self._with_artefacts(augmentation.mean_of_numbers(each, asked.augmentation), prepared, ())
+            spread_ml = tuple(map(float, np.std(volumes, axis=0))) if volumes[0] else ()
+            return replace(self._mean_drawing(prepared, means, each), volume_spread_ml=spread_ml)
+
+    def _mean_drawing(
+        self, prepared: Prepared, means: Sequence[augmentation.Mean], each: list[Prediction]
+    ) -> Prediction:
+        """Return what is drawn from the mean probabilities or, where there are none, by the majority of `each`."""
+        asked = self.terms.asked
+        if all(mean.is_known for mean in means):
+            # Not needed any more, and they are large.
+            each.clear()
+            found = [
+                (item, self._postprocessed(item, mean.data(), mean.rest))
+                for item, mean in zip(prepared.items, means, strict=True)
+            ]
+            drawn, how = self._prediction(prepared.first, found), "mean of the probabilities"
+            made = self._with_artefacts(drawn, prepared, found, self._spreads(prepared, means, ()))
+        else:
+            if asked.kept:
+                raise ModelFailed(_NO_PROBABILITIES)
+            drawn, how = augmentation.majority(each, self.terms.segments), "majority"
+            made = self._with_artefacts(drawn, prepared, (), self._spreads(prepared, (), each))
+        return replace(made, provenance={**made.provenance, **augmentation.said(asked.augmentation, how)})
+
+    def _run_changed(
+        self,
+        item: Item,
+        change: augmentation.Change,
+        mean: augmentation.Mean,
+        way: frugal.Way,
+        seconds: dict[str, float],
+    ) -> Mapping[Any, Any]:
+        image = _image_of(item.data, self.terms)
+        with _timed("infer", seconds):
+            changed = change.apply(image.unsqueeze(0).to(self.device))
+            raw = change.undo(way.adapted(self.inferer)(changed, self.network), image.shape[1:])
+        with _timed("postprocess", seconds):
+            after = mean.add(self._with_raw(item, raw))
+        return after if isinstance(after, Mapping) else {self.output: after}
+
+    def _spreads(
+        self, prepared: Prepared, means: Sequence[augmentation.Mean], each: Sequence[Prediction]
+    ) -> tuple[Artefact, ...]:
+        """Return how far each voxel differs among the answers: by their probabilities, or by what they drew."""
+        asked, segments = self.terms.asked, self.terms.segments
+        if not asked.augmentation.spread:
+            return ()
+        sources = [item.source for item in prepared.items]
+        if means:
+            placed = [
+                probabilities.kept(mean.spread(), item.grid, self._seen(item), wanted=segments, segments=segments)
+                for item, mean in zip(prepared.items, means, strict=True)
+            ]
+            parts = {label: [one[label] for one in placed] for label in segments}
+        else:
+            votes = augmentation.spread_of_votes(each, segments)
+            flat = len(prepared.items[0].grid.shape) == 2
+            parts = {label: list(votes[label]) if flat else [votes[label]] for label in segments}
+        return tuple(
+            artefact
+            for label, name in asked.named
+            for artefact in assembled(ArtefactKind.SPREAD, name, parts[label], sources)
+        )
+
+    def _postprocessed(self, item: Item, data: dict[Any, Any], rest: Sequence[Any] | None = None) -> Any:
+        """Return the data after the bundle's postprocessing, and what was asked for of what came before its end.
+
+        `rest` are the steps that are left, where others have been taken and the data hold probabilities.
+        """
+        asked = self.terms.asked
+        if not asked.kept:
+            if rest is None:
+                return apply_transform(self.postprocessing, data)
+            after = probabilities.run(rest, data, self.output, lambda _: None)
+            return after if isinstance(after, Mapping) else {self.output: after}
+        taken: dict[int, Half] = {}
+        seen = self._seen(item)
+        wanted, segments = [label for label, _ in asked.kept], self.terms.segments
+        after = probabilities.run(
+            probabilities.steps_of(self.postprocessing) if rest is None else rest,
+            data,
+            self.output,
+            known=rest is not None,
+            take=lambda found: taken.update(
+                probabilities.kept(found, item.grid, seen, wanted=wanted, segments=segments)
+            ),
+        )
+        if not taken and _is_finite(data[CommonKeys.PRED]):
+            raise ModelFailed(_NO_PROBABILITIES)
+        return {**(after if isinstance(after, Mapping) else {self.output: after}), KEPT: taken}
+
+    def _with_artefacts(
+        self,
+        prediction: Prediction,
+        prepared: Prepared,
+        found: Sequence[tuple[Item, Mapping[Any, Any]]],
+        spreads: Sequence[Artefact] = (),
+    ) -> Prediction:
+        """Return the prediction with what is to be kept beside it, as it lies on the grid that the model was given."""
+        asked = self.terms.asked
+        sources = [item.source for item in prepared.items]
+        made: list[Artefact] = []
+        for label, name in asked.kept:
+            parts = [data[KEPT][label] for _, data in found if label in data[KEPT]]
+            if len(parts) < len(found):
+                # Nothing but NaN, for which the prediction is marked.
+                continue
+            made += assembled(ArtefactKind.PROBABILITY, name, parts, sources)
+        made += spreads
+        if asked.explanation.method is not Saliency.NONE:
+            images_seen = [(_image_of(item.data, self.terms), item.grid, item.source) for item in prepared.items]
+            made += explain.saliency(self.network, images_seen, prediction.scores, asked, self.device)
+        if not made:
+            return prediction
+        kept, left_out = bounded(made)
+        said = {"artefacts": left_out} if left_out else {}
+        return replace(prediction, artefacts=kept, provenance={**prediction.provenance, **said})
+
+    def _seen(self, item: Item) -> Grid | None:
+        image = _image_of(item.data, self.terms)
+        return images.grid_of(image) if isinstance(image, MetaTensor) else None
 
     def _prediction(self, first: Source, found: Sequence[tuple[Item, Mapping[Any, Any]]]) -> Prediction:
         result = Prediction(
@@ -216,9 +381,7 @@ class Session:
                 return replace(result, landmarks=tuple(points))
 
     def _drawn(self, item: Item, data: Mapping[Any, Any]) -> outputs.Drawn:
-        image = _image_of(item.data, self.terms)
-        seen = images.grid_of(image) if isinstance(image, MetaTensor) else None
-        return outputs.drawn(data[self.output], item.grid, self.terms.segments, seen=seen)
+        return outputs.drawn(data[self.output], item.grid, self.terms.segments, seen=self._seen(item))
 
     def _boxes(self, item: Item, data: Mapping[Any, Any]) -> tuple[Box, ...]:
         value = data[self.output]
@@ -281,6 +444,7 @@ def load(
         unfilled, count = witness.unfilled(network, modules)
         looked_for = [*(f"the checkpoint loader {at}" for at in found.checkpoints), *CONVENTION]
         refuse_unfilled(unfilled, count, looked_for)
+    _check_asked(session)
     provenance = {
         "runtime": f"MONAI {monai.__version__}",
         "torch": str(torch.__version__),
@@ -328,6 +492,18 @@ def _built(
         evaluation=evaluation,
     )
     return session, loaded
+
+
+def _check_asked(session: Session) -> None:
+    """Raise `ModelFailed` where the bundle cannot give what its contract asks for beside the answer."""
+    asked = session.terms.asked
+    explain.check(session.network, asked)
+    if asked.explanation.method is not Saliency.NONE and type(session.inferer) is not SimpleInferer:
+        kind = type(session.inferer).__name__
+        raise ModelFailed(f"[explain] needs a network that sees the image at once, and here a {kind} cuts it")
+    if (asked.kept or asked.augmentation) and session.evaluation is not None:
+        what = "keep_probabilities" if asked.kept else "[augmentation]"
+        raise ModelFailed(f"{what} needs the steps of a bundle one by one, and this one has an evaluator of its own")
 
 
 def _network(parser: ConfigParser, found: Edges, root: Path, witness: Witness) -> tuple[Any, list[str]]:
@@ -420,6 +596,7 @@ def _returned(found: Prediction, by: Straightened) -> Prediction:
             replace(each, position=by.point((each.position[0], each.position[1], each.position[2])))
             for each in found.landmarks
         ),
+        artefacts=tuple(replace(each, values=by.values(each.values)) for each in found.artefacts),
         provenance={**found.provenance, "straightened": "the model saw the planes on a straight grid"},
     )
 
@@ -448,6 +625,10 @@ def _unbatched(raw: Any, image: MetaTensor) -> Any:
         # A detector returns a dictionary for each image, anything else a batch for each output.
         return raw[0] if len(raw) == 1 and isinstance(raw[0], Mapping) else [_unbatched(each, image) for each in raw]
     return raw
+
+
+def _is_finite(raw: Any) -> bool:
+    return not isinstance(raw, torch.Tensor) or bool(torch.isfinite(raw).all())
 
 
 def _segmented(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from meddaemon.domain.contract import BoxFrame, Combine, InputKind, ModelContract, ModelKind
+from meddaemon.inference.bundles.asked import NOTHING, Asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class Terms:
     """What a session must know of the contract.
 
     `segments` are the labels of the segments, `outputs` the number of classes or of regressed numbers (0: as many as
-    there are). Without `feeds`, every input is a volume under the key that is its name.
+    there are), `asked` what is kept beside the answer. Without `feeds`, every input is a volume under the key that is
+    its name.
     """
 
     output: str = "pred"
@@ -36,6 +38,7 @@ class Terms:
     combine: Combine = Combine.REFUSE
     frame: BoxFrame = BoxFrame.RAS
     configs: tuple[str, ...] = ()
+    asked: Asked = NOTHING
 
     @classmethod
     def of(cls, contract: ModelContract) -> Self:
@@ -53,6 +56,7 @@ class Terms:
             combine=contract.combine,
             frame=contract.frame,
             configs=contract.configs,
+            asked=Asked.of(contract),
         )
 
     def message(self) -> dict[str, Any]:
@@ -69,6 +73,7 @@ class Terms:
             "combine": self.combine.value,
             "frame": self.frame.value,
             "configs": list(self.configs),
+            "asked": self.asked.message(),
         }
 
     @classmethod
@@ -91,4 +96,5 @@ class Terms:
             combine=Combine(message["combine"]),
             frame=BoxFrame(message["frame"]),
             configs=tuple(map(str, message["configs"])),
+            asked=Asked.from_message(message["asked"]),
         )
