@@ -158,7 +158,8 @@ def test_saliency_peaks_on_the_object_in_the_source(
     found = session(bundle(kind), tmp_path, asked(method)).predict({"image": planted()})
     assert found.scores[1] > 0.5
     (artefact,) = found.artefacts
-    assert (artefact.name, artefact.values.dtype) == ("saliency: there", np.float16)
+    assert artefact.name == "saliency: there"
+    assert artefact.values.dtype == (np.float32 if method == "occlusion" else np.float16)
     assert artefact.values.shape == (18, 40, 44)
     at = peak(np.maximum(artefact.values, 0))
     assert all(each.start <= where < each.stop for where, each in zip(at, OBJECT, strict=True)), at
@@ -415,6 +416,32 @@ def test_numbers_stay_on_their_side_of_one_half() -> None:
     volume.voxels[0, 0] = (np.nextafter(np.float32(0.5), np.float32(0)), 0.5, 0.50001)
     image = as_image(volume, channel_first=True)
     assert ((placed(image, grid_of(image), None) >= 0.5) == [False, True, True]).all()
+
+
+def test_a_number_falls_as_far_as_it_does_in_its_own_unit(tmp_path: Path) -> None:
+    """A regression may be of any size, beyond that of a half."""
+    network = torch.nn.Sequential(torch.nn.AdaptiveAvgPool3d(1), torch.nn.Flatten(), torch.nn.Linear(1, 1))
+    with torch.no_grad():
+        network[2].weight.fill_(1e9)
+        network[2].bias.zero_()
+    parts = [f"torch.nn.{each}" for each in ("AdaptiveAvgPool3d(1)", "Flatten()", "Linear(1, 1)")]
+    folder = write_bundle(
+        tmp_path / "large",
+        config(
+            network_def=f"$torch.nn.Sequential({', '.join(parts)})",
+            imports=["$import torch"],
+            preprocessing=steps(LOAD, CHANNEL, RAS),
+            postprocessing=steps(),
+        ),
+        weights=lambda models: torch.save(network.state_dict(), models / "model.pt"),
+    )
+    wish = Asked(explanation=Explanation(method=Saliency.OCCLUSION), answers=(Answer(name="count"),))
+    terms = Terms(kind=ModelKind.REGRESSION, outputs=1, asked=wish)
+    (artefact,) = load(folder, scratch=tmp_path, device="cpu", terms=terms).predict({"image": planted()}).artefacts
+    assert np.isfinite(artefact.values).all()
+    assert artefact.values.max() > 1e6
+    at = peak(artefact.values)
+    assert all(each.start - 2 <= where < each.stop + 2 for where, each in zip(at, OBJECT, strict=True)), at
 
 
 def test_what_is_too_much_is_left_out_and_named() -> None:

@@ -19,7 +19,7 @@ from meddaemon.domain.contract import Augmentation
 from meddaemon.domain.errors import ModelFailed
 from meddaemon.domain.result import Labels, Prediction
 from meddaemon.inference.bundles import probabilities
-from meddaemon.inference.bundles.artefacts import Half
+from meddaemon.inference.bundles.artefacts import Values
 from meddaemon.inference.bundles.outputs import score_doubts
 from meddaemon.inference.messages import allocate
 
@@ -167,7 +167,7 @@ def majority(each: Sequence[Prediction], segments: Sequence[int]) -> Prediction:
     return replace(each[0], labels=result, doubts=doubts)
 
 
-def spread_of_votes(each: Sequence[Prediction], segments: Sequence[int]) -> dict[int, Half]:
+def spread_of_votes(each: Sequence[Prediction], segments: Sequence[int]) -> dict[int, Values]:
     """Return for each segment how far the predictions differ in each voxel: 0 where all say the same, at most 1/2."""
     found = {}
     for index, label in enumerate(segments):

@@ -86,11 +86,13 @@ def saliency(
         return
     for index in explained(scores, asked):
         maps = [_map(network, image, index, asked, device) for image, _, _ in images]
-        if asked.explanation.method is not Saliency.OCCLUSION:
+        hidden = asked.explanation.method is Saliency.OCCLUSION
+        if not hidden:
             highest = max(float(each.max()) for each in maps)
             maps = [each / highest if highest > 0 else each for each in maps]
         parts = [
-            placed(MetaTensor(each, affine=image.affine), grid, grid_of(image))
+            # How far a number falls is in its own unit, which may be any.
+            placed(MetaTensor(each, affine=image.affine), grid, grid_of(image), wide=hidden)
             for each, (image, grid, _) in zip(maps, images, strict=True)
         ]
         sources = [source for _, _, source in images]

@@ -14,7 +14,7 @@ from monai.transforms import Compose, apply_transform
 from monai.utils import CommonKeys
 
 from meddaemon.domain.errors import ModelFailed
-from meddaemon.inference.bundles.artefacts import Half, placed
+from meddaemon.inference.bundles.artefacts import Values, placed
 from meddaemon.inference.bundles.images import Grid
 
 _TOLERANCE = 1e-3
@@ -60,7 +60,7 @@ def run(steps: Sequence[Any], data: Any, key: str, take: Callable[[torch.Tensor]
 
 def kept(
     probabilities: torch.Tensor, grid: Grid, seen: Grid | None, *, wanted: Sequence[int], segments: Sequence[int]
-) -> dict[int, Half]:
+) -> dict[int, Values]:
     """Return the probability of each of the `wanted` labels on the grid of the source.
 
     Channels are what `outputs.drawn` takes them for: one class each, background first, or one segment each. Raises

@@ -25,7 +25,7 @@ from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.result import Artefact, ArtefactKind, Box, Landmark, Prediction
 from meddaemon.domain.volume import Volume
 from meddaemon.inference.bundles import augmentation, explain, frugal, images, outputs, probabilities
-from meddaemon.inference.bundles.artefacts import Half, assembled, bounded
+from meddaemon.inference.bundles.artefacts import Values, assembled, bounded
 from meddaemon.inference.bundles.edges import BATCHES, Edges, replace_edges
 from meddaemon.inference.bundles.images import Grid, Source, TakeImage, TakeImaged
 from meddaemon.inference.bundles.kinds import obstacles
@@ -301,7 +301,7 @@ class Session:
                 return apply_transform(self.postprocessing, data)
             after = probabilities.run(rest, data, self.output, lambda _: None)
             return after if isinstance(after, Mapping) else {self.output: after}
-        taken: dict[int, Half] = {}
+        taken: dict[int, Values] = {}
         seen = self._seen(item)
         wanted, segments = [label for label, _ in asked.kept], self.terms.segments
         after = probabilities.run(
