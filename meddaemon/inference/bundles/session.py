@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose, apply_transform
-from monai.utils import CommonKeys, set_determinism
+from monai.utils import CommonKeys
 
 from meddaemon.domain.contract import BoxFrame, InputKind, ModelKind
 from meddaemon.domain.errors import InputRefused, ModelFailed
@@ -31,6 +31,7 @@ from meddaemon.inference.bundles.kinds import obstacles
 from meddaemon.inference.bundles.reading import read_bundle
 from meddaemon.inference.bundles.shims import apply_shims
 from meddaemon.inference.bundles.terms import Feed, Terms
+from meddaemon.inference.bundles.turns import Turns
 from meddaemon.inference.bundles.weights import (
     CONVENTION,
     Checkpoint,
@@ -58,7 +59,8 @@ class Item:
 class Prepared:
     """Inputs that are preprocessed, ready for the network.
 
-    `straightened` is how the first input, a stack that is no box of voxels, was made one: what is found returns by it.
+    `first` is the first input, of which no values are kept: the memory that it came in can go. `straightened` is how
+    it, a stack that is no box of voxels, was made one: what is found returns by it.
     """
 
     first: Source
@@ -81,6 +83,7 @@ class Session:
     box_mode: str = ""
     evaluation: Any = None
     provenance: dict[str, str] = field(default_factory=dict)
+    turns: Turns = field(default_factory=Turns)
 
     @property
     def output(self) -> str:
@@ -96,10 +99,10 @@ class Session:
         return self.infer(self.prepare(inputs))
 
     def prepare(self, inputs: Mapping[str, Source]) -> Prepared:
-        """Preprocess the inputs; may run while another result is inferred, in a thread of its own."""
+        """Preprocess the inputs; may run while another result is inferred, in a thread of its own (see `Turns`)."""
         seconds: dict[str, float] = {}
         feeds = self.terms.feeds or tuple(Feed(name=name, key=name) for name in inputs)
-        with torch.no_grad(), _timed("preprocess", seconds):
+        with self.turns.preparing(self.preprocessing), torch.no_grad(), _timed("preprocess", seconds):
             straightened = {
                 feed.name: Straightened(volume.geometry)
                 for feed in feeds
@@ -113,13 +116,12 @@ class Session:
                 for item in self._items(feeds, straight)
             )
         first = feeds[0].name
-        return Prepared(first=inputs[first], straightened=straightened.get(first), items=items, seconds=seconds)
+        return Prepared(first=_hollow(inputs[first]), straightened=straightened.get(first), items=items, seconds=seconds)
 
     def infer(self, prepared: Prepared) -> Prediction:
         """Run the network on prepared inputs, and return what it finds on the grid of the first input."""
         seconds = {"infer": 0.0, "postprocess": 0.0}
-        set_determinism(seed=0)
-        with torch.no_grad():
+        with self.turns.inferring(), torch.no_grad():
             found = [(item, self._run(item, seconds)) for item in prepared.items]
             started = time.perf_counter()
             prediction = self._prediction(prepared.first, found)
@@ -164,7 +166,7 @@ class Session:
         image = _image_of(item.data, self.terms)
         with _timed("infer", seconds):
             raw = self.inferer(image.unsqueeze(0).to(self.device), self.network)
-        with _timed("postprocess", seconds):
+        with self.turns.postprocessing(), _timed("postprocess", seconds):
             data = dict(item.data) if isinstance(item.data, Mapping) else {CommonKeys.IMAGE: image}
             data[CommonKeys.PRED] = _unbatched(raw, image)
             after = apply_transform(self.postprocessing, data)
@@ -315,6 +317,7 @@ def _built(
         frame=BoxFrame.VOXEL if found.world_left_out else terms.frame,
         box_mode=found.box_mode,
         evaluation=evaluation,
+        turns=Turns(apart=evaluation is not None),
     )
     return session, loaded
 
@@ -375,6 +378,19 @@ def _image(feeds: Sequence[Feed], inputs: Mapping[str, Source], index: int) -> M
     if index >= len(source.sources):
         raise InputRefused("too_few_pictures", f"{feeds[0].name} has {len(source.sources)} pictures, not {index + 1}")
     return images.as_picture(source, index)
+
+
+def _hollow(source: Source) -> Source:
+    """Return an input whose values take no memory: 0 everywhere."""
+
+    def zeros(values: Any) -> Any:
+        return np.broadcast_to(np.zeros((), values.dtype), values.shape)
+
+    if isinstance(source, Volume):
+        return replace(source, voxels=zeros(source.voxels))
+    if isinstance(source, Pictures):
+        return replace(source, frames=zeros(source.frames))
+    return replace(source, samples=zeros(source.samples))
 
 
 def _straight(source: Source, by: Straightened | None) -> Source:

@@ -1,0 +1,78 @@
+"""What preparing one study and inferring another may not do at the same time. Only for the model child.
+
+The transforms of a bundle are one set of objects for both: `Invertd` inverts with the very objects that preprocess,
+and MONAI's switch themselves while they do (`SpatialResample.inverse` stops its own tracing). A study that went
+through at that moment would never be inverted by that step: its result would lie elsewhere. So either preprocessing
+or postprocessing has the transforms; the network runs beside both. What draws random numbers has the whole session.
+"""
+
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from monai.transforms import Randomizable
+from monai.utils import set_determinism
+
+SEED = 0
+
+
+class Turns:
+    """Who has the transforms of a session. `apart`: nothing is inferred while anything is prepared."""
+
+    def __init__(self, *, apart: bool = False) -> None:
+        """`apart` is for bundles whose inference cannot be told from their postprocessing."""
+        self.apart = apart
+        self._transforms = threading.RLock()
+        self._counting = threading.Lock()
+        self._inferring = self._runs = 0
+
+    @contextmanager
+    def preparing(self, preprocessing: Any) -> Iterator[None]:
+        """Have the transforms, seeded; one that draws random numbers that others draw from too is apart from now on."""
+        with self._transforms:
+            if isinstance(preprocessing, Randomizable):
+                preprocessing.set_random_state(seed=SEED)
+            with self._counting:
+                watched, runs = not self._inferring, self._runs
+                if watched:
+                    set_determinism(seed=SEED)
+                    before = _random_state()
+            yield
+            with self._counting:
+                if watched and runs == self._runs and _random_state() != before:
+                    self.apart = True
+
+    @contextmanager
+    def inferring(self) -> Iterator[None]:
+        """Infer with the seed that every run has; the transforms are free, unless the session is apart."""
+        with self._counting:
+            self._inferring += 1
+            self._runs += 1
+        try:
+            if self.apart:
+                with self._transforms:
+                    set_determinism(seed=SEED)
+                    yield
+            else:
+                set_determinism(seed=SEED)
+                yield
+        finally:
+            with self._counting:
+                self._inferring -= 1
+
+    @contextmanager
+    def postprocessing(self) -> Iterator[None]:
+        """Have the transforms."""
+        with self._transforms:
+            yield
+
+
+def _random_state() -> tuple[Any, ...]:
+    """Return where the generators are that everything in this process shares."""
+    _, keys, *rest = np.random.get_state(legacy=True)
+    on_gpu = torch.cuda.get_rng_state().numpy().tobytes() if torch.cuda.is_initialized() else b""
+    return random.getstate(), np.asarray(keys).tobytes(), *rest, torch.get_rng_state().numpy().tobytes(), on_gpu

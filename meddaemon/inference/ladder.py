@@ -1,0 +1,168 @@
+"""What is changed about a run, step by step, so that it fits into memory: pure, and the same for every device.
+
+    as the bundle says ──> fewer windows at once ──> outputs in the host ──> class by class ──> alone ──> on the CPU
+
+An estimate chooses the rung on which a run begins; where memory runs out all the same, it is tried on the next one
+that spares what ran out. Below the last one there is only a refusal.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from math import prod
+from typing import Any, NamedTuple, Self
+
+from meddaemon.domain.errors import ModelFailed
+from meddaemon.inference.plan import AS_SHIPPED, RunPlan
+
+_MAX_LENGTH = 2**31
+_MAX_AXES = 5
+
+
+class Memory(StrEnum):
+    """Which memory."""
+
+    GPU = "gpu"
+    HOST = "host"
+
+
+class Bytes(NamedTuple):
+    """So much of each memory."""
+
+    host: int
+    gpu: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """What is known of a run once its input is preprocessed; lengths of axes in voxels.
+
+    `image` is (channel, x[, y[, z]]) as the network sees it, `source` the grid on which the answer lies, `window` and
+    `window_batch` what goes through the network at once (the whole image without windows), `outputs` how many channels
+    came out of it in the last run, 0 before the first one, and `items` how many images one run has.
+    """
+
+    image: tuple[int, ...]
+    source: tuple[int, ...]
+    window: tuple[int, ...] = ()
+    window_batch: int = 1
+    outputs: int = 0
+    items: int = 1
+    on_gpu: bool = False
+
+    def message(self) -> dict[str, Any]:
+        """Return the shapes as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_message(cls, message: object) -> Self:
+        """Return the shapes that a child told. Raises `ModelFailed` for what can be none."""
+        said = message if isinstance(message, Mapping) else {}
+        try:
+            lengths = {name: tuple(said[name]) for name in ("image", "source", "window")}
+            numbers = {name: said[name] for name in ("window_batch", "outputs", "items")}
+            on_gpu = said["on_gpu"]
+        except (LookupError, TypeError) as error:
+            raise ModelFailed("a child sent shapes that are none") from error
+        every = [*numbers.values(), *(each for axes in lengths.values() for each in axes)]
+        if (
+            not all(type(each) is int and 0 <= each <= _MAX_LENGTH for each in every)
+            or any(len(axes) > _MAX_AXES for axes in lengths.values())
+            or min(numbers["window_batch"], numbers["items"]) < 1
+            or type(on_gpu) is not bool
+        ):
+            raise ModelFailed("a child sent shapes that are none")
+        return cls(**lengths, **numbers, on_gpu=on_gpu)
+
+    @property
+    def voxels(self) -> int:
+        """How many voxels the network sees of one image."""
+        return prod(self.image[1:])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """One way to carry out a run; `alone`: every other model of this worker is ended before."""
+
+    plan: RunPlan = AS_SHIPPED
+    alone: bool = False
+    on_cpu: bool = False
+    """Whether it runs on the CPU although its model has a GPU."""
+
+    def __str__(self) -> str:
+        plan = self.plan
+        said = [
+            f"windows {plan.window_batch} at a time" if plan.window_batch else "",
+            "outputs in the memory of the host" if plan.outputs_on_host else "",
+            "class by class" if plan.class_by_class else "",
+            "alone" if self.alone else "",
+            "on the CPU" if self.on_cpu else "",
+        ]
+        return ", ".join(filter(None, said)) or "as the bundle says"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What may be changed about a run.
+
+    `window_batch` is how many windows go through the network at once as the bundle says, 1 where there are none.
+    `by_class`: its output has channels that can be taken one by one. `others`: other models are warm. `cpu`: the
+    contract allows the CPU. `planned`: a plan counts for something; none does for what happens before the network.
+    """
+
+    window_batch: int = 1
+    on_gpu: bool = False
+    by_class: bool = False
+    others: bool = False
+    cpu: bool = False
+    planned: bool = True
+
+
+def lower(rung: Rung, where: Memory, choices: Choices) -> Rung | None:
+    """Return the next rung that spares the memory that ran out; None when there is none."""
+    plan, on_gpu = rung.plan, choices.on_gpu and not rung.on_cpu
+    batch = plan.window_batch or choices.window_batch
+    if choices.planned:
+        if where is Memory.GPU:
+            if batch > 1:
+                return replace(rung, plan=replace(plan, window_batch=batch // 2))
+            if not plan.outputs_on_host:
+                return replace(rung, plan=replace(plan, outputs_on_host=True))
+        if choices.by_class and not plan.class_by_class:
+            return replace(rung, plan=replace(plan, class_by_class=True))
+        if batch > 1 and not on_gpu:
+            # What the network makes of its windows lies in the host here; that of one is the least there can be.
+            return replace(rung, plan=replace(plan, window_batch=1))
+    if choices.others and not rung.alone:
+        return replace(rung, alone=True)
+    if where is Memory.GPU and on_gpu and choices.cpu:
+        # Nothing of the GPU is left to be spared.
+        return replace(rung, plan=replace(plan, outputs_on_host=False), on_cpu=True)
+    return None
+
+
+def ladder(where: Memory, choices: Choices) -> tuple[Rung, ...]:
+    """Return every rung from the bundle's own way down, if it is always the same memory that runs out."""
+    rungs = [Rung()]
+    while (below := lower(rungs[-1], where, choices)) is not None:
+        rungs.append(below)
+    return tuple(rungs)
+
+
+def first(choices: Choices, need: Callable[[Rung], Bytes], room: Callable[[Rung], Bytes]) -> Rung:
+    """Return the highest rung that is expected to fit, else the lowest one before the CPU: an estimate may be wrong.
+
+    `need` is what a run is expected to take, `room` what it may have.
+    """
+    rung = Rung()
+    while True:
+        wanted, there = need(rung), room(rung)
+        if wanted.gpu > there.gpu:
+            below = lower(rung, Memory.GPU, choices)
+        elif wanted.host > there.host:
+            below = lower(rung, Memory.HOST, choices)
+        else:
+            return rung
+        if below is None or below.on_cpu:
+            return rung
+        rung = below
