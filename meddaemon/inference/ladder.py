@@ -17,6 +17,7 @@ from meddaemon.inference.plan import AS_SHIPPED, RunPlan
 
 _MAX_LENGTH = 2**31
 _MAX_AXES = 5
+_FLOAT = 4
 
 
 class Memory(StrEnum):
@@ -31,6 +32,9 @@ class Bytes(NamedTuple):
 
     host: int
     gpu: int = 0
+
+
+NOTHING = Bytes(host=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +76,33 @@ class Shapes:
             or type(on_gpu) is not bool
         ):
             raise ModelFailed("a child sent shapes that are none")
-        return cls(**lengths, **numbers, on_gpu=on_gpu)
+        return cls(image=lengths["image"], source=lengths["source"], window=lengths["window"], on_gpu=on_gpu, **numbers)
 
     @property
     def voxels(self) -> int:
         """How many voxels the network sees of one image."""
         return prod(self.image[1:])
+
+
+def estimate(shapes: Shapes, plan: RunPlan) -> Bytes:
+    """Return what a run is expected to take beyond the loaded network and its input: classes, voxels and stages.
+
+    What the layers of a network take is not known before a run; see `Ledger.learn`.
+    """
+    outputs = max(1, shapes.outputs)
+    image, source = shapes.voxels, prod(shapes.source)
+    window = prod(shapes.window) if shapes.window else image
+    batch = min(plan.window_batch or shapes.window_batch, max(1, -(-image // max(1, window))))
+    windows = _FLOAT * batch * window * (shapes.image[0] + outputs)
+    stitched = _FLOAT * image * (outputs + 1) if shapes.window else 0
+    # Whatever follows makes a copy of what it is given, then one on the grid of the source, and its labels.
+    channels = 1 if plan.class_by_class else outputs
+    after = _FLOAT * (channels * (image + 2 * source) + source)
+    if not shapes.on_gpu:
+        return Bytes(host=windows + stitched + after)
+    if plan.outputs_on_host or plan.class_by_class:
+        return Bytes(host=stitched + after, gpu=windows)
+    return Bytes(host=_FLOAT * channels * source, gpu=windows + stitched + after)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +126,10 @@ class Rung:
         return ", ".join(filter(None, said)) or "as the bundle says"
 
 
+TOP = Rung()
+"""The bundle's own way."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choices:
     """What may be changed about a run.
@@ -120,49 +149,46 @@ class Choices:
 
 def lower(rung: Rung, where: Memory, choices: Choices) -> Rung | None:
     """Return the next rung that spares the memory that ran out; None when there is none."""
-    plan, on_gpu = rung.plan, choices.on_gpu and not rung.on_cpu
+    plan, on_gpu, planned = rung.plan, where is Memory.GPU and not rung.on_cpu, choices.planned
     batch = plan.window_batch or choices.window_batch
-    if choices.planned:
-        if where is Memory.GPU:
-            if batch > 1:
-                return replace(rung, plan=replace(plan, window_batch=batch // 2))
-            if not plan.outputs_on_host:
-                return replace(rung, plan=replace(plan, outputs_on_host=True))
-        if choices.by_class and not plan.class_by_class:
-            return replace(rung, plan=replace(plan, class_by_class=True))
-        if batch > 1 and not on_gpu:
-            # What the network makes of its windows lies in the host here; that of one is the least there can be.
-            return replace(rung, plan=replace(plan, window_batch=1))
-    if choices.others and not rung.alone:
-        return replace(rung, alone=True)
-    if where is Memory.GPU and on_gpu and choices.cpu:
+    ways = (
+        (planned and on_gpu and batch > 1, replace(rung, plan=replace(plan, window_batch=batch // 2))),
+        (planned and on_gpu and not plan.outputs_on_host, replace(rung, plan=replace(plan, outputs_on_host=True))),
+        (
+            planned and choices.by_class and not plan.class_by_class,
+            replace(rung, plan=replace(plan, class_by_class=True)),
+        ),
+        # Without a GPU, what the network makes of its windows lies in the host: that of one is the least there can be.
+        (
+            planned and batch > 1 and (rung.on_cpu or not choices.on_gpu),
+            replace(rung, plan=replace(plan, window_batch=1)),
+        ),
+        (choices.others and not rung.alone, replace(rung, alone=True)),
         # Nothing of the GPU is left to be spared.
-        return replace(rung, plan=replace(plan, outputs_on_host=False), on_cpu=True)
-    return None
+        (on_gpu and choices.cpu, replace(rung, plan=replace(plan, outputs_on_host=False), on_cpu=True)),
+    )
+    return next((below for applies, below in ways if applies), None)
 
 
 def ladder(where: Memory, choices: Choices) -> tuple[Rung, ...]:
     """Return every rung from the bundle's own way down, if it is always the same memory that runs out."""
-    rungs = [Rung()]
+    rungs = [TOP]
     while (below := lower(rungs[-1], where, choices)) is not None:
         rungs.append(below)
     return tuple(rungs)
 
 
-def first(choices: Choices, need: Callable[[Rung], Bytes], room: Callable[[Rung], Bytes]) -> Rung:
-    """Return the highest rung that is expected to fit, else the lowest one before the CPU: an estimate may be wrong.
+def first(start: Rung, choices: Choices, need: Callable[[Rung], Bytes], room: Callable[[Rung], Bytes]) -> Rung:
+    """Return the highest rung from `start` down that is expected to fit.
 
-    `need` is what a run is expected to take, `room` what it may have.
+    `need` is what a run is expected to take, `room` what it may have. Where none fits it is the lowest that needs no
+    other device: an estimate may be wrong.
     """
-    rung = Rung()
+    rung = start
     while True:
         wanted, there = need(rung), room(rung)
-        if wanted.gpu > there.gpu:
-            below = lower(rung, Memory.GPU, choices)
-        elif wanted.host > there.host:
-            below = lower(rung, Memory.HOST, choices)
-        else:
-            return rung
-        if below is None or below.on_cpu:
+        where = Memory.GPU if wanted.gpu > there.gpu else Memory.HOST
+        below = lower(rung, where, choices) if wanted.gpu > there.gpu or wanted.host > there.host else None
+        if below is None or below.on_cpu != start.on_cpu:
             return rung
         rung = below

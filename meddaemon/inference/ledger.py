@@ -81,9 +81,10 @@ class Ledger:
             ending.append(others.pop(0))
         return ending
 
-    def gpu_allowance(self, model: str) -> float:
-        """Return what of the GPU the model may take; 0 while nothing is known of the GPU."""
-        return max(0.0, self._gpu_budget - sum(use.gpu for name, use in self._resting.items() if name != model))
+    def gpu_allowance(self, model: str, total: int, *, alone: bool = False) -> int:
+        """Return what the model may take of its GPU, which has so much: all, or all that the others do not hold."""
+        others = 0 if alone else sum(use.gpu for name, use in self._resting.items() if name != model)
+        return max(0, int(self._gpu_fraction * total) - others)
 
     def allowance(self, model: str) -> int:
         """Return what the model may take: all that the others do not hold."""

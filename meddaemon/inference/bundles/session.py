@@ -40,6 +40,8 @@ from meddaemon.inference.bundles.weights import (
     is_torchscript,
     refuse_unfilled,
 )
+from meddaemon.inference.ladder import Shapes
+from meddaemon.inference.plan import AS_SHIPPED, RunPlan
 from meddaemon.inference.regrid import Straightened, is_straight
 
 # Of `initialize`, what runs, sets seeds or is there for savers is ours.
@@ -84,6 +86,8 @@ class Session:
     evaluation: Any = None
     provenance: dict[str, str] = field(default_factory=dict)
     turns: Turns = field(default_factory=Turns)
+    seen: dict[str, int] = field(default_factory=dict)
+    """What was seen of the last run: how many `outputs` (channels) the network had."""
 
     @property
     def output(self) -> str:
@@ -116,9 +120,31 @@ class Session:
                 for item in self._items(feeds, straight)
             )
         first = feeds[0].name
-        return Prepared(first=_hollow(inputs[first]), straightened=straightened.get(first), items=items, seconds=seconds)
+        return Prepared(
+            first=_hollow(inputs[first]), straightened=straightened.get(first), items=items, seconds=seconds
+        )
 
-    def infer(self, prepared: Prepared) -> Prediction:
+    def shapes(self, prepared: Prepared) -> Shapes:
+        """Return what is known of a run of these inputs: what it will take can be estimated."""
+        item = prepared.items[0]
+        image = tuple(map(int, _image_of(item.data, self.terms).shape))
+        window, batch = getattr(self.inferer, "roi_size", ()), getattr(self.inferer, "sw_batch_size", 1)
+        lengths = (window,) * len(image[1:]) if isinstance(window, int) else tuple(window or ())
+        return Shapes(
+            image=image,
+            source=tuple(map(int, item.grid.shape)),
+            # A length that is no number, or none, is all of the image.
+            window=tuple(
+                each if isinstance(each, int) and each > 0 else size
+                for each, size in zip(lengths, image[1:], strict=False)
+            ),
+            window_batch=batch if isinstance(batch, int) and batch > 0 else 1,
+            outputs=self.seen.get("outputs", 0),
+            items=len(prepared.items),
+            on_gpu=self.device.type == "cuda",
+        )
+
+    def infer(self, prepared: Prepared, plan: RunPlan = AS_SHIPPED) -> Prediction:
         """Run the network on prepared inputs, and return what it finds on the grid of the first input."""
         seconds = {"infer": 0.0, "postprocess": 0.0}
         with self.turns.inferring(), torch.no_grad():
@@ -166,6 +192,8 @@ class Session:
         image = _image_of(item.data, self.terms)
         with _timed("infer", seconds):
             raw = self.inferer(image.unsqueeze(0).to(self.device), self.network)
+        if isinstance(raw, torch.Tensor) and raw.ndim > 1:
+            self.seen["outputs"] = int(raw.shape[1])
         with self.turns.postprocessing(), _timed("postprocess", seconds):
             data = dict(item.data) if isinstance(item.data, Mapping) else {CommonKeys.IMAGE: image}
             data[CommonKeys.PRED] = _unbatched(raw, image)

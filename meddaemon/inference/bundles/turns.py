@@ -74,5 +74,6 @@ class Turns:
 def _random_state() -> tuple[Any, ...]:
     """Return where the generators are that everything in this process shares."""
     _, keys, *rest = np.random.get_state(legacy=True)
-    on_gpu = torch.cuda.get_rng_state().numpy().tobytes() if torch.cuda.is_initialized() else b""
+    has_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    on_gpu = torch.cuda.get_rng_state().numpy().tobytes() if has_gpu else b""
     return random.getstate(), np.asarray(keys).tobytes(), *rest, torch.get_rng_state().numpy().tobytes(), on_gpu
