@@ -89,7 +89,12 @@ class _Desk:
             finally:
                 runs.put(None)
 
+        # A thread that first computes while another one limits its own threads would have as few.
+        torch = sys.modules["torch"]
+        threads = torch.get_num_threads()
+
         def prepare() -> None:
+            torch.set_num_threads(threads)
             try:
                 while (request := preparations.get()) is not None:
                     self.answer(request)

@@ -41,17 +41,23 @@ class Evaluation:
         # It reports every epoch of one image as if there were a training.
         evaluator.logger.setLevel(logging.WARNING)
 
-    def run(self, item: Any) -> dict[Any, Any]:
+    def run(self, item: Any, adapted: Callable[[Any], Any] = lambda inferer: inferer) -> dict[Any, Any]:
         """Run one preprocessed item through the evaluator, and return it with what was found beside it.
 
+        `adapted` makes of the evaluator's inferer the one for this run.
         Raises `ModelFailed` when the evaluator returned nothing; what its own code raises passes through.
         """
         self._seen.clear()
         self._batches.item = item
+        inferer = getattr(self._evaluator, "inferer", None)
+        if inferer is not None:
+            self._evaluator.inferer = adapted(inferer)
         try:
             self._evaluator.run()
         finally:
             self._batches.item = None
+            if inferer is not None:
+                self._evaluator.inferer = inferer
         if not self._seen:
             raise ModelFailed("the evaluator of the bundle ended without an output")
         batch, output = ((each[0] if isinstance(each, list) and each else each) for each in self._seen[-1])

@@ -4,7 +4,8 @@ Images of a bundle are (channel, x, y[, z]) with an affine to RAS mm; results he
 pictures, [row, column].
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from meddaemon.domain.contract import BoxFrame
 from meddaemon.domain.errors import ModelFailed
 from meddaemon.domain.result import Box, Labels, Landmark
+from meddaemon.inference.bundles.channels import Highest, at_once, slabs
 from meddaemon.inference.bundles.images import Grid, grid_of, resampled
 
 THRESHOLD = 0.5
@@ -55,26 +57,29 @@ def drawn(prediction: object, grid: Grid, segments: Sequence[int] = (), *, seen:
     if image.ndim != len(grid.shape) + 1:
         raise ModelFailed(f"the prediction has the shape {tuple(prediction.shape)}, the source {grid.shape}")
     doubts: tuple[str, ...] = ()
-    if image.is_floating_point() and not bool(torch.isfinite(image.as_tensor()).all()):
-        count = int((~torch.isfinite(image.as_tensor())).sum())
+    if image.is_floating_point() and (count := _count(image, lambda values: ~torch.isfinite(values))):
         doubts = (f"the prediction holds {count} values that are not finite",)
         image = torch.nan_to_num(image, nan=0.0, posinf=0.0, neginf=0.0)
     channels = image.shape[0]
     if channels == 1:
         values = _on(image, grid, seen)[0]
         if len(segments) == 1 and not _whole(image) and image.min() >= 0 and image.max() <= 1:
-            values = (values >= THRESHOLD) * segments[0]
+            values = (values >= THRESHOLD).int() * segments[0]
         return Drawn(labels=_labels(values.numpy()), doubts=doubts)
-    lowest, highest = float(image.min()), float(image.max())
+    lowest, highest = float(image.as_tensor().min()), float(image.as_tensor().max())
     probable = lowest >= 0 and highest <= 1
     if segments and channels == max(segments) + 1 and not (probable and _overlapping(image)):
-        values = _on(image, grid, seen)
-        return Drawn(labels=_labels(values.argmax(dim=0).numpy()), doubts=doubts)
+        best = Highest(channels)
+        for values in _each_on(image, grid, seen, range(channels)):
+            best.add(values)
+        return Drawn(labels=_labels(best.labels.numpy()), doubts=doubts)
     if segments and probable and channels in {len(segments), max(segments) + 1}:
-        values = _on(image, grid, seen) >= THRESHOLD
         chosen = range(channels) if channels == len(segments) else segments
-        masks = np.stack([values[each].numpy().transpose() for each in chosen])
-        return Drawn(masks=np.ascontiguousarray(masks), doubts=doubts)
+        masks = np.empty((len(chosen), *reversed(grid.shape)), dtype=np.bool_)
+        each = (channel for values in _each_on(image, grid, seen, chosen) for channel in values)
+        for mask, channel in zip(masks, each, strict=True):
+            np.greater_equal(channel.numpy().transpose(), THRESHOLD, out=mask)
+        return Drawn(masks=masks, doubts=doubts)
     raise ModelFailed(
         f"the prediction has the shape {tuple(image.shape)} with values from {lowest:g} to {highest:g}, which is"
         f" neither a map of labels nor one channel for each of the {len(segments)} segments of the contract"
@@ -182,17 +187,38 @@ def landmarks(
 
 def _on(image: MetaTensor, grid: Grid, seen: Grid | None) -> torch.Tensor:
     """Return the image on `grid`, on the CPU: itself where it lies there, resampled where it lies as `seen` does."""
-    found = grid_of(image)
-    if found.lies_as(grid):
+    if not _moves(image, grid, seen):
         plain: torch.Tensor = image.as_tensor().cpu()
         return plain
+    return resampled(image, grid, nearest=_whole(image)).cpu()
+
+
+def _each_on(image: MetaTensor, grid: Grid, seen: Grid | None, chosen: Sequence[int]) -> Iterator[torch.Tensor]:
+    """Yield the chosen channels of the image on `grid`, so many at a time (channel, x, y[, z]) as should be moved."""
+    channels = image.as_tensor()
+    if not _moves(image, grid, seen):
+        # All of them are there anyway; a choice would be a copy.
+        yield from [channels.cpu()] if len(chosen) == len(channels) else (channels[[each]].cpu() for each in chosen)
+        return
+    nearest = _whole(image)
+    size = at_once(math.prod(grid.shape), channels[0].numel())
+    for first in range(0, len(chosen), size):
+        part = MetaTensor(channels[list(chosen[first : first + size])], affine=image.affine)
+        yield resampled(part, grid, nearest=nearest).cpu()
+
+
+def _moves(image: MetaTensor, grid: Grid, seen: Grid | None) -> bool:
+    """Say whether the image must be moved onto `grid`; raises `ModelFailed` where it lies on neither grid."""
+    found = grid_of(image)
+    if found.lies_as(grid):
+        return False
     if seen is None or not found.lies_as(seen):
         off = np.abs(found.affine - grid.affine).max()
         raise ModelFailed(
             f"the prediction lies on another grid than the source, and than the image that the network saw: its shape"
             f" is {found.shape}, that of the source {grid.shape}, and its affine is {off:.4g} mm off"
         )
-    return resampled(image, grid, nearest=_whole(image)).cpu()
+    return True
 
 
 def _padded(affine: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -205,14 +231,23 @@ def _padded(affine: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _whole(image: MetaTensor) -> bool:
     """Say whether all values are whole numbers: labels, or channels of 0 and 1."""
-    values = image.as_tensor()
-    return not values.is_floating_point() or bool((values == values.round()).all())
+    return not image.is_floating_point() or not _count(image, lambda values: values != values.round())
 
 
 def _overlapping(image: MetaTensor) -> bool:
-    sums = image.as_tensor().sum(dim=0, dtype=torch.float64)
-    # Where a bundle padded, no class has any probability, which argmax makes background.
-    return bool(((sums - 1).abs() > SUM_TOLERANCE).logical_and(sums > 0).any())
+    values = image.as_tensor()
+    for at in slabs(values):
+        sums = values[:, at].sum(dim=0, dtype=torch.float64)
+        # Where a bundle padded, no class has any probability, which argmax makes background.
+        if bool(((sums - 1).abs() > SUM_TOLERANCE).logical_and(sums > 0).any()):
+            return True
+    return False
+
+
+def _count(image: MetaTensor, which: Callable[[torch.Tensor], torch.Tensor]) -> int:
+    """Return of how many values it is true, looked at in pieces."""
+    values = image.as_tensor()
+    return sum(int(which(values[:, at]).sum()) for at in slabs(values))
 
 
 def _labels(values: NDArray[Any]) -> Labels:
@@ -220,11 +255,11 @@ def _labels(values: NDArray[Any]) -> Labels:
     if (
         lowest < 0
         or highest > np.iinfo(np.uint16).max
-        or (values.dtype.kind == "f" and (np.rint(values) != values).any())
+        or (values.dtype.kind == "f" and any((np.rint(plane) != plane).any() for plane in values))
     ):
         raise ModelFailed(f"the prediction holds values from {lowest:g} to {highest:g} that are not labels")
     dtype = np.uint8 if highest <= np.iinfo(np.uint8).max else np.uint16
-    labels: Labels = np.ascontiguousarray(values.transpose().astype(dtype))
+    labels: Labels = values.transpose().astype(dtype, order="C")
     return labels
 
 

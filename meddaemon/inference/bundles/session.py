@@ -24,7 +24,7 @@ from meddaemon.domain.errors import InputRefused, ModelFailed
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.result import Box, Landmark, Prediction
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.bundles import images, outputs
+from meddaemon.inference.bundles import frugal, images, outputs
 from meddaemon.inference.bundles.edges import BATCHES, Edges, replace_edges
 from meddaemon.inference.bundles.images import Grid, Source, TakeImage, TakeImaged
 from meddaemon.inference.bundles.kinds import obstacles
@@ -94,13 +94,13 @@ class Session:
         """Key of the prediction in the bundle's data dictionary."""
         return self.terms.output
 
-    def predict(self, inputs: Mapping[str, Source]) -> Prediction:
-        """Run the bundle on its inputs by name; what it finds lies on the grid of the first.
+    def predict(self, inputs: Mapping[str, Source], plan: RunPlan = AS_SHIPPED) -> Prediction:
+        """Run the bundle on its inputs by name; what it finds lies on the grid of the first, whatever the plan.
 
         Raises `InputRefused` when the inputs do not belong together, and `ModelFailed` when the result is not what
         the contract says, or lies nowhere. Whatever the bundle's own code raises passes through.
         """
-        return self.infer(self.prepare(inputs))
+        return self.infer(self.prepare(inputs), plan)
 
     def prepare(self, inputs: Mapping[str, Source]) -> Prepared:
         """Preprocess the inputs; may run while another result is inferred, in a thread of its own (see `Turns`)."""
@@ -145,16 +145,18 @@ class Session:
         )
 
     def infer(self, prepared: Prepared, plan: RunPlan = AS_SHIPPED) -> Prediction:
-        """Run the network on prepared inputs, and return what it finds on the grid of the first input."""
+        """Run the network on prepared inputs as planned, and return what it finds on the grid of the first input."""
         seconds = {"infer": 0.0, "postprocess": 0.0}
         with self.turns.inferring(), torch.no_grad():
-            found = [(item, self._run(item, seconds)) for item in prepared.items]
+            way = frugal.Way(self.inferer, self.postprocessing, plan)
+            found = [(item, self._run(item, way, seconds)) for item in prepared.items]
             started = time.perf_counter()
             prediction = self._prediction(prepared.first, found)
             if prepared.straightened is not None:
                 prediction = _returned(prediction, prepared.straightened)
         seconds["postprocess"] += time.perf_counter() - started
-        return replace(prediction, seconds={**prepared.seconds, **seconds})
+        provenance = {**prediction.provenance, **({"memory": way.told} if way.told else {})}
+        return replace(prediction, seconds={**prepared.seconds, **seconds}, provenance=provenance)
 
     def _items(self, feeds: Sequence[Feed], inputs: Mapping[str, Source]) -> Iterator[Item]:
         """Yield the data of each run: one for volumes and waveforms, one for each slice or picture of the first."""
@@ -182,22 +184,24 @@ class Session:
                 source=first.sources[index] if isinstance(first, Pictures) else None,
             )
 
-    def _run(self, item: Item, seconds: dict[str, float]) -> Mapping[Any, Any]:
+    def _run(self, item: Item, way: frugal.Way, seconds: dict[str, float]) -> Mapping[Any, Any]:
         """Return the data of one item with the prediction of the network in it, postprocessed."""
         if self.evaluation is not None:
             with _timed("infer", seconds):
-                result: dict[Any, Any] = self.evaluation.run(item.data)
+                result: dict[Any, Any] = self.evaluation.run(item.data, way.adapted)
                 result.setdefault(CommonKeys.IMAGE, _image_of(item.data, self.terms))
             return result
         image = _image_of(item.data, self.terms)
         with _timed("infer", seconds):
-            raw = self.inferer(image.unsqueeze(0).to(self.device), self.network)
+            raw = way.infer(image.unsqueeze(0).to(self.device), self.network)
         if isinstance(raw, torch.Tensor) and raw.ndim > 1:
-            self.seen["outputs"] = int(raw.shape[1])
+            # Class by class, there may be none but the highest.
+            self.seen["outputs"] = max(int(raw.shape[1]), self.seen.get("outputs", 0))
         with self.turns.postprocessing(), _timed("postprocess", seconds):
             data = dict(item.data) if isinstance(item.data, Mapping) else {CommonKeys.IMAGE: image}
             data[CommonKeys.PRED] = _unbatched(raw, image)
-            after = apply_transform(self.postprocessing, data)
+            del raw
+            after = way.finish(data)
         return after if isinstance(after, Mapping) else {self.output: after}
 
     def _prediction(self, first: Source, found: Sequence[tuple[Item, Mapping[Any, Any]]]) -> Prediction:
