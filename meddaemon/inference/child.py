@@ -116,6 +116,7 @@ class _Desk:
             self._prepared.pop(str(said["drop"]), None)
             return
         of = {step: str(said[step]) for step in ("prepare", "infer") if step in said}
+        answer: dict[str, Any] = {}
         sealed: dict[str, Sealed] = {}
         try:
             if "prepare" in of:
@@ -125,7 +126,8 @@ class _Desk:
                 _begin_gpu_peak()
                 plan = RunPlan.from_message(said["plan"])
                 found = self._session.infer(self._prepared.pop(of["infer"]), plan)
-                answer, arrays = prediction_message(found)
+                told, arrays = prediction_message(found)
+                answer = {**told, "outputs": self._session.seen.get("outputs", 0)}
                 sealed = {name: Sealed.of(each) for name, each in arrays.items()}
         except InputRefused as refusal:
             answer, sealed = refusal_message(refusal), {}

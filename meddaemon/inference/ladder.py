@@ -100,7 +100,7 @@ def estimate(shapes: Shapes, plan: RunPlan) -> Bytes:
     after = _FLOAT * (channels * (image + 2 * source) + source)
     if not shapes.on_gpu:
         return Bytes(host=windows + stitched + after)
-    if plan.outputs_on_host or plan.class_by_class:
+    if plan.outputs_on_host:
         return Bytes(host=stitched + after, gpu=windows)
     return Bytes(host=_FLOAT * channels * source, gpu=windows + stitched + after)
 

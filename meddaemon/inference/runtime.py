@@ -185,9 +185,19 @@ class ModelProcess:
                 warm.drop(prepared, deadline=time.monotonic() + _HAND_SECONDS)
 
     @property
+    def loaded(self) -> Bytes:
+        """What the child held when its bundle was loaded: what it keeps since is there for the next run."""
+        return self._warm.loaded if self._warm else Bytes(host=0)
+
+    @property
     def measured(self) -> Bytes:
-        """What the last run took, beyond what the child held before it."""
+        """What the last run took at most, beyond that."""
         return self._warm.measured if self._warm else Bytes(host=0)
+
+    @property
+    def outputs(self) -> int:
+        """How many channels came out of the network in the last run; 0 where that is not known."""
+        return self._warm.outputs if self._warm else 0
 
     def begin(self, *, deadline: float, memory_bytes: int | None = None) -> None:
         """Have the bundle loaded from now on, if it is not, while something else is done; `infer` waits for it.
@@ -247,11 +257,13 @@ class ModelProcess:
 
     def _infer(self, prepared: Prepared, terms: "_Terms", plan: RunPlan) -> Prediction:
         warm, handed, _ = self._prepare(prepared, terms)
-        before = warm.begin_peak()
+        warm.begin_peak()
         received = self._ask(warm, {"infer": handed.key, "plan": plan.message()}, terms, {"infer": handed.key})
         warm.forget(handed)
         warm.tidy()
-        warm.end_peak(before)
+        warm.end_peak()
+        outputs = received.said.get("outputs")
+        warm.outputs = outputs if type(outputs) is int and outputs > 0 else 0
         if "refused" in received.said:
             raise refusal_from(received.said["refused"])
         try:
@@ -420,7 +432,8 @@ class _Warm:
         self.is_spoilt = False
         """Whether something failed in it: it finishes what it does, and is replaced."""
         self.gpu = (0, 0, 0, 0, 0)
-        self.measured = Bytes(host=0)
+        self.outputs = 0
+        self.loaded = self.measured = Bytes(host=0)
         self._peak = 0
         self._keys = count()
         self._handed: list[_Handed] = []
@@ -506,18 +519,16 @@ class _Warm:
         gpu, gpu_peak, gpu_total, _, _ = self.gpu
         return Use(host=now, peak=max(peak, self._peak), gpu=gpu, gpu_peak=gpu_peak, gpu_total=gpu_total)
 
-    def begin_peak(self) -> Bytes:
-        """Measure from now on what is taken at most; return what is taken now."""
-        now, peak = self._private()
-        self._peak = max(self._peak, peak)
+    def begin_peak(self) -> None:
+        """Measure from now on what is taken at most."""
+        self._peak = max(self._peak, self._private()[1])
         with suppress(OSError):  # without it, what was taken at most since the child was born counts
             Path(f"/proc/{self.child.pid}/clear_refs").write_text("5")
-        return Bytes(host=now, gpu=self.gpu[4])
 
-    def end_peak(self, before: Bytes) -> None:
+    def end_peak(self) -> None:
         """Note what was taken at most since then."""
         _, peak = self._private()
-        self.measured = Bytes(host=max(0, peak - before.host), gpu=max(0, self.gpu[3] - before.gpu))
+        self.measured = Bytes(host=max(0, peak - self.loaded.host), gpu=max(0, self.gpu[3] - self.loaded.gpu))
 
     def _private(self) -> tuple[int, int]:
         """Return what memory the child has for itself: now, and at most since that was measured."""
@@ -526,8 +537,9 @@ class _Warm:
         return now, now + max(0, status.get("VmHWM", 0) - status.get("VmRSS", 0))
 
     def keep(self) -> None:
-        """Let what lies in the scratch folder now stay there: what a bundle made while it was loaded."""
+        """Note that the bundle is loaded: what it made in the scratch folder stays there, what it holds is its own."""
         self._kept = set(self._files())
+        self.loaded = Bytes(host=self._private()[0], gpu=self.gpu[4])
 
     def tidy(self) -> None:
         """Remove what a run left behind: it is of a patient, and would be there for the next one."""

@@ -151,7 +151,10 @@ class WarmModels:
             prediction = process.infer(run.prepared, memory_bytes=allowed, plan=rung.plan, **limits)
         finally:
             self._running = ""
-        self._learn(run, process.measured)
+        run.shapes = self._completed(contract, replace(shapes, outputs=process.outputs))
+        # It was enough: what a limit leaves for the stacks of threads may have been taken for more.
+        taken = process.measured
+        self._learn(run, Bytes(host=min(taken.host, run.room.host), gpu=min(taken.gpu, run.room.gpu)))
         told = {"plan": str(rung)} if rung != TOP else {}
         if rung.on_cpu:
             told["fallback"] = "run on the CPU: the memory of the GPU was not enough"
@@ -255,12 +258,12 @@ class WarmModels:
                 self._ledger.learn(run.contract.digest, way, estimated=estimated, measured=least)
 
     def _room(self, contract: ModelContract, process: ModelProcess, rung: Rung) -> Bytes:
-        """Return what a run may take on a rung beyond what its process holds already."""
+        """Return what a run may take on a rung beyond the bundle itself."""
         use = process.use() or Use(host=0, peak=0)
         ledger, model = self._ledger, contract.digest
         host = ledger.budget if rung.alone else ledger.allowance(model)
         gpu = ledger.gpu_allowance(model, use.gpu_total, alone=rung.alone)
-        return Bytes(host=max(0, host - use.host), gpu=max(0, gpu - use.gpu))
+        return Bytes(host=max(0, host - process.loaded.host), gpu=max(0, gpu - process.loaded.gpu))
 
     def _prepare_beside(self, prepared: Prepared) -> None:
         """Have inputs preprocessed by the process that infers others with the same model, if both fit."""
