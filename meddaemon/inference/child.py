@@ -133,6 +133,8 @@ class _Desk:
             answer, sealed = refusal_message(refusal), {}
         except Exception as error:  # noqa: BLE001 - as above; the worker replaces this process afterwards
             answer, sealed = _failure(error), {}
+        for array in request.arrays.values():
+            array.close()
         with self._sending:
             messages.send(self._connection, {"of": of, **answer, "gpu": _gpu_bytes()}, sealed)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from weakref import WeakSet
 
 from meddaemon.domain.contract import ModelContract, ModelKind
 from meddaemon.domain.errors import ModelFailed, OutOfMemory
@@ -40,8 +41,8 @@ class WarmModels:
         self._interrupts = 0
         # Held while processes begin and end, and while it is said who is in hand.
         self._changing = threading.RLock()
-        self._in_hand: list[Prepared] = []
-        """What was prepared and is not closed."""
+        self._in_hand: WeakSet[Prepared] = WeakSet()
+        """What was prepared and is neither closed nor forgotten."""
         self._running = ""
         """The model that infers now."""
         self._outputs: dict[str, int] = {}
@@ -65,7 +66,7 @@ class WarmModels:
         prepared = self._loader.load(contract, inputs, time_limit=contract.time_limit_seconds)
         prepared.on_close.append(lambda: self._let_go(prepared))
         with self._changing:
-            self._in_hand.append(prepared)
+            self._in_hand.add(prepared)
             self._prepare_beside(prepared)
         return prepared
 
@@ -143,7 +144,7 @@ class WarmModels:
         run.room, run.expected = self._room(contract, process, rung), self._expected(contract, shapes, rung)
         with self._changing:
             self._running = "" if run.by_itself else contract.digest
-            for each in self._in_hand:
+            for each in list(self._in_hand):
                 if each is not run.prepared:
                     self._prepare_beside(each)
         try:
@@ -277,8 +278,7 @@ class WarmModels:
 
     def _let_go(self, prepared: Prepared) -> None:
         with self._changing:
-            if prepared in self._in_hand:
-                self._in_hand.remove(prepared)
+            self._in_hand.discard(prepared)
             process = self._processes.get(prepared.contract.digest)
         if process is not None:
             process.drop(prepared)
