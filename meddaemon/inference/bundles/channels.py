@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-PIECE_BYTES = 2**26
-"""So much is held beside the classes when they are gone through in pieces."""
+PIECE_BYTES = 2**22
+"""Classes are gone through in pieces of this size: it stays in the caches of a processor."""
 _LEAST_BYTES = 2**28
 """Smaller groups of classes would only be slower."""
 _PLACES_BYTES = 40

@@ -7,6 +7,7 @@ slab while the windows are stitched together. Every number comes out as it would
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,7 +61,10 @@ _CHANNELWISE = {
 
 
 class Way:
-    """How items, one after the other, go through the network and what follows; `told` says how the last one went."""
+    """How items, one after the other, go through the network and what follows.
+
+    `told` says how the last one went, `outputs` how many classes the network had for it, 0 where it has none.
+    """
 
     def __init__(self, inferer: Any, after: Any, plan: RunPlan) -> None:
         """Take the bundle's inferer and its postprocessing, and follow the plan."""
@@ -71,6 +75,7 @@ class Way:
         self._pivot = _pivot(after) if plan.class_by_class else None
         self._chosen = False
         self.told = ""
+        self.outputs = 0
 
     def adapted(self, inferer: Any) -> Any:
         """Return an inferer as the plan wants it, a copy where that differs; what stitches no windows as it is."""
@@ -90,19 +95,26 @@ class Way:
         if self._chooses_at_once() and type(self._inferer) in _STITCH:
             before = torch.get_rng_state()
             activation = _activation(self._after.transforms[0])
-            labels = _Stitching(self._inferer, image, activation).labels(network)
+            stitching = _Stitching(self._inferer, image, activation)
+            labels = stitching.labels(network)
             if labels is not None:
-                self._chosen = True
+                self._chosen, self.outputs = True, stitching.classes
                 return labels
             torch.set_rng_state(before)
-        return self._inferer(image, network)
+        raw = self._inferer(image, network)
+        self.outputs = int(raw.shape[1]) if isinstance(raw, torch.Tensor) and raw.ndim > 1 else 0
+        return raw
 
     def finish(self, data: dict[Any, Any]) -> Any:
         """Return the data after the postprocessing; what lies under `pred` may be overwritten."""
+        # Whoever called keeps none of what is no longer needed.
+        held = dict(data)
+        data.clear()
+        data, held = held, {}
         if self._pivot is None:
             if self._frugal:
                 self.told = "the classes at once: no step after the network takes them one by one"
-            return apply_transform(self._after, data)
+            return self._shipped(data, 0)
         steps: Sequence[Any] = self._after.transforms
         pivot = steps[self._pivot]
         if self._chosen:
@@ -112,16 +124,24 @@ class Way:
         channels = data.get(CommonKeys.PRED)
         if not isinstance(channels, MetaTensor) or channels.ndim < 3:
             self.told = "the classes at once: they are no image"
-            return self._after(data, start=self._pivot)
+            return self._shipped(data, self._pivot)
         if isinstance(pivot, AsDiscreted):
             self.told = "labels slab by slab"
             labels = _placed(highest(channels.as_tensor())[None], channels)
             return self._labelled(data, labels, self._pivot)
         if unknown := _mixing(pivot):
             self.told = f"the classes at once: {unknown} is not known to take them one by one"
-            return self._after(data, start=self._pivot)
+            return self._shipped(data, self._pivot)
         self.told = "class by class"
         return self._inverted(data, channels, self._pivot)
+
+    def _shipped(self, data: Any, start: int) -> Any:
+        """Return the data after the steps from `start` on, as MONAI does them; no step keeps what the next one made."""
+        if type(self._after) is not Compose or self._after.lazy:
+            return apply_transform(self._after, data)
+        for index in range(start, len(self._after.transforms)):
+            data = self._after(data, start=index, end=index + 1)
+        return data
 
     def _chooses_at_once(self) -> bool:
         """Say whether the class is chosen on the grid of the network, of what it returns or of softmax of that."""
@@ -147,7 +167,7 @@ class Way:
         """Return the data after the step that chose the class, and all that follow."""
         step = self._after.transforms[index]
         converted = step.converter(labels, False, step.to_onehot[0], step.threshold[0], step.rounding[0])
-        return self._after({**data, CommonKeys.PRED: converted}, start=index + 1)
+        return self._shipped({**data, CommonKeys.PRED: converted}, index + 1)
 
     def _inverted(self, data: Mapping[Any, Any], channels: MetaTensor, pivot: int) -> Any:
         """Return the data after the inversion and what follows, so many classes at a time as fit."""
@@ -172,7 +192,7 @@ class Way:
             del part, value
         if isinstance(best, Highest):
             return self._labelled(found, _placed(best.labels[None], like), beyond)
-        return self._after({**found, CommonKeys.PRED: _placed(best.values, like)}, start=beyond)
+        return self._shipped({**found, CommonKeys.PRED: _placed(best.values, like)}, beyond)
 
     def _one_by_one(self, start: int) -> tuple[list[Any], bool]:
         """Return the steps from `start` on that take the classes one by one, and whether the class is chosen then."""
@@ -228,6 +248,7 @@ class _Stitching:
         """Take an inferer, an image (1, channel, x, y[, z]), and what makes probabilities of the classes."""
         self._inferer = inferer
         self._activation = activation
+        self.classes = 0
         self._shape = tuple(image.shape[2:])
         self._window: tuple[int, ...] = tuple(fall_back_tuple(inferer.roi_size, self._shape))
         self._image = image.as_tensor() if isinstance(image, MetaTensor) else image
@@ -258,9 +279,10 @@ class _Stitching:
             if not start:
                 if not isinstance(made, torch.Tensor) or tuple(made.shape[2:]) != self._window:
                     return None
-                self._ring = torch.zeros((made.shape[1], *self._window[:1], *self._size[1:]), device=self._device)
+                self.classes = made.shape[1]
+                self._ring = torch.zeros((self.classes, *self._window[:1], *self._size[1:]), device=self._device)
                 self._count = self._counted(windows, weight)
-                found = found.to(label_type(made.shape[1]))
+                found = found.to(label_type(self.classes))
             made *= weight
             for window, values in zip(batch, made.to(self._device), strict=True):
                 self._settle(found, done, window[0].start)
@@ -310,29 +332,21 @@ class _Stitching:
 
     def _settle(self, found: torch.Tensor, first: int, last: int) -> None:
         """Find the labels of the planes from `first` to before `last`, and make room for others in their place."""
-        ring, depth = self._ring, self._window[0]
-        step = max(1, PIECE_BYTES // (ring[:, 0].numel() * ring.element_size()))
-        begin, end = self._before[0], self._before[0] + self._shape[0]
-        inside = [slice(at, at + size) for at, size in zip(self._before[1:], self._shape[1:], strict=True)]
-        while first < last:
-            # A piece ends where the ring begins again.
-            until = min(last, first + step, (first // depth + 1) * depth)
-            planes = ring[:, first % depth : first % depth + until - first]
-            low, high = max(first, begin), min(until, end)
-            if low < high:
-                values = planes[(slice(None), slice(low - first, high - first), *inside)]
-                values = values / self._count[(slice(None), slice(low, high), *inside)]
-                found[low - begin : high - begin] = self._highest(values, low - begin)
-            planes.zero_()
-            first = until
-
-    def _highest(self, values: torch.Tensor, plane: int) -> torch.Tensor:
-        """Return the highest class of (class, x, y[, z]) that begins at a plane of the image."""
-        if self._activation is not None:
-            voxels = values[0, 0].numel()
-            flat = values.reshape(len(values), -1)
-            values = self._activation.part(flat, plane * voxels, self._shape[0] * voxels).reshape(values.shape)
-        return highest(values)
+        begin, (high, *rest) = self._before[1], self._shape[1:]
+        inside = [slice(at, at + size) for at, size in zip(self._before[2:], rest, strict=True)]
+        line = math.prod(rest)
+        step = max(1, PIECE_BYTES // (self.classes * line * self._ring.element_size()))
+        for plane in range(first, last):
+            values = self._ring[:, plane % self._window[0]]
+            own = plane - self._before[0]
+            for row in range(0, high, step) if 0 <= own < self._shape[0] else ():
+                rows = slice(row, min(high, row + step))
+                there = (slice(None), slice(begin + row, begin + rows.stop), *inside)
+                piece = (values[there] / self._count[:, plane][there]).reshape(self.classes, -1)
+                if self._activation is not None:
+                    piece = self._activation.part(piece, (own * high + row) * line, math.prod(self._shape))
+                found[own, rows] = highest(piece).reshape(found[own, rows].shape)
+            values.zero_()
 
     def _add(self, window: Sequence[slice], values: torch.Tensor) -> None:
         """Add a window (class, x, y[, z]) at its place in the ring, which goes on at its beginning."""

@@ -259,8 +259,7 @@ def _labels(values: NDArray[Any]) -> Labels:
     ):
         raise ModelFailed(f"the prediction holds values from {lowest:g} to {highest:g} that are not labels")
     dtype = np.uint8 if highest <= np.iinfo(np.uint8).max else np.uint16
-    labels: Labels = values.transpose().astype(dtype, order="C")
-    return labels
+    return np.ascontiguousarray(values.transpose().astype(dtype))
 
 
 def _named(found: Mapping[Any, Any], name: str) -> NDArray[np.float64]:
