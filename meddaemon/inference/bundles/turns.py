@@ -1,9 +1,9 @@
 """What preparing one study and inferring another may not do at the same time. Only for the model child.
 
-The transforms of a bundle are one set of objects for both: `Invertd` inverts with the very objects that preprocess,
-and MONAI's switch themselves while they do (`SpatialResample.inverse` stops its own tracing). A study that went
-through at that moment would never be inverted by that step: its result would lie elsewhere. So either preprocessing
-or postprocessing has the transforms; the network runs beside both. What draws random numbers has the whole session.
+The transforms of a bundle are one set of objects for both: `Invertd` inverts with the very objects that preprocess.
+Some keep state while they work (MONAI calls its own `ThreadUnsafe`, and bundles bring theirs), so either preprocessing
+or postprocessing has them; the network runs beside both. What draws random numbers from the generators that all of a
+process shares has the whole session: the order of the draws is part of the result.
 """
 
 import random
