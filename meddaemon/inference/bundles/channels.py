@@ -12,10 +12,6 @@ import torch
 
 PIECE_BYTES = 2**22
 """Classes are gone through in pieces of this size: it stays in the caches of a processor."""
-_LEAST_BYTES = 2**28
-"""Smaller groups of classes would only be slower."""
-_PLACES_BYTES = 40
-"""For a voxel: its coordinates before and after they are mapped, in double precision, less those that go on living."""
 _BLOCK = 256
 """Numbers; a multiple of every block that torch computes at once (at most two registers of 16 floats)."""
 
@@ -130,15 +126,6 @@ class Highest:
         self._seen += values.shape[0]
         if last:
             self._best = None
-
-
-def at_once(voxels: int, seen: int) -> int:
-    """Return how many classes to take to another grid together: of so many voxels there, and `seen` where they are.
-
-    In double precision and back, each takes 12 bytes for a voxel there and 8 where it is. As many as do not take more
-    than the places to look at, which torch computes anew each time, take by themselves.
-    """
-    return max(1, max(_LEAST_BYTES, _PLACES_BYTES * voxels) // max(1, 12 * voxels + 8 * seen))
 
 
 def slabs(values: torch.Tensor) -> Iterator[slice]:

@@ -34,11 +34,10 @@ from meddaemon.inference.bundles.channels import (
     SOFTMAX,
     Activation,
     Highest,
-    at_once,
     highest,
     label_type,
 )
-from meddaemon.inference.plan import RunPlan
+from meddaemon.inference.plan import RunPlan, group
 
 _STITCH = (SlidingWindowInferer, SlidingWindowInfererAdapt)
 # Their inverses treat every channel alike.
@@ -187,7 +186,7 @@ class Way:
             value: MetaTensor = found.pop(CommonKeys.PRED)
             best.add(value.as_tensor())
             first += len(part)
-            size = at_once(value[0].numel(), channels[0].numel())
+            size = group(value[0].numel(), channels[0].numel())
             like = _placed(torch.empty(0), value)
             del part, value
         if isinstance(best, Highest):

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from meddaemon.domain.contract import BoxFrame
 from meddaemon.domain.errors import ModelFailed
 from meddaemon.domain.result import Box, Labels, Landmark
-from meddaemon.inference.bundles.channels import Highest, at_once, slabs
+from meddaemon.inference.bundles.channels import Highest, slabs
 from meddaemon.inference.bundles.images import Grid, grid_of, resampled
+from meddaemon.inference.plan import group
 
 THRESHOLD = 0.5
 """From this probability on a voxel belongs to a segment that may overlap others."""
@@ -201,7 +202,7 @@ def _each_on(image: MetaTensor, grid: Grid, seen: Grid | None, chosen: Sequence[
         yield from [channels.cpu()] if len(chosen) == len(channels) else (channels[[each]].cpu() for each in chosen)
         return
     nearest = _whole(image)
-    size = at_once(math.prod(grid.shape), channels[0].numel())
+    size = group(math.prod(grid.shape), channels[0].numel())
     for first in range(0, len(chosen), size):
         part = MetaTensor(channels[list(chosen[first : first + size])], affine=image.affine)
         yield resampled(part, grid, nearest=nearest).cpu()
