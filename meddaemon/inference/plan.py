@@ -44,6 +44,8 @@ GROUP_BYTES = 2**28
 """Classes are taken to another grid together up to so much: smaller groups would only be slower."""
 PLACES_BYTES = 40
 """For a voxel: its coordinates before and after they are mapped, in double precision, less those that go on living."""
+_SMALL_BYTES = 2**26
+"""Weights of a window, pieces, what libraries keep."""
 
 
 def group(voxels: int, seen: int) -> int:
@@ -91,4 +93,4 @@ def peak_bytes(
         after = 4 * classes * seen + moved + 24 * there + 8 * seen
     else:
         after = classes * max(16 * seen + 8 * there, 8 * seen + 12 * there) + 40 * there + 20 * seen
-    return max(before, windows, after)
+    return max(before, windows, after) + _SMALL_BYTES
