@@ -13,11 +13,12 @@ from math import prod
 from typing import Any, NamedTuple, Self
 
 from meddaemon.domain.errors import ModelFailed
-from meddaemon.inference.plan import AS_SHIPPED, RunPlan
+from meddaemon.inference.plan import AS_SHIPPED, RunPlan, peak_bytes
 
 _MAX_LENGTH = 2**31
 _MAX_AXES = 5
 _FLOAT = 4
+_BY_CLASS = RunPlan(class_by_class=True)
 
 
 class Memory(StrEnum):
@@ -85,24 +86,30 @@ class Shapes:
 
 
 def estimate(shapes: Shapes, plan: RunPlan) -> Bytes:
-    """Return what a run is expected to take beyond the loaded network and its input: classes, voxels and stages.
+    """Return what a run is expected to take beyond the loaded network and what its layers take (see `peak_bytes`).
 
-    What the layers of a network take is not known before a run; see `Ledger.learn`.
+    On a GPU, what follows the network takes there what it would take of the host, unless its outputs are kept in the
+    host; preprocessing always takes of the host. What layers take is not known before a run: see `Ledger.learn`.
     """
-    outputs = max(1, shapes.outputs)
-    image, source = shapes.voxels, prod(shapes.source)
-    window = prod(shapes.window) if shapes.window else image
-    batch = min(plan.window_batch or shapes.window_batch, max(1, -(-image // max(1, window))))
-    windows = _FLOAT * batch * window * (shapes.image[0] + outputs)
-    stitched = _FLOAT * image * (outputs + 1) if shapes.window else 0
-    # Whatever follows makes a copy of what it is given, then one on the grid of the source, and its labels.
-    channels = 1 if plan.class_by_class else outputs
-    after = _FLOAT * (channels * (image + 2 * source) + source)
+
+    def peak(classes: int, batch: int, plan: RunPlan) -> int:
+        return peak_bytes(shapes.source, shapes.image[1:], classes, window=shapes.window, window_batch=batch, plan=plan)
+
+    outputs, batch = max(1, shapes.outputs), plan.window_batch or shapes.window_batch
+    every = peak(outputs, batch, plan)
     if not shapes.on_gpu:
-        return Bytes(host=windows + stitched + after)
-    if plan.outputs_on_host:
-        return Bytes(host=stitched + after, gpu=windows)
-    return Bytes(host=_FLOAT * channels * source, gpu=windows + stitched + after)
+        return Bytes(host=every)
+    if not plan.outputs_on_host:
+        # Channels that nothing has chosen from come to the host as they are.
+        brought = 0 if plan.class_by_class else _FLOAT * outputs * prod(shapes.source)
+        return Bytes(host=peak(1, 0, AS_SHIPPED) + brought, gpu=every)
+    image, window = _FLOAT * prod(shapes.image), _FLOAT * prod(shapes.window or shapes.image[1:])
+    return Bytes(host=peak(outputs, 0, plan), gpu=image + batch * window * (shapes.image[0] + 2 * outputs))
+
+
+def spares_by_class(shapes: Shapes) -> bool:
+    """Say whether a run takes less class by class: where there are few, what is kept beside them takes more."""
+    return sum(estimate(shapes, _BY_CLASS)) < sum(estimate(shapes, AS_SHIPPED))
 
 
 @dataclass(frozen=True, kw_only=True)

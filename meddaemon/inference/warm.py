@@ -12,7 +12,19 @@ from weakref import WeakSet
 from meddaemon.domain.contract import ModelContract, ModelKind
 from meddaemon.domain.errors import ModelFailed, OutOfMemory
 from meddaemon.domain.result import Prediction
-from meddaemon.inference.ladder import NOTHING, TOP, Bytes, Choices, Memory, Rung, Shapes, estimate, first, lower
+from meddaemon.inference.ladder import (
+    NOTHING,
+    TOP,
+    Bytes,
+    Choices,
+    Memory,
+    Rung,
+    Shapes,
+    estimate,
+    first,
+    lower,
+    spares_by_class,
+)
 from meddaemon.inference.ledger import Ledger, Use
 from meddaemon.inference.loading import Loader, Prepared
 from meddaemon.inference.processes import Interrupted
@@ -181,6 +193,8 @@ class WarmModels:
             _log.warning("a run failed beside another one: tried by itself", reason=str(failure), **run.said)
             return
         if not isinstance(failure, OutOfMemory):
+            if run.tried:
+                failure.args = (f"{failure}; before, memory ran out: {'; '.join(run.tried)}",)
             raise failure
         where, rung = Memory(failure.where), run.rung
         begun = run.shapes is not None
@@ -228,10 +242,14 @@ class WarmModels:
 
     def _choices(self, run: "_Run") -> Choices:
         contract, shapes = run.contract, run.shapes
+        by_class = False
+        if shapes is not None and contract.kind is ModelKind.SEGMENTATION and shapes.outputs > 1:
+            # Before its first result, a model may have more classes than its contract names.
+            by_class = not self._outputs.get(contract.digest) or spares_by_class(shapes)
         return Choices(
             window_batch=shapes.window_batch if shapes else 1,
             on_gpu=shapes.on_gpu if shapes else False,
-            by_class=contract.kind is ModelKind.SEGMENTATION and shapes is not None and shapes.outputs > 1,
+            by_class=by_class,
             others=any(model not in {contract.digest, run.key} for model in self._processes),
             cpu=contract.cpu_fallback,
         )

@@ -5,7 +5,7 @@ from itertools import pairwise
 from math import prod
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meddaemon.domain.errors import ModelFailed
@@ -20,6 +20,7 @@ from meddaemon.inference.ladder import (
     first,
     ladder,
     lower,
+    spares_by_class,
 )
 from meddaemon.inference.ledger import Ledger
 from meddaemon.inference.plan import RunPlan
@@ -109,9 +110,11 @@ def test_whatever_runs_out_the_way_down_ends_and_never_repeats(failures: list[Me
         raise AssertionError("no end after 40 failures")
 
 
+@settings(max_examples=1000)
 @given(where=WHERE, choices=CHOICES, shapes=SHAPES)
 def test_each_rung_is_expected_to_take_no_more_of_what_ran_out(where: Memory, choices: Choices, shapes: Shapes) -> None:
-    choices = replace(choices, on_gpu=shapes.on_gpu, window_batch=shapes.window_batch)
+    by_class = choices.by_class and spares_by_class(shapes)
+    choices = replace(choices, on_gpu=shapes.on_gpu, window_batch=shapes.window_batch, by_class=by_class)
     for above, below in pairwise(ladder(where, choices)):
         if above.on_cpu == below.on_cpu:
             before, after = estimate(shapes, above.plan), estimate(shapes, below.plan)
