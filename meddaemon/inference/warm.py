@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,9 @@ from meddaemon.telemetry import log
 
 _COPIES = 4
 """So many times the size of what was decoded is taken while it is preprocessed: numbers of 2 bytes become of 4."""
+_MARGIN = 1.1
+"""What a child holds before a run is not quite the same each time: what was enough is, and what was not is not."""
+_UNKNOWN_GPU = 2**50
 _log = log(__name__)
 
 
@@ -165,9 +168,11 @@ class WarmModels:
         finally:
             self._running = ""
         run.shapes = self._completed(contract, replace(shapes, outputs=process.outputs))
-        # It was enough: what a limit leaves for the stacks of threads may have been taken for more.
-        taken = process.measured
-        self._learn(run, Bytes(host=min(taken.host, run.room.host), gpu=min(taken.gpu, run.room.gpu)))
+        # There was enough, though what a limit leaves for the stacks of threads may have been taken for more.
+        taken, most = process.measured, run.room
+        self._learn(
+            run, Bytes(host=min(taken.host, int(most.host / _MARGIN)), gpu=min(taken.gpu, int(most.gpu / _MARGIN)))
+        )
         told = {"plan": str(rung)} if rung != TOP else {}
         if rung.on_cpu:
             told["fallback"] = "run on the CPU: the memory of the GPU was not enough"
@@ -199,9 +204,9 @@ class WarmModels:
         where, rung = Memory(failure.where), run.rung
         begun = run.shapes is not None
         if begun:
-            self._learn(run, run.room, failed=where)
-        of = (run.room.gpu, run.expected.gpu) if where is Memory.GPU else (run.room.host, run.expected.host)
-        numbers = f": {_size(of[1])} expected, {_size(of[0])} there" if begun else " before the network"
+            self._note_lesson(run, run.room, failed=where)
+        there, wanted = (getattr(each, where.value) for each in (run.room, run.expected))
+        numbers = f": {_size(wanted)} expected, {_size(there)} there" if begun else " before the network"
         run.tried.append(f"{rung} ({where}{numbers})")
         # Of what comes before the network, a plan changes nothing.
         below = lower(rung, where, replace(self._choices(run), planned=begun))
@@ -264,8 +269,14 @@ class WarmModels:
         )
         return Bytes(host=host, gpu=gpu)
 
-    def _learn(self, run: "_Run", taken: Bytes, failed: Memory | None = None) -> None:
-        """Write down what a run took or, where it failed, that what there was is too little."""
+    def _learn(self, run: "_Run", taken: Bytes) -> None:
+        """Write down what a run took and, now that it has a result, what was too little for it before."""
+        self._note_lesson(run, taken)
+        for way, estimated, measured in run.lessons:
+            self._ledger.learn(run.contract.digest, way, estimated=estimated, measured=measured)
+
+    def _note_lesson(self, run: "_Run", taken: Bytes, failed: Memory | None = None) -> None:
+        """Keep what a run took in its way or, where it failed, that what there was is too little."""
         if run.shapes is None:
             return
         rung = run.rung
@@ -273,15 +284,15 @@ class WarmModels:
         for where, estimated, measured in ((Memory.HOST, raw.host, taken.host), (Memory.GPU, raw.gpu, taken.gpu)):
             if failed in {None, where} and estimated and measured:
                 way = (where, rung.plan, rung.on_cpu)
-                least = measured + 1 if failed else measured
-                self._ledger.learn(run.contract.digest, way, estimated=estimated, measured=least)
+                run.lessons.append((way, estimated, int(measured * _MARGIN) if failed else measured))
 
     def _room(self, contract: ModelContract, process: ModelProcess, rung: Rung) -> Bytes:
         """Return what a run may take on a rung beyond the bundle itself."""
         use = process.use() or Use(host=0, peak=0)
         ledger, model = self._ledger, contract.digest
         host = ledger.budget if rung.alone else ledger.allowance(model)
-        gpu = ledger.gpu_allowance(model, use.gpu_total, alone=rung.alone)
+        # Before the first message of a process that has one, nothing is known of its GPU.
+        gpu = ledger.gpu_allowance(model, use.gpu_total or _UNKNOWN_GPU, alone=rung.alone)
         return Bytes(host=max(0, host - process.loaded.host), gpu=max(0, gpu - process.loaded.gpu))
 
     def _prepare_beside(self, prepared: Prepared) -> None:
@@ -367,6 +378,8 @@ class _Run:
     """What its process told of it; None before its input is preprocessed."""
     room: Bytes = NOTHING
     expected: Bytes = NOTHING
+    lessons: list[tuple[Hashable, int, int]] = field(default_factory=list)
+    """For the ledger, if there is a result: what never fits says nothing of others."""
     tried: list[str] = field(default_factory=list)
     key: str = ""
 
@@ -388,4 +401,4 @@ def _outputs(contract: ModelContract) -> int:
 
 
 def _size(count: int) -> str:
-    return f"{count / 2**20:.0f} MiB"
+    return f"{count / 2**20:.0f} MiB" if count < _UNKNOWN_GPU // 2 else "an unknown size"

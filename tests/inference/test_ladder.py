@@ -48,6 +48,7 @@ SHAPES = st.builds(
 )
 
 
+@pytest.mark.fault(131)
 def test_the_ladder_of_a_gpu() -> None:
     every = Choices(window_batch=5, on_gpu=True, by_class=True, others=True, cpu=True)
     assert [str(rung) for rung in ladder(Memory.GPU, every)] == [
@@ -62,6 +63,7 @@ def test_the_ladder_of_a_gpu() -> None:
     assert not any(rung.on_cpu for rung in ladder(Memory.GPU, replace(every, cpu=False)))
 
 
+@pytest.mark.fault(130)
 def test_the_ladder_of_the_host() -> None:
     every = Choices(window_batch=5, on_gpu=False, by_class=True, others=True, cpu=True)
     assert [str(rung) for rung in ladder(Memory.HOST, every)] == [

@@ -148,5 +148,8 @@ def test_what_never_fits_is_refused_with_all_that_was_tried_and_the_next_study_i
     assert re.search(r"class by class \(host: \d+ MiB expected, \d+ MiB there\)", text), text
     assert re.search(r"windows 1 at a time, class by class \(host: ", text), text
     assert "2147483648 bytes" in text
+    # What never fits says nothing of others: the next one begins where it would have begun.
     paths, voxels = series(FITS)
-    assert np.array_equal(models.predict(toy, {"image": paths}).labels, voxels)
+    found = models.predict(toy, {"image": paths})
+    assert np.array_equal(found.labels, voxels)
+    assert found.provenance["plan"] == "class by class"
