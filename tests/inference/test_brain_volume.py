@@ -15,6 +15,7 @@ from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.result import ResultStatus
 from meddaemon.domain.volume import Geometry, Volume
 from meddaemon.inference.analysis import analyse
+from meddaemon.inference.plan import RunPlan
 from meddaemon.inference.runtime import ModelProcess
 from meddaemon.inference.volume import assemble
 
@@ -96,6 +97,11 @@ def test_an_average_head_in_any_orientation_agrees_with_deepbet() -> None:
         mask, _ = by_deepbet(volume)
         assert mask.any()
         assert np.count_nonzero(session.predict({"image": volume}).labels != mask) == 0, (order, flip)
+    # The last one again, with as little memory as it takes.
+    frugal = RunPlan(window_batch=1, outputs_on_host=True, class_by_class=True)
+    found = session.predict({"image": volume}, frugal)
+    assert np.array_equal(found.labels, mask)
+    assert "memory" in found.provenance
 
 
 def test_an_empty_image_gives_an_empty_mask_not_an_error() -> None:

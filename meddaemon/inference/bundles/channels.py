@@ -14,6 +14,8 @@ PIECE_BYTES = 2**22
 """Classes are gone through in pieces of this size: it stays in the caches of a processor."""
 _BLOCK = 256
 """Numbers; a multiple of every block that torch computes at once (at most two registers of 16 floats)."""
+_GPU_COLUMNS = 1024
+"""From so many columns on, each is one thread's; with few, several threads share the classes of one."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,11 @@ class Activation:
 
     def part(self, values: torch.Tensor, start: int, total: int) -> torch.Tensor:
         """Return what this part of a whole becomes there: (k, n) that stands from column `start` of `total` on."""
-        if values.device.type != "cpu":
-            return self.compute(values)
-        threads = torch.get_num_threads()
         result = torch.empty_like(values)
+        if values.device.type != "cpu":
+            self._compute(values, result, 0, 0, max(values.shape[1], min(total, _GPU_COLUMNS)))
+            return result
+        threads = torch.get_num_threads()
         stop = start + values.shape[1]
         for first, last in _shares(total, threads, self.grain):
             begin, end = max(start, first), min(stop, last)

@@ -70,7 +70,6 @@ class Way:
         self._plan = plan
         self._inferer = self.adapted(inferer)
         self._after = after
-        self._frugal = plan.class_by_class
         self._pivot = _pivot(after) if plan.class_by_class else None
         self._chosen = False
         self.told = ""
@@ -87,6 +86,11 @@ class Way:
         if plan.outputs_on_host:
             other.device = torch.device("cpu")
         return other
+
+    def leave(self, why: str) -> None:
+        """Say, where the plan wants anything else, why all classes are gone through at once."""
+        if self._plan.class_by_class:
+            self.told = f"the classes at once: {why}"
 
     def infer(self, image: torch.Tensor, network: Any) -> Any:
         """Return what the inferer returns; or the class of each voxel, where nothing more is wanted of the classes."""
@@ -111,8 +115,7 @@ class Way:
         data.clear()
         data, held = held, {}
         if self._pivot is None:
-            if self._frugal:
-                self.told = "the classes at once: no step after the network takes them one by one"
+            self.leave("no step after the network takes them one by one")
             return self._shipped(data, 0)
         steps: Sequence[Any] = self._after.transforms
         pivot = steps[self._pivot]
@@ -122,14 +125,14 @@ class Way:
         data = self._activated(data)
         channels = data.get(CommonKeys.PRED)
         if not isinstance(channels, MetaTensor) or channels.ndim < 3:
-            self.told = "the classes at once: they are no image"
+            self.leave("they are no image")
             return self._shipped(data, self._pivot)
         if isinstance(pivot, AsDiscreted):
             self.told = "labels slab by slab"
             labels = _placed(highest(channels.as_tensor())[None], channels)
             return self._labelled(data, labels, self._pivot)
         if unknown := _mixing(pivot):
-            self.told = f"the classes at once: {unknown} is not known to take them one by one"
+            self.leave(f"{unknown} is not known to take them one by one")
             return self._shipped(data, self._pivot)
         self.told = "class by class"
         return self._inverted(data, channels, self._pivot)
@@ -262,9 +265,9 @@ class _Stitching:
 
         None where this inferer, or what this network returns for a window, is stitched in any other way.
         """
-        inferer = self._inferer
+        inferer, one = self._inferer, len(self._image) == 1 and self._image.ndim > 3
         buffered = (inferer.buffer_steps or 0) > 0
-        if inferer.with_coord or buffered or len(self._image) > 1 or self._image.dtype != torch.float32:
+        if inferer.with_coord or buffered or not one or self._image.dtype != torch.float32:
             return None
         image, windows = self._padded(), self._windows()
         step, done = inferer.sw_batch_size, 0

@@ -189,6 +189,7 @@ class Session:
         if self.evaluation is not None:
             with _timed("infer", seconds):
                 result: dict[Any, Any] = self.evaluation.run(item.data, way.adapted)
+                way.leave("the bundle's own evaluator runs them")
                 result.setdefault(CommonKeys.IMAGE, _image_of(item.data, self.terms))
             return result
         image = _image_of(item.data, self.terms)
