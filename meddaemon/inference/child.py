@@ -1,6 +1,7 @@
 """The model child: forked by the fork server for one bundle, started by `runtime.ModelProcess` and nobody else.
 
-It confines itself, loads the bundle, says `ready`, and answers one request after another until the connection ends.
+It confines itself, loads the bundle, says `ready`, and answers requests until the connection ends: one after another
+or, where that gains something, with the next input preprocessed while one is inferred.
 It may die at any moment, by its own fault or another's; nothing is lost with it. It is given volumes, never files.
 """
 

@@ -3,6 +3,8 @@
     files ──> Loader: a process for each job ──volumes──> ModelProcess: bundle loaded once, then
               headers, decoding, geometry                 preprocessing, network, postprocessing
 
+A model's child is asked twice for each job: to preprocess what was decoded, which tells the shapes by which a plan is
+chosen, and to infer it by that plan. The first may be asked while another job is inferred.
 Both are disposable (see `processes`). The model's is ended and replaced after anything but a result or a refused
 input: an exception in the bundle (a CUDA error stays in its process), a crash, a time limit, memory that ran out.
 """
@@ -414,10 +416,14 @@ class _Terms:
 
 @dataclass(eq=False, kw_only=True)
 class _Handed:
-    """Inputs that a child was given, and what it told of them; `seconds` that were waited for it to be ready."""
+    """Inputs that a child was given, and what it told of them.
+
+    `found` are the files in its scratch folder before, `seconds` what was waited for it to be ready.
+    """
 
     key: str
     prepared: Prepared
+    found: frozenset[Path] = frozenset()
     answer: Received | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -478,11 +484,17 @@ class _Warm:
             for handed in self._handed:
                 if handed.prepared is prepared:
                     return handed
-            handed = _Handed(key=str(next(self._keys)), prepared=prepared)
+            handed = _Handed(key=str(next(self._keys)), prepared=prepared, found=frozenset(self._files()))
             self._handed.append(handed)
             said = [{**part, "name": name} for name, (part, _) in prepared.inputs.items()]
             arrays = {str(place): array for place, (_, array) in enumerate(prepared.inputs.values())}
-            messages.send(self._speech, {"prepare": handed.key, "inputs": said}, arrays, deadline=deadline)
+            try:
+                messages.send(self._speech, {"prepare": handed.key, "inputs": said}, arrays, deadline=deadline)
+            except OSError:
+                # It may have been said in part.
+                self._handed.remove(handed)
+                self.is_spoilt = True
+                raise
             return handed
 
     def send(self, request: Mapping[str, Any], *, deadline: float) -> None:
@@ -542,9 +554,14 @@ class _Warm:
         self.loaded = Bytes(host=self._private()[0], gpu=self.gpu[4])
 
     def tidy(self) -> None:
-        """Remove what a run left behind: it is of a patient, and would be there for the next one."""
+        """Remove what a run left behind: it is of a patient, and would be there for the next one.
+
+        What came since other inputs were handed over may be theirs, and goes after their run.
+        """
+        with self._talking:
+            others = [handed.found for handed in self._handed]
         for path in self._files():
-            if path not in self._kept:
+            if path not in self._kept and all(path in found for found in others):
                 with suppress(FileNotFoundError):
                     path.unlink()
 

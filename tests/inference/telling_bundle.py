@@ -35,6 +35,7 @@ class Before(MapTransform):
     # What happens to an image before the network; its brightest voxel says what.
     def __call__(self, data):
         order = int(data["image"].max())
+        open(f"before-{{order}}", "w").close()
         tell(f"preprocess {{order}}")
         if order == 103:
             raise ValueError("the toy does not like this")
@@ -45,6 +46,9 @@ class Before(MapTransform):
 class Toy(torch.nn.Module):
     def forward(self, x):
         order = int(x.max())
+        if not os.path.exists(f"before-{{order}}"):
+            raise RuntimeError("what it wrote before is gone")
+        open(f"during-{{order}}", "w").close()
         tell(f"infer {{order}}")
         while order == 102 and not os.path.exists(f"{{FOLDER}}/go"):
             time.sleep(0.01)
@@ -84,6 +88,12 @@ class Site:
 
     def go(self) -> None:
         (self.folder / "go").touch()
+
+    def written(self) -> set[str]:
+        """Return what lies in the scratch folders of this model that it wrote itself."""
+        warm = self.models._processes[self.contract.digest]._warm
+        assert warm
+        return {path.name for path in warm._files()} - {path.name for path in warm._kept}
 
     @property
     def pid(self) -> int:

@@ -46,7 +46,10 @@ def test_the_next_study_is_preprocessed_while_one_is_inferred_and_then_only_infe
         pid = site.pid
         site.go()
         run.result(60)
+        left = site.written()
         prediction = site.predict(prepared)
+    assert left == {f"before-{SOUND}"}, "nothing of the one before"
+    assert site.written() == set()
     assert site.pid == pid
     assert site.told == [
         f"preprocess {WAITS}", f"infer {WAITS}", f"preprocess {SOUND}", f"inferred {WAITS}",
