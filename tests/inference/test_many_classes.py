@@ -1,6 +1,6 @@
 """As many classes as a body has, in little memory: the private memory of a real child, by proportion and in full.
 
-Figures of the machine it was written on (2 cores, one of them used; OMP_NUM_THREADS=1) stand in README.md. In full:
+In full, which takes a quarter of an hour:
 
     pytest -m soak tests/inference/test_many_classes.py
 """
