@@ -27,6 +27,8 @@ from monai.transforms import (
     apply_transform,
 )
 from monai.utils import CommonKeys, PytorchPadMode, ensure_tuple_rep, fall_back_tuple, look_up_option
+from torch.nn.functional import affine_grid
+from torch.overrides import TorchFunctionMode
 
 from meddaemon.inference.bundles.channels import (
     PIECE_BYTES,
@@ -179,11 +181,12 @@ class Way:
         masks = bool(each) and beyond == len(self._after.transforms) and _is(each[-1], "threshold")
         best = Highest(len(channels)) if chooses else _Collected(len(channels), torch.uint8 if masks else None)
         found: dict[Any, Any] = {}
-        first, size = 0, 1
+        first, size, places = 0, 1, _Places()
         while first < len(channels):
             part = _placed(channels.as_tensor()[first : first + size], channels)
             found.clear()
-            found.update(self._after.transforms[pivot]({**data, CommonKeys.PRED: part}))
+            with places:
+                found.update(self._after.transforms[pivot]({**data, CommonKeys.PRED: part}))
             for step in each:
                 found[CommonKeys.PRED] = self._step(step, found, first, len(channels))
             value: MetaTensor = found.pop(CommonKeys.PRED)
@@ -192,6 +195,7 @@ class Way:
             size = group(value[0].numel(), channels[0].numel())
             like = _placed(torch.empty(0), value)
             del part, value
+        del places
         if isinstance(best, Highest):
             return self._labelled(found, _placed(best.labels[None], like), beyond)
         return self._shipped({**found, CommonKeys.PRED: _placed(best.values, like)}, beyond)
@@ -220,6 +224,31 @@ class Way:
         made = activation.part(flat.reshape(1, -1), first * voxels, classes * voxels).reshape(flat.shape)
         back = sorted(range(plain.ndim), key=order.__getitem__)
         return _placed(made.permute(back), value)
+
+
+class _Places(TorchFunctionMode):
+    """Computes once for all groups where to look for each voxel of the source: that takes longer than to look there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._key: tuple[Any, ...] = ()
+        self._grid: torch.Tensor | None = None
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call the function, or return what it gave the last time."""
+        if func is not affine_grid:
+            return func(*args, **(kwargs or {}))
+        return self._at(*args, **(kwargs or {}))
+
+    def _at(self, theta: torch.Tensor, size: Sequence[int], align_corners: bool | None = None) -> torch.Tensor:
+        # How many channels there are makes no difference.
+        key = (theta.tolist(), theta.dtype, theta.device, size[0], tuple(size[2:]), align_corners)
+        if self._grid is None or key != self._key:
+            self._key, self._grid = key, None
+            self._grid = affine_grid(theta, list(size), align_corners)
+        return self._grid
 
 
 class _Collected:
