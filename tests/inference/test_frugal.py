@@ -441,3 +441,21 @@ def test_pictures_are_stitched_line_by_line(shape: tuple[int, int]) -> None:
         found, expected = way.infer(image, made), inferer(image, made)[0].softmax(0).argmax(0)
     assert found.shape == (1, 1, *shape)
     assert torch.equal(found[0, 0].long(), expected)
+
+
+def test_where_to_look_is_computed_once_for_all_groups_and_again_for_another_place() -> None:
+    asked = torch.nn.functional.affine_grid
+    one = torch.eye(3, 4, dtype=torch.float64)[None]
+    expected = asked(one, [1, 1, 4, 5, 6], False)
+    with frugal._Places():
+        first = asked(one, [1, 1, 4, 5, 6], align_corners=False)
+        assert torch.equal(first, expected)
+        assert asked(theta=one.clone(), size=[1, 7, 4, 5, 6], align_corners=False) is first
+        for other in (
+            asked(one * 0.5, [1, 1, 4, 5, 6], False),
+            asked(one, [1, 1, 4, 5, 7], False),
+            asked(one, [1, 1, 4, 5, 6], True),
+            asked(one.float(), [1, 1, 4, 5, 6], False),
+        ):
+            assert other is not first
+    assert asked(one, [1, 1, 4, 5, 6], False) is not first
