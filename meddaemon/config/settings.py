@@ -182,6 +182,7 @@ class WorkerSettings(Section):
     backoff_seconds: Seconds = 10.0
     poll_seconds: Seconds = 1.0
     prefetch: bool = True
+    preprocess_ahead: Literal["gpu", "always", "never"] = "gpu"
     batch_jobs: Count = 8
     ageing_seconds: Seconds = 1800.0
 

@@ -1,6 +1,7 @@
 """The model child: forked by the fork server for one bundle, started by `runtime.ModelProcess` and nobody else.
 
-It confines itself, loads the bundle, says `ready`, and answers one request after another until the connection ends.
+It confines itself, loads the bundle, says `ready`, and answers requests until the connection ends: one after another
+or, where that gains something, with the next input preprocessed while one is inferred.
 It may die at any moment, by its own fault or another's; nothing is lost with it. It is given volumes, never files.
 """
 
@@ -8,21 +9,25 @@ import os
 import socket
 import sys
 import tempfile
+import threading
 import time
+import traceback
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from meddaemon.config.digest import bundle_digest
 from meddaemon.domain.errors import InputRefused, ModelFailed
 from meddaemon.inference import messages, sandbox
 from meddaemon.inference.bundles.terms import Terms
-from meddaemon.inference.messages import Received
-from meddaemon.inference.plan import AS_SHIPPED, RunPlan
+from meddaemon.inference.messages import Received, Sealed
+from meddaemon.inference.plan import RunPlan
 from meddaemon.inference.values import input_from, prediction_message, refusal_message
 
 if TYPE_CHECKING:
-    from meddaemon.inference.bundles.session import Session
+    from meddaemon.inference.bundles.session import Prepared, Session
 
 # How those that we meet say that they got no memory; torch and CUDA raise RuntimeError for many things.
 _OUT_OF_GPU_MEMORY = ("CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -48,22 +53,91 @@ def _serve(connection: socket.socket) -> None:
     except Exception as error:  # noqa: BLE001 - whatever a bundle raises is the worker's to judge, and it is told
         messages.send(connection, _failure(error))
         return
-    messages.send(connection, {"ready": {"load": time.perf_counter() - started}, "gpu": _gpu_bytes()})
-    while True:
-        request = messages.receive(connection)
+    # A GPU leaves the cores idle that preprocess; without one, they are those that infer.
+    beside = {"gpu": session.device.type == "cuda", "always": True}.get(settings["prepare_beside"], False)
+    ready = {"load": time.perf_counter() - started}
+    messages.send(connection, {"ready": ready, "prepares_beside": beside, "gpu": _gpu_bytes()})
+    desk = _Desk(connection, session)
+    if beside:
+        desk.serve_beside()
+    while not beside:
+        desk.answer(messages.receive(connection))
+
+
+class _Desk:
+    """Answers the worker, each answer naming what it is `of`.
+
+    `{"prepare": key, "inputs": [...]}` with the arrays has an answer with `shapes`, `{"infer": key, "plan": {...}}` one
+    with `prediction`, or either with `refused` or `failed`; `{"drop": key}` lets go of what was prepared.
+    """
+
+    def __init__(self, connection: socket.socket, session: "Session") -> None:
+        self._connection = connection
+        self._session = session
+        self._prepared: dict[str, Prepared] = {}
+        self._sending = threading.Lock()
+
+    def serve_beside(self) -> None:
+        """Answer until the worker hangs up: infer in this thread, prepare in another one, listen in a third."""
+        runs, preparations = SimpleQueue[Received | None](), SimpleQueue[Received | None]()
+
+        def listen() -> None:
+            try:
+                with suppress(messages.Ended, OSError):
+                    while True:
+                        request = messages.receive(self._connection)
+                        (runs if "infer" in request.said else preparations).put(request)
+            finally:
+                runs.put(None)
+
+        # A thread that first computes while another one limits its own threads would have as few.
+        torch = sys.modules["torch"]
+        threads = torch.get_num_threads()
+
+        def prepare() -> None:
+            torch.set_num_threads(threads)
+            try:
+                while (request := preparations.get()) is not None:
+                    self.answer(request)
+            except (BrokenPipeError, ConnectionResetError):
+                runs.put(None)
+            except BaseException:  # noqa: BLE001 - a process that only listens would be waited for until its time is over
+                traceback.print_exc()
+                os._exit(1)
+
+        for each in (listen, prepare):
+            threading.Thread(target=each, name=each.__name__, daemon=True).start()
+        while (request := runs.get()) is not None:
+            self.answer(request)
+
+    def answer(self, request: Received) -> None:
+        """Do what was asked for, and tell what came of it. Raises OSError when nobody listens any more."""
+        said = request.said
+        if "drop" in said:
+            self._prepared.pop(str(said["drop"]), None)
+            return
+        of = {step: str(said[step]) for step in ("prepare", "infer") if step in said}
+        answer: dict[str, Any] = {}
+        sealed: dict[str, Sealed] = {}
         try:
-            plan = RunPlan.from_message(request.said["plan"]) if request.said.get("plan") else AS_SHIPPED
-            said, arrays = prediction_message(session.predict(_inputs(request), plan))
-            messages.send(connection, {**said, "gpu": _gpu_bytes()}, arrays)
+            if "prepare" in of:
+                self._prepared[of["prepare"]] = prepared = self._session.prepare(_inputs(request))
+                answer = {"shapes": self._session.shapes(prepared).message()}
+            else:
+                _begin_gpu_peak()
+                plan = RunPlan.from_message(said["plan"])
+                found = self._session.infer(self._prepared.pop(of["infer"]), plan)
+                told, arrays = prediction_message(found)
+                answer = {**told, "outputs": self._session.seen.get("outputs", 0)}
+                sealed = {name: Sealed.of(each) for name, each in arrays.items()}
         except InputRefused as refusal:
-            messages.send(connection, refusal_message(refusal))
-        except (BrokenPipeError, ConnectionResetError):
-            raise
+            answer, sealed = refusal_message(refusal), {}
         except Exception as error:  # noqa: BLE001 - as above; the worker replaces this process afterwards
-            messages.send(connection, _failure(error))
-        finally:
-            # Nothing of a study is kept beyond its run.
-            request = Received({}, {})
+            answer, sealed = _failure(error), {}
+        for array in request.arrays.values():
+            array.close()
+        with self._sending:
+            messages.send(self._connection, {"of": of, **answer, "gpu": _gpu_bytes()}, sealed)
 
 
 def _settle_in(settings: Mapping[str, Any]) -> None:
@@ -116,13 +190,25 @@ def _inputs(request: Received) -> dict[str, Any]:
     }
 
 
+def _begin_gpu_peak() -> None:
+    """Measure from now on what is taken of the GPU."""
+    torch = sys.modules["torch"]
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def _gpu_bytes() -> list[int]:
-    """Return how much memory of its GPU this process holds, held at most, and how much there is; 0 without one."""
+    """Return what this process holds of the GPU, held at most, how much there is, what was in use at most and is now.
+
+    At most: since it was measured from; all 0 without a GPU.
+    """
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
-        return [0, 0, 0]
+        return [0, 0, 0, 0, 0]
     _, total = torch.cuda.mem_get_info()
-    return [int(torch.cuda.memory_reserved()), int(torch.cuda.max_memory_reserved()), int(total)]
+    held, in_use = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
+    at_most = torch.cuda.max_memory_reserved(), torch.cuda.max_memory_allocated()
+    return [int(each) for each in (held, at_most[0], total, at_most[1], in_use)]
 
 
 def _failure(error: Exception) -> dict[str, Any]:

@@ -1,7 +1,11 @@
 """Which warm models fit into memory together, and which make room: pure bookkeeping, on measured numbers."""
 
+import math
+from collections import deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 
+_REMEMBERED_RUNS = 8
 UNKNOWN_BYTES = 2 * 2**30
 """What a model is taken to need before it was measured and where its contract says nothing."""
 
@@ -30,6 +34,8 @@ class Ledger:
         """In the order of last use."""
         self._peaks: dict[str, int] = {}
         self._gpu_peaks: dict[str, int] = {}
+        self._ratios: dict[tuple[str, Hashable], deque[float]] = {}
+        """What the last runs of a model took, by the way in which they were carried out: parts of the estimate."""
 
     @property
     def warm(self) -> tuple[str, ...]:
@@ -49,6 +55,19 @@ class Ledger:
         """Strike a model that has ended; what it needed stays known."""
         self._resting.pop(model, None)
 
+    def learn(self, model: str, way: Hashable, *, estimated: int, measured: int) -> None:
+        """Write down what a run took that was carried out in this way, or what was too little for it."""
+        known = self._ratios.setdefault((model, way), deque(maxlen=_REMEMBERED_RUNS))
+        known.append(measured / max(1, estimated))
+
+    def expected(self, model: str, way: Hashable, estimated: int) -> int:
+        """Return what a run of the model is expected to take: the estimate, corrected by its last runs of this way.
+
+        Of these, the one that took most for its size counts.
+        """
+        known = self._ratios.get((model, way))
+        return estimated if known is None else math.ceil(estimated * max(known))
+
     def need(self, model: str, stated: int | None) -> int:
         """Return what a run of the model is expected to take: the more of what was measured and what is stated."""
         known = max(self._peaks.get(model, 0), stated or 0)
@@ -61,6 +80,11 @@ class Ledger:
         while others and not self._fits(model, stated, others):
             ending.append(others.pop(0))
         return ending
+
+    def gpu_allowance(self, model: str, total: int, *, alone: bool = False) -> int:
+        """Return what the model may take of its GPU, which has so much: all, or all that the others do not hold."""
+        others = 0 if alone else sum(use.gpu for name, use in self._resting.items() if name != model)
+        return max(0, int(self._gpu_fraction * total) - others)
 
     def allowance(self, model: str) -> int:
         """Return what the model may take: all that the others do not hold."""

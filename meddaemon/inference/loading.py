@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,7 @@ BEGUN, DONE = 1, 2
 _DECODERS = tuple(f"imagecodecs._{name}" for name in ("imcd", "jpeg8", "jpegls", "jpeg2k", "htj2k"))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Prepared:
     """What one run of a model takes, decoded and checked, in memory that nobody can change any more.
 
@@ -42,6 +42,8 @@ class Prepared:
     inputs: Mapping[str, tuple[Mapping[str, Any], Sealed]]
     """Each input as a message, and its array, in the order in which they were given."""
     seconds: Mapping[str, float] = field(default_factory=dict)
+    on_close: list[Callable[[], None]] = field(default_factory=list, repr=False)
+    """What else is to be done once it is let go of."""
 
     @property
     def nbytes(self) -> int:
@@ -54,6 +56,8 @@ class Prepared:
 
     def close(self) -> None:
         """Let go of the memory."""
+        while self.on_close:
+            self.on_close.pop()()
         for _, array in self.inputs.values():
             array.close()
 

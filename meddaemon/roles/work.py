@@ -67,6 +67,7 @@ def _limits(settings: Configured) -> Limits:
         scratch_bytes=settings.scratch_bytes,
         # Alone on its GPU, or one of several that share it.
         gpu_fraction=1 / settings.concurrency,
+        prepare_beside=settings.preprocess_ahead if settings.prefetch else "never",
     )
 
 

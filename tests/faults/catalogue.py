@@ -181,10 +181,12 @@ FAULTS: dict[int, Fault] = {
     128: Fault("SIGSTOP within a transfer", "goes on where it was; everything is stored"),
     129: Fault("the clock is set by hours", "no task waits for the time before, and none is done twice"),
     130: Fault(
-        "memory that runs out in the host", "the model's process goes first; the job is tried again, not for ever"
+        "memory that runs out in the host",
+        "the model's process goes first; tried class by class, then alone; the job is tried again, not for ever",
     ),
     131: Fault(
-        "a GPU without memory", "tried alone, then on the CPU where the contract allows it, which the result tells"
+        "a GPU without memory",
+        "fewer windows, outputs in the host, class by class, alone, then the CPU by contract, which the result tells",
     ),
     132: Fault("a CUDA error that sticks", "the process ends and is replaced"),
     133: Fault("a model that hangs", "ended at its time limit, at a lost lease, or at the end of the drain"),

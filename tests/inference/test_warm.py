@@ -223,12 +223,13 @@ def test_a_gpu_without_memory_is_left_for_the_cpu_where_the_contract_allows_it(
     assert prediction.labels is not None
     assert prediction.labels.sum() == 9
     assert "CPU" in prediction.provenance["fallback"]
+    assert prediction.provenance["plan"].endswith("on the CPU")
     assert list(models._processes) == [], "neither the process whose GPU was full, nor the one on the CPU"
     assert answers(models, a, series(SOUND)) != warm
     with pytest.raises(OutOfMemory) as failure:
         models.predict(replace(a, cpu_fallback=False), {"image": series(GPU)})
     assert failure.value.where == "gpu"
-    with pytest.raises(OutOfMemory, match="CUDA out of memory"):
+    with pytest.raises(OutOfMemory, match=r"outputs in the memory of the host.*on the CPU.*CUDA out of memory"):
         models.predict(a, {"image": series(GPU_ALWAYS)})
     answers(models, a, series(SOUND))
 

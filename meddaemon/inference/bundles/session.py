@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 from monai.transforms import Compose, apply_transform
-from monai.utils import CommonKeys, set_determinism
+from monai.utils import CommonKeys
 
 from meddaemon.domain.contract import BoxFrame, Combine, InputKind, ModelKind, Saliency
 from meddaemon.domain.errors import InputRefused, ModelFailed, NotEvaluable
@@ -32,6 +32,7 @@ from meddaemon.inference.bundles.kinds import obstacles
 from meddaemon.inference.bundles.reading import read_bundle
 from meddaemon.inference.bundles.shims import apply_shims
 from meddaemon.inference.bundles.terms import Feed, Terms
+from meddaemon.inference.bundles.turns import Turns
 from meddaemon.inference.bundles.weights import (
     CONVENTION,
     Checkpoint,
@@ -40,6 +41,7 @@ from meddaemon.inference.bundles.weights import (
     is_torchscript,
     refuse_unfilled,
 )
+from meddaemon.inference.ladder import Shapes
 from meddaemon.inference.plan import AS_SHIPPED, RunPlan
 from meddaemon.inference.regrid import Straightened, is_straight
 
@@ -66,7 +68,8 @@ class Item:
 class Prepared:
     """Inputs that are preprocessed, ready for the network.
 
-    `straightened` is how the first input, a stack that is no box of voxels, was made one: what is found returns by it.
+    `first` is the first input, of which no values are kept: the memory that it came in can go. `straightened` is how
+    it, a stack that is no box of voxels, was made one: what is found returns by it.
     """
 
     first: Source
@@ -89,6 +92,9 @@ class Session:
     box_mode: str = ""
     evaluation: Any = None
     provenance: dict[str, str] = field(default_factory=dict)
+    turns: Turns = field(default_factory=Turns)
+    seen: dict[str, int] = field(default_factory=dict)
+    """What was seen of the last run: how many `outputs` (channels) the network had."""
 
     @property
     def output(self) -> str:
@@ -104,10 +110,10 @@ class Session:
         return self.infer(self.prepare(inputs), plan)
 
     def prepare(self, inputs: Mapping[str, Source]) -> Prepared:
-        """Preprocess the inputs; may run while another result is inferred, in a thread of its own."""
+        """Preprocess the inputs; may run while another result is inferred, in a thread of its own (see `Turns`)."""
         seconds: dict[str, float] = {}
         feeds = self.terms.feeds or tuple(Feed(name=name, key=name) for name in inputs)
-        with torch.no_grad(), _timed("preprocess", seconds):
+        with self.turns.preparing(self.preprocessing), torch.no_grad(), _timed("preprocess", seconds):
             straightened = {
                 feed.name: Straightened(volume.geometry)
                 for feed in feeds
@@ -121,13 +127,34 @@ class Session:
                 for item in self._items(feeds, straight)
             )
         first = feeds[0].name
-        return Prepared(first=inputs[first], straightened=straightened.get(first), items=items, seconds=seconds)
+        return Prepared(
+            first=_hollow(inputs[first]), straightened=straightened.get(first), items=items, seconds=seconds
+        )
+
+    def shapes(self, prepared: Prepared) -> Shapes:
+        """Return what is known of a run of these inputs: what it will take can be estimated."""
+        item = prepared.items[0]
+        image = tuple(map(int, _image_of(item.data, self.terms).shape))
+        window, batch = getattr(self.inferer, "roi_size", ()), getattr(self.inferer, "sw_batch_size", 1)
+        lengths = (window,) * len(image[1:]) if isinstance(window, int) else tuple(window or ())
+        return Shapes(
+            image=image,
+            source=tuple(map(int, item.grid.shape)),
+            # A length that is no number, or none, is all of the image.
+            window=tuple(
+                each if isinstance(each, int) and each > 0 else size
+                for each, size in zip(lengths, image[1:], strict=False)
+            ),
+            window_batch=batch if isinstance(batch, int) and batch > 0 else 1,
+            outputs=self.seen.get("outputs", 0),
+            items=len(prepared.items),
+            on_gpu=self.device.type == "cuda",
+        )
 
     def infer(self, prepared: Prepared, plan: RunPlan = AS_SHIPPED) -> Prediction:
         """Run the network on prepared inputs as planned, and return what it finds on the grid of the first input."""
         seconds = {"infer": 0.0, "postprocess": 0.0}
-        set_determinism(seed=0)
-        with torch.no_grad():
+        with self.turns.inferring(), torch.no_grad():
             way = frugal.Way(self.inferer, self.postprocessing, plan)
             if self.terms.asked.augmentation:
                 prediction = self._averaged(prepared, way, seconds)
@@ -188,16 +215,23 @@ class Session:
             way.leave("probabilities are kept")
             with _timed("infer", seconds):
                 raw = way.adapted(self.inferer)(image.unsqueeze(0).to(self.device), self.network)
-            with _timed("postprocess", seconds):
+            self._note_outputs(raw)
+            with self.turns.postprocessing(), _timed("postprocess", seconds):
                 found = self._postprocessed(item, self._with_raw(item, raw))
             return found if isinstance(found, Mapping) else {self.output: found}
         with _timed("infer", seconds):
             raw = way.infer(image.unsqueeze(0).to(self.device), self.network)
-        with _timed("postprocess", seconds):
+        self._note_outputs(raw)
+        with self.turns.postprocessing(), _timed("postprocess", seconds):
             data = self._with_raw(item, raw)
             del raw
             after = way.finish(data)
         return after if isinstance(after, Mapping) else {self.output: after}
+
+    def _note_outputs(self, raw: Any) -> None:
+        """Keep how many channels came out of the network: class by class, there may be none but the highest."""
+        if isinstance(raw, torch.Tensor) and raw.ndim > 1:
+            self.seen["outputs"] = max(int(raw.shape[1]), self.seen.get("outputs", 0))
 
     def _with_raw(self, item: Item, raw: Any) -> dict[Any, Any]:
         image = _image_of(item.data, self.terms)
@@ -223,7 +257,7 @@ class Session:
                 if drawing:
                     back = answer if prepared.straightened is None else _returned(answer, prepared.straightened)
                     volumes.append(augmentation.volumes_ml(back, segments))
-        with _timed("postprocess", seconds):
+        with self.turns.postprocessing(), _timed("postprocess", seconds):
             if not drawing:
                 return self._with_artefacts(augmentation.mean_of_numbers(each, asked.augmentation), prepared, ())
             spread_ml = tuple(map(float, np.std(volumes, axis=0))) if volumes[0] else ()
@@ -262,7 +296,8 @@ class Session:
         with _timed("infer", seconds):
             changed = change.apply(image.unsqueeze(0).to(self.device))
             raw = change.undo(way.adapted(self.inferer)(changed, self.network), image.shape[1:])
-        with _timed("postprocess", seconds):
+        self._note_outputs(raw)
+        with self.turns.postprocessing(), _timed("postprocess", seconds):
             after = mean.add(self._with_raw(item, raw))
         return after if isinstance(after, Mapping) else {self.output: after}
 
@@ -490,6 +525,7 @@ def _built(
         frame=BoxFrame.VOXEL if found.world_left_out else terms.frame,
         box_mode=found.box_mode,
         evaluation=evaluation,
+        turns=Turns(apart=evaluation is not None),
     )
     return session, loaded
 
@@ -568,6 +604,19 @@ def _image(feeds: Sequence[Feed], inputs: Mapping[str, Source], index: int) -> M
     if index >= len(source.sources):
         raise InputRefused("too_few_pictures", f"{feeds[0].name} has {len(source.sources)} pictures, not {index + 1}")
     return images.as_picture(source, index)
+
+
+def _hollow(source: Source) -> Source:
+    """Return an input whose values take no memory: 0 everywhere."""
+
+    def zeros(values: Any) -> Any:
+        return np.broadcast_to(np.zeros((), values.dtype), values.shape)
+
+    if isinstance(source, Volume):
+        return replace(source, voxels=zeros(source.voxels))
+    if isinstance(source, Pictures):
+        return replace(source, frames=zeros(source.frames))
+    return replace(source, samples=zeros(source.samples))
 
 
 def _straight(source: Source, by: Straightened | None) -> Source:
