@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from meddaemon.domain.contract import BoxFrame
 from meddaemon.domain.errors import ModelFailed
 from meddaemon.domain.result import Box, Labels, Landmark
+from meddaemon.inference.bundles.faster import first_greatest
 from meddaemon.inference.bundles.images import Grid, grid_of, resampled
 
 THRESHOLD = 0.5
@@ -69,7 +70,7 @@ def drawn(prediction: object, grid: Grid, segments: Sequence[int] = (), *, seen:
     probable = lowest >= 0 and highest <= 1
     if segments and channels == max(segments) + 1 and not (probable and _overlapping(image)):
         values = _on(image, grid, seen)
-        return Drawn(labels=_labels(values.argmax(dim=0).numpy()), doubts=doubts)
+        return Drawn(labels=_labels(_greatest(values).numpy()), doubts=doubts)
     if segments and probable and channels in {len(segments), max(segments) + 1}:
         values = _on(image, grid, seen) >= THRESHOLD
         chosen = range(channels) if channels == len(segments) else segments
@@ -213,6 +214,11 @@ def _overlapping(image: MetaTensor) -> bool:
     sums = image.as_tensor().sum(dim=0, dtype=torch.float64)
     # Where a bundle padded, no class has any probability, which argmax makes background.
     return bool(((sums - 1).abs() > SUM_TOLERANCE).logical_and(sums > 0).any())
+
+
+def _greatest(values: torch.Tensor) -> torch.Tensor:
+    """Return which channel is the greatest at each voxel."""
+    return first_greatest(values)[0] if len(values) <= 255 else values.argmax(dim=0)
 
 
 def _labels(values: NDArray[Any]) -> Labels:

@@ -24,7 +24,7 @@ from meddaemon.domain.errors import InputRefused, ModelFailed
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.result import Box, Landmark, Prediction
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.bundles import images, outputs
+from meddaemon.inference.bundles import faster, images, outputs
 from meddaemon.inference.bundles.edges import BATCHES, Edges, replace_edges
 from meddaemon.inference.bundles.images import Grid, Source, TakeImage, TakeImaged
 from meddaemon.inference.bundles.kinds import obstacles
@@ -257,6 +257,7 @@ def load(
     if problems := obstacles(reading):
         raise ModelFailed("; ".join(problems))
     shims = list(apply_shims(reading))
+    faster.install()
     found = replace_edges(
         reading.config, bundle=reading.root, scratch=scratch.resolve(), device=str(chosen), weights=weights
     )
