@@ -71,6 +71,11 @@ def models_show(name: Name, config: Config = None) -> None:
         typer.echo(f"  takes {shown(each.key)}")
     for segment in contract.segments:
         typer.echo(f"  draws {segment.label} {shown(segment.name)} ({segment.type.value} {segment.type.scheme})")
+    if contract.engine.changes:
+        parity = f"{contract.engine.parity:g}"
+        typer.echo(
+            f"  engine {', '.join(contract.engine.changes)}: parity with the bundle as shipped at least {parity}"
+        )
     try:
         check = read_check(contract.contract_file)
     except ValueError as error:
@@ -78,6 +83,8 @@ def models_show(name: Name, config: Config = None) -> None:
     else:
         if check:
             typer.echo(f"  checked {check.at} by {shown(check.by)}, digest {check.digest[:12]}")
+            if check.engine:
+                typer.echo(f"  engine compared on {shown(check.host)}: {shown(check.engine)}")
             for result in check.cases:
                 typer.echo(f"    {'ok ' if result.ok else 'BAD'} {shown(result.said)}")
     if contract.admission.refusal:

@@ -4,6 +4,7 @@ What is found is recorded beside the contract, bound to the digest of the model;
 wherever work is given out.
 """
 
+import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from meddaemon.config.admission import CaseResult, Check, admitted, file_digests
+from meddaemon.config.admission import BESIDE, CaseResult, Check, admitted, file_digests
 from meddaemon.config.digest import CHECK_NAME, record_file
 from meddaemon.deploy import golden
 from meddaemon.deploy.golden import Case, Grid, NotThere, Source, Turn
 from meddaemon.deploy.registry import now, operator, require_unchanged, write_record
-from meddaemon.domain.contract import InputKind, ModelContract
+from meddaemon.domain.contract import EngineContract, InputKind, ModelContract
 from meddaemon.domain.errors import BundleRefused, InputRefused, InvalidConfiguration, ModelFailed
 from meddaemon.domain.result import Labels, Prediction
 from meddaemon.domain.volume import Volume
@@ -57,12 +58,18 @@ def check(
             for result in _run(each, contract, models, Path(folder), provenance):
                 results.append(result)
                 say(result.said)
+        if contract.engine.changes:
+            for result in _beside(contract, models, Path(folder)):
+                results.append(result)
+                say(result.said)
     found = Check(
         model=contract.name,
         digest=contract.digest,
         files=file_digests(contract),
         cases=tuple(results),
         provenance=provenance,
+        engine=", ".join(contract.engine.changes),
+        host=platform.node() if contract.engine.changes else "",
         at=now(),
         by=operator(),
     )
@@ -180,6 +187,30 @@ def _run(
         if index == 0:
             first = _as_expected(case, prediction)
         yield result.model_copy(update={"value": value})
+
+
+def _beside(contract: ModelContract, models: WarmModels, scratch: Path) -> Iterator[CaseResult]:
+    """Yield how near each case comes to the bundle as shipped, in single precision: the parity gate of its engine."""
+    names = [each.slot for each in contract.inputs]
+    with models.apart(replace(contract, engine=EngineContract())) as shipped:
+        for folder in golden.find_cases(contract):
+            result = CaseResult(case=folder.name, variant=BESIDE, measure="dice", limit=contract.engine.parity)
+            with tempfile.TemporaryDirectory(prefix="case-", dir=scratch) as place:
+                try:
+                    case = golden.read_case(folder)
+                    if case.labels is None:
+                        limit = round(1 - contract.engine.parity, 9)
+                        result = result.model_copy(update={"measure": "difference", "limit": limit})
+                    files = golden.files_of(case, golden.AS_GIVEN, Path(place))
+                    inputs = {name: files[name] for name in names if name in files}
+                    if len(inputs) < len(names):
+                        raise NotThere("the case has other inputs than the model")
+                    wanted = shipped.predict(inputs, time_limit=contract.time_limit_seconds)
+                    value = _compared(models.predict(contract, inputs), _as_expected(case, wanted))
+                except (BundleRefused, InvalidConfiguration, InputRefused, ModelFailed, NotThere) as error:
+                    yield result.model_copy(update={"failure": _bounded(error)})
+                    continue
+            yield result.model_copy(update={"value": value})
 
 
 def _as_grids(case: Case, names: Sequence[str], contract: ModelContract, models: WarmModels) -> Case:

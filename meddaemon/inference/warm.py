@@ -65,6 +65,10 @@ class WarmModels:
         finally:
             self._note(contract.digest)
 
+    def apart(self, contract: ModelContract) -> ModelProcess:
+        """Return a process for a model beside the warm ones, on the same machine; whoever asks for it ends it."""
+        return self._process(contract)
+
     def interrupt(self) -> None:
         """Make what is in progress fail at once, from another thread; the model starts afresh for the next one."""
         self._interrupts += 1

@@ -24,7 +24,7 @@ from meddaemon.domain.errors import InputRefused, ModelFailed
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.result import Box, Landmark, Prediction
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.bundles import faster, images, outputs
+from meddaemon.inference.bundles import engine, faster, images, outputs
 from meddaemon.inference.bundles.edges import BATCHES, Edges, replace_edges
 from meddaemon.inference.bundles.images import Grid, Source, TakeImage, TakeImaged
 from meddaemon.inference.bundles.kinds import obstacles
@@ -163,7 +163,8 @@ class Session:
             return result
         image = _image_of(item.data, self.terms)
         with _timed("infer", seconds):
-            raw = self.inferer(image.unsqueeze(0).to(self.device), self.network)
+            inferer = engine.fitted(self.inferer, self.terms.engine, image.shape[1:])
+            raw = inferer(image.unsqueeze(0).to(self.device), self.network)
         with _timed("postprocess", seconds):
             data = dict(item.data) if isinstance(item.data, Mapping) else {CommonKeys.IMAGE: image}
             data[CommonKeys.PRED] = _unbatched(raw, image)
@@ -248,7 +249,8 @@ def load(
     """
     terms = terms or Terms(output=output)
     chosen = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
-    reading = read_bundle(bundle.resolve(), terms.configs)
+    configs = engine.with_configs(terms.engine, terms.configs, bundle, on_gpu=chosen.type == "cuda")
+    reading = read_bundle(bundle.resolve(), configs)
     # The bundle's own code is the package `scripts` below its root: one bundle per process.
     sys.path.insert(0, str(reading.root))
     # A bundle stays as it was added, where it lies: nothing compiled is left in it.
@@ -271,6 +273,15 @@ def load(
         unfilled, count = witness.unfilled(network, modules)
         looked_for = [*(f"the checkpoint loader {at}" for at in found.checkpoints), *CONVENTION]
         refuse_unfilled(unfilled, count, looked_for)
+    carried = engine.carried(
+        terms.engine,
+        session.network,
+        session.inferer,
+        device=chosen,
+        scratch=scratch,
+        own_evaluator=session.evaluation is not None,
+    )
+    session = replace(session, network=carried.network, inferer=carried.inferer)
     provenance = {
         "runtime": f"MONAI {monai.__version__}",
         "torch": str(torch.__version__),
@@ -280,6 +291,7 @@ def load(
         "mode": "direct" if session.evaluation is None else "evaluator",
         "weights_from": ", ".join(loaded or dict.fromkeys(witness.files)),
         "shims": ", ".join([*shims, *sorted(witness.shims)]),
+        "engine": carried.said,
     }
     return replace(session, provenance={key: value for key, value in provenance.items() if value})
 

@@ -1,10 +1,19 @@
 """What a contract says that a bundle itself does not: which input feeds which key, and what comes out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from meddaemon.domain.contract import BoxFrame, InputKind, ModelContract, ModelKind
+from meddaemon.domain.contract import (
+    BoxFrame,
+    Engine,
+    EngineContract,
+    InputKind,
+    ModelContract,
+    ModelKind,
+    Precision,
+    WindowSize,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +44,7 @@ class Terms:
     outputs: int = 0
     frame: BoxFrame = BoxFrame.RAS
     configs: tuple[str, ...] = ()
+    engine: EngineContract = field(default_factory=EngineContract)
 
     @classmethod
     def of(cls, contract: ModelContract) -> Self:
@@ -51,6 +61,7 @@ class Terms:
             outputs=numbers.get(contract.kind, 0),
             frame=contract.frame,
             configs=contract.configs,
+            engine=contract.engine,
         )
 
     def message(self) -> dict[str, Any]:
@@ -66,6 +77,7 @@ class Terms:
             "outputs": self.outputs,
             "frame": self.frame.value,
             "configs": list(self.configs),
+            "engine": asdict(self.engine),
         }
 
     @classmethod
@@ -87,4 +99,18 @@ class Terms:
             outputs=int(message["outputs"]),
             frame=BoxFrame(message["frame"]),
             configs=tuple(map(str, message["configs"])),
+            engine=_engine(message["engine"]),
         )
+
+
+def _engine(message: Mapping[str, Any]) -> EngineContract:
+    overlap, batch = message["overlap"], message["window_batch"]
+    return EngineContract(
+        engine=Engine(message["engine"]),
+        precision=Precision(message["precision"]),
+        channels_last=bool(message["channels_last"]),
+        window=WindowSize(message["window"]),
+        overlap=None if overlap is None else float(overlap),
+        window_batch=None if batch is None else int(batch),
+        parity=float(message["parity"]),
+    )
