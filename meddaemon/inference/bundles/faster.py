@@ -40,7 +40,10 @@ class AlongAxes(AffineTransform):  # type: ignore[misc]
     def forward(
         self, src: torch.Tensor, theta: torch.Tensor, spatial_size: Sequence[int] | int | None = None
     ) -> torch.Tensor:
-        """Return `src` [1, channel, x, y, z] resampled as `theta` says, in its number type."""
+        """Return `src` [1, channel, x, y, z] resampled as `theta` says.
+
+        What MONAI would round to single precision in its next step already is.
+        """
         moved = self._along_axes(src, theta, spatial_size)
         if moved is None:
             whole: torch.Tensor = super().forward(src, theta, spatial_size)
@@ -78,8 +81,8 @@ class AlongAxes(AffineTransform):  # type: ignore[misc]
             _Axis.of(place, length, mode, padding, bool(self.align_corners))
             for place, length in zip(places, src.shape[2:], strict=True)
         ]
-        source = src[0].numpy()
-        target = np.empty((len(source), *size))
+        source = src[0].contiguous().numpy()
+        target = np.empty((len(source), *size), np.float32)
         work = _interpolated if mode == "bilinear" else _nearest
         _in_parts(size[0], lambda part: work(source, target, tables, part))
         return torch.from_numpy(target)[None]
@@ -128,7 +131,7 @@ def _places(theta: torch.Tensor, size: Sequence[int], align_corners: bool) -> li
 
 
 def _interpolated(
-    source: NDArray[np.float64], target: NDArray[np.float64], tables: Sequence[_Axis], part: range
+    source: NDArray[np.float64], target: NDArray[np.float32], tables: Sequence[_Axis], part: range
 ) -> None:
     """Fill the planes `part` of the target; products and sums are in the order of torch, and so have its last bit."""
     first, rows, columns = tables
@@ -143,9 +146,11 @@ def _interpolated(
             (rows.part_low[block], rows.low[block], rows.inside_low[block]),
             (rows.part_high[block], rows.high[block], rows.inside_high[block]),
         ]
-        corners = [(row, column) for row in down for column in across]
-        shares = [column[0][None, :] * row[0][:, None] for row, column in corners]
-        weight, product, total = (np.empty_like(shares[0]) for _ in range(3))
+        pairs = [(row, column) for row in down for column in across]
+        shares = [column[0][None, :] * row[0][:, None] for row, column in pairs]
+        corners = [_Corner.of_tables(row[1:], column[1:], source.shape[3]) for row, column in pairs]
+        weights = [np.empty_like(shares[0]) for _ in range(8)]
+        product, total = np.empty_like(shares[0]), np.empty_like(shares[0])
         seen: dict[int, list[list[NDArray[np.float64]]]] = {}
         for plane in part:
             planes = (
@@ -155,41 +160,49 @@ def _interpolated(
             needed = {index for _, index, inside in planes if inside}
             seen = {index: values for index, values in seen.items() if index in needed}
             for index in needed - seen.keys():
-                seen[index] = [
-                    [_corner(each[index], row[1:], column[1:]) for row, column in corners] for each in source
-                ]
+                seen[index] = [[corner.of(each[index]) for corner in corners] for each in source]
+            weighed = [
+                (index, corner, np.multiply(shares[corner], share, out=weights[4 * which + corner]))
+                for which, (share, index, inside) in enumerate(planes)
+                if inside
+                for corner in range(4)
+            ]
             for channel in range(len(source)):
                 total.fill(0.0)
-                for share_of_plane, index, inside in planes:
-                    if inside:
-                        for share, values in zip(shares, seen[index][channel], strict=True):
-                            np.multiply(share, share_of_plane, out=weight)
-                            np.multiply(values, weight, out=product)
-                            np.add(total, product, out=total)
+                for index, corner, weight in weighed:
+                    np.multiply(seen[index][channel][corner], weight, out=product)
+                    np.add(total, product, out=total)
                 target[channel, plane, block] = total
 
 
-def _nearest(source: NDArray[np.float64], target: NDArray[np.float64], tables: Sequence[_Axis], part: range) -> None:
+def _nearest(source: NDArray[np.float64], target: NDArray[np.float32], tables: Sequence[_Axis], part: range) -> None:
     """Fill the planes `part` of the target with the nearest voxels."""
     first, rows, columns = tables
+    corner = _Corner.of_tables((rows.low, rows.inside_low), (columns.low, columns.inside_low), source.shape[3])
     for plane in part:
         for channel, each in enumerate(source):
-            if first.inside_low[plane]:
-                target[channel, plane] = _corner(
-                    each[first.low[plane]], (rows.low, rows.inside_low), (columns.low, columns.inside_low)
-                )
-            else:
-                target[channel, plane] = 0.0
+            target[channel, plane] = corner.of(each[first.low[plane]]) if first.inside_low[plane] else 0.0
 
 
-def _corner(plane: NDArray[np.float64], rows: tuple[Any, ...], columns: tuple[Any, ...]) -> NDArray[np.float64]:
-    """Return these rows and columns of a plane, 0 where there are none."""
-    values: NDArray[np.float64] = plane.take(rows[0], axis=0).take(columns[0], axis=1)
-    if not rows[1].all():
-        values[~rows[1]] = 0.0
-    if not columns[1].all():
-        values[:, ~columns[1]] = 0.0
-    return values
+@dataclass(frozen=True, kw_only=True)
+class _Corner:
+    """Where in a plane of the source the values for some rows and columns of the target lie, and which there are."""
+
+    at: NDArray[np.intp]
+    outside: NDArray[np.bool_] | None
+
+    @classmethod
+    def of_tables(cls, rows: tuple[Any, ...], columns: tuple[Any, ...], width: int) -> "_Corner":
+        """Return the places of rows and columns, each given as places and whether these are inside."""
+        inside = rows[1][:, None] & columns[1][None, :]
+        return cls(at=rows[0][:, None] * width + columns[0][None, :], outside=None if inside.all() else ~inside)
+
+    def of(self, plane: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the values of one plane, 0 where there are none."""
+        values: NDArray[np.float64] = plane.ravel().take(self.at)
+        if self.outside is not None:
+            values[self.outside] = 0.0
+        return values
 
 
 def _in_parts(count: int, work: Any) -> None:

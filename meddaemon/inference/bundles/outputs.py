@@ -55,6 +55,8 @@ def drawn(prediction: object, grid: Grid, segments: Sequence[int] = (), *, seen:
     image = prediction if prediction.ndim > len(grid.shape) else prediction.unsqueeze(0)
     if image.ndim != len(grid.shape) + 1:
         raise ModelFailed(f"the prediction has the shape {tuple(prediction.shape)}, the source {grid.shape}")
+    if (small := _small_labels(image)) is not None and grid_of(image).lies_as(grid):
+        return Drawn(labels=small)
     doubts: tuple[str, ...] = ()
     if image.is_floating_point() and not bool(torch.isfinite(image.as_tensor()).all()):
         count = int((~torch.isfinite(image.as_tensor())).sum())
@@ -214,6 +216,18 @@ def _overlapping(image: MetaTensor) -> bool:
     sums = image.as_tensor().sum(dim=0, dtype=torch.float64)
     # Where a bundle padded, no class has any probability, which argmax makes background.
     return bool(((sums - 1).abs() > SUM_TOLERANCE).logical_and(sums > 0).any())
+
+
+def _small_labels(image: MetaTensor) -> Labels | None:
+    """Return a map of labels up to 255 as such; None for anything else."""
+    plain = image.as_tensor()
+    if len(plain) != 1:
+        return None
+    small = plain.to(torch.uint8)
+    if not torch.equal(small.to(plain.dtype), plain):
+        return None
+    labels: Labels = np.ascontiguousarray(small[0].cpu().numpy().transpose())
+    return labels
 
 
 def _greatest(values: torch.Tensor) -> torch.Tensor:
