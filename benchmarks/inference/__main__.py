@@ -7,6 +7,7 @@ part between volume and prediction comes.
 import argparse
 import importlib.util
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -38,6 +39,8 @@ GATED = {
 
 def main() -> int:
     arguments = _arguments()
+    if arguments.threads:
+        os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     runs: report.Runs = {}
     dices: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="inference-") as name:
@@ -113,6 +116,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--gated", nargs="*", choices=GATED, default=gated, help="settings behind the parity gate")
     parser.add_argument("--folder", type=Path, help="where studies and bundles are written (default: the system's)")
+    parser.add_argument("--threads", type=int, help="of everybody (default: the machine's cores)")
     parser.add_argument("--timeout", type=float, default=600)
     parser.add_argument("--json", type=Path, help="keep every run")
     return parser.parse_args()

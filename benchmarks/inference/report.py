@@ -13,10 +13,11 @@ MONAI, SHIPPED, BARE = "monai.bundle run", "ours, as shipped", "bare forward pas
 def table(runs: Runs, dices: dict[str, dict[str, float]]) -> str:
     lines = [
         "Wall seconds, median (min-max). × is the time of `monai.bundle run` over theirs, median within rounds.",
+        "× CPU is the same of CPU seconds, which a machine with other work changes less.",
         "Within: from volume to prediction (preprocess + infer + postprocess), and × the bare forward passes.",
         "",
-        "| case | contestant | seconds | × | within | × bare | CPU s | peak MB | Dice to MONAI's |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| case | contestant | seconds | × | × CPU | within | × bare | CPU s | peak MB | Dice to MONAI's |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for case, contestants in runs.items():
         for name, each in contestants.items():
@@ -29,7 +30,7 @@ def table(runs: Runs, dices: dict[str, dict[str, float]]) -> str:
 def _cells(runs: Sequence[Run], contestants: dict[str, list[Run]]) -> str:
     failed = [str(run["failed"]) for run in runs if "failed" in run]
     if failed:
-        return f"fails ({failed[0]}) | - | - | - | - | -"
+        return f"fails ({failed[0]}) | - | - | - | - | - | -"
     seconds = [number(run, "seconds") for run in runs]
     within = "-"
     if "within" in runs[0]:
@@ -38,6 +39,7 @@ def _cells(runs: Sequence[Run], contestants: dict[str, list[Run]]) -> str:
         (
             f"{median(seconds):.3f} ({min(seconds):.3f}-{max(seconds):.3f})",
             _shown(ratio(contestants.get(MONAI, []), "seconds", runs, "seconds")),
+            _shown(ratio(contestants.get(MONAI, []), "cpu", runs, "cpu")),
             within,
             _shown(ratio(runs, "within", contestants.get(BARE, []), "seconds")),
             f"{median(number(run, 'cpu') for run in runs):.2f}",

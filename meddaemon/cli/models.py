@@ -115,6 +115,29 @@ def models_check(
     typer.echo(f"{name} is admitted{forced}; restart the daemon to let it work")
 
 
+@models_app.command("tune")
+def models_tune(
+    name: Name,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed; the medians count.")] = 3,
+    output: Output = Format.TABLE,
+    config: Config = None,
+) -> None:
+    """Time a model on its golden case with every engine there is here, beside the bundle as shipped; change nothing."""
+    from meddaemon.deploy import check, registry, tune  # noqa: PLC0415  as above
+
+    folders = _folders(config)
+    contract = registry.load(name, folders.directories)
+    with check.processes(Limits(sandbox=folders.sandbox)) as models:
+        found = tune.tune(contract, models, rounds=rounds)
+    columns = {"settings": "settings", "seconds": "seconds", "faster": "faster", "parity": "parity", "why": "why"}
+    print_rows(found, columns, output)
+    chosen = tune.best(found, contract.engine.parity)
+    if output is Format.TABLE and chosen:
+        typer.echo(f"\nfor {contract.contract_file}, then: meddaemon models check {name}\n\n{chosen.lines}")
+    elif output is Format.TABLE:
+        typer.echo(f"\nnothing is faster and has a parity of {contract.engine.parity:g}: leave it as shipped")
+
+
 @models_app.command("golden")
 def models_golden(
     name: Name,

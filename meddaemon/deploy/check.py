@@ -175,7 +175,7 @@ def _run(
                     case = _as_grids(case, names, contract, models)
                 files = golden.files_of(case, turn, Path(place))
                 prediction = models.predict(contract, {name: files[name] for name in names})
-                value = _compared(prediction, wanted)
+                value = near(prediction, wanted)
             except (BundleRefused, InputRefused, NotThere) as error:
                 yield result.model_copy(update={"failure": _bounded(error)})
                 continue
@@ -185,7 +185,7 @@ def _run(
                 return
         provenance |= prediction.provenance
         if index == 0:
-            first = _as_expected(case, prediction)
+            first = with_result(case, prediction)
         yield result.model_copy(update={"value": value})
 
 
@@ -206,7 +206,7 @@ def _beside(contract: ModelContract, models: WarmModels, scratch: Path) -> Itera
                     if len(inputs) < len(names):
                         raise NotThere("the case has other inputs than the model")
                     wanted = shipped.predict(inputs, time_limit=contract.time_limit_seconds)
-                    value = _compared(models.predict(contract, inputs), _as_expected(case, wanted))
+                    value = near(models.predict(contract, inputs), with_result(case, wanted))
                 except (BundleRefused, InvalidConfiguration, InputRefused, ModelFailed, NotThere) as error:
                     yield result.model_copy(update={"failure": _bounded(error)})
                     continue
@@ -223,7 +223,7 @@ def _as_grids(case: Case, names: Sequence[str], contract: ModelContract, models:
         return replace(case, sources=_grids(prepared, {source.key: source.modality for source in case.sources}))
 
 
-def _compared(prediction: Prediction, wanted: Case) -> float:
+def near(prediction: Prediction, wanted: Case) -> float:
     """Return how near a prediction is to what is wanted, in patient space. Raises NotThere."""
     if prediction.doubts:
         raise NotThere("; ".join(prediction.doubts))
@@ -248,7 +248,7 @@ def _drawn(prediction: Prediction) -> Labels | None:
     return prediction.labels if prediction.masks is None else prediction.masks.astype(np.uint8)
 
 
-def _as_expected(case: Case, prediction: Prediction) -> Case:
+def with_result(case: Case, prediction: Prediction) -> Case:
     """Return the case as if this prediction had been what it expects: what a second run is compared with."""
     if case.labels is None:
         return replace(case, scores=prediction.scores)

@@ -44,6 +44,8 @@ def scaffold(bundle: Path, name: str, folder: str) -> str:
             *_inputs(_table(formats.get("inputs")), metadata),
             *_meaning(kind, _channels(_table(described))),
             "",
+            f"#[engine]  # to make it faster, behind a comparison with the bundle as shipped: models tune {name}",
+            "",
         ]
     )
 
