@@ -58,7 +58,10 @@ def tune(
     settings: Sequence[EngineContract] = SETTINGS,
     say: Callable[[Timed], None] = lambda _: None,
 ) -> list[Timed]:
-    """Return what each of the `settings` that this machine has is worth on the first golden case, which must be. Raises BundleRefused."""
+    """Return what each of the `settings` that this machine has is worth on the first golden case.
+
+    Raises BundleRefused where there is no case.
+    """
     folders = golden.find_cases(contract)
     if not folders:
         raise BundleRefused(f"{contract.name} has no golden case: nothing to time or to compare with")
