@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from meddaemon.config.digest import bundle_digest
 from meddaemon.domain.errors import InputRefused, ModelFailed
-from meddaemon.inference import messages, sandbox
+from meddaemon.inference import heap, messages, sandbox
 from meddaemon.inference.bundles.terms import Terms
 from meddaemon.inference.messages import Received
 from meddaemon.inference.values import input_from, prediction_message, refusal_message
@@ -47,11 +47,13 @@ def _serve(connection: socket.socket) -> None:
     except Exception as error:  # noqa: BLE001 - whatever a bundle raises is the worker's to judge, and it is told
         messages.send(connection, _failure(error))
         return
+    most = heap.resident_bytes() + heap.KEPT_BYTES
     messages.send(connection, {"ready": {"load": time.perf_counter() - started}, "gpu": _gpu_bytes()})
     while True:
         request = messages.receive(connection)
         try:
             said, arrays = prediction_message(session.predict(_inputs(request)))
+            heap.give_back(most)
             messages.send(connection, {**said, "gpu": _gpu_bytes()}, arrays)
         except InputRefused as refusal:
             messages.send(connection, refusal_message(refusal))
@@ -70,6 +72,7 @@ def _settle_in(settings: Mapping[str, Any]) -> None:
     os.chdir(scratch)
     os.environ.update({"HOME": str(scratch), "TMPDIR": str(scratch), **settings["environment"]})
     tempfile.tempdir = None
+    heap.keep_freed_memory()
     sandbox.limit(data_bytes=settings["data_bytes"], file_bytes=settings["file_bytes"])
     if settings["sandbox"] != "off":
         read = [bundle, Path(settings["contract_file"]), *map(Path, settings["weights"]), *_links_below(bundle)]

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from meddaemon.domain.contract import ModelContract
+from meddaemon.domain.contract import EngineContract, ModelContract
 from meddaemon.domain.errors import OutOfMemory
 from meddaemon.domain.result import Prediction
 from meddaemon.inference.ledger import Ledger
@@ -110,6 +110,9 @@ class WarmModels:
         return process
 
     def _process(self, contract: ModelContract, device: str = "") -> ModelProcess:
+        if device == "cpu" and contract.engine.changes:
+            # Its engine was compared with the bundle as shipped on the GPU, and is another one here.
+            contract = replace(contract, engine=EngineContract())
         return ModelProcess(
             contract,
             device=device,
