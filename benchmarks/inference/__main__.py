@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import ExitStack
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from benchmarks.inference import bundles, peer, report, studies
 from benchmarks.inference.processes import Contestant
 
 ROOT = Path(__file__).resolve().parents[2]
+WEIGHTS = ROOT.parent / "shared/weights/bundles"
+SPLEEN = "spleen"
 SMALL, LARGE = "96×96×48", "256×256×64"
 STUDIES: dict[str, tuple[tuple[int, int, int], tuple[float, float, float]]] = {
     f"{SMALL} as the model": ((48, 96, 96), (2.0, 1.5, 1.5)),
@@ -45,9 +48,14 @@ def main() -> int:
     dices: dict[str, dict[str, float]] = {}
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="inference-") as name:
         folder = Path(name)
-        bundle = bundles.write_spleen(folder / "spleen")
-        for study in arguments.studies:
-            case = f"spleen, {study}"
+        written_bundles = {
+            name: bundles.write_spleen(folder / name)
+            if name == SPLEEN
+            else bundles.copy_of(WEIGHTS / name, folder / name)
+            for name in arguments.bundles
+        }
+        for (title, bundle), study in product(written_bundles.items(), arguments.studies):
+            case = f"{title}, {study}"
             shape, spacing = STUDIES[study]
             print(f"{case}: writing", file=sys.stderr, flush=True)
             written = studies.write(folder / "study", shape, spacing)
@@ -66,6 +74,8 @@ def _rounds(
 ) -> tuple[dict[str, list[report.Run]], dict[str, float]]:
     """In each round everybody has a turn, a different one first; nobody's first run counts."""
     dicom, nifti = written
+    # The zoo's bundles read NIfTI; those beside the checkout read DICOM themselves.
+    given = nifti if case.startswith(SPLEEN) else dicom
     shipped = bundles.write_contract(folder / "as_shipped", bundle, "as_shipped")
     drawn: dict[str, Path] = {}
     with ExitStack() as stack:
@@ -83,7 +93,7 @@ def _rounds(
                 labels = folder / f"{names.index(name)}.npy"
                 if name == report.MONAI:
                     # The files that it starts from are in memory after one run.
-                    run = peer.run(bundle, nifti, folder / "out", labels, arguments.timeout)
+                    run = peer.run(bundle, given, folder / "out", labels, arguments.timeout)
                 else:
                     run = warm[name].ask(dicom, labels)
                 drawn[name] = labels
@@ -114,6 +124,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.inference", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
+    beside = [path.name for path in sorted(WEIGHTS.glob("*")) if (path / "configs/inference.json").is_file()]
+    parser.add_argument("--bundles", nargs="+", choices=[SPLEEN, *beside], default=[SPLEEN])
     parser.add_argument("--gated", nargs="*", choices=GATED, default=gated, help="settings behind the parity gate")
     parser.add_argument("--folder", type=Path, help="where studies and bundles are written (default: the system's)")
     parser.add_argument("--threads", type=int, help="of everybody (default: the machine's cores)")

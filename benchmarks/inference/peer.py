@@ -14,15 +14,15 @@ import numpy as np
 Answer = dict[str, object]
 
 
-def run(bundle: Path, nifti: Path, out: Path, labels: Path, timeout: float) -> Answer:
-    """Run the bundle on the study in the folder `nifti`; keep what it drew as `labels` [plane, row, column]."""
+def run(bundle: Path, study: Path, out: Path, labels: Path, timeout: float) -> Answer:
+    """Run the bundle on the study in a folder; keep what it drew as `labels` [plane, row, column]."""
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir()
-    for file in nifti.iterdir():
+    for file in study.iterdir():
         file.read_bytes()
     command = [sys.executable, "-m", "monai.bundle", "run", "--config_file", str(bundle / "configs/inference.json")]
     command += ["--meta_file", str(bundle / "configs/metadata.json"), "--bundle_root", str(bundle)]
-    command += ["--dataset_dir", str(nifti), "--output_dir", str(out)]
+    command += ["--dataset_dir", str(study), "--output_dir", str(out)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     try:
