@@ -88,7 +88,7 @@ def test_as_shipped_nothing_is_touched() -> None:
     ours = carried(EngineContract(parity=0.5), given, inferer)
     assert (ours.network, ours.inferer, ours.said) == (given, inferer, "")
     assert "forward" not in vars(given)
-    assert engine.fitted(inferer, EngineContract(), (4, 4, 4)) is inferer
+    assert engine.fitted_to(inferer, (4, 4, 4)) is inferer
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,12 @@ def test_as_shipped_nothing_is_touched() -> None:
 )
 def test_a_window_is_fitted_in_steps_that_its_own_size_has(window: Any, extent: Any, fits: Any) -> None:
     inferer = SlidingWindowInferer(roi_size=window, mode="gaussian", cache_roi_weight_map=False)
-    ours = engine.fitted(inferer, EngineContract(window=WindowSize.FITTED), extent)
-    assert ours.roi_size == fits
-    assert inferer.roi_size == window
+    ours = carried(EngineContract(window=WindowSize.FITTED), network(), inferer).inferer
+    assert ours is inferer
+    assert isinstance(ours, SlidingWindowInferer)
+    assert engine.fitted_to(ours, extent).roi_size == fits
+    assert type(engine.fitted_to(ours, extent)) is SlidingWindowInferer
+    assert ours.roi_size == window
 
 
 def test_overlap_and_batch_are_those_of_the_contract() -> None:
@@ -178,9 +181,12 @@ def test_the_engine_reaches_the_child_as_it_was_written() -> None:
 def test_a_fitted_window_gives_what_padding_would_where_the_network_looks_no_further() -> None:
     """A network of single voxels: the windows that it is cut into change nothing."""
     given = torch.nn.Conv3d(1, 1, 1)
-    inferer = SlidingWindowInferer(roi_size=(32, 32, 32), overlap=0.25)
-    image = torch.from_numpy(np.random.default_rng(3).random((1, 1, 40, 32, 10), np.float32))
+    inferer = SlidingWindowInferer(roi_size=(32, 32, 64), overlap=0.25)
+    image = torch.from_numpy(np.random.default_rng(3).random((1, 1, 40, 64, 10), np.float32))
     with torch.no_grad():
         wanted = inferer(image, given)
-        found = engine.fitted(inferer, EngineContract(window=WindowSize.FITTED), image.shape[2:])(image, given)
+        seen: list[tuple[int, ...]] = []
+        watched = carried(EngineContract(window=WindowSize.FITTED), given, inferer).inferer
+        found = watched(image, lambda window: (seen.append(tuple(window.shape[2:])), given(window))[1])
+    assert set(seen) == {(32, 32, 32)}
     assert torch.allclose(wanted, found, atol=1e-6)

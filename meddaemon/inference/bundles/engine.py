@@ -62,7 +62,7 @@ def carried(
     """
     if not engine.changes:
         return Carried(network=network, inferer=inferer, said="")
-    _set_windows(engine, inferer, own_evaluator=own_evaluator)
+    _set_windows(engine, inferer)
     with_torch = isinstance(network, torch.nn.Module)
     scripted = isinstance(network, torch.jit.ScriptModule)
     changes_network = engine.channels_last or engine.precision is not Precision.FP32
@@ -85,19 +85,32 @@ def carried(
     return Carried(network=network, inferer=inferer, said=f"{said}; admitted from a parity of {engine.parity:g} on")
 
 
-def fitted(inferer: Any, engine: EngineContract, extent: Sequence[int]) -> Any:
-    """Return the inferer for an image of this extent: where windows are fitted, none is larger than it has use for."""
-    if engine.window is not WindowSize.FITTED or not isinstance(inferer, SlidingWindowInferer):
-        return inferer
-    given = inferer.roi_size
-    window = tuple(given) if isinstance(given, Sequence) else (int(given),) * len(extent)
-    if len(window) != len(extent):
+def fitted_to(inferer: Any, extent: Sequence[int]) -> Any:
+    """Return the inferer of the bundle's own class that `inferer` is for an image of this extent (x, y[, z]).
+
+    One whose windows are not fitted is returned as it is.
+    """
+    if not getattr(inferer, "windows_are_fitted", False):
         return inferer
     smaller = copy.copy(inferer)
-    smaller.roi_size = tuple(_fitted(size, length) for size, length in zip(window, extent, strict=True))
-    if smaller.roi_size != window:
-        smaller.roi_weight_map = None
+    smaller.__class__ = type(inferer).__bases__[0]
+    given = smaller.roi_size
+    window = tuple(given) if isinstance(given, Sequence) else (given,) * len(extent)
+    if len(window) == len(extent):
+        smaller.roi_size = tuple(_fitted(size, length) for size, length in zip(window, extent, strict=True))
+        if smaller.roi_size != window:
+            smaller.roi_weight_map = None
     return smaller
+
+
+def _fit_windows(inferer: Any) -> None:
+    """Have no window larger than the image has use for; the inferer stays the object that an evaluator has, too."""
+
+    def run(self: Any, inputs: torch.Tensor, *given: Any, **named: Any) -> Any:
+        return fitted_to(self, inputs.shape[2:])(inputs, *given, **named)
+
+    own = type(inferer)
+    inferer.__class__ = type(f"Fitted{own.__name__}", (own,), {"__call__": run, "windows_are_fitted": True})
 
 
 @contextmanager
@@ -122,12 +135,12 @@ def _fitted(window: Any, length: int) -> Any:
     return min(window, -(-length // step) * step)
 
 
-def _set_windows(engine: EngineContract, inferer: Any, *, own_evaluator: bool) -> None:
+def _set_windows(engine: EngineContract, inferer: Any) -> None:
     asked = [said for said in engine.changes if said.startswith(("window", "overlap"))]
     if asked and not isinstance(inferer, SlidingWindowInferer):
         raise ModelFailed(f"{', '.join(asked)}: the bundle has no sliding window, but a {type(inferer).__name__}")
-    if own_evaluator and engine.window is WindowSize.FITTED:
-        raise ModelFailed("window fitted: the bundle's own evaluator chooses its windows itself")
+    if engine.window is WindowSize.FITTED:
+        _fit_windows(inferer)
     if engine.overlap is not None:
         inferer.overlap = engine.overlap
     if engine.window_batch is not None:

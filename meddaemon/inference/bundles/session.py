@@ -163,8 +163,7 @@ class Session:
             return result
         image = _image_of(item.data, self.terms)
         with _timed("infer", seconds):
-            inferer = engine.fitted(self.inferer, self.terms.engine, image.shape[1:])
-            raw = inferer(image.unsqueeze(0).to(self.device), self.network)
+            raw = self.inferer(image.unsqueeze(0).to(self.device), self.network)
         with _timed("postprocess", seconds):
             data = dict(item.data) if isinstance(item.data, Mapping) else {CommonKeys.IMAGE: image}
             data[CommonKeys.PRED] = _unbatched(raw, image)
