@@ -73,6 +73,11 @@ def models_show(name: Name, config: Config = None) -> None:
         typer.echo(f"  takes {shown(each.key)}")
     for segment in contract.segments:
         typer.echo(f"  draws {segment.label} {shown(segment.name)} ({segment.type.value} {segment.type.scheme})")
+    if contract.engine.changes:
+        parity = f"{contract.engine.parity:g}"
+        typer.echo(
+            f"  engine {', '.join(contract.engine.changes)}: parity with the bundle as shipped at least {parity}"
+        )
     try:
         check = read_check(contract)
     except ValueError as error:
@@ -80,6 +85,8 @@ def models_show(name: Name, config: Config = None) -> None:
     else:
         if check:
             typer.echo(f"  checked {check.at} by {shown(check.by)}, digest {check.digest[:12]}; {contract.record}")
+            if check.engine:
+                typer.echo(f"  engine compared on {shown(check.host)}: {shown(check.engine)}")
             for result in check.cases:
                 typer.echo(f"    {'ok ' if result.ok else 'BAD'} {shown(result.said)}")
     if contract.admission.refusal:
@@ -108,6 +115,29 @@ def models_check(
         raise typer.Exit(FAILED)
     forced = f" by force: {shown(admission.forced)}" if admission.forced else ""
     typer.echo(f"{name} is admitted{forced}; restart the daemon to let it work")
+
+
+@models_app.command("tune")
+def models_tune(
+    name: Name,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed; the medians count.")] = 3,
+    output: Output = Format.TABLE,
+    config: Config = None,
+) -> None:
+    """Time a model on its golden case with every engine there is here, beside the bundle as shipped; change nothing."""
+    from meddaemon.deploy import check, registry, tune  # noqa: PLC0415  as above
+
+    folders = _folders(config)
+    contract = registry.load(name, folders.directories, folders.records)
+    with check.processes(Limits(sandbox=folders.sandbox)) as models:
+        found = tune.tune(contract, models, rounds=rounds)
+    columns = {"settings": "settings", "seconds": "seconds", "faster": "faster", "parity": "parity", "why": "why"}
+    print_rows(found, columns, output)
+    chosen = tune.best(found, contract.engine.parity)
+    if output is Format.TABLE and chosen:
+        typer.echo(f"\nfor {contract.contract_file}, then: meddaemon models check {name}\n\n{chosen.lines}")
+    elif output is Format.TABLE:
+        typer.echo(f"\nnothing is faster and has a parity of {contract.engine.parity:g}: leave it as shipped")
 
 
 @models_app.command("golden")

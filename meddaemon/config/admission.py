@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from meddaemon.config.digest import CHECK_NAME, file_digest, model_files, record_file
 from meddaemon.domain.contract import Admission, ModelContract
 
+BESIDE = "beside the engine as shipped"
+"""The variant of a case that compares a contract's engine with the bundle as shipped: the parity gate."""
 _MAXIMUM_RECORD_BYTES = 2**24
 _NAMED_FILES = 5
 _AT_LEAST = frozenset({"dice", "overlap"})
@@ -54,11 +56,14 @@ class CaseResult(Record):
         if self.failure or self.value is None:
             return f"case {self.case}, {self.variant}: {self.failure or 'no result'}"
         sense = "at least" if self.measure in _AT_LEAST else "at most"
-        return f"case {self.case}, {self.variant}: {self.measure} {self.value:.4f}, {sense} {self.limit:g} is wanted"
+        return f"case {self.case}, {self.variant}: {self.measure} {self.value:.5f}, {sense} {self.limit:g} is wanted"
 
 
 class Check(Record):
-    """What a check found. `files` has the SHA-256 of every file of the model, so that one that changes is named."""
+    """What a check found. `files` has the SHA-256 of every file of the model, so that one that changes is named.
+
+    `engine` is what the contract changes about how the network is carried out, which was compared on `host`.
+    """
 
     format: Literal[1] = 1
     model: str
@@ -66,6 +71,8 @@ class Check(Record):
     files: dict[str, Sha256]
     cases: tuple[CaseResult, ...] = ()
     provenance: dict[str, str] = {}
+    engine: str = ""
+    host: str = ""
     forced: str = ""
     at: str
     by: str
@@ -128,10 +135,20 @@ def _admission(contract: ModelContract) -> Admission:
     if check.digest != contract.digest or check.model != contract.name:
         what = changes(check.files, file_digests(contract)) or "its name is different"
         return Admission(refusal=f"it changed since it was checked ({what}): {remedy}")
-    if check.forced or check.green:
+    compared = any(each.variant == BESIDE for each in check.cases) or not contract.engine.changes
+    if check.forced or (check.green and compared):
         return Admission(forced=check.forced)
+    return Admission(refusal=_why_not(contract, check, remedy))
+
+
+def _why_not(contract: ModelContract, check: Check, remedy: str) -> str:
     failed = [each.said for each in check.cases if not each.ok]
-    if not failed:
-        return Admission(refusal=f"it has no golden case: add one, or {remedy} --force REASON")
-    more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
-    return Admission(refusal=f"its check failed ({failed[0]}{more})")
+    if failed:
+        more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
+        return f"its check failed ({failed[0]}{more})"
+    if contract.engine.changes:
+        return (
+            f"its engine ({', '.join(contract.engine.changes)}) was compared with the bundle as shipped on no golden"
+            f" case: add one, leave [engine] out of its contract, or {remedy} --force REASON"
+        )
+    return f"it has no golden case: add one, or {remedy} --force REASON"

@@ -13,6 +13,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError
 
 from meddaemon.config import toml_file
+from meddaemon.config.contract_engine import EngineTable
 from meddaemon.config.contract_explain import ExplainTables
 from meddaemon.config.contract_inputs import InputTable, check_inputs, parse_conditions
 from meddaemon.config.contract_outputs import OutputTables, check_combine, check_measures
@@ -50,6 +51,7 @@ class _Contract(OutputTables, ExplainTables, Strict):
     configs: tuple[_ConfigName, ...] = ()
     memory_bytes: Annotated[int, Field(gt=0)] | None = None
     cpu_fallback: bool = True
+    engine: EngineTable = EngineTable()
     inputs: Annotated[tuple[InputTable, ...], Field(min_length=1)]
 
 
@@ -142,6 +144,7 @@ def load_contract(file: Path, records: Path | None = None) -> ModelContract:
         configs=contract.configs,
         memory_bytes=contract.memory_bytes,
         cpu_fallback=contract.cpu_fallback,
+        engine=contract.engine.as_contract(),
         time_limit_seconds=contract.time_limit_seconds,
         series_description=contract.series_description,
         weights=weights,

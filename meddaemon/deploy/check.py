@@ -4,6 +4,7 @@ What is found is recorded in the store's directory, bound to the digest of the m
 wherever work is given out.
 """
 
+import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from meddaemon.config.admission import CaseResult, Check, admitted, file_digests
+from meddaemon.config.admission import BESIDE, CaseResult, Check, admitted, file_digests
 from meddaemon.deploy import golden
 from meddaemon.deploy.golden import Case, Grid, Source, Turn
 from meddaemon.deploy.places import NotThere, farthest, places, worst_overlap
 from meddaemon.deploy.registry import now, operator, require_unchanged, write_record
-from meddaemon.domain.contract import InputKind, ModelContract, ModelKind
+from meddaemon.domain.contract import EngineContract, InputKind, ModelContract, ModelKind
 from meddaemon.domain.errors import BundleRefused, InputRefused, InvalidConfiguration, ModelFailed
 from meddaemon.domain.result import Labels, Prediction
 from meddaemon.domain.volume import Volume
@@ -59,12 +60,18 @@ def check(
             for result in _run(each, contract, models, Path(folder), provenance):
                 results.append(result)
                 say(result.said)
+        if contract.engine.changes:
+            for result in _beside(contract, models, Path(folder)):
+                results.append(result)
+                say(result.said)
     found = Check(
         model=contract.name,
         digest=contract.digest,
         files=file_digests(contract),
         cases=tuple(results),
         provenance=provenance,
+        engine=", ".join(contract.engine.changes),
+        host=platform.node() if contract.engine.changes else "",
         at=now(),
         by=operator(),
     )
@@ -175,7 +182,7 @@ def _run(
                     case = _as_grids(case, names, contract, models)
                 files = golden.files_of(case, turn, Path(place))
                 prediction = models.predict(contract, {name: files[name] for name in names})
-                value = _compared(prediction, wanted, contract)
+                value = near(prediction, wanted, contract)
             except (BundleRefused, InputRefused, NotThere) as error:
                 yield result.model_copy(update={"failure": _bounded(error)})
                 continue
@@ -185,8 +192,38 @@ def _run(
                 return
         provenance |= prediction.provenance
         if index == 0:
-            first = _as_expected(case, prediction, contract)
+            first = with_result(case, prediction, contract)
         yield result.model_copy(update={"value": value})
+
+
+def _beside(contract: ModelContract, models: WarmModels, scratch: Path) -> Iterator[CaseResult]:
+    """Yield how near each case comes to the bundle as shipped, in single precision: the parity gate of its engine."""
+    names = [each.slot for each in contract.inputs]
+    with models.apart(replace(contract, engine=EngineContract())) as shipped:
+        for folder in golden.find_cases(contract):
+            result = CaseResult(case=folder.name, variant=BESIDE, measure="dice", limit=contract.engine.parity)
+            with tempfile.TemporaryDirectory(prefix="case-", dir=scratch) as place:
+                try:
+                    case = golden.read_case(folder)
+                    limit = _parity(case, contract.engine)
+                    result = result.model_copy(update={"measure": case.measure, "limit": limit})
+                    files = golden.files_of(case, golden.AS_GIVEN, Path(place))
+                    inputs = {name: files[name] for name in names if name in files}
+                    if len(inputs) < len(names):
+                        raise NotThere("the case has other inputs than the model")
+                    wanted = shipped.predict(inputs, time_limit=contract.time_limit_seconds)
+                    value = near(models.predict(contract, inputs), with_result(case, wanted, contract), contract)
+                except (BundleRefused, InvalidConfiguration, InputRefused, ModelFailed, NotThere) as error:
+                    yield result.model_copy(update={"failure": _bounded(error)})
+                    continue
+            yield result.model_copy(update={"value": value})
+
+
+def _parity(case: Case, engine: EngineContract) -> float:
+    """Return how near to the bundle as shipped an engine must come in a case, by its measure."""
+    if case.measure == "distance":
+        return case.limit
+    return round(1 - engine.parity, 9) if case.measure == "difference" else engine.parity
 
 
 def _as_grids(case: Case, names: Sequence[str], contract: ModelContract, models: WarmModels) -> Case:
@@ -199,7 +236,7 @@ def _as_grids(case: Case, names: Sequence[str], contract: ModelContract, models:
         return replace(case, sources=_grids(prepared, {source.key: source.modality for source in case.sources}))
 
 
-def _compared(prediction: Prediction, wanted: Case, contract: ModelContract) -> float:
+def near(prediction: Prediction, wanted: Case, contract: ModelContract) -> float:
     """Return how near a prediction is to what is wanted, in patient space. Raises NotThere."""
     if prediction.doubts:
         raise NotThere("; ".join(prediction.doubts))
@@ -233,7 +270,7 @@ def _drawn(prediction: Prediction) -> Labels | None:
     return prediction.labels if prediction.masks is None else prediction.masks.astype(np.uint8)
 
 
-def _as_expected(case: Case, prediction: Prediction, contract: ModelContract) -> Case:
+def with_result(case: Case, prediction: Prediction, contract: ModelContract) -> Case:
     """Return the case as if this prediction had been what it expects: what a second run is compared with."""
     if case.places is not None:
         return replace(case, places=places(prediction, contract))

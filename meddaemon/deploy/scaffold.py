@@ -46,6 +46,8 @@ def scaffold(bundle: Path, name: str, folder: str) -> str:
             *_meaning(kind, _channels(_table(described))),
             *_beside(kind),
             "",
+            f"#[engine]  # to make it faster, behind a comparison with the bundle as shipped: models tune {name}",
+            "",
         ]
     )
 

@@ -323,6 +323,64 @@ class Augmentation:
         return bool(self.flips or self.rotations)
 
 
+class Engine(StrEnum):
+    """What carries a network out: torch as it is, something that torch or others make of it, or what a bundle ships."""
+
+    EAGER = "eager"
+    COMPILE = "compile"
+    TORCHSCRIPT = "torchscript"
+    TENSORRT = "tensorrt"
+    OPENVINO = "openvino"
+
+
+class Precision(StrEnum):
+    """What a network computes with: single precision, bfloat16, or what torch mixes on the device (GPUs: float16)."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    AMP = "amp"
+
+
+class WindowSize(StrEnum):
+    """How large the windows are that a network sees: as shipped, or no larger than the volume makes them useful."""
+
+    AS_SHIPPED = "as_shipped"
+    FITTED = "fitted"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineContract:
+    """How a network is carried out, where that is not as the bundle ships it; None is as it does.
+
+    Whatever differs must come out like the bundle as shipped, in every golden case: by `parity`, the least Dice of a
+    segment, or 1 less the largest difference of a score.
+    """
+
+    engine: Engine = Engine.EAGER
+    precision: Precision = Precision.FP32
+    channels_last: bool = False
+    window: WindowSize = WindowSize.AS_SHIPPED
+    overlap: float | None = None
+    window_batch: int | None = None
+    parity: float = 0.999
+
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """What differs from the bundle as shipped, each in words."""
+        return tuple(
+            said
+            for differs, said in (
+                (self.engine is not Engine.EAGER, f"engine {self.engine.value}"),
+                (self.precision is not Precision.FP32, f"precision {self.precision.value}"),
+                (self.channels_last, "channels last"),
+                (self.window is not WindowSize.AS_SHIPPED, f"window {self.window.value}"),
+                (self.overlap is not None, f"overlap {self.overlap}"),
+                (self.window_batch is not None, f"window batch {self.window_batch}"),
+            )
+            if differs
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Admission:
     """Whether a model is given work: `refusal` says why not, `forced` why somebody let it in without a green check."""
@@ -366,6 +424,7 @@ class ModelContract:
     memory_bytes: int | None = None
     """What one run needs at most, where the maker says so."""
     cpu_fallback: bool = True
+    engine: EngineContract = EngineContract()
     time_limit_seconds: float = 900.0
     series_description: str = ""
     weights: tuple[Path, ...] = ()

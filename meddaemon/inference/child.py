@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from meddaemon.config.digest import bundle_digest
 from meddaemon.domain.errors import InputRefused, ModelFailed
-from meddaemon.inference import messages, sandbox
+from meddaemon.inference import heap, messages, sandbox
 from meddaemon.inference.bundles.terms import Terms
 from meddaemon.inference.messages import Received, Sealed
 from meddaemon.inference.plan import RunPlan
@@ -57,7 +57,7 @@ def _serve(connection: socket.socket) -> None:
     beside = {"gpu": session.device.type == "cuda", "always": True}.get(settings["prepare_beside"], False)
     ready = {"load": time.perf_counter() - started}
     messages.send(connection, {"ready": ready, "prepares_beside": beside, "gpu": _gpu_bytes()})
-    desk = _Desk(connection, session)
+    desk = _Desk(connection, session, most=heap.resident_bytes() + heap.KEPT_BYTES)
     if beside:
         desk.serve_beside()
     while not beside:
@@ -71,9 +71,11 @@ class _Desk:
     with `prediction`, or either with `refused` or `failed`; `{"drop": key}` lets go of what was prepared.
     """
 
-    def __init__(self, connection: socket.socket, session: "Session") -> None:
+    def __init__(self, connection: socket.socket, session: "Session", *, most: int) -> None:
+        """`most` is how many bytes of memory are kept after a run, for the next one."""
         self._connection = connection
         self._session = session
+        self._most = most
         self._prepared: dict[str, Prepared] = {}
         self._sending = threading.Lock()
 
@@ -130,6 +132,8 @@ class _Desk:
                 told, arrays = prediction_message(found)
                 answer = {**told, "outputs": self._session.seen.get("outputs", 0)}
                 sealed = {name: Sealed.of(each) for name, each in arrays.items()}
+                del found, told, arrays
+                heap.give_back(self._most)
         except InputRefused as refusal:
             answer, sealed = refusal_message(refusal), {}
         except Exception as error:  # noqa: BLE001 - as above; the worker replaces this process afterwards
@@ -146,6 +150,7 @@ def _settle_in(settings: Mapping[str, Any]) -> None:
     os.chdir(scratch)
     os.environ.update({"HOME": str(scratch), "TMPDIR": str(scratch), **settings["environment"]})
     tempfile.tempdir = None
+    heap.keep_freed_memory()
     sandbox.limit(data_bytes=settings["data_bytes"], file_bytes=settings["file_bytes"])
     if settings["sandbox"] != "off":
         read = [bundle, Path(settings["contract_file"]), *map(Path, settings["weights"]), *_links_below(bundle)]

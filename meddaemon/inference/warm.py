@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 from weakref import WeakSet
 
-from meddaemon.domain.contract import ModelContract, ModelKind
+from meddaemon.domain.contract import EngineContract, ModelContract, ModelKind
 from meddaemon.domain.errors import ModelFailed, OutOfMemory
 from meddaemon.domain.result import Prediction
 from meddaemon.inference.ladder import (
@@ -98,6 +98,10 @@ class WarmModels:
             with self.prepare(contract, inputs) as prepared:
                 return self._predict(_Run(contract, prepared, deadline, interrupts))
         return self._predict(_Run(contract, inputs, deadline, interrupts))
+
+    def apart(self, contract: ModelContract) -> ModelProcess:
+        """Return a process for a model beside the warm ones, on the same machine; whoever asks for it ends it."""
+        return self._process(contract)
 
     def interrupt(self) -> None:
         """Make what is in progress fail at once, from another thread; the model starts afresh for the next one."""
@@ -334,6 +338,9 @@ class WarmModels:
         return process
 
     def _process(self, contract: ModelContract, device: str = "") -> ModelProcess:
+        if device == "cpu" and contract.engine.changes:
+            # Its engine was compared with the bundle as shipped on the GPU, and is another one here.
+            contract = replace(contract, engine=EngineContract())
         return ModelProcess(
             contract,
             device=device,

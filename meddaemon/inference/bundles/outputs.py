@@ -57,6 +57,8 @@ def drawn(prediction: object, grid: Grid, segments: Sequence[int] = (), *, seen:
     image = prediction if prediction.ndim > len(grid.shape) else prediction.unsqueeze(0)
     if image.ndim != len(grid.shape) + 1:
         raise ModelFailed(f"the prediction has the shape {tuple(prediction.shape)}, the source {grid.shape}")
+    if (small := _small_labels(image)) is not None and grid_of(image).lies_as(grid):
+        return Drawn(labels=small)
     doubts: tuple[str, ...] = ()
     if image.is_floating_point() and (count := _count(image, lambda values: ~torch.isfinite(values))):
         doubts = (f"the prediction holds {count} values that are not finite",)
@@ -249,6 +251,18 @@ def _count(image: MetaTensor, which: Callable[[torch.Tensor], torch.Tensor]) -> 
     """Return of how many values it is true, looked at in pieces."""
     values = image.as_tensor()
     return sum(int(which(values[:, at]).sum()) for at in slabs(values))
+
+
+def _small_labels(image: MetaTensor) -> Labels | None:
+    """Return a map of labels up to 255 as such; None for anything else."""
+    plain = image.as_tensor()
+    if len(plain) != 1:
+        return None
+    small = plain.to(torch.uint8)
+    if not torch.equal(small.to(plain.dtype), plain):
+        return None
+    labels: Labels = np.ascontiguousarray(small[0].cpu().numpy().transpose())
+    return labels
 
 
 def _labels(values: NDArray[Any]) -> Labels:

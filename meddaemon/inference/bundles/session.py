@@ -24,7 +24,7 @@ from meddaemon.domain.errors import InputRefused, ModelFailed, NotEvaluable
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.result import Artefact, ArtefactKind, Box, Landmark, Prediction
 from meddaemon.domain.volume import Volume
-from meddaemon.inference.bundles import augmentation, explain, frugal, images, outputs, probabilities
+from meddaemon.inference.bundles import augmentation, engine, explain, faster, frugal, images, outputs, probabilities
 from meddaemon.inference.bundles.artefacts import Values, assembled, bounded
 from meddaemon.inference.bundles.edges import BATCHES, Edges, replace_edges
 from meddaemon.inference.bundles.images import Grid, Source, TakeImage, TakeImaged
@@ -372,7 +372,9 @@ class Session:
         made += spreads
         if asked.explanation.method is not Saliency.NONE:
             images_seen = [(_image_of(item.data, self.terms), item.grid, item.source) for item in prepared.items]
-            made += explain.saliency(self.network, images_seen, prediction.scores, asked, self.device)
+            # What carries it out otherwise has no gradients, and no layers to look into.
+            with engine.as_shipped(self.network) as network:
+                made += explain.saliency(network, images_seen, prediction.scores, asked, self.device)
         if not made:
             return prediction
         kept, left_out = bounded(made)
@@ -457,7 +459,8 @@ def load(
     """
     terms = terms or Terms(output=output)
     chosen = torch.device(device or ("cuda:0" if torch.cuda.is_available() else "cpu"))
-    reading = read_bundle(bundle.resolve(), terms.configs)
+    configs = engine.with_configs(terms.engine, terms.configs, bundle, on_gpu=chosen.type == "cuda")
+    reading = read_bundle(bundle.resolve(), configs)
     # The bundle's own code is the package `scripts` below its root: one bundle per process.
     sys.path.insert(0, str(reading.root))
     # A bundle stays as it was added, where it lies: nothing compiled is left in it.
@@ -466,6 +469,7 @@ def load(
     if problems := obstacles(reading):
         raise ModelFailed("; ".join(problems))
     shims = list(apply_shims(reading))
+    faster.install()
     found = replace_edges(
         reading.config, bundle=reading.root, scratch=scratch.resolve(), device=str(chosen), weights=weights
     )
@@ -480,6 +484,15 @@ def load(
         looked_for = [*(f"the checkpoint loader {at}" for at in found.checkpoints), *CONVENTION]
         refuse_unfilled(unfilled, count, looked_for)
     _check_asked(session)
+    carried = engine.carried(
+        terms.engine,
+        session.network,
+        session.inferer,
+        device=chosen,
+        scratch=scratch,
+        own_evaluator=session.evaluation is not None,
+    )
+    session = replace(session, network=carried.network, inferer=carried.inferer)
     provenance = {
         "runtime": f"MONAI {monai.__version__}",
         "torch": str(torch.__version__),
@@ -489,6 +502,7 @@ def load(
         "mode": "direct" if session.evaluation is None else "evaluator",
         "weights_from": ", ".join(loaded or dict.fromkeys(witness.files)),
         "shims": ", ".join([*shims, *sorted(witness.shims)]),
+        "engine": carried.said,
     }
     return replace(session, provenance={key: value for key, value in provenance.items() if value})
 

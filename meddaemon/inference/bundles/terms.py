@@ -1,10 +1,20 @@
 """What a contract says that a bundle itself does not: which input feeds which key, and what comes out."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-from meddaemon.domain.contract import BoxFrame, Combine, InputKind, ModelContract, ModelKind
+from meddaemon.domain.contract import (
+    BoxFrame,
+    Combine,
+    Engine,
+    EngineContract,
+    InputKind,
+    ModelContract,
+    ModelKind,
+    Precision,
+    WindowSize,
+)
 from meddaemon.inference.bundles.asked import NOTHING, Asked
 
 
@@ -39,6 +49,7 @@ class Terms:
     frame: BoxFrame = BoxFrame.RAS
     configs: tuple[str, ...] = ()
     asked: Asked = NOTHING
+    engine: EngineContract = field(default_factory=EngineContract)
 
     @classmethod
     def of(cls, contract: ModelContract) -> Self:
@@ -57,6 +68,7 @@ class Terms:
             frame=contract.frame,
             configs=contract.configs,
             asked=Asked.of(contract),
+            engine=contract.engine,
         )
 
     def message(self) -> dict[str, Any]:
@@ -74,6 +86,7 @@ class Terms:
             "frame": self.frame.value,
             "configs": list(self.configs),
             "asked": self.asked.message(),
+            "engine": asdict(self.engine),
         }
 
     @classmethod
@@ -97,4 +110,18 @@ class Terms:
             frame=BoxFrame(message["frame"]),
             configs=tuple(map(str, message["configs"])),
             asked=Asked.from_message(message["asked"]),
+            engine=_engine(message["engine"]),
         )
+
+
+def _engine(message: Mapping[str, Any]) -> EngineContract:
+    overlap, batch = message["overlap"], message["window_batch"]
+    return EngineContract(
+        engine=Engine(message["engine"]),
+        precision=Precision(message["precision"]),
+        channels_last=bool(message["channels_last"]),
+        window=WindowSize(message["window"]),
+        overlap=None if overlap is None else float(overlap),
+        window_batch=None if batch is None else int(batch),
+        parity=float(message["parity"]),
+    )
