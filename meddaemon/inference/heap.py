@@ -11,7 +11,7 @@ from pathlib import Path
 
 KEPT_BYTES = 2**31
 """What a process may hold between two runs beyond what it held when it was loaded; a run holds what it needs."""
-_LARGEST_KEPT = 2**29
+_LARGEST_KEPT = 2**28
 """Blocks of more than this, such as the stitched output of many classes, go back at once: they leave no holes."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _NEVER = -1

@@ -16,6 +16,7 @@ from meddaemon.deploy import check, golden
 from meddaemon.deploy.golden import Grid
 from meddaemon.domain.contract import EngineContract, ModelContract
 from meddaemon.domain.errors import InvalidConfiguration
+from meddaemon.inference import sandbox
 from meddaemon.inference.warm import WarmModels
 from tests.deploy.bundles import CLASSIFIER, CONTRACT, case_of, results_of, write_segmenter
 
@@ -141,6 +142,8 @@ def test_openvino_runs_where_models_do(tmp_path: Path, models: WarmModels) -> No
 def test_an_engine_that_cannot_be_is_refused_with_its_reason(
     tmp_path: Path, models: WarmModels, engine: str, said: str
 ) -> None:
+    if "compile" in engine and sandbox.missing():
+        pytest.skip("nothing keeps a model from running a compiler here")
     contract = model(tmp_path / "m", engine)
     assert said in check.check(contract, models).admission.refusal
 
