@@ -56,8 +56,8 @@ MAX_OBJECTS = 1000
 
 _Size: TypeAlias = tuple[int, float]
 """Voxels, and mL."""
-_Scores: TypeAlias = tuple[tuple[str, int] | None, tuple[float, ...]]
-"""The image that they are about, None for all together, and one number for each class."""
+_Scores: TypeAlias = tuple[tuple[str, int] | None, tuple[float, ...], list[tuple[float, ...]]]
+"""The image that they are about, None for all together, one number for each class, and how far each differs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,18 +286,17 @@ def _volume_doubts(expected: SegmentContract, count: int, volume_ml: float) -> l
 
 def _classified(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
     """Say of each class whether it is there, and how sure that is."""
-    spreads = [[_spread(_certainty(each))] for each in prediction.score_spread] or [[]] * len(contract.classes)
     answers = [(each.group, each.threshold) for each in contract.classes]
     return _Said(
         findings=tuple(
             Finding(
                 code=each.finding,
                 segment_number=None,
-                measurements=(_certainty(score), *spread),
+                measurements=(_certainty(score), *(_spread(_certainty(far)) for far in spread)),
                 source=source,
                 present=there,
             )
-            for source, scores in _scores(prediction, len(contract.classes), contract)
+            for source, scores, spreads in _scores(prediction, len(contract.classes), contract)
             for each, score, there, spread in zip(
                 contract.classes, scores, present(scores, answers), spreads, strict=True
             )
@@ -310,13 +309,13 @@ def _measured_scores(prediction: Prediction, contract: ModelContract, _: str) ->
     images = _scores(prediction, len(contract.scores), contract)
     return _Said(
         findings=tuple(
-            _score_finding(each, value, source, prediction.score_spread[index : index + 1])
-            for source, values in images
-            for index, (each, value) in enumerate(zip(contract.scores, values, strict=True))
+            _score_finding(each, value, source, spread)
+            for source, values, spreads in images
+            for each, value, spread in zip(contract.scores, values, spreads, strict=True)
         ),
         doubts=tuple(
             f"{each.name.meaning} is {value:g} {each.unit.value}; plausible are {each.plausible}"
-            for _, values in images
+            for _, values, _ in images
             for each, value in zip(contract.scores, values, strict=True)
             if each.plausible is not None and math.isfinite(value) and not each.plausible.holds(value)
         ),
@@ -324,10 +323,7 @@ def _measured_scores(prediction: Prediction, contract: ModelContract, _: str) ->
 
 
 def _score_finding(
-    expected: ScoreContract,
-    value: float,
-    source: tuple[str, int] | None = None,
-    spread: tuple[float, ...] = (),
+    expected: ScoreContract, value: float, source: tuple[str, int] | None = None, spread: tuple[float, ...] = ()
 ) -> Finding:
     measured = _measured(expected.name, value, expected.unit)
     spreads = (_spread(_measured(expected.name, each, expected.unit)) for each in spread)
@@ -349,7 +345,10 @@ def _scores(prediction: Prediction, expected: int, contract: ModelContract) -> l
             f"{contract.name} {contract.version} gave {len(prediction.scores)} scores, its contract names {expected}"
             + of_images
         )
-    return [(image, prediction.scores[index * expected : (index + 1) * expected]) for index, image in enumerate(images)]
+    spreads: list[tuple[float, ...]] = [(each,) for each in prediction.score_spread]
+    spreads = spreads or [()] * len(prediction.scores)
+    of_each = [slice(index * expected, (index + 1) * expected) for index in range(len(images))]
+    return [(image, prediction.scores[own], spreads[own]) for image, own in zip(images, of_each, strict=True)]
 
 
 def _detected(prediction: Prediction, contract: ModelContract, _: str) -> _Said:

@@ -39,6 +39,7 @@ from meddaemon.inference.bundles.channels import (
     highest,
     label_type,
 )
+from meddaemon.inference.bundles.engine import fitted_to
 from meddaemon.inference.plan import RunPlan, group
 
 _STITCH = (SlidingWindowInferer, SlidingWindowInfererAdapt)
@@ -97,16 +98,17 @@ class Way:
     def infer(self, image: torch.Tensor, network: Any) -> Any:
         """Return what the inferer returns; or the class of each voxel, where nothing more is wanted of the classes."""
         self._chosen = False
-        if self._chooses_at_once() and type(self._inferer) in _STITCH:
+        inferer = fitted_to(self._inferer, image.shape[2:])
+        if self._chooses_at_once() and type(inferer) in _STITCH:
             before = torch.get_rng_state()
             activation = _activation(self._after.transforms[0])
-            stitching = _Stitching(self._inferer, image, activation)
+            stitching = _Stitching(inferer, image, activation)
             labels = stitching.labels(network)
             if labels is not None:
                 self._chosen, self.outputs = True, stitching.classes
                 return labels
             torch.set_rng_state(before)
-        raw = self._inferer(image, network)
+        raw = inferer(image, network)
         self.outputs = int(raw.shape[1]) if isinstance(raw, torch.Tensor) and raw.ndim > 1 else 0
         return raw
 

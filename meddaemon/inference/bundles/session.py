@@ -155,7 +155,7 @@ class Session:
         """Run the network on prepared inputs as planned, and return what it finds on the grid of the first input."""
         seconds = {"infer": 0.0, "postprocess": 0.0}
         with self.turns.inferring(), torch.no_grad():
-            way = frugal.Way(self.inferer, self.postprocessing, plan)
+            way = self._way(plan)
             if self.terms.asked.augmentation:
                 prediction = self._averaged(prepared, way, seconds)
             else:
@@ -168,6 +168,15 @@ class Session:
         seconds["postprocess"] += time.perf_counter() - started
         provenance = {**prediction.provenance, **({"memory": way.told} if way.told else {})}
         return replace(prediction, seconds={**prepared.seconds, **seconds}, provenance=provenance)
+
+    def _way(self, plan: RunPlan) -> frugal.Way:
+        asked = self.terms.asked
+        if not plan.class_by_class or not (asked.kept or asked.augmentation):
+            return frugal.Way(self.inferer, self.postprocessing, plan)
+        # What is kept or averaged are the probabilities of all classes.
+        way = frugal.Way(self.inferer, self.postprocessing, replace(plan, class_by_class=False))
+        way.told = "the classes at once: the contract asks for more than labels"
+        return way
 
     def _items(self, feeds: Sequence[Feed], inputs: Mapping[str, Source]) -> Iterator[Item]:
         """Yield the data of each run: one for volumes and waveforms, one for each slice or picture of the first."""
@@ -211,27 +220,14 @@ class Session:
                 result.setdefault(CommonKeys.IMAGE, _image_of(item.data, self.terms))
             return result
         image = _image_of(item.data, self.terms)
-        if self.terms.asked.kept:
-            way.leave("probabilities are kept")
-            with _timed("infer", seconds):
-                raw = way.adapted(self.inferer)(image.unsqueeze(0).to(self.device), self.network)
-            self._note_outputs(raw)
-            with self.turns.postprocessing(), _timed("postprocess", seconds):
-                found = self._postprocessed(item, self._with_raw(item, raw))
-            return found if isinstance(found, Mapping) else {self.output: found}
         with _timed("infer", seconds):
             raw = way.infer(image.unsqueeze(0).to(self.device), self.network)
-        self._note_outputs(raw)
+        self.seen["outputs"] = max(way.outputs, self.seen.get("outputs", 0))
         with self.turns.postprocessing(), _timed("postprocess", seconds):
             data = self._with_raw(item, raw)
             del raw
-            after = way.finish(data)
+            after = self._postprocessed(item, data) if self.terms.asked.kept else way.finish(data)
         return after if isinstance(after, Mapping) else {self.output: after}
-
-    def _note_outputs(self, raw: Any) -> None:
-        """Keep how many channels came out of the network: class by class, there may be none but the highest."""
-        if isinstance(raw, torch.Tensor) and raw.ndim > 1:
-            self.seen["outputs"] = max(int(raw.shape[1]), self.seen.get("outputs", 0))
 
     def _with_raw(self, item: Item, raw: Any) -> dict[Any, Any]:
         image = _image_of(item.data, self.terms)
@@ -241,7 +237,6 @@ class Session:
 
     def _averaged(self, prepared: Prepared, way: frugal.Way, seconds: dict[str, float]) -> Prediction:
         """Ask under every change; return the mean of the answers, and how far they differ."""
-        way.leave("the answers are averaged")
         asked, segments, drawing = self.terms.asked, self.terms.segments, self.terms.kind is ModelKind.SEGMENTATION
         means = [augmentation.Mean(self.postprocessing, self.output) for _ in prepared.items]
         each: list[Prediction] = []
@@ -295,8 +290,8 @@ class Session:
         image = _image_of(item.data, self.terms)
         with _timed("infer", seconds):
             changed = change.apply(image.unsqueeze(0).to(self.device))
-            raw = change.undo(way.adapted(self.inferer)(changed, self.network), image.shape[1:])
-        self._note_outputs(raw)
+            raw = change.undo(way.infer(changed, self.network), image.shape[1:])
+        self.seen["outputs"] = max(way.outputs, self.seen.get("outputs", 0))
         with self.turns.postprocessing(), _timed("postprocess", seconds):
             after = mean.add(self._with_raw(item, raw))
         return after if isinstance(after, Mapping) else {self.output: after}
@@ -371,10 +366,19 @@ class Session:
             made += assembled(ArtefactKind.PROBABILITY, name, parts, sources)
         made += spreads
         if asked.explanation.method is not Saliency.NONE:
-            images_seen = [(_image_of(item.data, self.terms), item.grid, item.source) for item in prepared.items]
-            # What carries it out otherwise has no gradients, and no layers to look into.
+            # Where each image keeps its own scores, these are what is explained on it.
+            own = prediction.sources or sources
+            seen = [
+                (_image_of(item.data, self.terms), item.grid, source)
+                for item, source in zip(prepared.items, own, strict=True)
+            ]
+            count = len(asked.answers)
+            groups = [[one] for one in seen] if prediction.sources else [seen]
+            # What carries a network out otherwise has no gradients, and no layers to look into.
             with engine.as_shipped(self.network) as network:
-                made += explain.saliency(network, images_seen, prediction.scores, asked, self.device)
+                for index, group in enumerate(groups):
+                    scores = prediction.scores[index * count : (index + 1) * count]
+                    made += explain.saliency(network, group, scores, asked, self.device)
         if not made:
             return prediction
         kept, left_out = bounded(made)
