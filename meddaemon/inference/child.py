@@ -23,7 +23,7 @@ from meddaemon.domain.errors import InputRefused, ModelFailed
 from meddaemon.inference import heap, messages, sandbox
 from meddaemon.inference.bundles.terms import Terms
 from meddaemon.inference.messages import Received, Sealed
-from meddaemon.inference.plan import RunPlan
+from meddaemon.inference.plan import AS_SHIPPED, RunPlan
 from meddaemon.inference.values import input_from, prediction_message, refusal_message
 
 if TYPE_CHECKING:
@@ -128,6 +128,10 @@ class _Desk:
             else:
                 _begin_gpu_peak()
                 plan = RunPlan.from_message(said["plan"])
+                if plan == AS_SHIPPED:
+                    heap.keep_freed_memory()
+                else:
+                    heap.spare_memory()
                 found = self._session.infer(self._prepared.pop(of["infer"]), plan)
                 told, arrays = prediction_message(found)
                 answer = {**told, "outputs": self._session.seen.get("outputs", 0)}

@@ -14,7 +14,7 @@ KEPT_BYTES = 2**31
 _LARGEST_KEPT = 2**28
 """Blocks of more than this, such as the stitched output of many classes, go back at once: they leave no holes."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_NEVER = -1
+_NEVER, _USUAL = -1, 2**17
 
 
 def keep_freed_memory() -> bool:
@@ -23,6 +23,15 @@ def keep_freed_memory() -> bool:
     if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
         return False
     return bool(libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_KEPT)) and bool(libc.mallopt(_M_TRIM_THRESHOLD, _NEVER))
+
+
+def spare_memory() -> None:
+    """Have freed blocks go back at once again, and those that are free now: for runs that memory is scarce for."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _USUAL)
+        libc.mallopt(_M_TRIM_THRESHOLD, _USUAL)
+        libc.malloc_trim(0)
 
 
 def give_back(beyond: int) -> None:

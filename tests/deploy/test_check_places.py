@@ -72,7 +72,7 @@ def test_a_detector_that_finds_the_same_in_every_way_is_let_in(tmp_path: Path, m
         ("0.75", [], "1 objects of label 1 were found, the case has 0"),
         ("0.75", [box(), box()], "1 objects of label 1 were found, the case has 2"),
         ("0.75", [box(0.9)], "has the score 0.7500, the case 0.9000"),
-        ("0.75", [box(high=(4.5, 6.5, 4.5))], "overlap 0.5000, at least 0.9 is wanted"),
+        ("0.75", [box(high=(4.5, 6.5, 4.5))], "overlap 0.50000, at least 0.9 is wanted"),
         ("0.25", [box()], "0 objects of label 1 were found, the case has 1"),
         ("float('nan')", [], "an object of label 1 has a score or a place that is no number"),
     ],

@@ -11,13 +11,13 @@ import pytest
 from dicom_factory import affine_lps
 
 from meddaemon.config.admission import BESIDE, CaseResult, admitted
-from meddaemon.config.contracts import load_contract
 from meddaemon.deploy import check, golden
 from meddaemon.deploy.golden import Grid
 from meddaemon.domain.contract import EngineContract, ModelContract
 from meddaemon.domain.errors import InvalidConfiguration
 from meddaemon.inference import sandbox
 from meddaemon.inference.warm import WarmModels
+from tests.admission import loaded
 from tests.deploy.bundles import CLASSIFIER, CONTRACT, case_of, results_of, write_segmenter
 
 BEYOND = 500.5
@@ -43,7 +43,7 @@ def model(folder: Path, engine: str, *, contract: str = CONTRACT, behaviour: str
     if contract is CLASSIFIER:
         case = replace(case, labels=None, affine_lps=None, scores=(0.499,))
     golden.write_case(folder / "golden/ramp", case)
-    return load_contract(file)
+    return loaded(file)
 
 
 def beside(contract: ModelContract) -> list[CaseResult]:
@@ -93,18 +93,19 @@ def test_a_model_without_a_case_is_not_let_in_with_an_engine_that_nobody_compare
     contract = model(tmp_path / "m", "channels_last = true")
     for path in sorted((tmp_path / "m/golden").rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
-    contract = load_contract(contract.contract_file)
+    contract = loaded(contract.contract_file)
     admission = check.check(contract, models).admission
     assert "its engine (channels last) was compared with the bundle as shipped on no golden case" in admission.refusal
     admission = check.check(contract, models, force="a person compared it").admission
     assert (admission.refusal, admission.forced) == ("", "a person compared it")
     # What another version wrote of a model with such an engine is not enough, either.
     model(tmp_path / "other", "channels_last = true")
-    contract = load_contract(tmp_path / "other/contract.toml")
+    contract = loaded(tmp_path / "other/contract.toml")
     check.check(contract, models)
     record, _ = results_of(contract)
     kept = record.model_copy(update={"cases": tuple(each for each in record.cases if each.variant != BESIDE)})
-    (tmp_path / "other/check.json").write_text(kept.model_dump_json())
+    assert contract.record is not None
+    contract.record.write_text(kept.model_dump_json())
     assert kept.green
     assert "compared" in admitted(contract).admission.refusal
 
@@ -116,7 +117,7 @@ def test_windows_of_the_contract_are_recorded(tmp_path: Path, models: WarmModels
     config = json.loads(file.read_text())
     config["inferer"] = {"_target_": "SlidingWindowInferer", "roi_size": [16, 8, 8], "overlap": 0.5}
     file.write_text(json.dumps(config))
-    contract = load_contract(tmp_path / "m/contract.toml")
+    contract = loaded(tmp_path / "m/contract.toml")
     assert check.check(contract, models).admission.refusal == "", results_of(contract)
     said = "channels last, window fitted, overlap 0.25, window batch 2"
     assert results_of(contract)[0].provenance["engine"].startswith(said)

@@ -36,6 +36,7 @@ from meddaemon.domain.codes import CERTAINTY_OF_FINDING, MILLILITRE, STANDARD_DE
 from meddaemon.domain.contract import (  # noqa: E402
     Augmentation,
     ClassContract,
+    Combine,
     InputKind,
     ModelKind,
     ScoreContract,
@@ -113,6 +114,7 @@ def predicted(
         kind=kind,
         segments=(1,) if drawing else (),
         outputs=0 if drawing else 2,
+        combine=Combine.MEAN,
         asked=asked,
         feeds=(Feed(name="image", key="image", kind=feed),),
     )

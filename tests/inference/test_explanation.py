@@ -16,7 +16,7 @@ torch = pytest.importorskip("torch")
 from monai.data import MetaTensor  # noqa: E402
 from monai.networks.nets import DenseNet, ViT  # noqa: E402
 
-from meddaemon.domain.contract import Explanation, InputKind, ModelKind, Occasion, Saliency  # noqa: E402
+from meddaemon.domain.contract import Combine, Explanation, InputKind, ModelKind, Occasion, Saliency  # noqa: E402
 from meddaemon.domain.errors import ModelFailed  # noqa: E402
 from meddaemon.domain.picture import Pictures  # noqa: E402
 from meddaemon.domain.result import MAX_ARTEFACTS, Artefact, ArtefactKind, Prediction  # noqa: E402
@@ -117,10 +117,17 @@ def asked(method: str, **more: Any) -> Asked:
     return Asked(explanation=Explanation(method=Saliency(method), **more), answers=ANSWERS)
 
 
-def session(folder: Path, scratch: Path, wish: Asked | None, kind: InputKind = InputKind.VOLUME) -> Session:
+def session(
+    folder: Path,
+    scratch: Path,
+    wish: Asked | None,
+    kind: InputKind = InputKind.VOLUME,
+    combine: Combine = Combine.MEAN,
+) -> Session:
     terms = Terms(
         kind=ModelKind.CLASSIFICATION,
         outputs=2,
+        combine=combine,
         feeds=(Feed(name="image", key="image", kind=kind),),
         **({"asked": wish} if wish else {}),
     )
@@ -243,6 +250,18 @@ def test_each_colour_picture_has_a_map_of_its_own(colour_bundle: Path, tmp_path:
         row, column = np.unravel_index(artefact.values.argmax(), artefact.values.shape)
         assert rows[0] - 4 <= row < rows[1] + 4
         assert columns[0] - 6 <= column < columns[1] + 6
+
+
+def test_where_each_picture_keeps_its_scores_its_own_answer_is_explained(colour_bundle: Path, tmp_path: Path) -> None:
+    frames = np.concatenate([coloured().frames[:1], np.zeros((1, 40, 60, 3), np.float32)])
+    given_ = pictures(frames)
+    found = session(colour_bundle, tmp_path, asked("gradcam"), InputKind.PICTURES, Combine.EACH).predict(
+        {"image": given_}
+    )
+    assert [(each.of, each.source) for each in found.artefacts] == [
+        ("there", given_.sources[0]),
+        ("nothing", given_.sources[1]),
+    ]
 
 
 def test_slices_make_a_map_of_the_volume(tmp_path: Path) -> None:

@@ -39,7 +39,8 @@ print(int(kept), before, layers(10))
     kept, before, after = said(code)
     if not kept:
         pytest.skip("another C library than glibc")
-    assert before > 1000
+    # Fewer where the kernel has huge pages at hand.
+    assert before > 100
     assert after < before / 20
 
 
@@ -61,6 +62,21 @@ print(heap.resident_bytes() - rested)
     assert held[0] > 150_000_000
     assert held[1] > 150_000_000
     assert held[2] < 50_000_000
+
+
+def test_where_memory_is_scarce_nothing_is_kept() -> None:
+    code = """
+print(int(heap.keep_freed_memory()))
+rested = heap.resident_bytes()
+blocks = [np.full(1_000_000, 1, np.uint8) for _ in range(200)]
+del blocks
+heap.spare_memory()
+print(heap.resident_bytes() - rested)
+"""
+    kept, held = said(code)
+    if not kept:
+        pytest.skip("another C library than glibc")
+    assert held < 50_000_000
 
 
 def test_the_largest_blocks_leave_at_once() -> None:
