@@ -15,6 +15,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
 from meddaemon.domain.result import Analysis, EncodedObject, Segment
+from meddaemon.domain.volume import Geometry
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.frames import Frame, Plane, planes_of, with_frames
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
@@ -34,23 +35,24 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
     Segments that overlap each have their own frames, and Segments Overlap says so (PS3.3 C.8.20.2).
 
     Frames lie on the planes of the source, pixel for pixel, in its Frame of Reference. Raises `InputRefused` when
-    the source is multi-frame and the volume does not use each of its frames once.
+    the source is multi-frame and the planes are not frames of one instance.
     """
     drawing, _ = request.analysis.drawn
     order = _in_source_order(request)
     described = [_description(segment, request) for segment in request.analysis.segments]
     omit_empty = _leaves_out_empty_frames(request.analysis)
-    if len(described) == 1:
-        pixels = np.stack([drawing.mask(1, plane) for plane in order]).view(np.uint8)
+    if len(described) == 1 and all(plane is not None for plane in order):
+        pixels = np.stack([drawing.mask(1, plane) for plane in order if plane is not None]).view(np.uint8)
         return finish(_segmentation(request, pixels, described, omit_empty=omit_empty), request, KIND)
-    # One empty frame for each plane: what describes a plane is the same for every segment.
-    header = _segmentation(request, np.broadcast_to(np.uint8(0), drawing.shape), described[:1], omit_empty=False)
+    # One empty frame for each plane of the source: what describes it is the same for every segment.
+    nothing = np.broadcast_to(np.uint8(0), (len(order), *drawing.shape[1:]))
+    header = _segmentation(request, nothing, described[:1], omit_empty=False)
     header.SegmentSequence = described
     header.SegmentsOverlap = "YES" if drawing.overlapping else "NO"
     # Each frame says whose it is, and frames of several segments do not follow each other in space.
     del header.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
     header.pop("DimensionOrganizationType", None)
-    frames = _frames(request, planes_of(header), order, omit_empty=omit_empty)
+    frames = _frames(request, planes_of(header), omit_empty=omit_empty)
     return finish(header, request, KIND, lambda header: with_frames(header, frames))
 
 
@@ -89,15 +91,11 @@ def _segmentation(
     return seg
 
 
-def _frames(
-    request: EncodingRequest, planes: Sequence[Plane], order: Sequence[int], *, omit_empty: bool
-) -> Iterator[Frame]:
-    """Yield the frames of each segment along the stack, which is the order of `planes`."""
-    (drawing, _), source = request.analysis.drawn, request.source
-    index_of = {(str(each.SOPInstanceUID), 1): index for index, each in enumerate(source.instances)}
-    if source.is_multi_frame:
-        index_of = {(uid, frame): frame - 1 for uid, frame in source.positions}
-    stack = [(plane, order[index_of[plane.source]]) for plane in planes]
+def _frames(request: EncodingRequest, planes: Sequence[Plane], *, omit_empty: bool) -> Iterator[Frame]:
+    """Yield the frames of each segment along the stack, which is the order of `planes`: of those that are drawn on."""
+    drawing, geometry = request.analysis.drawn
+    drawn_on = {source: index for index, source in enumerate(_sources(geometry))}
+    stack = [(plane, drawn_on[plane.source]) for plane in planes if plane.source in drawn_on]
     every = {segment.number for segment in request.analysis.segments}
     shown = [every.intersection(np.flatnonzero(drawing.counts(index)).tolist()) for _, index in stack]
     if not omit_empty or not any(shown):
@@ -109,19 +107,27 @@ def _frames(
                 yield Frame(segment=number, plane=plane, place=place, mask=drawing.mask(number, index))
 
 
-def _in_source_order(request: EncodingRequest) -> list[int]:
-    """Return which plane of what is drawn each source image shows, or each frame of the one multi-frame source."""
+def _in_source_order(request: EncodingRequest) -> list[int | None]:
+    """Return which plane of what is drawn each image of the source shows, or each frame of the one that has several.
+
+    None is for a frame that is not drawn on: another time, or another stack.
+    """
     (_, geometry), source = request.analysis.drawn, request.source
     if not source.is_multi_frame:
         return list(range(geometry.shape[0]))
-    frames = len(source.positions)
-    if len(source.instances) > 1 or sorted(geometry.frame_numbers) != list(range(1, frames + 1)):
+    drawn_on = {each: index for index, each in enumerate(_sources(geometry))}
+    if len(source.instances) > 1 or not drawn_on.keys() <= source.positions.keys():
         raise InputRefused(
             "frames_differ",
-            f"{len(geometry.frame_numbers)} planes do not use each of {frames} frames of one instance once",
-            numbers={"planes": len(geometry.frame_numbers), "frames": frames, "instances": len(source.instances)},
+            f"{len(drawn_on)} planes are not frames of one multi-frame instance with {len(source.positions)} of them",
+            numbers={"planes": len(drawn_on), "frames": len(source.positions), "instances": len(source.instances)},
         )
-    return [int(plane) for plane in np.argsort(geometry.frame_numbers)]
+    return [drawn_on.get(each) for each in source.positions]
+
+
+def _sources(geometry: Geometry) -> list[tuple[str, int]]:
+    """Return the SOP Instance UID and the frame of each plane."""
+    return list(zip(geometry.sop_instance_uids, geometry.frame_numbers, strict=True))
 
 
 def _leaves_out_empty_frames(analysis: Analysis) -> bool:

@@ -100,7 +100,9 @@ def as_highdicom_writes(request: EncodingRequest) -> bytes:
     described = [seg_module._description(segment, request) for segment in request.analysis.segments]
     drawing, _ = request.analysis.drawn
     order = seg_module._in_source_order(request)
-    masks = [[drawing.mask(each.number, plane) for plane in order] for each in request.analysis.segments]
+    masks = [
+        [drawing.mask(each.number, plane) for plane in order if plane is not None] for each in request.analysis.segments
+    ]
     pixels = np.moveaxis(np.array(masks, np.uint8), 0, -1)
     omit_empty = seg_module._leaves_out_empty_frames(request.analysis)
     whole = seg_module._segmentation(request, pixels, described, omit_empty=omit_empty)
@@ -224,9 +226,29 @@ def test_planes_that_are_frames_of_one_enhanced_instance(tmp_path: Path, frames:
     assert read_by_frame(seg) == read_by_volume(seg) == expected(request)
 
 
-def test_a_volume_of_some_frames_only_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("segments", [1, 2])
+def test_a_volume_may_use_some_frames_of_an_enhanced_instance(tmp_path: Path, segments: int) -> None:
+    """One time of several, for example: the others are not drawn on."""
+    path = make_enhanced(tmp_path, orientation="oblique")
+    request = enhanced_request(path, (1, 2, 3))
+    _, geometry = request.analysis.drawn
+    labels = ball(geometry.shape)
+    labels[1, :2] *= segments
+    kinds = [("Brain", BRAIN, None), ("Kidney", KIDNEY, LEFT)][:segments]
+    request = replace(request, analysis=analysis_of(labels, geometry, kinds=kinds))
+    seg, _ = encode(request)
+    assert read_by_frame(seg) == expected(request)
+    named = dcmread(BytesIO(seg.content)).PerFrameFunctionalGroupsSequence
+    frames = {int(item.DerivationImageSequence[0].SourceImageSequence[0].ReferencedFrameNumber) for item in named}
+    assert frames <= {1, 2, 3}
+
+
+def test_planes_of_another_instance_are_refused(tmp_path: Path) -> None:
+    request = enhanced_request(make_enhanced(tmp_path, orientation="oblique"), (1, 2, 3))
+    _, geometry = request.analysis.drawn
+    elsewhere = replace(geometry, frame_numbers=(1, 2, 9))
     with pytest.raises(InputRefused) as caught:
-        encode(enhanced_request(make_enhanced(tmp_path, orientation="oblique"), (1, 2, 3)))
+        encode_seg(replace(request, analysis=replace(request.analysis, geometry=elsewhere)))
     assert caught.value.reason == "frames_differ"
 
 
