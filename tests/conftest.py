@@ -23,3 +23,32 @@ def shared_dicom() -> Path:
     if not folder.is_dir():
         pytest.skip("no real DICOM files beside this checkout")
     return folder
+
+
+LONGEST = (
+    "test_kill.py",
+    "test_artefacts.py",
+    "test_finders.py",
+    "test_kinds.py",
+    "test_main_job.py",
+    "test_prepare_beside.py",
+    "test_memory_ladder.py",
+    "test_queue.py",
+    "test_check.py",
+    "test_parity.py",
+    "test_brain_volume.py",
+    "test_storage_faults.py",
+    "test_worker.py",
+    "test_stow_durable.py",
+    "test_seg.py",
+    "test_frugal.py",
+    "test_many_classes.py",
+    "test_faster.py",
+)
+"""The files that take longest, which begin first where several run at the same time."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring forward the tests of the files that take longest; the others keep their order."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONGEST)))

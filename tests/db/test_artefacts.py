@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from queue_samples import KINDS, analysis, claim, enqueue, received, register
+from queue_samples import OUTLETS, analysis, claim, enqueue, received, register
 from sqlalchemy import delete
 
 from meddaemon.db import instances, jobs, results, tables
@@ -38,7 +38,7 @@ def recorded(database: Database, study: int, *artefacts: Artefact) -> int:
             series_instance_uid="1.2.3.1",
             provenance={},
             seconds={},
-            kinds=KINDS,
+            outlets=OUTLETS,
             artefacts=[kept(each) for each in artefacts],
         )
 
@@ -92,7 +92,7 @@ def test_a_derived_number_is_told_from_the_number_itself(database: Database, stu
             series_instance_uid="1.2.3.1",
             provenance={},
             seconds={},
-            kinds=KINDS,
+            outlets=OUTLETS,
         )
         rows = results.query(connection, study_id=study)
     assert {(row.derivation, row.value) for row in rows} == {("", volume.value), ("Standard Deviation", 0.5)}

@@ -49,9 +49,10 @@ def new_uid() -> str:
 
 
 def around(site: Watched) -> set[Path]:
-    """Return every file in and near the store, apart from logs and the database's own."""
+    """Return every file in and near the store, apart from logs, the database's own, and the journal, which grows."""
     files = (path for path in site.home.folder.parent.rglob("*") if path.is_file())
-    return {path for path in files if path.suffix != ".log" and ".sqlite" not in path.name and path.name != "lock"}
+    own = {".log", ".segment", ".new"}
+    return {path for path in files if path.suffix not in own and ".sqlite" not in path.name and path.name != "lock"}
 
 
 PATHS = ("../../x", "/tmp/x", "..\\..\\x", "%2e%2e%2f", "C:\\x", "1.2/3", "file:///etc/passwd", "\\\\h\\x")
