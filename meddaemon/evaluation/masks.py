@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.pixels.utils import pixel_array
-from pydicom.uid import UID
+from pydicom.uid import UID, RLELossless
 
 from meddaemon.domain.errors import ReferenceRefused
 from meddaemon.evaluation.grid import Grid, grid_of_affine, grid_of_planes
@@ -224,9 +224,16 @@ def _labelled(dataset: Dataset, planes: NDArray[np.intp], grid: Grid, path: Path
         raise ReferenceRefused(f"{path}: two of its frames lie on one plane")
     labels = np.zeros(grid.shape, dtype=np.uint16)
     for frame, plane in enumerate(planes):
-        labels[plane] = pixel_array(dataset, index=frame)
+        labels[plane] = _frame(dataset, frame)
     return lambda number: labels == number
 
 
 def _decoded(dataset: Dataset) -> Callable[[int], NDArray[np.bool_]]:
-    return lambda frame: np.asarray(pixel_array(dataset, index=frame)) > 0
+    return lambda frame: np.asarray(_frame(dataset, frame)) > 0
+
+
+def _frame(dataset: Dataset, frame: int) -> NDArray[np.generic]:
+    """Return the pixels of a frame; run lengths are decoded in Python: a library in C may take the process with it."""
+    run_lengths = str(dataset.file_meta.TransferSyntaxUID) == RLELossless
+    decoded: NDArray[np.generic] = pixel_array(dataset, index=frame, decoding_plugin="pydicom" if run_lengths else "")
+    return decoded

@@ -1,6 +1,7 @@
 """Segments against their reference: overlap, distances of surfaces (MONAI), errors of volume."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -174,12 +175,15 @@ def _distances(
 ) -> tuple[float, float]:
     """Return the mean distance of both surfaces to each other, and the 95th percentile of Hausdorff's, in mm."""
     found, expected = (torch.from_numpy(np.ascontiguousarray(mask))[None, None] for mask in (result, reference))
-    surface = compute_average_surface_distance(
-        found, expected, include_background=True, symmetric=True, spacing=list(spacing_mm)
-    )
-    hausdorff = compute_hausdorff_distance(
-        found, expected, include_background=True, percentile=PERCENTILE, spacing=list(spacing_mm)
-    )
+    with warnings.catch_warnings():
+        # MONAI 1.6 calls itself in a way that it has deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        surface = compute_average_surface_distance(
+            found, expected, include_background=True, symmetric=True, spacing=list(spacing_mm)
+        )
+        hausdorff = compute_hausdorff_distance(
+            found, expected, include_background=True, percentile=PERCENTILE, spacing=list(spacing_mm)
+        )
     told = float(surface.item()), float(hausdorff.item())
     if not all(map(math.isfinite, told)):
         raise ValueError("a distance of two surfaces is not a number")
