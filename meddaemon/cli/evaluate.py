@@ -67,7 +67,11 @@ def evaluate(
         groups=_groups(contract),
     )
     comparison = compare(matches, settings.store.results, options)
-    notes = () if contract else (f"model {model} is not configured any more: its classes are taken to be independent",)
+    notes = (
+        ()
+        if contract
+        else (f"model {model} is named by no rule and not by models.enabled: its classes are taken to be independent",)
+    )
     report = report_of(model, matches, comparison, options, superseded=superseded, notes=notes)
     out.mkdir(parents=True, exist_ok=True)
     (out / "report.json").write_text(as_json(report), encoding="utf-8")

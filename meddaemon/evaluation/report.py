@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from meddaemon import __version__
 from meddaemon.db.outcomes import Outcome
@@ -18,8 +19,9 @@ from meddaemon.evaluation.evaluate import Comparison, Options
 from meddaemon.evaluation.references import Reference
 from meddaemon.evaluation.segmentation import Segmentation
 
-FORMAT = "meddaemon-evaluation"
-FORMAT_VERSION = 1
+FORMAT: Literal["meddaemon-evaluation"] = "meddaemon-evaluation"
+FORMAT_VERSION: Literal[1] = 1
+"""Changes whenever a report of before would not satisfy the schema any more."""
 SCHEMA = Path(__file__).with_name("report.schema.json")
 
 
@@ -80,8 +82,8 @@ class Cases:
 class Report:
     """A whole evaluation. A section is None where the reference had nothing of its kind."""
 
-    format: str
-    format_version: int
+    format: Literal["meddaemon-evaluation"]
+    format_version: Literal[1]
     software: Software
     model: ModelShown
     method: Method
