@@ -127,6 +127,21 @@ def judge_group(
     )
 
 
+def area(expected: NDArray[np.bool_], levels: NDArray[np.intp]) -> float | None:
+    """Return the area under the ROC curve; None where one of both is missing: how often a positive case ranks higher.
+
+    `levels` are the ranks of the scores among those that there are. It is what scikit-learn says, in a hundredth of
+    the time, which a thousand samples are glad of.
+    """
+    size = int(levels.max(initial=0)) + 1
+    positive, negative = (np.bincount(levels[which], minlength=size) for which in (expected, ~expected))
+    pairs = int(positive.sum()) * int(negative.sum())
+    if not pairs:
+        return None
+    below = np.cumsum(negative) - negative
+    return float((positive @ (below + negative / 2)) / pairs)
+
+
 def _two_by_two(expected: NDArray[np.bool_], found: NDArray[np.bool_]) -> tuple[tuple[int, int], tuple[int, int]]:
     if len(expected) == 0:
         return (0, 0), (0, 0)
@@ -164,12 +179,9 @@ def _auc(
     if not expected.any() or expected.all():
         return undefined(NO_NEGATIVES if expected.all() else NO_POSITIVES, len(cases)), ()
 
-    def area(drawn: NDArray[np.intp]) -> float | None:
-        truth = expected[drawn]
-        return None if truth.all() or not truth.any() else float(roc_auc_score(truth, scores[drawn]))
-
+    levels = np.unique(scores, return_inverse=True)[1]
     whole = float(roc_auc_score(expected, scores))
     false_rate, true_rate, _ = roc_curve(expected, scores)
     kept = np.unique(np.linspace(0, len(false_rate) - 1, min(POINTS, len(false_rate))).round().astype(int))
     curve = tuple((float(x), float(y)) for x, y in zip(false_rate[kept], true_rate[kept], strict=True))
-    return resampled(whole, area, studies, bootstrap), curve
+    return resampled(whole, lambda drawn: area(expected[drawn], levels[drawn]), studies, bootstrap), curve

@@ -13,6 +13,7 @@ from queue_samples import claim, enqueue, received, register
 from result_samples import geometry_of
 from sqlalchemy import select
 
+from meddaemon.config.settings import Settings
 from meddaemon.db import tables
 from meddaemon.db.engine import Database
 from meddaemon.db.instances import path_of
@@ -101,10 +102,11 @@ class Hospital:
     home: Home
     database: Database
     stages: JobStages
+    settings: Settings
     files: dict[str, list[Path]] = field(default_factory=dict)
 
     def contract(self, model: str) -> ModelContract:
-        return self.home.settings.contracts[model]
+        return self.settings.contracts[model]
 
     def study(self, name: str, *, orientation: str = "oblique") -> str:
         """Import a series of a study and return its Series Instance UID."""
@@ -119,9 +121,8 @@ class Hospital:
             study=name,
             attributes={"FrameOfReferenceUID": derived_uid("frame", name)},
         )
-        settings = self.home.settings
-        store = store_of(settings, self.database)
-        receiver = receiver_of(settings, self.database, store)
+        store = store_of(self.settings, self.database)
+        receiver = receiver_of(self.settings, self.database, store)
         for path in files:
             receiver.take(read_part10(path, calling_ae_title="IMPORT"))
         store.close()
@@ -159,13 +160,13 @@ class Hospital:
         """Return the stored Segmentation of a result."""
         rows = [row for row in self.home.rows(tables.result_object) if row.result_id == result_id]
         (seg,) = [row for row in rows if row.sop_class_uid.startswith("1.2.840.10008.5.1.4.1.1.66.")]
-        return path_of(self.home.settings.store.results, seg.sha256)
+        return path_of(self.settings.store.results, seg.sha256)
 
     def report(self, result_id: int) -> Path:
         """Return the stored report of a result."""
         rows = [row for row in self.home.rows(tables.result_object) if row.result_id == result_id]
         (sr,) = [row for row in rows if ".1.1.88." in row.sop_class_uid]
-        return path_of(self.home.settings.store.results, sr.sha256)
+        return path_of(self.settings.store.results, sr.sha256)
 
     def _publish(self, model: str, study_id: int, prediction: Prediction, inputs: list[Path], **job: Any) -> int:
         contract = self.contract(model)
@@ -186,7 +187,7 @@ class Hospital:
 
     def _stored(self, name: str) -> list[Path]:
         """Return the files of a study as the store has them."""
-        instances = self.home.settings.store.instances
+        instances = self.settings.store.instances
         uids = [dcmread(path, stop_before_pixels=True).SOPInstanceUID for path in self.files[name]]
         rows = {row.sop_instance_uid: row.sha256 for row in self.home.instances()}
         return [path_of(instances, rows[uid]) for uid in uids]
@@ -206,4 +207,4 @@ def found(folder: Path, scratch: WarmModels) -> Hospital:
     settings = home.settings
     database = Database(settings.database.url)
     staging = Staging(settings.store.results / "incoming")
-    return Hospital(home, database, JobStages(database, settings, scratch, staging))
+    return Hospital(home, database, JobStages(database, settings, scratch, staging), settings)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 pytest.importorskip("sklearn", reason="the extra `evaluate` is not installed")
 from sklearn import metrics
 
-from meddaemon.evaluation.classification import NONE, Judged, judge_class, judge_group
+from meddaemon.evaluation.classification import NONE, Judged, area, judge_class, judge_group
 from meddaemon.evaluation.detection import RATES, Detected, assign, curve_of, judge_detection
 from meddaemon.evaluation.estimates import Bootstrap, mean, proportion, resampled
 
@@ -131,6 +131,8 @@ def test_scikit_learn_says_the_same(said: list[tuple[int, int, float]]) -> None:
         assert defined or estimate.reason, name
     if 0 < sum(expected) < len(said):
         assert table.auc.value == pytest.approx(metrics.roc_auc_score(expected, scores))
+        levels = np.unique(scores, return_inverse=True)[1]
+        assert area(np.array(expected, dtype=bool), levels) == pytest.approx(table.auc.value)
     else:
         assert (table.auc.value, table.roc) == (None, ())
         assert "no positive" in table.auc.reason or "no negative" in table.auc.reason

@@ -48,6 +48,7 @@ def cli(
 
     def run(*arguments: str | Path) -> tuple[int, str, str]:
         told = ["meddaemon", "evaluate", *map(str, arguments), "--config", str(hospital.home.config)]
+        told += [] if "--resamples" in told else ["--resamples", "100"]
         monkeypatch.setattr(sys, "argv", told)
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
