@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 
 import numpy as np
@@ -216,7 +216,7 @@ def _masks(pair: Pair, says: Masks, results_folder: Path, gathered: _Findings) -
         gathered.remarks.append(
             (pair.case, f"the reference ({other}) was brought to the grid of the source ({ours}) by nearest neighbour")
         )
-    paired, unknown = _same_segments(drawn.segments, reference.segments)
+    paired, unknown = same_segments(drawn.segments, reference.segments)
     if unknown:
         gathered.remarks.append((pair.case, f"the result does not know {', '.join(unknown)} of the reference"))
     if not paired:
@@ -243,50 +243,68 @@ def _compared(
 
 def _result_of(outcome: Outcome, results_folder: Path) -> Drawn:
     """Return what a result draws. Raises _Incomparable."""
+    problems = [f"result {outcome.result_id} ({outcome.status.value}) draws nothing: it has no Segmentation"]
     for stored in outcome.objects:
         if stored.sop_class_uid in SEGMENTATIONS:
             path = path_of(results_folder, stored.sha256)
-            _refuse_damaged(path, stored)
             try:
+                _refuse_damaged(path, stored)
                 return read_segmentation(path)
-            except ReferenceRefused as wrong:
-                raise _Incomparable(f"the stored object {stored.sop_instance_uid} cannot be read: {wrong}") from wrong
-    raise _Incomparable(f"result {outcome.result_id} ({outcome.status.value}) draws nothing: it has no Segmentation")
+            except (ReferenceRefused, _Incomparable) as wrong:
+                # There may be another one, in another form: probabilities are no segments.
+                problems.append(f"the stored object {stored.sop_instance_uid} cannot be read: {wrong}")
+    raise _Incomparable("; ".join(problems[1:] or problems))
 
 
 def _refuse_damaged(path: Path, stored: ObjectRow) -> None:
     if not path.is_file():
         raise _Incomparable(f"the stored file {path.name} is gone: see `meddaemon store check`")
-    if sha256(path.read_bytes()).hexdigest() != stored.sha256:
+    with path.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+    if digest != stored.sha256:
         raise _Incomparable(f"the stored file {path.name} is damaged: see `meddaemon store scrub`")
 
 
-def _same_segments(
+def same_segments(
     mine: Sequence[Named], its: Sequence[Named]
 ) -> tuple[list[tuple[str, list[int], list[int]]], list[str]]:
     """Return which segments of both are the same thing (name, numbers, numbers), and what only the reference has.
 
-    They are by their codes or, where one of both has none, by their labels. Several that are coded alike are told
-    apart by their labels, and where these differ they are taken together.
+    They are by their codes or, where the result has no such code and the reference none of its, by their labels; a
+    number without a name is a segment number. Several that are coded alike are told apart by their labels where each
+    label of the reference is one of the result, and are taken together where it is not.
     """
-    pairs: dict[str, tuple[str, list[int], list[int]]] = {}
+    pairs: list[tuple[str, list[int], list[int]]] = []
     unknown: list[str] = []
-    alike: dict[str, list[Named]] = {}
-    for each in mine:
-        alike.setdefault(each.code, []).append(each)
+    of_code: dict[str, list[Named]] = {}
+    said = {each.code for each in its if each.code}
     for segment in its:
-        same = alike.get(segment.code, []) if segment.code else []
-        labelled = [each for each in (same or mine) if each.label.casefold() == segment.label.casefold()]
-        numbered = [] if segment.code or segment.label else [each for each in mine if each.number == segment.number]
-        found = numbered or (labelled if len(same) != 1 and labelled else same)
-        if not found:
-            unknown.append(segment.label or f"label {segment.number}")
+        alike = [each for each in mine if segment.code and each.code == segment.code]
+        if alike:
+            of_code.setdefault(segment.code, []).append(segment)
             continue
-        name = found[0].label if len(found) == 1 else found[0].meaning
-        numbers = [each.number for each in found]
-        key = ",".join(map(str, numbers))
-        pairs.setdefault(key, (name, numbers, []))[2].append(segment.number)
-    return list(pairs.values()), unknown
+        found = [each for each in mine if each.code not in said and _is_called(each, segment)]
+        if len(found) == 1:
+            pairs.append((found[0].label, [found[0].number], [segment.number]))
+        else:
+            unknown.append(segment.label or f"label {segment.number}")
+    for code, segments in of_code.items():
+        alike = [each for each in mine if each.code == code]
+        by_label = {each.label.casefold(): each for each in alike}
+        labels = [each.label.casefold() for each in segments]
+        if len(by_label) == len(alike) > 1 and len(set(labels)) == len(labels) and set(labels) <= by_label.keys():
+            told = [(by_label[label], each) for label, each in zip(labels, segments, strict=True)]
+            pairs.extend((one.label, [one.number], [other.number]) for one, other in told)
+        else:
+            name = alike[0].label if len(alike) == 1 else alike[0].meaning
+            pairs.append((name, [each.number for each in alike], [each.number for each in segments]))
+    return pairs, unknown
+
+
+def _is_called(mine: Named, other: Named) -> bool:
+    if not other.code and not other.label:
+        return mine.number == other.number
+    return mine.label.casefold() == other.label.casefold()
 
 
 def _detect(pairs: Sequence[Pair], vocabulary: Vocabulary, options: Options, gathered: _Findings) -> Detection:

@@ -25,9 +25,9 @@ from meddaemon.evaluation.references import (
 REPORTS = frozenset(f"1.2.840.10008.5.1.4.1.1.88.{kind}" for kind in (22, 33, 34))
 """Enhanced SR, Comprehensive SR and Comprehensive 3D SR."""
 _GROUP, _FINDING = "DCM:125007", "DCM:121071"
-_ABSENT = f"SCT:{codes.SCT.Absent.value}"
-# CID 240: nobody could tell, so nothing is said.
-_UNTOLD = frozenset({"SCT:373068000", "SCT:82334004", "SCT:261665006"})
+# CID 240, and what others write instead; of what nobody could tell, nothing is said.
+_ABSENT = frozenset({f"SCT:{codes.cid240.Absent.value}", "SCT:2667000"})
+_UNTOLD = frozenset({f"SCT:{codes.cid240.Undetermined.value}", "SCT:82334004", "SCT:261665006"})
 _MILLILITRES: Mapping[str, float] = MappingProxyType({"mL": 1.0, "ml": 1.0, "cm3": 1.0, "mm3": 1e-3, "L": 1e3})
 _DEEPEST = 64
 
@@ -54,7 +54,7 @@ def _references(dataset: Dataset, path: Path) -> list[Reference]:
         values = {_code(each.ConceptCodeSequence) for each in items if each.ValueType == "CODE"}
         if values & _UNTOLD:
             continue
-        there = _ABSENT not in values
+        there = not values & _ABSENT
         present[finding] = present.get(finding, False) or there
         for each in items:
             if _is(each, "NUM", f"{VOLUME.scheme}:{VOLUME.value}") and each.get("MeasuredValueSequence"):

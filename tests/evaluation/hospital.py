@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
+from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
 from queue_samples import claim, enqueue, received, register
 from result_samples import geometry_of
 from sqlalchemy import select
@@ -150,6 +151,12 @@ class Hospital:
         prediction = Prediction(series_instance_uid=self._series(name), boxes=tuple(boxes), geometry=geometry)
         return self._publish("nodules", self._study_id(self.uid(name)), prediction, self._stored(name))
 
+    def detect_on_pictures(self, study: str, boxes: Sequence[Box]) -> int:
+        """Publish that the detector found boxes on pictures of a study of which there is nothing but its UID."""
+        study_id = register(self.database, received(study, study=study, series=f"{study}.1")).study_id
+        prediction = Prediction(series_instance_uid=f"{study}.1", boxes=tuple(boxes))
+        return self._publish("nodules", study_id, prediction, [])
+
     def classify(self, study: str, scores: tuple[float, ...], sources: Sequence[tuple[str, int]] = ()) -> int:
         """Publish what the classifier said of a study of which there is nothing but its UID."""
         study_id = register(self.database, received(study, study=study, series=f"{study}.1")).study_id
@@ -159,13 +166,13 @@ class Hospital:
     def segmentation(self, result_id: int) -> Path:
         """Return the stored Segmentation of a result."""
         rows = [row for row in self.home.rows(tables.result_object) if row.result_id == result_id]
-        (seg,) = [row for row in rows if row.sop_class_uid.startswith("1.2.840.10008.5.1.4.1.1.66.")]
+        seg = next(row for row in rows if row.sop_class_uid == SegmentationStorage)
         return path_of(self.settings.store.results, seg.sha256)
 
     def report(self, result_id: int) -> Path:
         """Return the stored report of a result."""
         rows = [row for row in self.home.rows(tables.result_object) if row.result_id == result_id]
-        (sr,) = [row for row in rows if ".1.1.88." in row.sop_class_uid]
+        sr = next(row for row in rows if row.sop_class_uid == Comprehensive3DSRStorage)
         return path_of(self.settings.store.results, sr.sha256)
 
     def _publish(self, model: str, study_id: int, prediction: Prediction, inputs: list[Path], **job: Any) -> int:

@@ -438,6 +438,26 @@ def test_detections_are_held_against_lesions(
     assert (nodule["hits"], nodule["false_positives"]) == (2, 2)
 
 
+def test_detections_on_pictures_are_held_against_rectangles(
+    hospital: Hospital, cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    def box(row: float, column: float, score: float, image: str) -> Box:
+        return Box(
+            label=1, score=score, low=(row - 2, column - 2), high=(row + 2, column + 2), source=(f"1.2.7.1.{image}", 1)
+        )
+
+    hospital.detect_on_pictures("1.2.7", [box(10, 20, 0.9, "1"), box(10, 20, 0.7, "2"), box(50, 20, 0.4, "2")])
+    table = tmp_path / "boxes.csv"
+    table.write_text(
+        "study_instance_uid,sop_instance_uid,finding,low_row,low_column,high_row,high_column\n"
+        "1.2.7,1.2.7.1.1,Nodule,8.5,17.5,12.5,22.5\n1.2.7,1.2.7.1.2,Nodule,40,15,49,25\n"
+    )
+    code, _, err = cli(table, "--model", "nodules", "--out", tmp_path / "out")
+    assert code == 0, err
+    (nodule,) = report_in(tmp_path / "out")["detection"]["findings"]
+    assert (nodule["targets"], nodule["hits"], nodule["false_positives"]) == (2, 1, 2)
+
+
 # --- what it is made of --------------------------------------------------------------------------------------------
 
 
