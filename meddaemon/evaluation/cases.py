@@ -53,17 +53,28 @@ def match(references: Sequence[Reference], outcomes: Sequence[Outcome], unanswer
 
     Raises ReferenceRefused where two references speak of the same thing.
     """
-    _refuse_repetition(references)
+    of_study: dict[str, list[Outcome]] = {}
+    of_series: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        of_study.setdefault(outcome.study_instance_uid, []).append(outcome)
+        of_series.setdefault(outcome.series_instance_uid, []).append(outcome)
     pairs: list[Pair] = []
     missing: list[Unmatched] = []
+    named: set[int] = set()
     for reference in references:
-        found = _candidates(reference, outcomes)
+        case = reference.case
+        there = of_study.get(case.study_instance_uid, [])
+        found = [each for each in there if case.series_instance_uid in {"", each.series_instance_uid}]
+        if not there and isinstance(reference.says, Masks) and is_nifti(reference.says.path):
+            # A label map is named after its study or its series.
+            found = of_series.get(case.study_instance_uid, [])
+        named.update(each.result_id for each in found)
         if len(found) == 1 and found[0].status is not ResultStatus.NOT_EVALUABLE:
             pairs.append(Pair(reference=reference, outcome=found[0]))
         else:
-            missing.append(Unmatched(reference=reference, reason=_why(reference.case, found, outcomes, unanswered)))
-    named = {each.outcome.result_id for each in pairs}
-    named |= {each.result_id for reference in references for each in _candidates(reference, outcomes)}
+            reason = _why(found, there, unanswered.get(case.study_instance_uid))
+            missing.append(Unmatched(reference=reference, reason=reason))
+    _refuse_repetition(pairs)
     return Matches(
         pairs=tuple(pairs),
         missing=tuple(missing),
@@ -71,36 +82,28 @@ def match(references: Sequence[Reference], outcomes: Sequence[Outcome], unanswer
     )
 
 
-def _candidates(reference: Reference, outcomes: Sequence[Outcome]) -> list[Outcome]:
-    case = reference.case
-    of_study = [each for each in outcomes if each.study_instance_uid == case.study_instance_uid]
-    if not of_study and isinstance(reference.says, Masks) and is_nifti(reference.says.path):
-        # A label map is named after its study or its series.
-        return [each for each in outcomes if each.series_instance_uid == case.study_instance_uid]
-    return [each for each in of_study if case.series_instance_uid in {"", each.series_instance_uid}]
-
-
-def _why(case: Case, found: Sequence[Outcome], outcomes: Sequence[Outcome], unanswered: Mapping[str, str]) -> str:
+def _why(found: Sequence[Outcome], of_study: Sequence[Outcome], state: str | None) -> str:
     if len(found) > 1:
         numbers = ", ".join(str(each.result_id) for each in found)
         return f"{len(found)} current results answer it ({numbers}): name the series, or withdraw one"
     if found:
         return f"result {found[0].result_id} is not evaluable: {found[0].reason}"
-    others = [each.series_instance_uid for each in outcomes if each.study_instance_uid == case.study_instance_uid]
-    if others:
-        return f"the result of this study is of another series: {', '.join(others)}"
-    state = unanswered.get(case.study_instance_uid)
+    if of_study:
+        others = ", ".join(each.series_instance_uid for each in of_study)
+        return f"the result of this study is of another series: {others}"
     return "no study of this UID is here" if state is None else f"no current result: {state}"
 
 
-def _refuse_repetition(references: Sequence[Reference]) -> None:
-    seen: dict[tuple[type, Case], str] = {}
-    for each in references:
-        if isinstance(each.says, Masks):
+def _refuse_repetition(pairs: Sequence[Pair]) -> None:
+    """Refuse a reference that speaks of the result, or the image, that another one of its kind has spoken of."""
+    seen: dict[tuple[type, int, str, int], str] = {}
+    for pair in pairs:
+        case, says, origin = pair.reference.case, pair.reference.says, pair.reference.origin
+        if isinstance(says, Masks):
             continue  # each may draw another segment, which is looked at when they are compared
-        other = seen.setdefault((type(each.says), each.case), each.origin)
-        if other != each.origin:
-            raise ReferenceRefused(f"{each.origin}: {each.case} is in {other} already: leave one of them out")
+        other = seen.setdefault((type(says), pair.outcome.result_id, case.sop_instance_uid, case.frame_number), origin)
+        if other != origin:
+            raise ReferenceRefused(f"{origin}: {other} speaks of {case} already: leave one of them out")
 
 
 @dataclass(frozen=True, kw_only=True)

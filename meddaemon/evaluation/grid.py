@@ -182,13 +182,16 @@ def grid_of_planes(
     row_step: NDArray[np.float64],
     column_step: NDArray[np.float64],
     size: tuple[int, int],
-    thickness_mm: float | None,
+    *,
+    spacing_mm: float | None = None,
+    thickness_mm: float | None = None,
 ) -> tuple[Grid, NDArray[np.intp]]:
     """Return the grid of planes in any order, and which of its planes each of them is.
 
     Where the planes lie at multiples of one distance, those between them that are not there belong to the grid, too:
-    objects leave out the frames on which nothing is. `thickness_mm` is the distance of the planes where only one is
-    there. Raises ValueError where nobody can tell it.
+    objects leave out the frames on which nothing is. That distance is `spacing_mm` where it is given (Spacing Between
+    Slices), else the least of any two; `thickness_mm` is taken where only one plane is there. Raises ValueError where
+    nobody can tell it.
     """
     normal = np.cross(column_step, row_step)
     length = float(np.linalg.norm(normal))
@@ -199,23 +202,36 @@ def grid_of_planes(
     distinct = [0, *(np.flatnonzero(np.diff(heights[order]) > SAME_MM) + 1)]
     of_sorted = np.searchsorted(distinct, np.arange(len(order)), side="right") - 1
     planes = positions[order][distinct]
-    rising = heights[order][distinct]
+    rising = heights[order][distinct] - heights[order][0]
     places = np.empty(len(order), dtype=np.intp)
+    places[order] = of_sorted
     if len(planes) == 1:
-        if not thickness_mm or not np.isfinite(thickness_mm) or thickness_mm < 0:
+        apart = spacing_mm or thickness_mm
+        if not apart or not np.isfinite(apart) or apart < 0:
             raise ValueError("it has one plane and does not say how thick it is (Spacing Between Slices)")
-        places[order] = of_sorted
-        return _planes(planes, row_step, column_step, size, thickness_mm), places
-    least = float(np.diff(rising).min())
-    steps = np.rint((rising - rising[0]) / least)
-    step = float((rising[-1] - rising[0]) / steps[-1])
-    if np.abs(rising - (rising[0] + steps * step)).max() > EVEN_MM or steps[-1] > MOST_PLANES:
-        places[order] = of_sorted
+        return _planes(planes, row_step, column_step, size, apart), places
+    steps = _steps(rising, spacing_mm)
+    if steps is None:
         return _planes(planes, row_step, column_step, size, float(np.diff(rising).mean())), places
-    every = np.arange(int(steps[-1]) + 1, dtype=np.float64)
+    every = np.arange(steps[-1] + 1, dtype=np.float64)
     filled = np.column_stack([np.interp(every, steps, planes[:, axis]) for axis in range(3)])
-    places[order] = steps.astype(np.intp)[of_sorted]
-    return _planes(filled, row_step, column_step, size, step), places
+    places[order] = steps[of_sorted]
+    return _planes(filled, row_step, column_step, size, float(rising[-1] / steps[-1])), places
+
+
+def _steps(rising: NDArray[np.float64], spacing_mm: float | None) -> NDArray[np.intp] | None:
+    """Return how many steps of one distance each plane lies above the first; None where there is no such distance."""
+    for step in (spacing_mm, float(np.diff(rising).min())):
+        if step is None or not np.isfinite(step) or step <= 2 * EVEN_MM:
+            continue
+        steps = np.rint(rising / step)
+        if steps[-1] > MOST_PLANES or (np.diff(steps) < 1).any():
+            continue
+        exact = float(rising[-1] / steps[-1])
+        # Of two planes, any distance is a part that is near enough: it must be the one that is said.
+        if abs(exact - step) <= EVEN_MM and np.abs(rising - steps * exact).max() <= EVEN_MM:
+            return steps.astype(np.intp)
+    return None
 
 
 def _planes(

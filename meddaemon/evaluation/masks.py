@@ -177,14 +177,19 @@ def _grid_of(dataset: Dataset) -> tuple[Grid, NDArray[np.intp]]:
     spacing = np.array([each.PixelSpacing for each in measures], dtype=np.float64)
     if np.abs(directions - directions[0]).max() > _PARALLEL or np.abs(spacing - spacing[0]).max() > _PARALLEL:
         raise ValueError("its frames have different orientations or pixel spacings")
-    thickness = measures[0].get("SpacingBetweenSlices") or measures[0].get("SliceThickness")
     return grid_of_planes(
         positions,
         directions[0][3:] * spacing[0][0],
         directions[0][:3] * spacing[0][1],
         (int(dataset.Rows), int(dataset.Columns)),
-        None if thickness is None else float(thickness),
+        spacing_mm=_length(measures[0], "SpacingBetweenSlices"),
+        thickness_mm=_length(measures[0], "SliceThickness"),
     )
+
+
+def _length(measures: Dataset, keyword: str) -> float | None:
+    value = measures.get(keyword)
+    return None if value is None else abs(float(value))
 
 
 def _binary(dataset: Dataset, planes: NDArray[np.intp], grid: Grid, path: Path) -> Callable[[int], NDArray[np.bool_]]:

@@ -78,8 +78,8 @@ def overlap(tables: Sequence[SegmentTable]) -> str:
             sides = place + (np.arange(len(values)) % 9 - 4) * 0.04
             axes.plot(values, sides, ".", color=_GREY, markersize=4)
             if table.dice.value is not None:
-                low, high = table.dice.low or table.dice.value, table.dice.high or table.dice.value
-                axes.plot([low, high], [place, place], color=_BLUE, linewidth=2)
+                if table.dice.low is not None and table.dice.high is not None:
+                    axes.plot([table.dice.low, table.dice.high], [place, place], color=_BLUE, linewidth=2)
                 axes.plot([table.dice.value], [place], "o", color=_BLUE, markersize=6)
         axes.set_yticks(range(len(shown)), [table.name for table in shown])
         axes.set(xlabel="Dice", xlim=(-0.02, 1.02), ylim=(len(shown) - 0.5, -0.5))

@@ -239,3 +239,14 @@ def test_without_targets_there_is_no_sensitivity() -> None:
     assert (froc.sensitivity.value, froc.score.value, froc.false_positives) == (None, None, 1)
     assert all(value is None for _, value in froc.at)
     assert froc.score.reason
+
+
+def test_names_are_text_in_pictures() -> None:
+    pytest.importorskip("matplotlib")
+    from meddaemon.evaluation import plots  # noqa: PLC0415
+
+    table = judge_class("<script>$x^2$ & co", judged((1, 1, 0.9), (0, 0, 0.1)), FEW)
+    picture = plots.roc([table])
+    assert "<script" not in picture
+    assert "&lt;script&gt;$x^2$ &amp; co (AUC 1.000)" in picture
+    assert picture == plots.roc([table])

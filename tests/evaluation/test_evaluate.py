@@ -347,6 +347,10 @@ def test_a_result_for_each_image_wants_a_reference_for_each(
             "study_instance_uid,finding,present\n1.2.8.1,Nodule,1\n1.2.8.1,Nodule,0\n",
             "csv:3: 'Nodule' is present",
         ),
+        (
+            "study_instance_uid,series_instance_uid,finding\n1.2.8.1,,Nodule\n1.2.8.1,1.2.8.1.1,Nodule\n",
+            "labels.csv:2 speaks of study 1.2.8.1, series 1.2.8.1.1 already",
+        ),
         ("study,finding\n1.2.8.1,Nodule\n", "labels.csv:1: unknown column 'study'"),
         ("study_instance_uid,patient_name\n1.2.8.1,Doe\n", "unknown column 'patient_name'"),
         ("study_instance_uid\n1.2.8.1\n", "beside study_instance_uid"),

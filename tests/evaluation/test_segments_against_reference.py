@@ -237,17 +237,32 @@ def test_planes_that_are_not_there_belong_to_the_grid() -> None:
     """Frames on which nothing is are left out of objects, between others and in any order."""
     rows, columns = np.array([0, 1.5, 0]), np.array([0.5, 0, 0])
     positions = np.array([[0, 0, 12.0], [0, 0, 3.0], [0, 0, 6.0]])
-    grid, places = grid_of_planes(positions, rows, columns, (4, 4), None)
+    grid, places = grid_of_planes(positions, rows, columns, (4, 4))
     assert grid.shape == (4, 4, 4)
     assert grid.spacing == (3.0, 1.5, 0.5)
     assert sorted(grid.positions[places][:, 2].tolist()) == [3.0, 6.0, 12.0]
     assert grid.positions[places].tolist() == positions.tolist()
 
 
+def test_planes_far_apart_are_as_thick_as_their_object_says() -> None:
+    """Two frames three steps from each other: the planes between them are empty, and none is 9 mm thick."""
+    rows, columns = np.array([0, 1.5, 0]), np.array([0.5, 0, 0])
+    positions = np.array([[0, 0, 3.0], [0, 0, 12.0]])
+    grid, places = grid_of_planes(positions, rows, columns, (4, 4), spacing_mm=3.0)
+    assert (grid.shape, grid.spacing, places.tolist()) == ((4, 4, 4), (3.0, 1.5, 0.5), [0, 3])
+    # What does not fit the planes is not believed.
+    grid, places = grid_of_planes(positions, rows, columns, (4, 4), spacing_mm=4.0)
+    assert (grid.shape, grid.spacing, places.tolist()) == ((2, 4, 4), (9.0, 1.5, 0.5), [0, 1])
+    grid, _ = grid_of_planes(positions[:1], rows, columns, (4, 4), thickness_mm=2.0)
+    assert grid.spacing == (2.0, 1.5, 0.5)
+    with pytest.raises(ValueError, match="how thick"):
+        grid_of_planes(positions[:1], rows, columns, (4, 4))
+
+
 def test_uneven_planes_keep_their_places_and_have_no_distances() -> None:
     rows, columns = np.array([0, 1.0, 0]), np.array([1.0, 0, 0])
     positions = np.array([[0, 0, 0.0], [0, 0, 2.0], [0, 0, 5.1], [0, 0, 7.0]])
-    grid, _ = grid_of_planes(positions, rows, columns, (4, 4), None)
+    grid, _ = grid_of_planes(positions, rows, columns, (4, 4))
     assert grid.positions.tolist() == positions.tolist()
     mask = np.zeros(grid.shape, dtype=np.bool_)
     mask[1:3, 1:3, 1:3] = True
