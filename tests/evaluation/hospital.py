@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom import dcmread
 from pydicom.uid import Comprehensive3DSRStorage, SegmentationStorage
-from queue_samples import claim, enqueue, received, register
+from queue_samples import claim, enqueue
 from result_samples import geometry_of
 from sqlalchemy import select
 
@@ -28,6 +28,7 @@ from meddaemon.pipeline import InferredJob, JobStages, PreparedJob
 from meddaemon.roles.process import receiver_of, store_of
 from tests.dicom_factory import make_series
 from tests.inference.toy_bundle import write_toy
+from tests.other_objects import image
 from tests.running import Home
 from tests.system.site import CONTRACT
 
@@ -122,12 +123,7 @@ class Hospital:
             study=name,
             attributes={"FrameOfReferenceUID": derived_uid("frame", name)},
         )
-        store = store_of(self.settings, self.database)
-        receiver = receiver_of(self.settings, self.database, store)
-        for path in files:
-            receiver.take(read_part10(path, calling_ae_title="IMPORT"))
-        store.close()
-        self.files[name] = files
+        self._take(name, files)
         return str(dcmread(files[0], stop_before_pixels=True).SeriesInstanceUID)
 
     def uid(self, name: str) -> str:
@@ -151,17 +147,36 @@ class Hospital:
         prediction = Prediction(series_instance_uid=self._series(name), boxes=tuple(boxes), geometry=geometry)
         return self._publish("nodules", self._study_id(self.uid(name)), prediction, self._stored(name))
 
-    def detect_on_pictures(self, study: str, boxes: Sequence[Box]) -> int:
-        """Publish that the detector found boxes on pictures of a study of which there is nothing but its UID."""
-        study_id = register(self.database, received(study, study=study, series=f"{study}.1")).study_id
-        prediction = Prediction(series_instance_uid=f"{study}.1", boxes=tuple(boxes))
-        return self._publish("nodules", study_id, prediction, [])
+    def pictures(self, study: str, count: int = 1) -> list[tuple[str, int]]:
+        """Import a study of radiographs and return the UID and frame of each."""
+        folder = self.home.folder / "scanner" / study
+        folder.mkdir(parents=True)
+        names = [f"{study.removeprefix('1.2.')}.{number}" for number in range(1, count + 1)]
+        said = {
+            "StudyInstanceUID": study,
+            "SeriesInstanceUID": f"{study}.1",
+            "Modality": "DX",
+            "PatientName": "Doe^Jane",
+        }
+        pixels = np.zeros((64, 48), dtype=np.uint16)
+        files = [
+            image(folder, pixels, name=name, InstanceNumber=number, **said) for number, name in enumerate(names, 1)
+        ]
+        self._take(study, files)
+        return [(f"1.2.3.{name}", 1) for name in names]
 
-    def classify(self, study: str, scores: tuple[float, ...], sources: Sequence[tuple[str, int]] = ()) -> int:
-        """Publish what the classifier said of a study of which there is nothing but its UID."""
-        study_id = register(self.database, received(study, study=study, series=f"{study}.1")).study_id
-        prediction = Prediction(series_instance_uid=f"{study}.1", scores=scores, sources=tuple(sources))
-        return self._publish("chest", study_id, prediction, [])
+    def detect_on_pictures(self, study: str, boxes: Sequence[Box]) -> int:
+        """Publish that the detector found boxes on the radiographs of a study."""
+        prediction = Prediction(series_instance_uid=f"{study}.1", boxes=tuple(boxes))
+        return self._publish("nodules", self._study_id(study), prediction, self._stored(study))
+
+    def classify(self, study: str, scores: tuple[float, ...], images: int = 1) -> list[tuple[str, int]]:
+        """Publish what the classifier said of a study of radiographs, of each where there are several."""
+        sources = self.pictures(study, images)
+        each = tuple(sources) if images > 1 else ()
+        prediction = Prediction(series_instance_uid=f"{study}.1", scores=scores, sources=each)
+        self._publish("chest", self._study_id(study), prediction, self._stored(study))
+        return sources
 
     def segmentation(self, result_id: int) -> Path:
         """Return the stored Segmentation of a result."""
@@ -174,6 +189,14 @@ class Hospital:
         rows = [row for row in self.home.rows(tables.result_object) if row.result_id == result_id]
         sr = next(row for row in rows if row.sop_class_uid == Comprehensive3DSRStorage)
         return path_of(self.settings.store.results, sr.sha256)
+
+    def _take(self, name: str, files: list[Path]) -> None:
+        store = store_of(self.settings, self.database)
+        receiver = receiver_of(self.settings, self.database, store)
+        for path in files:
+            receiver.take(read_part10(path, calling_ae_title="IMPORT"))
+        store.close()
+        self.files[name] = files
 
     def _publish(self, model: str, study_id: int, prediction: Prediction, inputs: list[Path], **job: Any) -> int:
         contract = self.contract(model)

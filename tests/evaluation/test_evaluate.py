@@ -281,7 +281,7 @@ def classified(hospital: Hospital) -> None:
     for study, scores in SAID.items():
         hospital.classify(study, scores)
     each_view = (0.8, 0.1, 0.1, 0.9, 0.1, 0.8, 0.1, 0.1)
-    hospital.classify("1.2.8.9", each_view, [("1.2.8.9.1.1", 1), ("1.2.8.9.1.2", 1)])
+    assert hospital.classify("1.2.8.9", each_view, images=2) == [("1.2.3.8.9.1", 1), ("1.2.3.8.9.2", 1)]
 
 
 @pytest.mark.usefixtures("classified")
@@ -321,7 +321,7 @@ def test_a_result_for_each_image_wants_a_reference_for_each(
 ) -> None:
     table = tmp_path / "labels.csv"
     heading = "study_instance_uid,sop_instance_uid,finding,present"
-    image = "1.2.8.9,1.2.8.9.1.{},{},{}"
+    image = "1.2.8.9,1.2.3.8.9.{},{},{}"
     said = [image.format(1, "36118008", 1), image.format(2, "SCT:36118008", "no"), image.format(3, "Pneumothorax", 1)]
     table.write_text("\n".join([heading, *said, "1.2.8.9,,Pneumothorax,1"]) + "\n")
     code, _, err = cli(table, "--model", "chest", "--out", tmp_path / "out")
@@ -445,16 +445,18 @@ def test_detections_are_held_against_lesions(
 def test_detections_on_pictures_are_held_against_rectangles(
     hospital: Hospital, cli: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:
-    def box(row: float, column: float, score: float, image: str) -> Box:
+    images = hospital.pictures("1.2.7", 2)
+
+    def box(row: float, column: float, score: float, image: int) -> Box:
         return Box(
-            label=1, score=score, low=(row - 2, column - 2), high=(row + 2, column + 2), source=(f"1.2.7.1.{image}", 1)
+            label=1, score=score, low=(row - 2, column - 2), high=(row + 2, column + 2), source=images[image - 1]
         )
 
-    hospital.detect_on_pictures("1.2.7", [box(10, 20, 0.9, "1"), box(10, 20, 0.7, "2"), box(50, 20, 0.4, "2")])
+    hospital.detect_on_pictures("1.2.7", [box(10, 20, 0.9, 1), box(10, 20, 0.7, 2), box(50, 20, 0.4, 2)])
     table = tmp_path / "boxes.csv"
     table.write_text(
         "study_instance_uid,sop_instance_uid,finding,low_row,low_column,high_row,high_column\n"
-        "1.2.7,1.2.7.1.1,Nodule,8.5,17.5,12.5,22.5\n1.2.7,1.2.7.1.2,Nodule,40,15,49,25\n"
+        "1.2.7,1.2.3.7.1,Nodule,8.5,17.5,12.5,22.5\n1.2.7,1.2.3.7.2,Nodule,40,15,49,25\n"
     )
     code, _, err = cli(table, "--model", "nodules", "--out", tmp_path / "out")
     assert code == 0, err
