@@ -41,6 +41,7 @@ LONGEST = (
     "test_worker.py",
     "test_stow_durable.py",
     "test_seg.py",
+    "test_evaluate.py",
     "test_frugal.py",
     "test_many_classes.py",
     "test_faster.py",
