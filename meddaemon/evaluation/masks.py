@@ -12,6 +12,7 @@ from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID, RLELossless
 
 from meddaemon.domain.errors import ReferenceRefused
+from meddaemon.evaluation.concepts import concept
 from meddaemon.evaluation.grid import Grid, grid_of_affine, grid_of_planes
 
 SEGMENTATIONS = frozenset({"1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7"})
@@ -144,18 +145,13 @@ def _segmentation(dataset: Dataset, path: Path) -> Drawn:
 def _named(item: Dataset) -> Named:
     kind = item.SegmentedPropertyTypeCodeSequence[0]
     modifiers = kind.get("SegmentedPropertyTypeModifierCodeSequence") or ()
-    parts = [_coded(kind), *(_coded(each) for each in modifiers)]
+    parts = [concept([each]) for each in (kind, *modifiers)]
     return Named(
         number=int(item.SegmentNumber),
         label=str(item.get("SegmentLabel") or ""),
         code="/".join(parts),
         meaning=", ".join(str(each.get("CodeMeaning") or "") for each in (kind, *modifiers)),
     )
-
-
-def _coded(item: Dataset) -> str:
-    value = item.get("CodeValue") or item.get("LongCodeValue") or item.get("URNCodeValue")
-    return f"{item.get('CodingSchemeDesignator', '')}:{value}"
 
 
 def _grid_of(dataset: Dataset) -> tuple[Grid, NDArray[np.intp]]:

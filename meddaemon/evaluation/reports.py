@@ -10,6 +10,7 @@ from pydicom.sr.codedict import codes
 
 from meddaemon.domain.codes import VOLUME
 from meddaemon.domain.errors import ReferenceRefused
+from meddaemon.evaluation.concepts import concept
 from meddaemon.evaluation.masks import SEGMENTATIONS
 from meddaemon.evaluation.references import (
     Case,
@@ -48,10 +49,10 @@ def _references(dataset: Dataset, path: Path) -> list[Reference]:
     targets: list[Target] = []
     for group in _groups(dataset.get("ContentSequence") or (), 0):
         items = list(group.get("ContentSequence") or ())
-        finding = next((_code(each.ConceptCodeSequence) for each in items if _is(each, "CODE", _FINDING)), None)
+        finding = next((concept(each.ConceptCodeSequence) for each in items if _is(each, "CODE", _FINDING)), None)
         if finding is None:
             continue
-        values = {_code(each.ConceptCodeSequence) for each in items if each.ValueType == "CODE"}
+        values = {concept(each.ConceptCodeSequence) for each in items if each.ValueType == "CODE"}
         if values & _UNTOLD:
             continue
         there = not values & _ABSENT
@@ -89,15 +90,8 @@ def _groups(items: Sequence[Dataset], depth: int) -> Iterator[Dataset]:
             yield from _groups(item.get("ContentSequence") or (), depth + 1)
 
 
-def _is(item: Dataset, kind: str, concept: str) -> bool:
-    return item.get("ValueType") == kind and _code(item.get("ConceptNameCodeSequence")) == concept
-
-
-def _code(sequence: Sequence[Dataset] | None) -> str:
-    if not sequence:
-        return ""
-    item = sequence[0]
-    return f"{item.get('CodingSchemeDesignator', '')}:{item.get('CodeValue') or item.get('LongCodeValue')}"
+def _is(item: Dataset, kind: str, name: str) -> bool:
+    return item.get("ValueType") == kind and concept(item.get("ConceptNameCodeSequence")) == name
 
 
 def _millilitres(item: Dataset, path: Path) -> float:

@@ -5,14 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from pydicom import Dataset
+from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 pytest.importorskip("sklearn", reason="the extra `evaluate` is not installed")
 from meddaemon.domain.errors import ReferenceRefused
 from meddaemon.evaluation.evaluate import same_segments
-from meddaemon.evaluation.masks import Named
+from meddaemon.evaluation.masks import Named, read_segmentation
 from meddaemon.evaluation.readers import read_references
 from meddaemon.evaluation.references import Labels, Rectangle, Reference, Sphere, Targets, Volumes
 from tests.running import REPOSITORY, environment
@@ -88,6 +88,31 @@ def test_volumes_of_a_report_are_millilitres_and_those_of_one_finding_add_up(tmp
     volumes = said(report(tmp_path, *groups))[Volumes].says
     assert isinstance(volumes, Volumes)
     assert volumes.millilitres == {SPLEEN: 3.5, NODULE: 3.0}
+
+
+def test_retired_codes_are_those_of_today(tmp_path: Path) -> None:
+    """Spleen and volume as SNOMED RT had them; what it never had stays as it is."""
+    measured = volume("12", "cm3")
+    measured.ConceptNameCodeSequence = code("SRT:G-D705")
+    told = said(report(tmp_path, group("SRT:T-C3000", measured), group("SRT:X-99999")))
+    volumes, labels = told[Volumes].says, told[Labels].says
+    assert isinstance(volumes, Volumes)
+    assert volumes.millilitres == {SPLEEN: 12.0}
+    assert isinstance(labels, Labels)
+    assert list(labels.present) == [SPLEEN, "SRT:X-99999"]
+
+
+@pytest.mark.shared
+def test_a_real_segmentation_of_another_maker_is_read(shared_dicom: Path) -> None:
+    files = list(shared_dicom.rglob("liver_SEG.dcm"))
+    if not files:
+        pytest.skip("not among the real files")
+    drawn = read_segmentation(files[0])
+    (liver,) = drawn.segments
+    assert (liver.label, liver.code) == ("Liver", "SCT:10200004")
+    assert drawn.grid.spacing == pytest.approx((1.0, 0.810547, 0.810547))
+    pixels = dcmread(files[0]).pixel_array
+    assert int(drawn.mask([1]).sum()) == int(pixels.sum()) == 107098
 
 
 def test_places_of_a_report_are_spheres_in_the_patient_and_rectangles_on_images(tmp_path: Path) -> None:
