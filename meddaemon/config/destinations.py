@@ -35,6 +35,12 @@ def _url(text: str) -> str:
     return text
 
 
+# Written as text.
+_Kind = Annotated[ObjectKind, Field(strict=False)]
+_Segmentation = Annotated[SegmentationForm, Field(strict=False)]
+_Report = Annotated[ReportForm, Field(strict=False)]
+
+
 class DestinationSettings(Section):
     """One place that results are sent to; which settings it needs depends on its kind (`NEEDED`).
 
@@ -54,9 +60,9 @@ class DestinationSettings(Section):
     user: Annotated[str, Field(pattern=r"^[^:\x00-\x1f]*$")] = ""
     password_file: File = ""
     directory: File = ""
-    objects: Annotated[tuple[ObjectKind, ...], Field(min_length=1)] = (ObjectKind.SEG, ObjectKind.SR)
-    segmentation: Annotated[tuple[SegmentationForm, ...], Field(min_length=1)] = (SegmentationForm.BINARY,)
-    report: Annotated[tuple[ReportForm, ...], Field(min_length=1)] = (
+    objects: Annotated[tuple[_Kind, ...], Field(min_length=1)] = (ObjectKind.SEG, ObjectKind.SR)
+    segmentation: Annotated[tuple[_Segmentation, ...], Field(min_length=1)] = (SegmentationForm.BINARY,)
+    report: Annotated[tuple[_Report, ...], Field(min_length=1)] = (
         ReportForm.COMPREHENSIVE_3D,
         ReportForm.COMPREHENSIVE,
     )
