@@ -52,6 +52,7 @@ LONGEST = (
     "test_worker.py",
     "test_check.py",
     "test_memory_ladder.py",
+    "test_evaluate.py",
 )
 """The files that take longest, which begin first where several run at the same time."""
 
