@@ -365,6 +365,7 @@ def upgrade() -> None:
         sa.Column("transfer_syntax_uid", sa.String(length=64), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("header", sa.JSON(), server_default="{}", nullable=False),
         sa.ForeignKeyConstraint(
             ["result_id"], ["result.id"], name=op.f("fk_result_object_result_id"), ondelete="CASCADE"
         ),

@@ -366,6 +366,8 @@ result_object = Table(
     Column("transfer_syntax_uid", _Uid, nullable=False),
     Column("sha256", String(64), nullable=False, index=True),
     Column("size", BigInteger, nullable=False),
+    # What describes it, as of an instance, so that no search opens a file.
+    Column("header", JSON, nullable=False, server_default="{}"),
     UniqueConstraint("result_id", "kind"),
 )
 
