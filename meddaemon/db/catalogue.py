@@ -76,6 +76,7 @@ def seen_studies(connection: Connection, narrowing: Narrowing) -> Iterator[list[
     """Yield the studies that the narrowing leaves, page by page, the one that came last first."""
     first = (
         select(func.min(_instance.c.id))
+        .select_from(_instance)
         .join(_series, _series.c.id == _instance.c.series_id)
         .where(_series.c.study_id == _study.c.id)
         .correlate(_study)
@@ -83,6 +84,7 @@ def seen_studies(connection: Connection, narrowing: Narrowing) -> Iterator[list[
     )
     statement = (
         select(_study.c.id, _study.c.study_instance_uid, _instance.c.header)
+        .select_from(_study)
         .join(_instance, _instance.c.id == first)
         .where(_has_something(), *_conditions(narrowing))
         .order_by(_study.c.id.desc())

@@ -45,6 +45,7 @@ MAXIMUM_OBJECTS = 200_000
 """How many one search looks at; one that needs more is to be narrower."""
 _log = log(__name__)
 _DECIMAL = re.compile(r"[0-9]{1,9}")
+_CONTROLS = ("limit", "offset", "fuzzymatching", "includefield", "accept")
 
 
 class Level(IntEnum):
@@ -217,7 +218,7 @@ class SearchTransaction:
             return found[: wanted.limit], len(found) > wanted.limit
 
         found, more = await self._reads.run(find)
-        _log.info("answered a search", reader=reader_of(request), level=level.name.lower(), matches=len(found))
+        _log.info("answered a search", reader=reader_of(request), what=level.name.lower(), matches=len(found))
         warnings = [*wanted.warnings, *(["There are additional results that can be requested"] if more else [])]
         headers = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
         if warnings:

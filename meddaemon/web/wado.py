@@ -83,8 +83,7 @@ class RetrieveTransaction:
         seen = await self._seen(request)
         single = "instance" in request.path_params and _prefers_single(ranges)
         syntaxes = _syntaxes(ranges, single=single)
-        chosen = {each: _written_in(each, syntaxes) for each in seen}
-        usable = [each for each, syntax in chosen.items() if syntax]
+        usable = [each for each in seen if _written_in(each, syntaxes)]
         if not usable:
             raise refusal(
                 HTTPStatus.NOT_ACCEPTABLE,
@@ -93,12 +92,12 @@ class RetrieveTransaction:
             )
         there = await self._reads.run(lambda: self._there(usable))
         self._tell(request, "objects", len(there))
-        parts = [self._part(each, chosen[each]) for each in there]
+        parts = [self._part(each, _written_in(each, syntaxes)) for each in there]
         # PS3.18 10.4.3: some of what was asked for.
         status = HTTPStatus.OK if len(there) == len(seen) else HTTPStatus.PARTIAL_CONTENT
         if single:
             headers = {**_SAFE, "Content-Type": parts[0].media_type}
-            return StreamingResponse(parts[0].pieces(), HTTPStatus.OK, headers)
+            return StreamingResponse(_gathered(parts[0].pieces()), HTTPStatus.OK, headers)
         return _multipart(parts, DICOM, status)
 
     async def _metadata(self, request: Request) -> Response:
@@ -346,7 +345,7 @@ def _values(values: Sequence[Sequence[memoryview]], kind: str, media_type: str, 
 
     parts = [part(value) for value in values]
     if len(parts) == 1 and wanted.name == kind:
-        return StreamingResponse(parts[0].pieces(), HTTPStatus.OK, {**_SAFE, "Content-Type": media_type})
+        return StreamingResponse(_gathered(parts[0].pieces()), HTTPStatus.OK, {**_SAFE, "Content-Type": media_type})
     return _multipart(parts, kind)
 
 
