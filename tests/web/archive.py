@@ -137,13 +137,20 @@ def encoded_from(paths: Sequence[Path], **changes: Any) -> tuple[EncodedObject, 
 
 
 @contextmanager
-def serving(home: Home, database: Database, *, maximum_matches: int = 100, maximum_reads: int = 8) -> Iterator[int]:
+def serving(
+    home: Home,
+    database: Database,
+    *,
+    maximum_matches: int = 100,
+    maximum_reads: int = 8,
+    readers: Mapping[str, str] = READERS,
+) -> Iterator[int]:
     """Serve what a home holds; give the port."""
     asked = ReadSettings(maximum_matches=maximum_matches, maximum_reads=maximum_reads)
     archive = Archive(database, home.settings.store.instances, home.settings.store.results)
     reads = Reads(asked.maximum_reads)
     routes = [*SearchTransaction(archive, reads, asked).routes, *RetrieveTransaction(archive, reads, asked).routes]
-    app = create_app(routes, tokens=SENDERS, readers=READERS, origins=[ORIGIN])
+    app = create_app(routes, tokens=SENDERS, readers=readers, origins=[ORIGIN])
     settings = WebServerSettings(host="127.0.0.1", port=0, maximum_connections=20, request_seconds=20, drain_seconds=2)
     with WebServer(app, settings) as server:
         yield server.address[1]
