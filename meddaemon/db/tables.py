@@ -537,3 +537,10 @@ volume = Table(
     # Whether the file that repeats the identity was written there.
     Column("placed", Boolean, nullable=False),
 )
+
+VIEWS = tuple(
+    f"{prefix}_{name}"
+    for name in ("result", "segment", "finding", "measurement", "object", "delivery")
+    for prefix in ("v", "v_all")
+)
+"""For analysts, see docs/views.md; the migration makes them."""
