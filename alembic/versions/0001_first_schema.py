@@ -361,6 +361,8 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("result_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("part", sa.String(length=16), nullable=False),
+        sa.Column("edition", sa.String(length=16), nullable=False),
         sa.Column("sop_class_uid", sa.String(length=64), nullable=False),
         sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
         sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
@@ -372,7 +374,9 @@ def upgrade() -> None:
             ["result_id"], ["result.id"], name=op.f("fk_result_object_result_id"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_result_object")),
-        sa.UniqueConstraint("result_id", "kind", name=op.f("uq_result_object_result_id_kind")),
+        sa.UniqueConstraint(
+            "result_id", "kind", "part", "edition", name=op.f("uq_result_object_result_id_kind_part_edition")
+        ),
     )
     with op.batch_alter_table("result_object", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_result_object_result_id"), ["result_id"], unique=False)
@@ -457,6 +461,7 @@ def upgrade() -> None:
         sa.Column("code_scheme", sa.String(length=16), nullable=False),
         sa.Column("code_meaning", sa.String(length=64), nullable=False),
         sa.Column("present", sa.Boolean(), server_default=sa.true(), nullable=False),
+        sa.Column("tracking_uid", sa.String(length=64), nullable=False),
         sa.ForeignKeyConstraint(["result_id"], ["result.id"], name=op.f("fk_finding_result_id"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["segment_id"], ["segment.id"], name=op.f("fk_finding_segment_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_finding")),
@@ -581,14 +586,16 @@ _VIEWS = {
     LEFT JOIN segment ON segment.id = finding.segment_id""",
     ),
     "object": (
-        """result_object.id AS object_id, result_object.kind, result_object.sop_class_uid,
+        """result_object.id AS object_id, result_object.kind, result_object.part, result_object.edition,
+    result_object.sop_class_uid,
     result_object.sop_instance_uid, result_object.series_instance_uid AS object_series_instance_uid,
     result_object.transfer_syntax_uid, result_object.sha256, result_object.size""",
         "JOIN result_object ON result_object.result_id = result.id",
     ),
     "delivery": (
         """delivery.id AS delivery_id, delivery.result_object_id AS object_id, result_object.kind,
-    result_object.sop_instance_uid, delivery.destination, delivery.state, delivery.attempt,
+    result_object.part, result_object.edition, result_object.sop_instance_uid,
+    delivery.destination, delivery.state, delivery.attempt,
     delivery.status AS dimse_status, delivery.reason AS delivery_reason, delivery.wanted,
     {delivery.created_at} AS posted_at, {delivery.sent_at} AS sent_at""",
         """JOIN result_object ON result_object.result_id = result.id

@@ -2,8 +2,8 @@
 
 Of a SOP Instance UID one object is seen: the first that came. Results that came back from an archive are seen as the
 results that they are, as long as somebody asks for them; superseded and withdrawn ones are not seen, and neither are
-objects whose file is gone. What describes them is what was read of their headers when they were stored: no file is
-opened here.
+objects whose file is gone. Of a result that was made in several editions, the usual one is seen. What describes them is
+what was read of their headers when they were stored: no file is opened here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,10 +13,12 @@ from sqlalchemy import ColumnElement, Connection, and_, exists, func, not_, or_,
 
 from meddaemon.db import tables
 from meddaemon.db.requests import is_asked_for
+from meddaemon.domain.outlet import Edition
 
 Header = Mapping[str, Sequence[str]]
 _study, _series, _instance = tables.study, tables.series, tables.instance
 _result, _object = tables.result, tables.result_object
+_shown = and_(is_asked_for(_result.c.job_id), _object.c.edition.in_(sorted(Edition().parts)))
 _usable = and_(not_(_instance.c.conflict), not_(_instance.c.own_result), not_(_instance.c.missing))
 _PAGE = 200
 
@@ -115,7 +117,7 @@ def extents(connection: Connection, study_ids: Sequence[int]) -> dict[int, Exten
     made = connection.execute(
         select(_result.c.study_id, _object.c.series_instance_uid, _object.c.header)
         .join(_result, _result.c.id == _object.c.result_id)
-        .where(_result.c.study_id.in_(study_ids), is_asked_for(_result.c.job_id))
+        .where(_result.c.study_id.in_(study_ids), _shown)
     )
     counted += [(study_id, uid, "\\".join(header.get("Modality", ())), 1) for study_id, uid, header in made]
     return {
@@ -147,7 +149,7 @@ def seen_objects(
         select(_object)
         .join(_result, _result.c.id == _object.c.result_id)
         .join(_study, _study.c.id == _result.c.study_id)
-        .where(_study.c.study_instance_uid == study_instance_uid, is_asked_for(_result.c.job_id))
+        .where(_study.c.study_instance_uid == study_instance_uid, _shown)
         .order_by(_object.c.id)
     )
     if series_instance_uid:
