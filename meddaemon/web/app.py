@@ -28,7 +28,7 @@ def create_app(
         shared = Middleware(
             CORSMiddleware,
             allow_origins=list(origins),
-            allow_methods=["GET", "HEAD"],
+            allow_methods=["GET"],
             allow_headers=["Authorization", "Accept", "Content-Type"],
             expose_headers=["Content-Type", "Warning"],
         )

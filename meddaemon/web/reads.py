@@ -116,6 +116,9 @@ class _Limited:
         self._serve = serve
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] != "GET":
+            # The answer to a HEAD would be read from the disk to be thrown away.
+            raise refusal(HTTPStatus.METHOD_NOT_ALLOWED, "only GET is served here", {"Allow": "GET"})
         with self._reads.place():
             response = await self._serve(Request(scope, receive))
             await response(scope, receive, send)

@@ -190,6 +190,7 @@ def test_nobody_reads_without_the_right(archive_site: Site) -> None:
             refused = archive_site.ask(asked, {"Authorization": token})
             assert (refused.status, b"Doe" in refused.body) == (status, False)
     assert archive_site.ask("studies", method="POST").status == 403
+    assert archive_site.ask(path, method="HEAD").status == 405
     with archive_site.home.database() as database, serving(archive_site.home, database, readers={}) as port:
         refused = Site(port, archive_site.home, (), ()).ask("studies")
     assert (refused.status, refused.body) == (403, b"nobody may read here\n")
