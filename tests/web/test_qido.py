@@ -184,6 +184,15 @@ def test_only_one_version_of_an_object_is_seen_and_none_that_is_gone(database: D
         (f"1.2.9.{job.id}.2", True),
     ]
     assert (extent.series, extent.instances) == (2, 3)
+    with database.write() as connection:
+        other = tables.result_object.update().where(tables.result_object.c.kind == "SEG").values(edition="labelmap")
+        connection.execute(other)
+    with database.read() as connection:
+        # Made for destinations that want another form: the usual edition is what is seen.
+        assert [each.sop_instance_uid for each in catalogue.seen_objects(connection, "1.2.3") if each.is_result] == [
+            f"1.2.9.{job.id}.2"
+        ]
+        assert catalogue.extents(connection, [study])[study].instances == 2
     enqueue(database, study, rule="rule")  # the result is outdated by that
     with database.read() as connection:
         seen = catalogue.seen_objects(connection, "1.2.3")
