@@ -6,6 +6,7 @@ Nothing is read to memory as a whole but the elements of one object's header.
 """
 
 import json
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,6 +47,7 @@ _NATIVE = frozenset(
     map(str, (ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian))
 )
 _PIECE = 2**20
+_FRAME_NUMBER = re.compile(r"[0-9]{1,9}")
 _INSTANCE = "studies/{study}/series/{series}/instances/{instance}"
 _SAFE = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 _log = log(__name__)
@@ -121,10 +123,10 @@ class RetrieveTransaction:
 
     async def _frames(self, request: Request) -> Response:
         written = request.path_params["frames"].split(",")
-        if len(written) > MAXIMUM_FRAMES or not all(each.isascii() and each.isdigit() for each in written):
+        if len(written) > MAXIMUM_FRAMES or not all(_FRAME_NUMBER.fullmatch(each) for each in written):
             reason = f"frames are a list of at most {MAXIMUM_FRAMES} numbers that begin with 1"
             raise refusal(HTTPStatus.BAD_REQUEST, reason)
-        numbers = [int(each[:9]) for each in written]
+        numbers = list(map(int, written))
         ranges = accepted(_accept(request))
         (seen,) = await self._one(request)
 

@@ -134,7 +134,8 @@ def test_frames_are_the_pixels_in_little_endian(archive_site: Site) -> None:
         assert alone.body == pixels
         assert archive_site.ask(f"{archive_site.at(original)}/frames/2", OCTETS).status == 404
         assert archive_site.ask(f"{archive_site.at(original)}/frames/0", OCTETS).status == 404
-        assert archive_site.ask(f"{archive_site.at(original)}/frames/x", OCTETS).status == 400
+        for wrong in ("x", "1,", "-1", "0000000001", "1,2,,3"):
+            assert archive_site.ask(f"{archive_site.at(original)}/frames/{wrong}", OCTETS).status == 400
 
 
 def test_frames_of_a_segmentation_begin_with_a_byte_each(archive_site: Site) -> None:
