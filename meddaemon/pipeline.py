@@ -47,7 +47,7 @@ from meddaemon.ingest.completeness import ANSWER_SECONDS, ask, hear, is_left_to_
 from meddaemon.ingest.contradictions import contradictions, unidentified
 from meddaemon.ingest.describe import describe_study
 from meddaemon.ingest.matching import Decision, plan_by_force
-from meddaemon.ingest.part10 import with_keywords
+from meddaemon.ingest.part10 import header_of, with_keywords
 from meddaemon.results import nifti
 from meddaemon.results.commitment import report
 from meddaemon.results.delivery import Retry
@@ -518,7 +518,7 @@ def _input_files(settings: Settings, job: Job) -> dict[str, list[Path]]:
 
 
 def _store(settings: Settings, staging: Staging, encoded: EncodedObject) -> StoredObject:
-    stored = StoredObject.of(encoded)
+    stored = StoredObject.of(encoded, header_of(encoded.content))
     write_new(path_of(settings.store.results, stored.sha256), encoded.content, staging)
     return stored
 
