@@ -55,6 +55,9 @@ class DestinationSettings(Section):
     directory: File = ""
     objects: Annotated[tuple[Literal["SEG", "SR"], ...], Field(min_length=1)] = ("SEG", "SR")
     when: Annotated[str, AfterValidator(_filter)] = ""
+    custody: Literal["sent", "commitment", "query"] = "sent"
+    custody_fallback: Literal["", "query"] = ""
+    reported_by: tuple[AeTitle, ...] = ()
 
     @property
     def outlet(self) -> Outlet:
