@@ -8,6 +8,7 @@ import errno
 import hashlib
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,12 +29,14 @@ from meddaemon.domain.errors import (
     NotFound,
     StudyHeld,
 )
+from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.result import Analysis, Artefact, EncodedObject, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.schedule import patience
 from meddaemon.domain.series import Study
 from meddaemon.domain.states import JobState
 from meddaemon.domain.uids import digest_of
+from meddaemon.domain.volume import Volume
 from meddaemon.durable import Staging, write_new
 from meddaemon.inference.analysis import analyse, unasked
 from meddaemon.inference.loading import Prepared
@@ -319,6 +322,19 @@ class PreparedJob:
     inputs: Mapping[str, list[Path]]
     ready: Prepared | Prediction
 
+    @property
+    def shown(self) -> Volume | Pictures | None:
+        """The input that the result lies on: the first; None where nobody looks at it, as at a waveform."""
+        if isinstance(self.ready, Prediction):
+            return None
+        first = self.ready.values()[self.contract.inputs[0].slot]
+        return None if isinstance(first, Signal) else first
+
+    def close(self) -> None:
+        """Give the memory of the input back."""
+        if isinstance(self.ready, Prepared):
+            self.ready.close()
+
 
 @dataclass(frozen=True, kw_only=True)
 class InferredJob:
@@ -352,21 +368,25 @@ class JobStages:
         """Run the model, unless there is nothing to ask it."""
         if isinstance(prepared.ready, Prediction):
             return InferredJob(prepared=prepared, prediction=prepared.ready)
-        with prepared.ready as loaded:
+        with ExitStack() as unless_inferred:
+            unless_inferred.callback(prepared.ready.close)
             try:
-                prediction = self._models.predict(prepared.contract, loaded)
+                prediction = self._models.predict(prepared.contract, prepared.ready)
             except NotEvaluable as beyond:
                 prediction = unasked(beyond)
+            # What the result lies on is looked at once more when it is published.
+            prepared.ready.let_go()
+            unless_inferred.pop_all()
             return InferredJob(prepared=prepared, prediction=prediction)
 
     def discard(self, prepared: PreparedJob) -> None:
         """Give the memory of the input back."""
-        if isinstance(prepared.ready, Prepared):
-            prepared.ready.close()
+        prepared.close()
 
     def publish(self, job: Job, inferred: InferredJob) -> None:
         """Make findings and result objects of the prediction, and complete the job with them."""
-        _publish(self._database, self._settings, self._staging, job, inferred)
+        with closing(inferred.prepared):
+            _publish(self._database, self._settings, self._staging, job, inferred)
 
     def interrupt(self) -> None:
         """Make the model that is running fail at once."""
@@ -391,6 +411,9 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
                 contract=contract,
                 # The first input is the one on whose grid the result lies.
                 sources=inputs[contract.inputs[0].slot],
+                editions=settings.editions,
+                kinds=settings.kinds,
+                shown=inferred.prepared.shown,
                 predecessor=next(
                     (
                         ObjectReference(

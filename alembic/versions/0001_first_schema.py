@@ -359,6 +359,8 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("result_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
+        sa.Column("part", sa.String(length=16), nullable=False),
+        sa.Column("edition", sa.String(length=16), nullable=False),
         sa.Column("sop_class_uid", sa.String(length=64), nullable=False),
         sa.Column("sop_instance_uid", sa.String(length=64), nullable=False),
         sa.Column("series_instance_uid", sa.String(length=64), nullable=False),
@@ -369,7 +371,9 @@ def upgrade() -> None:
             ["result_id"], ["result.id"], name=op.f("fk_result_object_result_id"), ondelete="CASCADE"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_result_object")),
-        sa.UniqueConstraint("result_id", "kind", name=op.f("uq_result_object_result_id_kind")),
+        sa.UniqueConstraint(
+            "result_id", "kind", "part", "edition", name=op.f("uq_result_object_result_id_kind_part_edition")
+        ),
     )
     with op.batch_alter_table("result_object", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_result_object_result_id"), ["result_id"], unique=False)
@@ -462,6 +466,7 @@ def upgrade() -> None:
         sa.Column("code_scheme", sa.String(length=16), nullable=False),
         sa.Column("code_meaning", sa.String(length=64), nullable=False),
         sa.Column("present", sa.Boolean(), server_default=sa.true(), nullable=False),
+        sa.Column("tracking_uid", sa.String(length=64), nullable=False),
         sa.ForeignKeyConstraint(["result_id"], ["result.id"], name=op.f("fk_finding_result_id"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["segment_id"], ["segment.id"], name=op.f("fk_finding_segment_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_finding")),

@@ -11,7 +11,7 @@ from meddaemon.config.problems import Problems
 from meddaemon.config.section import AeTitle, File, Name, Section
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.filters import InvalidFilter, Made, parse_filter, parts_of
-from meddaemon.domain.outlet import Outlet
+from meddaemon.domain.outlet import Edition, ObjectKind, Outlet, ReportForm, SegmentationForm
 
 
 def _filter(text: str) -> str:
@@ -35,10 +35,17 @@ def _url(text: str) -> str:
     return text
 
 
+# Written as text.
+_Kind = Annotated[ObjectKind, Field(strict=False)]
+_Segmentation = Annotated[SegmentationForm, Field(strict=False)]
+_Report = Annotated[ReportForm, Field(strict=False)]
+
+
 class DestinationSettings(Section):
     """One place that results are sent to; which settings it needs depends on its kind (`NEEDED`).
 
-    `objects` names the encoders whose objects it gets, `when` the results (a filter of the results language).
+    `objects` names the kinds of object that it gets, `when` the results (a filter of the results language).
+    `segmentation` and `report` are the forms that it may be given, the preferred one first.
     """
 
     name: Name
@@ -53,7 +60,12 @@ class DestinationSettings(Section):
     user: Annotated[str, Field(pattern=r"^[^:\x00-\x1f]*$")] = ""
     password_file: File = ""
     directory: File = ""
-    objects: Annotated[tuple[Literal["SEG", "SR"], ...], Field(min_length=1)] = ("SEG", "SR")
+    objects: Annotated[tuple[_Kind, ...], Field(min_length=1)] = (ObjectKind.SEG, ObjectKind.SR)
+    segmentation: Annotated[tuple[_Segmentation, ...], Field(min_length=1)] = (SegmentationForm.BINARY,)
+    report: Annotated[tuple[_Report, ...], Field(min_length=1)] = (
+        ReportForm.COMPREHENSIVE_3D,
+        ReportForm.COMPREHENSIVE,
+    )
     when: Annotated[str, AfterValidator(_filter)] = ""
     custody: Literal["sent", "commitment", "query"] = "sent"
     custody_fallback: Literal["", "query"] = ""
@@ -62,7 +74,13 @@ class DestinationSettings(Section):
     @property
     def outlet(self) -> Outlet:
         """What it takes."""
-        return Outlet(kinds=self.objects, when=parse_filter(self.when) if self.when else None)
+        return Outlet(
+            kinds=self.objects,
+            when=parse_filter(self.when) if self.when else None,
+            editions=tuple(
+                Edition(segmentation=form, report=report) for form in self.segmentation for report in self.report
+            ),
+        )
 
     @property
     def address(self) -> str:

@@ -36,7 +36,7 @@ from meddaemon.domain.completeness import Requirement, WhenIncomplete
 from meddaemon.domain.conditions import ALWAYS, Condition
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import InvalidConfiguration
-from meddaemon.domain.outlet import Outlet
+from meddaemon.domain.outlet import Edition, ObjectKind, Outlet
 from meddaemon.domain.rules import Rule
 from meddaemon.domain.schedule import WhenLate, Window, parse_times
 from meddaemon.domain.series import SeriesKind
@@ -338,6 +338,19 @@ class Settings:
     def outlets(self) -> dict[str, Outlet]:
         """What each destination takes."""
         return {each.name: each.outlet for each in self.destinations}
+
+    @cached_property
+    def kinds(self) -> frozenset[str]:
+        """What is made of every result: what any destination takes, and what a result always has."""
+        wanted = (kind for outlet in self.outlets.values() for kind in outlet.kinds)
+        return frozenset({ObjectKind.SEG, ObjectKind.SR, *wanted})
+
+    @cached_property
+    def editions(self) -> tuple[Edition, ...]:
+        """The editions that are made of every result: those that any destination may be given."""
+        return tuple(
+            dict.fromkeys((Edition(), *(each for outlet in self.outlets.values() for each in outlet.editions)))
+        )
 
     def destination(self, name: str) -> DestinationSettings:
         """Return the destination of that name; rules name only those that exist."""

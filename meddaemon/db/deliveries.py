@@ -77,13 +77,16 @@ def post(
         if name in outlets and filters.is_satisfied(connection, result_id, outlets[name].when)
     }
     objects = connection.execute(
-        select(_object.c.id, _object.c.kind).where(_object.c.result_id == result_id).order_by(_object.c.id)
+        select(_object.c.id, _object.c.kind, _object.c.edition)
+        .where(_object.c.result_id == result_id)
+        .order_by(_object.c.id)
     ).all()
-    for object_id, kind in objects:
+    for object_id, kind, edition in objects:
         there = select(_delivery.c.destination).where(_delivery.c.result_object_id == object_id)
         known = set(connection.execute(there).scalars())
         for destination, outlet in takers.items():
-            if kind in outlet.kinds and destination not in known:
+            wanted = kind in outlet.kinds and edition in outlet.editions[0].parts
+            if wanted and destination not in known:
                 connection.execute(
                     insert(_delivery).values(
                         result_object_id=object_id,

@@ -133,6 +133,8 @@ class ObjectRow:
     id: int
     result_id: int
     kind: str
+    part: str
+    edition: str
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str
@@ -234,6 +236,7 @@ def _record_findings(connection: Connection, result_id: int, analysis: Analysis)
                 code_scheme=finding.code.scheme,
                 code_meaning=finding.code.meaning,
                 present=finding.present,
+                tracking_uid=finding.tracking_uid,
             )
             .returning(tables.finding.c.id)
         ).scalar_one()
@@ -277,6 +280,8 @@ def _record_object(connection: Connection, result_id: int, stored: StoredObject)
         insert(tables.result_object).values(
             result_id=result_id,
             kind=encoded.kind,
+            part=encoded.part,
+            edition=encoded.edition,
             sop_class_uid=encoded.sop_class_uid,
             sop_instance_uid=encoded.sop_instance_uid,
             series_instance_uid=encoded.series_instance_uid,
@@ -508,6 +513,8 @@ def _object(row: Row[tuple[object, ...]]) -> ObjectRow:
         id=row.id,
         result_id=row.result_id,
         kind=row.kind,
+        part=row.part,
+        edition=row.edition,
         sop_class_uid=row.sop_class_uid,
         sop_instance_uid=row.sop_instance_uid,
         series_instance_uid=row.series_instance_uid,

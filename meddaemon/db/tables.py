@@ -312,6 +312,8 @@ finding = Table(
     Column("code_meaning", String(64), nullable=False),
     # False for what was looked for and not found, or could not be looked for.
     Column("present", Boolean, nullable=False, server_default=true()),
+    # As reports have it (PS3.16 TID 1501, Tracking Unique Identifier).
+    Column("tracking_uid", _Uid, nullable=False),
 )
 
 measurement = Table(
@@ -360,13 +362,16 @@ result_object = Table(
     _id(),
     _references("result.id", index=True),
     Column("kind", String(16), nullable=False),
+    # Which of several of a kind it is, and which editions it belongs to (domain.outlet.Edition.parts).
+    Column("part", String(16), nullable=False),
+    Column("edition", String(16), nullable=False),
     Column("sop_class_uid", _Uid, nullable=False),
     Column("sop_instance_uid", _Uid, nullable=False, index=True),
     Column("series_instance_uid", _Uid, nullable=False),
     Column("transfer_syntax_uid", _Uid, nullable=False),
     Column("sha256", String(64), nullable=False, index=True),
     Column("size", BigInteger, nullable=False),
-    UniqueConstraint("result_id", "kind"),
+    UniqueConstraint("result_id", "kind", "part", "edition"),
 )
 
 # What is kept beside a result, saliency maps and probabilities: a file of the results folder, named by its digest.

@@ -222,6 +222,7 @@ class Finding:
 
     `source` (SOP Instance UID and frame, from 1) is the one image that it is about, where each has its own.
     One that is not `present` was looked for and not found, or nobody could look: its measurements tell which.
+    Its tracking identifiers are those of its segment, unless it is a further finding on the same segment.
     """
 
     code: Code
@@ -231,6 +232,8 @@ class Finding:
     landmark: Landmark | None = None
     source: tuple[str, int] | None = None
     present: bool = True
+    tracking_id: str = ""
+    tracking_uid: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -307,11 +310,22 @@ class Analysis:
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedObject:
-    """One DICOM result object, encoded as a Part 10 file. `kind` is the name of its encoder (`SEG`, `SR`)."""
+    """One DICOM result object, encoded as a Part 10 file.
+
+    `kind` is one of `domain.outlet.ObjectKind`, `part` tells several of one kind apart (`boxes`), `edition` says to
+    which editions it belongs (`domain.outlet.Edition.parts`): "" to all of them.
+    """
 
     kind: str
+    part: str = ""
+    edition: str = ""
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str
     transfer_syntax_uid: str
     content: bytes
+
+    @property
+    def name(self) -> str:
+        """What it is called among the objects of its result: `SR boxes 2d`."""
+        return " ".join(filter(None, (self.kind, self.part, self.edition)))

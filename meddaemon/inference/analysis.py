@@ -4,7 +4,7 @@ Each kind of model has one function here that turns its output into findings; `g
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, TypeVar
 
@@ -82,14 +82,14 @@ def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) ->
     cannot be coded is not delivered.
     """
     if prediction.beyond:
-        return not_evaluable(contract, prediction.beyond)
+        return not_evaluable(contract, prediction.beyond, entropy=entropy)
     said = _READINGS[contract.kind](prediction, contract, entropy)
     doubts = dict.fromkeys((*prediction.doubts, *said.doubts, *check_output(prediction, contract)))
     return Analysis(
         status=ResultStatus.IMPLAUSIBLE if doubts else ResultStatus.PLAUSIBLE,
         reason="; ".join(doubts),
         segments=said.segments,
-        findings=said.findings,
+        findings=_tracked(said.findings, said.segments, contract, entropy),
         labels=said.labels,
         masks=said.masks,
         geometry=prediction.geometry,
@@ -102,9 +102,26 @@ def unasked(beyond: NotEvaluable) -> Prediction:
     return Prediction(series_instance_uid=str(beyond.numbers["series_instance_uid"]), beyond=str(beyond))
 
 
-def not_evaluable(contract: ModelContract, reason: str) -> Analysis:
+def not_evaluable(contract: ModelContract, reason: str, *, entropy: str) -> Analysis:
     """Return the result of a study that the model says nothing about: all that was asked, and no number."""
-    return Analysis(status=ResultStatus.NOT_EVALUABLE, reason=reason, segments=(), findings=_unmeasured(contract))
+    findings = _tracked(_unmeasured(contract), (), contract, entropy)
+    return Analysis(status=ResultStatus.NOT_EVALUABLE, reason=reason, segments=(), findings=findings)
+
+
+def _tracked(
+    findings: Sequence[Finding], segments: Sequence[Segment], contract: ModelContract, entropy: str
+) -> tuple[Finding, ...]:
+    """Give every finding tracking identifiers: readers merge groups that share one, so that each has its own.
+
+    The first finding on a segment has those of the segment.
+    """
+    of_segment = {each.number: (each.tracking_id, each.tracking_uid) for each in segments}
+    tracked = []
+    for ordinal, finding in enumerate(findings, 1):
+        own = (f"{contract.name} finding {ordinal}", derived_uid("tracking", entropy, "finding", str(ordinal)))
+        name, uid = of_segment.pop(finding.segment_number or 0, own)
+        tracked.append(replace(finding, tracking_id=name, tracking_uid=uid))
+    return tuple(tracked)
 
 
 def _segmented(prediction: Prediction, contract: ModelContract, entropy: str) -> _Said:

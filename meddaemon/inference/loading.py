@@ -43,7 +43,7 @@ class Prepared:
     """Each input as a message, and its array, in the order in which they were given."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     on_close: list[Callable[[], None]] = field(default_factory=list, repr=False)
-    """What else is to be done once it is let go of."""
+    """What else is to be done once no model runs on it any more."""
 
     @property
     def nbytes(self) -> int:
@@ -54,10 +54,14 @@ class Prepared:
         """Return the inputs themselves, mapped. Raises `ModelFailed` when the loader sent what contradicts itself."""
         return {name: input_from(said, array) for name, (said, array) in self.inputs.items()}
 
-    def close(self) -> None:
-        """Let go of the memory."""
+    def let_go(self) -> None:
+        """Tell those who waited for the end of the run; what was read stays."""
         while self.on_close:
             self.on_close.pop()()
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self.let_go()
         for _, array in self.inputs.values():
             array.close()
 

@@ -1,7 +1,9 @@
 """The encoders in the order in which they run: a later one may refer to what an earlier one wrote."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
+from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import Analysis, EncodedObject, ResultStatus
 from meddaemon.results import seg, sr
 from meddaemon.results.gate import check
@@ -9,13 +11,21 @@ from meddaemon.results.request import EncodingRequest, ObjectReference
 
 __all__ = ["ENCODERS", "EncodingRequest", "ObjectReference", "applies", "encode"]
 
-Encoder = Callable[[EncodingRequest, Mapping[str, EncodedObject]], EncodedObject]
 
-ENCODERS: Mapping[str, Encoder] = {
-    seg.KIND: lambda request, _: seg.encode_seg(request),
-    sr.KIND: lambda request, encoded: sr.encode_sr(request, encoded[seg.KIND]),
-}
-"""Every kind of result object: its name, and how to write it given the objects before it."""
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """Writes one kind of object."""
+
+    kind: ObjectKind
+    encode: Callable[[EncodingRequest, Sequence[EncodedObject]], Iterable[EncodedObject]]
+    """Yields what there is to write of its kind, nothing where there is nothing; given the objects before it."""
+
+
+ENCODERS: tuple[Encoder, ...] = (
+    Encoder(kind=ObjectKind.SEG, encode=seg.encode),
+    Encoder(kind=ObjectKind.SR, encode=sr.encode),
+)
+"""Every kind of result object, in the order of what refers to what."""
 
 
 def applies(analysis: Analysis) -> bool:
@@ -33,14 +43,14 @@ def why_not(analysis: Analysis) -> str:
 
 
 def encode(request: EncodingRequest) -> tuple[EncodedObject, ...]:
-    """Write all result objects of an analysis (SEG, then SR) and let them pass the gate.
+    """Write the objects of an analysis that are asked for, in every edition, and let them pass the gate.
 
     Raises `ObjectRefusedByGate` when what was written contradicts its source, `ContradictoryIdentity` or another
     `InputRefused` when the source cannot carry a result.
     """
-    encoded: dict[str, EncodedObject] = {}
-    for kind, encoder in ENCODERS.items():
-        encoded[kind] = encoder(request, encoded)
-    objects = tuple(encoded.values())
+    objects: list[EncodedObject] = []
+    for encoder in ENCODERS:
+        if encoder.kind in request.kinds:
+            objects.extend(encoder.encode(request, tuple(objects)))
     check(objects, request)
-    return objects
+    return tuple(objects)

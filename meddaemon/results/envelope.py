@@ -9,7 +9,7 @@ from highdicom.sr import CodedConcept
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import UID
+from pydicom.uid import UID, GrayscaleSoftcopyPresentationStateStorage, RTStructureSetStorage
 
 from meddaemon import __version__
 from meddaemon.domain.result import EncodedObject
@@ -35,10 +35,21 @@ def encoded(obj: Dataset) -> bytes:
     return buffer.getvalue()
 
 
+def has_content_moment(sop_class_uid: str) -> bool:
+    """Return whether objects of a class have a Content Date and Time; presentations and structure sets have not."""
+    return sop_class_uid not in {GrayscaleSoftcopyPresentationStateStorage, RTStructureSetStorage}
+
+
 def finish(
-    obj: Dataset, request: EncodingRequest, kind: str, encode: Callable[[Dataset], bytes] = encoded
+    obj: Dataset,
+    request: EncodingRequest,
+    kind: str,
+    encode: Callable[[Dataset], bytes] = encoded,
+    *,
+    part: str = "",
+    edition: str = "",
 ) -> EncodedObject:
-    """Complete an object that highdicom built and `encode` it as a Part 10 file.
+    """Complete an object that was built and `encode` it as a Part 10 file; `part` and `edition` as its name has them.
 
     Everything that highdicom takes from the clock, from chance or from an untrusted header is replaced here: it is
     handed nothing of the patient, because it refuses or logs values that archives need verbatim.
@@ -50,7 +61,8 @@ def finish(
     obj.SeriesDescription = series_description(request)
     obj.InstanceCreationDate, obj.InstanceCreationTime = source.moment
     obj.SeriesDate, obj.SeriesTime = source.moment
-    obj.ContentDate, obj.ContentTime = source.moment
+    if has_content_moment(str(obj.SOPClassUID)):
+        obj.ContentDate, obj.ContentTime = source.moment
     obj.ManufacturerModelName = MANUFACTURER
     obj.SoftwareVersions = list(software_versions(request))
     obj.DeviceSerialNumber = device_serial_number(request)
@@ -59,6 +71,8 @@ def finish(
     obj.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     return EncodedObject(
         kind=kind,
+        part=part,
+        edition=edition,
         sop_class_uid=str(obj.SOPClassUID),
         sop_instance_uid=str(obj.SOPInstanceUID),
         series_instance_uid=str(obj.SeriesInstanceUID),

@@ -1,12 +1,15 @@
 """What is asked of an encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from meddaemon.domain.contract import ModelContract
-from meddaemon.domain.result import Analysis
+from meddaemon.domain.outlet import Edition, ObjectKind, go_together
+from meddaemon.domain.picture import Pictures
+from meddaemon.domain.result import Analysis, EncodedObject
+from meddaemon.domain.volume import Volume
 from meddaemon.results.source import SourceSeries, read_source
 
 
@@ -26,7 +29,8 @@ class EncodingRequest:
     `sources` are the files of the instances that the volume was built from. `series_number` begins the range of
     SeriesNumber that the results take (one each), apart from the numbers scanners use. `configuration` is entropy
     for the UIDs: whatever besides input and model may change the result. `predecessor` is the SR that this one
-    replaces, when a late instance made the study run again.
+    replaces, when a late instance made the study run again. `editions` and `kinds` are what is asked for: what every
+    destination together takes. `shown` is the input that the result lies on, None where it is not in memory any more.
     """
 
     analysis: Analysis
@@ -35,8 +39,17 @@ class EncodingRequest:
     series_number: int = 9000
     configuration: str = ""
     predecessor: ObjectReference | None = None
+    editions: tuple[Edition, ...] = (Edition(),)
+    kinds: frozenset[str] = frozenset({ObjectKind.SEG, ObjectKind.SR})
+    shown: Volume | Pictures | None = None
 
     @cached_property
     def source(self) -> SourceSeries:
         """The normalised headers of `sources`, read once."""
         return read_source(self.sources, self.analysis.drawn[1])
+
+
+def find(objects: Iterable[EncodedObject], kind: str, edition: str = "", part: str = "") -> EncodedObject | None:
+    """Return the object of a kind to which one that is marked with `edition` may refer; None where there is none."""
+    found = (each for each in objects if (each.kind, each.part) == (kind, part) and go_together(each.edition, edition))
+    return next(found, None)

@@ -14,6 +14,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
+from meddaemon.domain.outlet import ObjectKind, SegmentationForm
 from meddaemon.domain.result import Analysis, EncodedObject, Segment
 from meddaemon.domain.volume import Geometry
 from meddaemon.results.envelope import device_serial_number, finish
@@ -21,12 +22,18 @@ from meddaemon.results.frames import Frame, Plane, planes_of, with_frames
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
 
-KIND = "SEG"
+KIND = ObjectKind.SEG
 
 MOST_FRAMES = 4096
 """Up to this many frames every plane of every segment is written, so that a reader gets back the source grid without
 thinking; beyond it (whole-body models: 100 segments x 500 planes) empty frames are left out, or the object would be
 gigabytes of zeros."""
+
+
+def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject]:
+    """Yield the Segmentation of what is drawn, if anything is."""
+    if request.analysis.is_drawn:
+        yield encode_seg(request)
 
 
 def encode_seg(request: EncodingRequest) -> EncodedObject:
@@ -43,7 +50,12 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
     omit_empty = _leaves_out_empty_frames(request.analysis)
     if len(described) == 1 and all(plane is not None for plane in order):
         pixels = np.stack([drawing.mask(1, plane) for plane in order if plane is not None]).view(np.uint8)
-        return finish(_segmentation(request, pixels, described, omit_empty=omit_empty), request, KIND)
+        return finish(
+            _segmentation(request, pixels, described, omit_empty=omit_empty),
+            request,
+            KIND,
+            edition=SegmentationForm.BINARY,
+        )
     # One empty frame for each plane of the source: what describes it is the same for every segment.
     nothing = np.broadcast_to(np.uint8(0), (len(order), *drawing.shape[1:]))
     header = _segmentation(request, nothing, described[:1], omit_empty=False)
@@ -53,7 +65,7 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
     del header.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
     header.pop("DimensionOrganizationType", None)
     frames = _frames(request, planes_of(header), omit_empty=omit_empty)
-    return finish(header, request, KIND, lambda header: with_frames(header, frames))
+    return finish(header, request, KIND, lambda header: with_frames(header, frames), edition=SegmentationForm.BINARY)
 
 
 def _segmentation(

@@ -1,5 +1,7 @@
 """Measurement reports: Comprehensive 3D SR after TID 1500, one TID 1411 group per finding (PS3.16 Annex A)."""
 
+from collections.abc import Iterator, Sequence
+
 import highdicom.sr as hd
 from highdicom.sr import RelationshipTypeValues as Relation
 from pydicom.dataset import Dataset
@@ -8,15 +10,16 @@ from pydicom.sr.coding import Code as PydicomCode
 from pydicom.uid import ExplicitVRLittleEndian
 
 from meddaemon.domain.codes import Code
+from meddaemon.domain.outlet import ObjectKind, ReportForm
 from meddaemon.domain.result import EncodedObject, Finding, Measurement, ResultStatus, Segment, reported
 from meddaemon.domain.uids import derived_uid
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, device_uid, instance_uid, long_string, series_uid
-from meddaemon.results.request import EncodingRequest
+from meddaemon.results.request import EncodingRequest, find
 from meddaemon.results.seg import algorithm_parameters, pydicom_code
 from meddaemon.results.source import SourceSeries
 
-KIND = "SR"
+KIND = ObjectKind.SR
 
 # As every reader of TID 1600 knows it; the code dictionary of pydicom says "Source (attribute)".
 _SOURCE = hd.CodedConcept(value="260753009", scheme_designator="SCT", meaning="Source")
@@ -32,6 +35,13 @@ _PROCEDURES = {
     "MR": codes.cid100.MRIUnspecifiedBodyRegion,
     "PT": codes.cid100.PETUnspecifiedBodyRegion,
 }
+
+
+def encode(request: EncodingRequest, before: Sequence[EncodedObject]) -> Iterator[EncodedObject]:
+    """Yield the report on the segments of each Segmentation."""
+    seg = find(before, ObjectKind.SEG)
+    if seg is not None:
+        yield encode_sr(request, seg)
 
 
 def encode_sr(request: EncodingRequest, seg: EncodedObject) -> EncodedObject:
@@ -59,7 +69,7 @@ def encode_sr(request: EncodingRequest, seg: EncodedObject) -> EncodedObject:
     )
     if implausible:
         document.CompletionFlagDescription = long_string(f"Implausible: {analysis.reason}")
-    return finish(document, request, KIND)
+    return finish(document, request, KIND, edition=f"{seg.edition}/{ReportForm.COMPREHENSIVE_3D}")
 
 
 def measured_value(measurement: Measurement) -> float:

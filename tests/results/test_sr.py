@@ -12,7 +12,7 @@ from result_samples import BRAIN, KIDNEY, LEFT, analysis_of, ball, contract, geo
 
 from meddaemon.domain.codes import MILLILITRE, STANDARD_DEVIATION, VOLUME
 from meddaemon.domain.result import Finding, Measurement, ResultStatus
-from meddaemon.results.encoding import ENCODERS, EncodingRequest, ObjectReference, encode
+from meddaemon.results.encoding import EncodingRequest, ObjectReference, encode
 from meddaemon.results.identity import device_uid, series_description
 
 
@@ -186,7 +186,7 @@ def test_the_replaced_report_and_the_requests_are_named(tmp_path: Path) -> None:
     assert report.ReferencedRequestSequence[0].RequestedProcedureID == "RP1"
 
 
-@pytest.mark.parametrize("kind", ENCODERS)
+@pytest.mark.parametrize("kind", ["SEG", "SR"])
 def test_texts_of_the_model_survive_in_utf_8(tmp_path: Path, kind: str) -> None:
     model = contract(
         title="Gehirnmaske – 脳マスク " + "x" * 80, manufacturer="Universität Münster", series_description="脳"
