@@ -109,12 +109,13 @@ def is_waiting(connection: Connection, destination: str, *, due: bool = True) ->
 def claim(connection: Connection, destination: str, *, lease_seconds: float, limit: int) -> list[Unconfirmed]:
     """Lease what a destination is to be asked for now, the most urgent first, all of it of one sender.
 
-    Nobody else takes it before the lease is over: who asks says by then when it is to be asked for next.
+    What belongs to a result of which more is about to be sent there waits for that. Nobody else
+    takes it before the lease is over: who asks says by then when it is to be asked for next.
     """
     chosen = (
         connection.execute(
             select(_delivery.c.id)
-            .where(tables.delivery_unconfirmed, _delivery.c.destination == destination, *_due())
+            .where(tables.delivery_unconfirmed, _delivery.c.destination == destination, *_due(), ~_under_way())
             .order_by(_delivery.c.priority, _delivery.c.id)
             .limit(limit)
             .with_for_update(skip_locked=True, key_share=True)
@@ -361,6 +362,24 @@ def requests_of(connection: Connection, delivery_id: int) -> list[CustodyRow]:
 
 def _due() -> tuple[ColumnElement[bool], ...]:
     return (_delivery.c.custody_at <= now(), _delivery.c.wanted == true())
+
+
+def _under_way() -> ColumnElement[bool]:
+    """Hold where another object of the same result is on its way to the same destination."""
+    mine, theirs, other = _object.alias("mine"), _object.alias("theirs"), _delivery.alias("other")
+    return (
+        select(other.c.id)
+        .join(theirs, theirs.c.id == other.c.result_object_id)
+        .join(mine, mine.c.result_id == theirs.c.result_id)
+        .where(
+            mine.c.id == _delivery.c.result_object_id,
+            other.c.destination == _delivery.c.destination,
+            other.c.state.in_((DeliveryState.PENDING, DeliveryState.SENDING)),
+            other.c.wanted == true(),
+        )
+        .correlate(_delivery)
+        .exists()
+    )
 
 
 def _described(delivery_ids: Collection[int]) -> Select[tuple[object, ...]]:
