@@ -20,6 +20,8 @@ from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sourc
 
 _delivery, _object, _custody, _item = tables.delivery, tables.result_object, tables.custody, tables.custody_item
 
+SETTLED_AT_ONCE = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unconfirmed:
@@ -93,10 +95,14 @@ class Standing:
 
 def settle(connection: Connection, destination: str) -> int:
     """Call done what was sent to a destination for which that suffices; return how much that is."""
-    return connection.execute(
-        update(_delivery)
+    sent = connection.execute(
+        select(_delivery.c.id)
         .where(tables.delivery_unconfirmed, _delivery.c.destination == destination)
-        .values(done_at=_delivery.c.sent_at)
+        .limit(SETTLED_AT_ONCE)
+        .with_for_update(skip_locked=True, key_share=True)
+    ).scalars()
+    return connection.execute(
+        update(_delivery).where(_delivery.c.id.in_(sent.all())).values(done_at=_delivery.c.sent_at)
     ).rowcount
 
 
@@ -433,26 +439,21 @@ def _updated(each: Unconfirmed, *conditions: ColumnElement[bool], **values: obje
 
 def _apply_to_open(connection: Connection, request: Request, **values: object) -> None:
     """Update the objects of a request that no report has said anything of, and that were not asked for again since."""
-    open_ones = (
-        select(_item.c.delivery_id)
+    # In the order in which `deliveries.keep_wanted` takes them, so that neither waits for the other's rows in turn.
+    open_ones = connection.execute(
+        select(_delivery.c.id)
+        .join(_item, _item.c.delivery_id == _delivery.c.id)
         .where(
             _item.c.custody_id == request.id,
             _item.c.outcome.is_(None),
             _item.c.fence == _delivery.c.fence,
             _item.c.asked == _delivery.c.custody_asked,
-            _item.c.delivery_id == _delivery.c.id,
-        )
-        .correlate(_delivery)
-    )
-    connection.execute(
-        update(_delivery)
-        .where(
-            _delivery.c.id.in_(select(_item.c.delivery_id).where(_item.c.custody_id == request.id)),
-            open_ones.exists(),
             _delivery.c.state == DeliveryState.SENT,
         )
-        .values(**values)
-    )
+        .order_by(_delivery.c.id)
+        .with_for_update(of=_delivery, key_share=True)
+    ).scalars()
+    connection.execute(update(_delivery).where(_delivery.c.id.in_(open_ones.all())).values(**values))
 
 
 def _lose(connection: Connection, mine: Iterable[ColumnElement[bool]], losses: int, maximum: int, reason: str) -> None:

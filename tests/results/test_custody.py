@@ -41,11 +41,13 @@ QUERY = CustodyPolicy(proof=Proof.QUERY)
 UIDS = [f"1.2.9.{number}" for number in range(1, OBJECTS + 1)]
 FIRST, *OTHERS = UIDS
 A_DAY = 86_400.0
+both = pytest.mark.parametrize("dialect", ["sqlite", "postgresql"], indirect=True)
+"""Runs a test on both databases: where it does what the others do not."""
 
 
 @pytest.fixture
 def dialect() -> str:
-    """What both databases must do has a test of its own below."""
+    """One database will do, unless a test asks for both."""
     return "sqlite"
 
 
@@ -117,6 +119,7 @@ ALL_COMMITTED = [DeliveryState.COMMITTED] * OBJECTS
 # --- what suffices -----------------------------------------------------------------------------------------------
 
 
+@both
 def test_where_sent_suffices_it_is_done_when_it_is_sent(database: Database, folder: Path) -> None:
     archive = Archive()
     with archive.listening() as to:
@@ -283,6 +286,7 @@ def test_another_ae_may_report_where_the_destination_says_so(database: Database,
 # --- no report ---------------------------------------------------------------------------------------------------
 
 
+@both
 def test_a_report_that_never_comes_is_asked_for_again_and_then_a_person(database: Database, folder: Path) -> None:
     archive = Archive(report="never")
     with archive.listening() as to, our_listener(database, **called_by("PACS")) as port:
@@ -346,6 +350,7 @@ def test_a_request_that_is_refused(database: Database, folder: Path, status: int
     assert f"{status:04X}H" in rows(database)[FIRST].reason
 
 
+@both
 def test_an_archive_out_of_reach_costs_no_request_and_leaves_no_row(database: Database, folder: Path) -> None:
     archive = Archive()
     with archive.listening() as to:
@@ -394,9 +399,35 @@ def test_a_report_says_nothing_of_what_was_sent_again_since(database: Database, 
     assert states(database) == ALL_COMMITTED
 
 
+def test_each_sender_answers_for_what_it_got_back(database: Database, folder: Path) -> None:
+    archive, hear = Archive(), CustodyReports(database).answer
+    with archive.listening() as to:
+        send(database, folder, to)
+        custodian = DicomCustodian(remote=to, hear=hear, seconds=30, stop=threading.Event())
+        assert confirm(database, "pacs", COMMITMENT, {"SCANNER": custodian}.get) == OBJECTS
+        assert states(database) == ALL_COMMITTED
+        with database.write() as connection:
+            connection.execute(update(tables.delivery).values(state=DeliveryState.SENT, done_at=None, custody_at=0.0))
+        confirm(database, "pacs", COMMITMENT, {"OTHER": custodian}.get)
+    assert states(database) == [DeliveryState.HELD] * OBJECTS
+    assert "there is nobody to ask" in rows(database)[FIRST].reason
+
+
+def test_a_result_is_asked_for_when_all_of_it_was_sent(database: Database, folder: Path) -> None:
+    archive = Archive()
+    with archive.listening() as to:
+        send(database, folder, to)
+        last = tables.delivery.c.id == OBJECTS
+        for state, asked in ((DeliveryState.SENDING, 0), (DeliveryState.PENDING, 0), (DeliveryState.HELD, OBJECTS - 1)):
+            with database.write() as connection:
+                connection.execute(update(tables.delivery).where(last).values(state=state))
+            assert ask(database, to, COMMITMENT) == asked
+
+
 # --- by query ----------------------------------------------------------------------------------------------------
 
 
+@both
 def test_what_was_lost_after_its_acknowledgement_is_sent_again(database: Database, folder: Path) -> None:
     archive = Archive(loses=[FIRST])
     with archive.listening() as to:
@@ -553,7 +584,7 @@ Report = tuple[int, Sequence[str]]
 """On which request, and what of each object."""
 
 
-@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"], indirect=True)
+@both
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
