@@ -303,6 +303,17 @@ def doubt(connection: Connection, each: Unconfirmed, reason: str) -> None:
     _apply(connection, DeliveryEvent.DOUBT, *_same(each), reason=reason, custody_reason=reason)
 
 
+def unconfirmed(connection: Connection) -> dict[str, tuple[int, datetime]]:
+    """Return how much of what each destination took is not confirmed, and since when."""
+    rows = connection.execute(
+        select(_delivery.c.destination, func.count(), func.min(_delivery.c.sent_at, type_=Utc()))
+        .where(tables.delivery_unconfirmed, _delivery.c.wanted == true())
+        .group_by(_delivery.c.destination)
+        .order_by(_delivery.c.destination)
+    )
+    return {destination: (count, since) for destination, count, since in rows}
+
+
 def standings(
     connection: Connection, *, result_ids: Collection[int] | None = None, study_ids: Collection[int] | None = None
 ) -> list[Standing]:

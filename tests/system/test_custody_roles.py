@@ -57,6 +57,7 @@ def test_a_report_comes_after_restarts_of_everybody(tmp_path: Path) -> None:
             # Waiting for the report keeps nobody from ending, within 15 s and with exit code 0.
             deliverer.stop()
             assert "left a delivery" not in deliverer.log_text()
+        assert "3 sent since 20" in home.cli("doctor", "--no-network").stdout
         ((transaction, asked),) = archive.requests
         with home.running("listen") as listener:
             port = listener.port()
