@@ -5,7 +5,19 @@ from textwrap import shorten
 from typing import Any
 
 from meddaemon.cli.output import shown
-from meddaemon.db import announcements, custody, deliveries, gates, history, holds, inquiries, jobs, results, studies
+from meddaemon.db import (
+    announcements,
+    custody,
+    deliveries,
+    gates,
+    history,
+    holds,
+    inquiries,
+    jobs,
+    notices,
+    results,
+    studies,
+)
 from meddaemon.db.engine import Connection
 from meddaemon.domain.errors import NotFound
 from meddaemon.domain.result import ResultStatus
@@ -223,6 +235,9 @@ def _carried(connection: Connection, head: results.ResultHead) -> Iterator[str]:
     for standing in custody.standings(connection, result_ids=[head.id]):
         so_far = f"not yet, {standing.done} of {standing.objects} objects are"
         yield f"    done at {standing.destination}: {shown(standing.done_at) if standing.done_at else so_far}"
+    for notice in notices.listing(connection, result_id=head.id):
+        reason = f": {shown(notice.reason)}" if notice.reason else ""
+        yield f"    {notice.ae_title} is told of {notice.destination}: {notice.state.value}{reason}"
 
 
 def _custody(connection: Connection, sent: deliveries.DeliveryRow) -> Iterator[str]:

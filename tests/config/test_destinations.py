@@ -65,6 +65,11 @@ def test_every_kind(tmp_path: Path) -> None:
             'ae_title = "PACS"\nhost = "p"\nport = 104\ncustody = "commitment"\n[listener]\naccept = "listed"\n',
             "6: destinations[0].custody: 'PACS' will call us to report, and is not in [[peers]]: it would be rejected",
         ),
+        ('kind = "sender"\nannounce_to = ["A"]\n', "nobody could retrieve from a destination of kind sender"),
+        (
+            'ae_title = "PACS"\nhost = "p"\nport = 104\nannounce_to = ["PACS", "RIS"]\n',
+            "6: destinations[0].announce_to[1]: 'RIS' is neither this destination nor in [[peers]] with host and port",
+        ),
         ('kind = "sender"\nwhen = "volume >"\n', "4: destinations[0].when: character 9: a number expected"),
         ('kind = "sender"\nwhen = "not since 30d"\n', "4: destinations[0].when: since and until have no place here"),
     ],
