@@ -22,6 +22,7 @@ import copies
 from copies import Copy
 from sqlalchemy import Row, Table, select
 
+from meddaemon import failpoints
 from meddaemon.config.settings import Settings, load
 from meddaemon.db import processes, tables
 from meddaemon.db.engine import Database
@@ -157,23 +158,27 @@ class Home:
         return run_cli(*arguments, "--config", self.config, timeout=timeout, environ=environ)
 
     @contextmanager
-    def running(self, role: str, *, prefix: Sequence[str] = ()) -> Iterator["Role"]:
-        """Run a role until the block ends; then it must end within 15 s of SIGTERM."""
+    def running(self, role: str, *, prefix: Sequence[str] = (), failpoint: str = "") -> Iterator["Role"]:
+        """Run a role until the block ends; then it must end within 15 s of SIGTERM.
+
+        `failpoint` is where it is to die or to fail, as `meddaemon.failpoints` has it.
+        """
         log = self.folder / f"{role}-{time.monotonic_ns()}.log"
         arguments = [role, "--config", str(self.config)]
+        environ = environment() | ({failpoints.VARIABLE: failpoint} if failpoint else {})
         process: subprocess.Popen[bytes] | Copy
         with log.open("wb") as stderr:
             if prefix:
                 process = subprocess.Popen(
                     [*prefix, sys.executable, "-m", "meddaemon", *arguments],
                     cwd=self.folder,
-                    env=environment(),
+                    env=environ,
                     stdout=stderr,
                     stderr=stderr,
                     start_new_session=True,
                 )
             else:
-                process = copies.start(arguments, folder=self.folder, environment=environment(), output=stderr)
+                process = copies.start(arguments, folder=self.folder, environment=environ, output=stderr)
         started = Role(home=self, name=role, process=process, log=log)
         try:
             yield started
