@@ -26,6 +26,7 @@ from meddaemon.domain.commitment import (
     ReferencedInstance,
 )
 from meddaemon.domain.custody import EXHAUSTED, CustodyPolicy, Proof, Step, next_step
+from meddaemon.failpoints import reach
 from meddaemon.results.dicomweb import Service
 from meddaemon.results.dimse import Problem, RemoteEntity, associate, release
 from meddaemon.results.lookup import find, find_on_the_web
@@ -161,6 +162,7 @@ def _requested(
         )
     except (OSError, ValueError, RuntimeError) as failure:
         return Asked.UNKNOWN, f"could not ask for storage commitment: {type(failure).__name__}"
+    reach("commitment_requested")
     answered = status.get("Status")
     if answered is None:
         return Asked.UNKNOWN, "no answer to the request for storage commitment"

@@ -240,9 +240,8 @@ def associate(
             ae_title=remote.ae_title,
             max_pdu=0x20000,
             ext_neg=list(roles),
-            evt_handlers=list(handlers),
             tls_args=_tls_args(remote),
-            evt_handlers=[(evt.EVT_PDU_SENT, _half_sent)] if is_armed("half_sent") else [],
+            evt_handlers=[*handlers, *([(evt.EVT_PDU_SENT, _half_sent)] if is_armed("half_sent") else [])],
         )
     except (OSError, ValueError, TlsUnusable) as failure:
         # A host name that cannot be resolved, or cannot be a host name; certificates that cannot be used.

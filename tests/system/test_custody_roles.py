@@ -1,5 +1,6 @@
 """Custody with real processes: a request outlives who made it, and its report comes to whoever is there."""
 
+import signal
 from pathlib import Path
 
 from pydicom.uid import CTImageStorage
@@ -52,13 +53,20 @@ def test_a_report_comes_after_restarts_of_everybody(tmp_path: Path) -> None:
             with database.write() as connection:
                 # No rule is to be asked about its study again.
                 connection.execute(tables.study.update().values(due_at=None))
+        with home.running("deliver", failpoint="commitment_requested:kill") as deliverer:
+            assert wait_until(deliverer.process.poll, what="the request") == -signal.SIGKILL
+            deliverer.process.returncode = 0  # asked for
+        with home.database() as database, database.write() as connection:
+            connection.execute(tables.delivery.update().values(custody_at=0.0))
         with home.running("deliver") as deliverer:
-            wait_until(lambda: [row for row in home.rows(tables.custody) if row.taken_at], what="the request")
+            wait_until(lambda: [row for row in home.rows(tables.custody) if row.taken_at], what="another request")
             # Waiting for the report keeps nobody from ending, within 15 s and with exit code 0.
             deliverer.stop()
             assert "left a delivery" not in deliverer.log_text()
         assert "3 sent since 20" in home.cli("doctor", "--no-network").stdout
-        ((transaction, asked),) = archive.requests
+        (transaction, asked), (another, _) = archive.requests
+        assert transaction != another
+        assert sorted(archive.arrived) == sorted(archive.there), "something was sent twice"
         with home.running("listen") as listener:
             port = listener.port()
             # The other side of the same service: there we are the provider.
