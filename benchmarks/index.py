@@ -371,6 +371,7 @@ def _finding(result: int) -> dict[str, object]:
         "code_value": "R1" if rare else "39607008",
         "code_scheme": "SCT",
         "code_meaning": "Rare finding" if rare else "Lung",
+        "tracking_uid": f"1.2.3.7.{result}",
     }
 
 
@@ -390,6 +391,8 @@ def _object(result: int, kind: str) -> dict[str, object]:
     return {
         "result_id": result,
         "kind": kind,
+        "part": "",
+        "edition": "",
         "sop_class_uid": "1.2.840.10008.5.1.4.1.1.66.4",
         "sop_instance_uid": f"1.2.3.7.{result}.{len(kind)}",
         "series_instance_uid": f"1.2.3.8.{result}.{len(kind)}",
@@ -401,17 +404,19 @@ def _object(result: int, kind: str) -> dict[str, object]:
 
 def _delivery(result_object: int, count: int) -> dict[str, object]:
     held = DeliveryState.HELD if result_object % 1000 == 0 else DeliveryState.SENT
+    state = DeliveryState.PENDING if result_object > count - 500 else held
     return {
         "result_object_id": result_object,
         "destination": "pacs",
         "priority": 5,
-        "state": DeliveryState.PENDING if result_object > count - 500 else held,
+        "state": state,
         "attempt": 1,
         "available_at": 0.0,
         "fence": 1,
         "reason": "",
         "wanted": True,
         "created_at": float(result_object),
+        "done_at": float(result_object) if state is DeliveryState.SENT else None,
     }
 
 

@@ -215,9 +215,15 @@ def release(association: Association) -> None:
 
 
 def associate(
-    remote: RemoteEntity, contexts: list[PresentationContext], roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = ()
+    remote: RemoteEntity,
+    contexts: list[PresentationContext],
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+    handlers: Sequence[evt.EventHandlerType] = (),
 ) -> tuple[Association | None, Problem]:
-    """Open an association with these presentation contexts and roles, or say why there is none."""
+    """Open an association with these presentation contexts and roles, or say why there is none.
+
+    `handlers` answer what the peer asks us over it.
+    """
     entity = AE(ae_title=remote.calling_ae_title)
     entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -235,7 +241,7 @@ def associate(
             max_pdu=0x20000,
             ext_neg=list(roles),
             tls_args=_tls_args(remote),
-            evt_handlers=[(evt.EVT_PDU_SENT, _half_sent)] if is_armed("half_sent") else [],
+            evt_handlers=[*handlers, *([(evt.EVT_PDU_SENT, _half_sent)] if is_armed("half_sent") else [])],
         )
     except (OSError, ValueError, TlsUnusable) as failure:
         # A host name that cannot be resolved, or cannot be a host name; certificates that cannot be used.
