@@ -101,7 +101,8 @@ def encode_label_map(request: EncodingRequest) -> EncodedObject:
     """Write what the analysis draws as a label map (PS3.3 A.51, Label Map Segmentation) in RLE Lossless.
 
     There is a frame for every plane. Its values are the numbers of the segments, which are those of the BINARY one;
-    0 is background. Raises `InputRefused` as `encode_seg` does, and where segments overlap.
+    0 is background. Above 255 segments they take 16 bits; OHIF (cornerstone adapters 5.14) then shows the 257th as the
+    first, in BINARY too. Raises `InputRefused` as `encode_seg` does, and where segments overlap.
     """
     drawing, geometry = request.analysis.drawn
     if why := why_no_label_map(request.analysis):
