@@ -26,7 +26,7 @@ from meddaemon.results import rle
 from meddaemon.results.encoding import EncodingRequest, encode
 from meddaemon.results.gate import check
 from meddaemon.results.request import find
-from meddaemon.results.seg import encode_label_map, encode_seg
+from meddaemon.results.seg import encode_label_map, encode_seg, why_no_label_map
 
 BOTH = (Edition(), Edition(segmentation=SegmentationForm.LABELMAP))
 LABEL_MAP_ONLY = BOTH[1:]
@@ -128,6 +128,8 @@ def test_segments_that_overlap_go_as_binary_to_those_who_want_a_label_map(tmp_pa
     assert find([written], ObjectKind.SEG, "labelmap") is written
     assert find([written], ObjectKind.SEG, "binary") is written
     assert written.content == encode_seg(request).content
+    assert why_no_label_map(request.analysis).startswith("segments overlap")
+    assert not why_no_label_map(drawn(paths, whole.astype(np.uint8), 1).analysis)
     with pytest.raises(InputRefused, match="segments overlap"):
         encode_label_map(request)
 
