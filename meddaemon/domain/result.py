@@ -39,6 +39,17 @@ class Drawing:
         )
         return there
 
+    def numbers(self, plane: int) -> Labels:
+        """Return the segment of each pixel of one plane, [row, column]; of several that share one, any of them."""
+        if self.masks is None:
+            labels: Labels = self._labels[plane]
+            return labels
+        narrow, size = len(self.masks) < 256, self.shape[1:]
+        numbers: Labels = np.zeros(size, np.uint8) if narrow else np.zeros(size, np.uint16)
+        for number, mask in enumerate(self.masks, 1):
+            numbers[mask[plane]] = number
+        return numbers
+
     def counts(self, plane: int) -> NDArray[np.int64]:
         """Return how many voxels of one plane each segment has, by its number as far as there are any; [0] is moot."""
         if self.masks is not None:
