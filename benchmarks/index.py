@@ -401,17 +401,19 @@ def _object(result: int, kind: str) -> dict[str, object]:
 
 def _delivery(result_object: int, count: int) -> dict[str, object]:
     held = DeliveryState.HELD if result_object % 1000 == 0 else DeliveryState.SENT
+    state = DeliveryState.PENDING if result_object > count - 500 else held
     return {
         "result_object_id": result_object,
         "destination": "pacs",
         "priority": 5,
-        "state": DeliveryState.PENDING if result_object > count - 500 else held,
+        "state": state,
         "attempt": 1,
         "available_at": 0.0,
         "fence": 1,
         "reason": "",
         "wanted": True,
         "created_at": float(result_object),
+        "done_at": float(result_object) if state is DeliveryState.SENT else None,
     }
 
 

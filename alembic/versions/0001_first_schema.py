@@ -434,6 +434,14 @@ def upgrade() -> None:
         sa.Column("wanted", sa.Boolean(), server_default=sa.true(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("sent_at", sa.Double(), nullable=True),
+        sa.Column("committed_at", sa.Double(), nullable=True),
+        sa.Column("verified_at", sa.Double(), nullable=True),
+        sa.Column("done_at", sa.Double(), nullable=True),
+        sa.Column("custody_at", sa.Double(), server_default=sa.text("0"), nullable=False),
+        sa.Column("custody_asked", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("custody_missed", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("losses", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("custody_reason", sa.Text(), server_default="", nullable=False),
         sa.ForeignKeyConstraint(
             ["result_object_id"], ["result_object.id"], name=op.f("fk_delivery_result_object_id"), ondelete="CASCADE"
         ),
@@ -524,6 +532,38 @@ def upgrade() -> None:
     op.create_index(op.f("ix_gate_open_until"), "gate", ["open_until"])
     op.bulk_insert(gate, [{"name": "", "open_until": 253402300799.0, "reason": "", "changed_at": 0.0}])
 
+    # Our requests for storage commitment.
+    op.create_table(
+        "custody",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("transaction_uid", sa.String(length=64), nullable=False),
+        sa.Column("destination", sa.String(length=100), nullable=False),
+        sa.Column("reported_by", sa.JSON(), nullable=False),
+        sa.Column("maximum_losses", sa.Integer(), nullable=False),
+        sa.Column("asked_at", sa.Double(), nullable=False),
+        sa.Column("taken_at", sa.Double(), nullable=True),
+        sa.Column("reported_at", sa.Double(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_custody")),
+        sa.UniqueConstraint("transaction_uid", name=op.f("uq_custody_transaction_uid")),
+    )
+    op.create_table(
+        "custody_item",
+        sa.Column("custody_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("delivery_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("asked", sa.Integer(), nullable=False),
+        sa.Column("outcome", sa.String(length=16), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["custody_id"], ["custody.id"], name=op.f("fk_custody_item_custody_id"), ondelete="CASCADE"
+        ),
+        sa.ForeignKeyConstraint(
+            ["delivery_id"], ["delivery.id"], name=op.f("fk_custody_item_delivery_id"), ondelete="CASCADE"
+        ),
+        sa.PrimaryKeyConstraint("custody_id", "delivery_id", name=op.f("pk_custody_item")),
+    )
+    op.create_index(op.f("ix_custody_item_delivery_id"), "custody_item", ["delivery_id"])
+
     # What listings and counts go by, where millions of instances are.
     missable = "state IN ('available', 'retryable') AND deadline_at IS NOT NULL AND when_late = 'discard'"
     alarm = "substr(reason, 1, 52) = 'the SOP Instance UID is that of an object of another'"
@@ -539,6 +579,7 @@ def upgrade() -> None:
         ("ix_delivery_sending", "delivery", ["lease_expires_at"], "state = 'sending'"),
         ("ix_commitment_held", "commitment", ["id"], "state = 'held'"),
         ("ix_delivery_held", "delivery", ["destination"], "state = 'held'"),
+        ("ix_delivery_unconfirmed", "delivery", ["destination", "custody_at"], "state = 'sent' AND done_at IS NULL"),
     ):
         where = sa.text(condition) if condition else None
         op.create_index(name, table, columns, sqlite_where=where, postgresql_where=where)
@@ -546,6 +587,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop the tables."""
+    op.drop_table("custody_item")
+    op.drop_table("custody")
     op.drop_table("location")
     op.drop_table("gate")
     with op.batch_alter_table("measurement", schema=None) as batch_op:

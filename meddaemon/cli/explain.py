@@ -5,11 +5,11 @@ from textwrap import shorten
 from typing import Any
 
 from meddaemon.cli.output import shown
-from meddaemon.db import announcements, deliveries, gates, history, holds, inquiries, jobs, results, studies
+from meddaemon.db import announcements, custody, deliveries, gates, history, holds, inquiries, jobs, results, studies
 from meddaemon.db.engine import Connection
 from meddaemon.domain.errors import NotFound
 from meddaemon.domain.result import ResultStatus
-from meddaemon.domain.states import JobEvent, StudyState, sources
+from meddaemon.domain.states import DeliveryState, JobEvent, StudyState, sources
 
 
 def explain(connection: Connection, wanted: str) -> Iterator[str]:
@@ -219,6 +219,24 @@ def _carried(connection: Connection, head: results.ResultHead) -> Iterator[str]:
         reason = f": {shown(sent.reason)}" if sent.reason else ""
         state = sent.state.value if sent.wanted or sent.sent_at else "not to be sent any more"
         yield f"    {sent.kind} to {sent.destination}: {state}, {sent.attempt} attempts{status}{reason}"
+        yield from _custody(connection, sent)
+    for standing in custody.standings(connection, result_ids=[head.id]):
+        so_far = f"not yet, {standing.done} of {standing.objects} objects are"
+        yield f"    done at {standing.destination}: {shown(standing.done_at) if standing.done_at else so_far}"
+
+
+def _custody(connection: Connection, sent: deliveries.DeliveryRow) -> Iterator[str]:
+    """Yield what a destination said of an object that it took, and what is asked of it next."""
+    if sent.losses:
+        yield f"      lost there {sent.losses} times"
+    for request in custody.requests_of(connection, sent.id):
+        answer = "no report" if request.taken_at else shown(request.reason) or "not sent"
+        if request.reported_at:
+            answer = f"reported {shown(request.reported_at)}, {request.committed} of {request.objects} committed"
+        yield f"      storage commitment asked for {shown(request.asked_at)}, {request.transaction_uid}: {answer}"
+    if sent.state is DeliveryState.SENT and sent.done_at is None and (sent.custody_reason or sent.custody_asked):
+        why = f": {shown(sent.custody_reason)}" if sent.custody_reason else ""
+        yield f"      not confirmed{why}; asked again after {shown(sent.custody_at)}"
 
 
 def _said(row: results.ResultRow) -> str:

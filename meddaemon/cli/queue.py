@@ -194,6 +194,9 @@ def deliveries_list(
         "state": "state",
         "attempts": "attempt",
         "sent": "sent_at",
+        "committed": "committed_at",
+        "verified": "verified_at",
+        "done": "done_at",
         "next": "available_at",
         "reason": "reason",
     }

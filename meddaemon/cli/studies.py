@@ -1,14 +1,31 @@
 """`meddaemon studies`: what is there, and letting a study go on that is held."""
 
+from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 
 from meddaemon.cli.opening import Before, Config, Limit, Output, open_database, open_settings, reading
 from meddaemon.cli.output import Format, print_rows
-from meddaemon.db import holds, studies
+from meddaemon.db import custody, holds, studies
 
 studies_app = typer.Typer(help="List the studies that arrived last, or release one that is held.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRow(studies.StudySummary):
+    """A study, and how many of its results are done at each destination that they go to."""
+
+    delivered: str
+
+
+def _delivered(study_id: int, standings: list[custody.Standing]) -> str:
+    mine = [each for each in standings if each.study_id == study_id]
+    return ", ".join(
+        f"{destination} {sum(each.done_at is not None for each in there)}/{len(there)}"
+        for destination in dict.fromkeys(each.destination for each in mine)
+        for there in [[each for each in mine if each.destination == destination]]
+    )
 
 
 @studies_app.callback(invoke_without_command=True)
@@ -23,7 +40,9 @@ def studies_(
     if context.invoked_subcommand is not None:
         return
     with reading(config) as connection:
-        rows = studies.summaries(connection, limit=limit, before=before)
+        found = studies.summaries(connection, limit=limit, before=before)
+        standings = custody.standings(connection, study_ids=[study.id for study in found])
+    rows = [StudyRow(**vars(study), delivered=_delivered(study.id, standings)) for study in found]
     columns = {
         "id": "id",
         "state": "state",
@@ -36,6 +55,7 @@ def studies_(
         "instances": "instances",
         "conflicts": "conflicts",
         "jobs": "jobs",
+        "done at": "delivered",
         "last received": "last_received_at",
         "study instance uid": "study_instance_uid",
     }

@@ -67,6 +67,9 @@ class DestinationSettings(Section):
         ReportForm.COMPREHENSIVE,
     )
     when: Annotated[str, AfterValidator(_filter)] = ""
+    custody: Literal["sent", "commitment", "query"] = "sent"
+    custody_fallback: Literal["", "query"] = ""
+    reported_by: tuple[AeTitle, ...] = ()
 
     @property
     def outlet(self) -> Outlet:

@@ -25,6 +25,7 @@ from meddaemon.config import environment, toml_file
 from meddaemon.config.admission import admitted
 from meddaemon.config.conditions import COMPUTED_ATTRIBUTES, parse_condition
 from meddaemon.config.contracts import find_contracts, load_contract, model_names
+from meddaemon.config.custody import CustodySettings, check_custody, check_reporters
 from meddaemon.config.destinations import DestinationSettings, check_destination
 from meddaemon.config.digest import RECORDS_NAME
 from meddaemon.config.problems import Problems, did_you_mean, frozen, tables, texts
@@ -269,6 +270,7 @@ class Document(Section):
     completeness: CompletenessSettings = CompletenessSettings()
     worker: WorkerSettings = WorkerSettings()
     delivery: DeliverySettings = DeliverySettings()
+    custody: CustodySettings = CustodySettings()
     logging: LoggingSettings = LoggingSettings()
     models: ModelsSettings = ModelsSettings()
     destinations: tuple[DestinationSettings, ...] = ()
@@ -293,6 +295,7 @@ class Settings:
     completeness: CompletenessSettings
     worker: WorkerSettings
     delivery: DeliverySettings
+    custody: CustodySettings = field(default_factory=CustodySettings)
     logging: LoggingSettings
     models: ModelsSettings
     destinations: tuple[DestinationSettings, ...] = ()
@@ -377,6 +380,12 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         problems.add_invalid(error, Document)
         raise problems.error from error
     _check_callers(document, problems)
+    check_reporters(
+        document.destinations,
+        frozenset(peer.ae_title for peer in document.peers),
+        problems,
+        listed=document.listener.accept == "listed",
+    )
     _check_tls(document, problems)
     problems.raise_if_any()
     tls = document.tls.model_copy(
@@ -391,6 +400,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         completeness=document.completeness,
         worker=document.worker,
         delivery=document.delivery,
+        custody=document.custody,
         logging=document.logging,
         models=document.models.model_copy(update={"directories": tuple(places.directories)}),
         destinations=tuple(
@@ -616,6 +626,7 @@ def _check_names(data: Mapping[str, Any], problems: Problems) -> None:
     own_hosts = {_raw(data, "listener", "host"), "127.0.0.1", "localhost", "::1"}
     for index, each in destinations:
         check_destination(each, ("destinations", index), problems)
+        check_custody(each, ("destinations", index), problems)
         if each.get("port") == _raw(data, "listener", "port") and each.get("host") in own_hosts:
             message = f"{each.get('host')}:{each.get('port')} is this daemon's own listener"
             problems.add(("destinations", index, "port"), message)

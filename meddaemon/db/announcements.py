@@ -18,8 +18,8 @@ from meddaemon.domain.completeness import Announcement, AnnouncementSource
 from meddaemon.domain.errors import NotFound
 from meddaemon.domain.states import (
     ANNOUNCEMENT_TRANSITIONS,
+    DELIVERY_TAKEN,
     AnnouncementState,
-    DeliveryState,
     StudyEvent,
     StudyState,
     study_moves,
@@ -226,7 +226,7 @@ def count_here(connection: Connection, study_id: int, destinations: Collection[s
         .where(
             result.c.study_id == study_id,
             sent.c.destination.in_(destinations),
-            sent.c.state == DeliveryState.SENT,
+            sent.c.state.in_(DELIVERY_TAKEN),
         )
     )
     return int(connection.execute(select(func.count()).select_from(received.union(delivered).subquery())).scalar_one())

@@ -14,6 +14,8 @@ from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
 
 _delivery, _object = tables.delivery, tables.result_object
+UNASKED = {"custody_at": 0.0, "custody_asked": 0, "custody_missed": 0}
+"""What is known of the custody of an object that is sent, for the first time or again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,13 @@ class DeliveryRow:
     wanted: bool
     available_at: datetime
     sent_at: datetime | None
+    committed_at: datetime | None
+    verified_at: datetime | None
+    done_at: datetime | None
+    custody_at: datetime
+    custody_asked: int
+    losses: int
+    custody_reason: str
 
 
 def post(
@@ -98,7 +107,8 @@ def keep_wanted(connection: Connection, destinations: Mapping[int, Collection[st
     rows = connection.execute(
         select(_delivery.c.id, _delivery.c.destination, _delivery.c.wanted, _object.c.result_id)
         .join(_object, _object.c.id == _delivery.c.result_object_id)
-        .where(_object.c.result_id.in_(destinations), _delivery.c.state != DeliveryState.SENT)
+        # What was sent and may yet be lost would have to be sent again.
+        .where(_object.c.result_id.in_(destinations), _delivery.c.done_at.is_(None))
         .order_by(_delivery.c.id)
     ).all()
     for delivery_id, destination, wanted, result_id in rows:
@@ -142,7 +152,7 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
         )
     )
     rows = connection.execute(
-        select(_delivery, *_object.c, _sender().label("sender"))
+        select(_delivery, *_object.c, sender_of_object().label("sender"))
         .join(_object, _object.c.id == _delivery.c.result_object_id)
         .where(_delivery.c.id.in_(waiting))
         .order_by(_delivery.c.priority, _delivery.c.id)
@@ -164,7 +174,7 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
     ]
 
 
-def _sender() -> ScalarSelect[str]:
+def sender_of_object() -> ScalarSelect[str]:
     """Return the AE title that most instances of the study of an object came from."""
     instance, series, result = tables.instance, tables.series, tables.result
     return (
@@ -227,7 +237,14 @@ def requeue(connection: Connection, delivery_id: int) -> None:
             _delivery.c.state.in_(delivery_sources(DeliveryEvent.REQUEUE)),
             _delivery.c.wanted == true(),
         )
-        .values(state=delivery_target(DeliveryEvent.REQUEUE), available_at=now(), attempt=0)
+        .values(
+            state=delivery_target(DeliveryEvent.REQUEUE),
+            available_at=now(),
+            attempt=0,
+            losses=0,
+            custody_reason="",
+            **UNASKED,
+        )
         .returning(_delivery.c.id)
     ).first()
     if row is None:
@@ -260,6 +277,13 @@ def listing(
             wanted=row.wanted,
             available_at=row.available_at,
             sent_at=row.sent_at,
+            committed_at=row.committed_at,
+            verified_at=row.verified_at,
+            done_at=row.done_at,
+            custody_at=row.custody_at,
+            custody_asked=row.custody_asked,
+            losses=row.losses,
+            custody_reason=row.custody_reason,
         )
         for row in reversed(connection.execute(query).all())
     ]

@@ -414,6 +414,17 @@ delivery = Table(
     Column("wanted", Boolean, nullable=False, server_default=true()),
     Column("created_at", Utc, nullable=False),
     Column("sent_at", Utc),
+    # Custody of what was sent: when the destination said that it has it, and when that was enough.
+    Column("committed_at", Utc),
+    Column("verified_at", Utc),
+    Column("done_at", Utc),
+    # When it is to be asked (again), how often commitment was asked for and a query did not find it since it was sent
+    # last, how often it was lost, and why it is not confirmed.
+    Column("custody_at", Utc, nullable=False, server_default=text("0")),
+    Column("custody_asked", Integer, nullable=False, server_default=text("0")),
+    Column("custody_missed", Integer, nullable=False, server_default=text("0")),
+    Column("losses", Integer, nullable=False, server_default=text("0")),
+    Column("custody_reason", Plain(), nullable=False, server_default=""),
     UniqueConstraint("result_object_id", "destination"),
 )
 delivery_unsent = text(f"state IN ('{DeliveryState.PENDING}', '{DeliveryState.RETRYABLE}', '{DeliveryState.SENDING}')")
@@ -435,6 +446,45 @@ Index(
 )
 delivery_held = text(f"state = '{DeliveryState.HELD}'")
 Index("ix_delivery_held", delivery.c.destination, sqlite_where=delivery_held, postgresql_where=delivery_held)
+delivery_unconfirmed = text(f"state = '{DeliveryState.SENT}' AND done_at IS NULL")
+Index(
+    "ix_delivery_unconfirmed",
+    delivery.c.destination,
+    delivery.c.custody_at,
+    sqlite_where=delivery_unconfirmed,
+    postgresql_where=delivery_unconfirmed,
+)
+
+# Our requests for storage commitment, kept before they are sent; `commitment` holds those of others to us.
+custody = Table(
+    "custody",
+    metadata,
+    _id(),
+    Column("transaction_uid", _Uid, nullable=False, unique=True),
+    Column("destination", String(100), nullable=False),
+    # AE titles that may report.
+    Column("reported_by", JSON, nullable=False),
+    # How often an object may be lost before a person must look: whoever takes the report need not know the settings.
+    Column("maximum_losses", Integer, nullable=False),
+    Column("asked_at", Utc, nullable=False),
+    # When the destination took the request, and when it reported first.
+    Column("taken_at", Utc),
+    Column("reported_at", Utc),
+    # Why it was not taken.
+    Column("reason", Plain(), nullable=False),
+)
+
+custody_item = Table(
+    "custody_item",
+    metadata,
+    Column("custody_id", _Id, ForeignKey("custody.id", ondelete="CASCADE"), primary_key=True),
+    Column("delivery_id", _Id, ForeignKey("delivery.id", ondelete="CASCADE"), primary_key=True, index=True),
+    # Of the delivery when it was asked for: a report on what was sent again since says nothing of that.
+    Column("fence", Integer, nullable=False),
+    Column("asked", Integer, nullable=False),
+    # Null until a report has said something of it.
+    Column("outcome", String(16)),
+)
 
 commitment = Table(
     "commitment",

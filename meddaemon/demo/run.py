@@ -17,7 +17,7 @@ from meddaemon.demo.picture import draw
 from meddaemon.demo.scanner import scan
 from meddaemon.demo.stage import DemoFailed, Pacs, poll, running_daemon, send
 from meddaemon.domain.result import ResultStatus
-from meddaemon.domain.states import DeliveryState, JobState, StudyState
+from meddaemon.domain.states import DELIVERY_TAKEN, DeliveryState, JobState, StudyState
 from meddaemon.results.dimse import RemoteEntity
 
 MARKER = ".meddaemon-demo"
@@ -121,7 +121,7 @@ def _watch(database: Database, say: Callable[[str], None], since: float) -> resu
             for row in found:
                 if row.status is not ResultStatus.PLAUSIBLE:
                     raise DemoFailed(f"the result is {row.status.value} and was not sent: {row.reason}")
-        delivered = bool(sent) and all(delivery.state is DeliveryState.SENT for delivery in sent)
+        delivered = bool(sent) and all(delivery.state in DELIVERY_TAKEN for delivery in sent)
         return found[0] if found and delivered else None
 
     return poll(look, RUN_SECONDS, "the result")

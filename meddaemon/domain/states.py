@@ -152,6 +152,11 @@ class DeliveryState(StrEnum):
     SENDING = "sending"
     RETRYABLE = "retryable"
     SENT = "sent"
+    """The destination answered that it took the object; nobody has said since that it is there."""
+    COMMITTED = "committed"
+    """The destination has taken over responsibility for it (storage commitment)."""
+    VERIFIED = "verified"
+    """The destination found it when it was asked for it by its UID."""
     HELD = "held"
 
 
@@ -169,6 +174,14 @@ class DeliveryEvent(StrEnum):
     """The sender gives back what it did not send (drain); the attempt does not count."""
     EXPIRE = "expire"
     """The sender died: nobody knows whether it arrived, and a re-send carries the same UID."""
+    COMMIT = "commit"
+    """The destination reported that it answers for the object."""
+    VERIFY = "verify"
+    """The destination was asked for the object and has it."""
+    LOSE = "lose"
+    """The destination does not have what it took: it is sent again, under the same UID."""
+    DOUBT = "doubt"
+    """The destination does not confirm it, however often it was sent or asked: a person must look."""
     REQUEUE = "requeue"
 
 
@@ -185,9 +198,23 @@ DELIVERY_TRANSITIONS: Mapping[DeliveryState, Mapping[DeliveryEvent, DeliveryStat
         DeliveryEvent.RELEASE: DeliveryState.PENDING,
         DeliveryEvent.EXPIRE: DeliveryState.RETRYABLE,
     },
-    DeliveryState.HELD: {DeliveryEvent.REQUEUE: DeliveryState.PENDING},
-    DeliveryState.SENT: {},
+    # A report that comes after all patience was over still counts.
+    DeliveryState.HELD: {
+        DeliveryEvent.REQUEUE: DeliveryState.PENDING,
+        DeliveryEvent.COMMIT: DeliveryState.COMMITTED,
+    },
+    # The end where the destination's policy says that sent suffices.
+    DeliveryState.SENT: {
+        DeliveryEvent.COMMIT: DeliveryState.COMMITTED,
+        DeliveryEvent.VERIFY: DeliveryState.VERIFIED,
+        DeliveryEvent.LOSE: DeliveryState.RETRYABLE,
+        DeliveryEvent.DOUBT: DeliveryState.HELD,
+    },
+    DeliveryState.COMMITTED: {},
+    DeliveryState.VERIFIED: {},
 }
+DELIVERY_TAKEN = (DeliveryState.SENT, DeliveryState.COMMITTED, DeliveryState.VERIFIED)
+"""The states of what the destination took, as far as we know."""
 
 
 def study_moves(event: StudyEvent) -> dict[StudyState, StudyState]:

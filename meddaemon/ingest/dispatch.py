@@ -7,7 +7,7 @@ on: a request that names another class, or that the context's service does not h
 from typing import Any
 
 from pynetdicom.association import Association
-from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE, N_ACTION
+from pynetdicom.dimse_primitives import C_CANCEL, C_ECHO, C_STORE, N_ACTION, N_EVENT_REPORT
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.service_class import (
     ServiceClass,
@@ -23,12 +23,12 @@ from meddaemon.telemetry import log
 UNRECOGNIZED_OPERATION = 0x0211
 """PS3.7 C.5.24: Unrecognized Operation."""
 
-_OPERATIONS: dict[type[ServiceClass], type] = {
+_OPERATIONS: dict[type[ServiceClass], type | tuple[type, ...]] = {
     VerificationServiceClass: C_ECHO,
     StorageServiceClass: C_STORE,
-    StorageCommitmentServiceClass: N_ACTION,
+    StorageCommitmentServiceClass: (N_ACTION, N_EVENT_REPORT),
 }
-"""The one request that each of these services has; the library's classes of the other services ask for themselves."""
+"""The requests that each of these services has; the library's classes of the other services ask for themselves."""
 _log = log(__name__)
 
 

@@ -42,6 +42,7 @@ from meddaemon.ingest.announcements import (
 )
 from meddaemon.ingest.callers import Caller, Callers
 from meddaemon.ingest.commitment import PROCESSING_FAILURE, RESOURCE_LIMITATION, CommitmentProvider
+from meddaemon.ingest.custody import CustodyReports
 from meddaemon.ingest.message import TooLarge, readable
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.reception import Entrance, Reception
@@ -138,18 +139,21 @@ class Listener:
         announcements: AnnouncementProvider | None = None,
         storage: StorageProvider | None = None,
         has_room: Callable[[], bool] = lambda: True,
+        custody: CustodyReports | None = None,
     ) -> None:
         """Bind and listen; every object goes to `storage`.
 
         Where there is none, and where a request is not quite as it should be, it goes to `take`, which may raise
-        RefusedInstance. Storage commitment, and MPPS and IAN, are offered where somebody provides them. Where
-        `has_room` says no, associations are rejected for the time being, before anybody sends what cannot be taken.
+        RefusedInstance. Storage commitment, and MPPS and IAN, are offered where somebody provides them; `custody`
+        hears the reports on what we asked others for. Where `has_room` says no, associations are rejected for the time
+        being, before anybody sends what cannot be taken.
         Raises OSError when the address is taken or not ours, TlsUnusable.
         """
         self._settings = settings
         self._take = take
         self._commitment = commitment
         self._announcements = announcements
+        self._custody = custody
         self._storage = storage
         entity = AE(ae_title=settings.ae_title)
         entity.implementation_class_uid = IMPLEMENTATION_CLASS_UID
@@ -162,14 +166,17 @@ class Listener:
         entity.add_supported_context(VERIFICATION)
         for context in AllStoragePresentationContexts:
             entity.add_supported_context(str(context.abstract_syntax), _SYNTAXES)
-        if commitment is not None:
-            entity.add_supported_context(STORAGE_COMMITMENT_PUSH_MODEL, _PLAIN_SYNTAXES)
+        if commitment is not None or custody is not None:
+            # Who calls asks us for it, or reports on what we asked him for: then he proposes to be the provider.
+            roles = {"scu_role": True, "scp_role": True} if custody is not None else {}
+            entity.add_supported_context(STORAGE_COMMITMENT_PUSH_MODEL, _PLAIN_SYNTAXES, **roles)
         if announcements is not None:
             entity.add_supported_context(MODALITY_PERFORMED_PROCEDURE_STEP, _PLAIN_SYNTAXES)
             entity.add_supported_context(INSTANCE_AVAILABILITY_NOTIFICATION, _PLAIN_SYNTAXES)
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_REQUESTED, _requested),
             (evt.EVT_N_ACTION, self._act),
+            (evt.EVT_N_EVENT_REPORT, self._hear),
             (evt.EVT_N_CREATE, self._create),
             (evt.EVT_N_SET, self._set),
             (evt.EVT_C_STORE, self._store),
@@ -296,6 +303,10 @@ class Listener:
             _log.error("cannot read a request for storage commitment", kind=type(unforeseen).__name__)
             return PROCESSING_FAILURE, None
         return status, None
+
+    def _hear(self, event: Event) -> tuple[int, None]:
+        """Answer one N-EVENT-REPORT request: what a destination says of what we sent there (PS3.4 J.3.3)."""
+        return (NO_SUCH_SOP_CLASS, None) if self._custody is None else self._custody.answer(event)
 
     def _settle(self) -> None:
         """Have registered what was acknowledged before somebody asks about it."""

@@ -27,6 +27,7 @@ ANSWER_BYTES = 4 * 2**20
 _PIECE = 2**20
 _JSON = "application/dicom+json"
 _FAILED, _STORED = "00081198", "00081199"
+_SOP_INSTANCE_UID = "00080018"
 _UID, _FAILURE_REASON, _WARNING_REASON = "00081155", "00081197", "00081196"
 _PASSING = frozenset(
     {
@@ -75,6 +76,25 @@ class Service:
         except (OSError, HTTPException, TlsUnusable) as failure:
             return _said(failure)
         return "" if status < HTTPStatus.BAD_REQUEST else f"answers HTTP {status}"
+
+    def has(self, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> bool | str:
+        """Return whether the service finds an instance by its UIDs (QIDO-RS), or why it did not say."""
+        within = f"{self._studies}/{study_instance_uid}/series/{series_instance_uid}/instances"
+        try:
+            with closing(self._connected()) as connection:
+                connection.request("GET", f"{within}?SOPInstanceUID={sop_instance_uid}", headers=self._headers)
+                response = connection.getresponse()
+                content_type, body = response.headers.get_content_type(), response.read(ANSWER_BYTES)
+        except (OSError, HTTPException, TlsUnusable) as failure:
+            return _said(failure)
+        # Nothing matches, or nobody knows the study or the series (PS3.18 10.6.3).
+        if response.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND}:
+            return False
+        body = body.strip()
+        whole = body.startswith(b"[") and body.endswith(b"]")
+        if response.status != HTTPStatus.OK or content_type not in {_JSON, "application/json"} or not whole:
+            return f"answered HTTP {response.status}" + ("" if whole else " and no list of what it has")
+        return any(sop_instance_uid in _values(item, _SOP_INSTANCE_UID) for item in _items(body))
 
     def _store(self, outgoing: Outgoing) -> Answer:
         def answer(verdict: Verdict, reason: str, status: int | None = None) -> Answer:
@@ -171,12 +191,16 @@ def _told(content_type: str, body: bytes) -> Mapping[str, Any]:
     """Return the data set of an answer in the DICOM JSON Model; nothing where it is something else."""
     if content_type not in {_JSON, "application/json"}:
         return {}
+    return next(iter(_items(body)), {})
+
+
+def _items(body: bytes) -> list[Mapping[str, Any]]:
+    """Return the data sets of an answer in the DICOM JSON Model, whatever else is in it left out."""
     try:
         found = json.loads(body)
     except (ValueError, RecursionError):
-        return {}
-    first = found[0] if isinstance(found, list) and found else found
-    return first if isinstance(first, dict) else {}
+        return []
+    return [each for each in (found if isinstance(found, list) else [found]) if isinstance(each, dict)]
 
 
 def _reason(told: Mapping[str, Any], sequence: str, uid: str, attribute: str) -> int | None:

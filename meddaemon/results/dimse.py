@@ -11,7 +11,7 @@ from ssl import SSLContext
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config
+from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
@@ -213,9 +213,15 @@ def release(association: Association) -> None:
 
 
 def associate(
-    remote: RemoteEntity, contexts: list[PresentationContext], roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = ()
+    remote: RemoteEntity,
+    contexts: list[PresentationContext],
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+    handlers: Sequence[evt.EventHandlerType] = (),
 ) -> tuple[Association | None, Problem]:
-    """Open an association with these presentation contexts and roles, or say why there is none."""
+    """Open an association with these presentation contexts and roles, or say why there is none.
+
+    `handlers` answer what the peer asks us over it.
+    """
     entity = AE(ae_title=remote.calling_ae_title)
     entity.implementation_class_uid = UID(IMPLEMENTATION_CLASS_UID)
     entity.implementation_version_name = IMPLEMENTATION_VERSION_NAME
@@ -232,6 +238,7 @@ def associate(
             ae_title=remote.ae_title,
             max_pdu=0x20000,
             ext_neg=list(roles),
+            evt_handlers=list(handlers),
             tls_args=_tls_args(remote),
         )
     except (OSError, ValueError, TlsUnusable) as failure:

@@ -18,7 +18,7 @@ MAXIMUM_ANSWERS = 100_000
 _MAXIMUM_COUNT = 2**31 - 1
 
 
-class _Unanswered(Exception):
+class Unanswered(Exception):
     """The peer did not say, or nothing that could be true."""
 
 
@@ -34,7 +34,7 @@ def count_instances(remote: RemoteEntity, study_instance_uid: str, *, within_sec
         return problem
     try:
         return _counted(association, study_instance_uid, time.monotonic() + within_seconds)
-    except _Unanswered as why:
+    except Unanswered as why:
         return Problem(verdict=Verdict.TRY_AGAIN, reason=str(why))
     except (OSError, ValueError, AttributeError, RuntimeError) as failure:
         return Problem(verdict=Verdict.TRY_AGAIN, reason=f"could not ask: {type(failure).__name__}")
@@ -49,7 +49,7 @@ def _counted(association: Association, study_instance_uid: str, deadline: float)
         question.StudyInstanceUID = study_instance_uid
         for keyword, value in {wanted: "", **keys}.items():
             setattr(question, keyword, value)
-        return list(_matches(association, question, deadline))
+        return list(matches(association, question, deadline))
 
     # A peer that matches loosely is not to add other studies to this one.
     studies = ask("STUDY", "NumberOfStudyRelatedInstances")
@@ -70,23 +70,24 @@ def _counted(association: Association, study_instance_uid: str, deadline: float)
     return len(instances)
 
 
-def _matches(association: Association, question: Dataset, deadline: float) -> Iterator[Dataset]:
+def matches(association: Association, question: Dataset, deadline: float) -> Iterator[Dataset]:
+    """Yield what a peer answers to a question, until `deadline` by the monotonic clock. Raises Unanswered."""
     if not association.is_established:
-        raise _Unanswered("the association ended before the answer")
+        raise Unanswered("the association ended before the answer")
     answers = association.send_c_find(question, STUDY_ROOT_FIND)
     for number, (status, found) in enumerate(answers):
         answered = status.get("Status")
         if answered is None:
-            raise _Unanswered("no answer: the association was aborted or timed out")
+            raise Unanswered("no answer: the association was aborted or timed out")
         if answered not in PENDING:
             if answered != 0x0000:
-                raise _Unanswered(f"the peer answered {answered:04X}H")
+                raise Unanswered(f"the peer answered {answered:04X}H")
             return
         if number >= MAXIMUM_ANSWERS or time.monotonic() > deadline:
             association.abort()
-            raise _Unanswered("the peer does not come to an end")
+            raise Unanswered("the peer does not come to an end")
         if found is None:
-            raise _Unanswered("the answer cannot be read")
+            raise Unanswered("the answer cannot be read")
         yield found
 
 

@@ -14,16 +14,20 @@ from apscheduler.executors.pool import ThreadPoolExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
 from meddaemon import pipeline
+from meddaemon.config.custody import policy_of
 from meddaemon.config.destinations import DestinationSettings
 from meddaemon.config.settings import PeerSettings, Settings
 from meddaemon.db import announcements, gates, jobs, studies
 from meddaemon.db.engine import Database
+from meddaemon.domain.custody import Proof
 from meddaemon.domain.schedule import Window
+from meddaemon.ingest.custody import CustodyReports
 from meddaemon.ingest.volume import Volume, open_volume
+from meddaemon.results.custody import confirm
 from meddaemon.results.delivery import Retry
 from meddaemon.results.delivery import deliver as deliver_to
 from meddaemon.roles.process import DRAIN_SECONDS, SIGN_OF_LIFE_SECONDS, TICK_SECONDS, announced, database_of, guarded
-from meddaemon.roles.remote import remote_of, way_to
+from meddaemon.roles.remote import custodian_of, remote_of, way_to
 from meddaemon.telemetry import log
 
 FORGET_SECONDS = 3600.0
@@ -45,6 +49,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 "default": ThreadPoolExecutor(2),
                 "delivery": ThreadPoolExecutor(settings.delivery.concurrency),
                 "query": ThreadPoolExecutor(4),
+                "custody": ThreadPoolExecutor(max(1, min(8, len(settings.destinations)))),
             },
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
@@ -60,6 +65,14 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 f"deliver to {destination.name}",
                 partial(_on_volume, volume, partial(_drain, database, settings, destination, stop)),
                 "delivery",
+            )
+        for destination in settings.destinations:
+            every(
+                settings.delivery.poll_seconds,
+                f"custody at {destination.name}",
+                partial(_confirm, database, settings, destination, stop),
+                # One that keeps its association open for a report holds up no other.
+                "custody" if Proof(destination.custody) is not Proof.SENT else "default",
             )
         _remove_windows(database, settings.windows)
         if settings.windows:
@@ -183,6 +196,13 @@ def _reopen(database: Database, settings: Settings) -> None:
 def _drain(database: Database, settings: Settings, destination: DestinationSettings, stop: threading.Event) -> None:
     send, retry = way_to(settings, destination), _retry(settings)
     while not stop.is_set() and deliver_to(database, settings.store.results, destination.name, send, retry, stop):
+        pass
+
+
+def _confirm(database: Database, settings: Settings, destination: DestinationSettings, stop: threading.Event) -> None:
+    policy = policy_of(destination, settings.custody)
+    custodian = custodian_of(settings, destination, policy, CustodyReports(database).answer, stop)
+    while not stop.is_set() and confirm(database, destination.name, policy, custodian):
         pass
 
 

@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from meddaemon.config.custody import owed_reports
 from meddaemon.config.settings import Settings
 from meddaemon.ingest.announcements import AnnouncementProvider
 from meddaemon.ingest.callers import Caller
 from meddaemon.ingest.commitment import CommitmentProvider
+from meddaemon.ingest.custody import CustodyReports
 from meddaemon.ingest.intake import Intake
 from meddaemon.ingest.quota import Quota
 from meddaemon.ingest.scp import Listener, ListenerSettings, TlsSettings
@@ -66,6 +68,7 @@ def listen(settings: Settings, stop: Signals) -> None:
                 AnnouncementProvider(database),
                 StorageProvider(intake),
                 has_room=lambda: store.has_room,
+                custody=CustodyReports(database) if owed_reports(settings.destinations) else None,
             ) as listener,
         ):
             # What is there now stays: looking through it for garbage again and again takes a tenth of all time.
@@ -84,6 +87,8 @@ def listen(settings: Settings, stop: Signals) -> None:
 
 def _listener_settings(settings: Settings) -> ListenerSettings:
     listener = settings.listener
+    # Who owes us a report calls the AE that asked, whatever else he may call.
+    asking = (settings.delivery.ae_title,) if owed_reports(settings.destinations) else ()
     return ListenerSettings(
         ae_title=listener.ae_title,
         host=listener.host,
@@ -95,10 +100,14 @@ def _listener_settings(settings: Settings) -> ListenerSettings:
         message_timeout_seconds=listener.idle_timeout_seconds,
         everyone=listener.accept == "everyone",
         callers=tuple(
-            Caller(ae_title=peer.ae_title, addresses=peer.addresses, called_ae_titles=peer.called_ae_titles)
+            Caller(
+                ae_title=peer.ae_title,
+                addresses=peer.addresses,
+                called_ae_titles=(*peer.called_ae_titles, *asking) if peer.called_ae_titles else (),
+            )
             for peer in settings.peers
         ),
-        called_ae_titles=listener.ae_titles,
+        called_ae_titles=(*listener.ae_titles, *asking),
         plain="plain" in listener.transports,
         tls=_listener_tls(settings),
         shared=listener.processes > 1,

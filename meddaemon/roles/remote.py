@@ -1,10 +1,14 @@
 """How we call others: address, credentials and TLS of destinations and peers."""
 
+import threading
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from meddaemon.config.destinations import DestinationSettings
 from meddaemon.config.settings import PeerSettings, Settings
+from meddaemon.domain.custody import CustodyPolicy
+from meddaemon.results.custody import Custodian, DicomCustodian, Hear, WebCustodian
 from meddaemon.results.dicomweb import Service
 from meddaemon.results.dimse import BackToSender, ClientTls, RemoteEntity, echo, store
 from meddaemon.results.folder import Folder
@@ -37,6 +41,28 @@ def way_to(settings: Settings, destination: DestinationSettings) -> Send:
             return BackToSender({peer.ae_title: remote_of(settings, peer) for peer in settings.listening_peers}).store
         case "dicom":
             return partial(store, remote_of(settings, destination))
+
+
+def custodian_of(
+    settings: Settings, destination: DestinationSettings, policy: CustodyPolicy, hear: Hear, stop: threading.Event
+) -> Callable[[str], Custodian | None]:
+    """Return what says whom to ask whether a destination has what it took, by the AE that a study came from.
+
+    Raises OSError where its secret cannot be read.
+    """
+
+    def asked(remote: RemoteEntity | None) -> Custodian | None:
+        if remote is None:
+            return None
+        return DicomCustodian(remote=remote, hear=hear, seconds=policy.association_seconds, stop=stop)
+
+    if destination.kind == "sender":
+        known = {peer.ae_title: remote_of(settings, peer) for peer in settings.listening_peers}
+        return lambda sender: asked(known.get(sender))
+    if destination.kind == "dicomweb":
+        service = WebCustodian(service=service_of(settings, destination))
+        return lambda _: service
+    return lambda _: asked(remote_of(settings, destination))
 
 
 def problem_with(settings: Settings, destination: DestinationSettings) -> str:

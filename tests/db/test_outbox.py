@@ -32,7 +32,7 @@ from meddaemon.db.deliveries import Delivery, DeliveryRow
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import LeaseLost, NotFound
 from meddaemon.domain.outlet import Outlet
-from meddaemon.domain.states import DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState, JobState
+from meddaemon.domain.states import DELIVERY_TAKEN, DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState, JobState
 
 KILLED = Path(__file__).with_name("killed_before_commit.py")
 
@@ -390,6 +390,8 @@ def test_only_what_waits_or_is_held_can_be_requeued(database: Database, study: i
                 deliveries.fail(connection, first, status=None, reason="away", delay_seconds=3600)
             elif state is DeliveryState.HELD:
                 deliveries.refuse(connection, first, status=0xC000, reason="no")
+            elif state in DELIVERY_TAKEN:
+                connection.execute(update(tables.delivery).where(tables.delivery.c.id == first.id).values(state=state))
     first_id = _listing(database)[0].id
     assert _states(database)[0] is state
     if DeliveryEvent.REQUEUE in DELIVERY_TRANSITIONS[state]:

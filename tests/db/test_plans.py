@@ -11,6 +11,7 @@ from benchmarks.index import RARE_CODE, WHOLE_STUDY, Index
 from meddaemon.db import (
     announcements,
     commitments,
+    custody,
     deliveries,
     history,
     holds,
@@ -32,6 +33,14 @@ ASKED_ALL_THE_TIME: dict[str, tuple[Callable[[Connection], object], dict[str, st
     "claim deliveries": (
         lambda connection: deliveries.claim(connection, destination="pacs", lease_seconds=60),
         {"ix_delivery_unsent": "destination"},
+    ),
+    "look for what nobody answers for": (
+        lambda connection: custody.claim(connection, "pacs", lease_seconds=60, limit=100),
+        {"ix_delivery_unconfirmed": "destination"},
+    ),
+    "look whether anything is to be settled": (
+        lambda connection: custody.is_waiting(connection, "pacs", due=False),
+        {"ix_delivery_unconfirmed": "destination"},
     ),
     "look for due studies": (studies.due_ids, {"ix_study_due_at": "due_at<"}),
     "look for announcements": (announcements.untold, {"ix_announcement_untold": ""}),
