@@ -441,6 +441,8 @@ def upgrade() -> None:
         sa.Column("custody_asked", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("custody_missed", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("losses", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("faults", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("faulted_at", sa.Double(), nullable=True),
         sa.Column("custody_reason", sa.Text(), server_default="", nullable=False),
         sa.ForeignKeyConstraint(
             ["result_object_id"], ["result_object.id"], name=op.f("fk_delivery_result_object_id"), ondelete="CASCADE"
@@ -579,6 +581,7 @@ def upgrade() -> None:
         ("ix_delivery_sending", "delivery", ["lease_expires_at"], "state = 'sending'"),
         ("ix_commitment_held", "commitment", ["id"], "state = 'held'"),
         ("ix_delivery_held", "delivery", ["destination"], "state = 'held'"),
+        ("ix_delivery_sent", "delivery", ["destination", "sent_at"], "sent_at IS NOT NULL"),
         ("ix_delivery_unconfirmed", "delivery", ["destination", "custody_at"], "state = 'sent' AND done_at IS NULL"),
     ):
         where = sa.text(condition) if condition else None

@@ -11,7 +11,7 @@ from meddaemon.config.problems import Problems
 from meddaemon.config.section import AeTitle, File, Name, Section
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.filters import InvalidFilter, Made, parse_filter, parts_of
-from meddaemon.domain.outlet import Edition, ObjectKind, Outlet, ReportForm, SegmentationForm
+from meddaemon.domain.outlet import Edition, ObjectKind, Outlet, ReportForm, SegmentationForm, TransferForm
 
 
 def _filter(text: str) -> str:
@@ -39,13 +39,15 @@ def _url(text: str) -> str:
 _Kind = Annotated[ObjectKind, Field(strict=False)]
 _Segmentation = Annotated[SegmentationForm, Field(strict=False)]
 _Report = Annotated[ReportForm, Field(strict=False)]
+_Transfer = Annotated[TransferForm, Field(strict=False)]
 
 
 class DestinationSettings(Section):
     """One place that results are sent to; which settings it needs depends on its kind (`NEEDED`).
 
     `objects` names the kinds of object that it gets, `when` the results (a filter of the results language).
-    `segmentation` and `report` are the forms that it may be given, the preferred one first.
+    `segmentation` and `report` are the forms that it may be given, `transfer_syntaxes` the encodings, the preferred one
+    first. Up to `connections` at once are open to it, while `window` is open.
     """
 
     name: Name
@@ -66,7 +68,11 @@ class DestinationSettings(Section):
         ReportForm.COMPREHENSIVE_3D,
         ReportForm.COMPREHENSIVE,
     )
+    transfer_syntaxes: tuple[_Transfer, ...] = ()
     when: Annotated[str, AfterValidator(_filter)] = ""
+    connections: Annotated[int, Field(ge=1, le=16)] = 1
+    window: str = ""
+    maximum_tries: Annotated[int, Field(ge=1)] = 10
     custody: Literal["sent", "commitment", "query"] = "sent"
     custody_fallback: Literal["", "query"] = ""
     reported_by: tuple[AeTitle, ...] = ()
