@@ -1,6 +1,7 @@
 """C-STORE and C-ECHO as a Service Class User (PS3.4 Annexes A and B): how objects leave, and what was answered."""
 
 import socket
+import sys
 import threading
 import time
 from collections import deque
@@ -151,6 +152,10 @@ def _store_batch(remote: RemoteEntity, batch: list[Outgoing], still: Still) -> I
     forms, until = remote.transfer_forms, time.monotonic() + remote.pace.batch_seconds
     wanted = {(each.sop_class_uid, syntax): None for each in batch for syntax in _syntaxes(each, forms)}
     left, ended = deque(enumerate(batch, 1)), 0
+    if not wanted:
+        reason = "no transfer syntax that this destination may be given holds it"
+        yield from _unsaid(Problem(verdict=Verdict.HOLD, reason=reason, refuses_contexts=True), batch)
+        return
     while left and time.monotonic() < until:
         association, problem = associate(remote, [build_context(sop_class, [syntax]) for sop_class, syntax in wanted])
         if association is None:
@@ -247,7 +252,7 @@ class _Watch:
         """Why it was ended from here, "" where it was not."""
         self.ended = False
         self._patience, self._pace, self._until = remote.response_timeout_seconds, remote.pace, until
-        self._sent = 0
+        self._acknowledged = 0
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
         self._begun = self._moved = time.monotonic()
@@ -255,13 +260,12 @@ class _Watch:
     def __enter__(self) -> None:
         # It is we who decide how long that is.
         self.association.dimse_timeout = None
-        self.association.bind(evt.EVT_DATA_SENT, self._note)
+        self._acknowledged = self._so_far()
         self._begun = self._moved = time.monotonic()
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self.association.unbind(evt.EVT_DATA_SENT, self._note)
         self._thread.join()
 
     @property
@@ -269,27 +273,43 @@ class _Watch:
         """Whether what ended it may be the object's fault: not that the network is slow."""
         return self.reason in {"", _STALLED}
 
-    def _note(self, event: evt.Event) -> None:
-        self._sent += len(event.data)
-        self._moved = time.monotonic()
-
     def _look(self) -> None:
+        gone = 0
         while not self._over.wait(min(self._patience / 10, 1.0)):
             now = time.monotonic()
+            before, gone = gone, self._so_far() - self._acknowledged
+            if gone > before:
+                self._moved = now
             if now - self._moved > self._patience:
                 self.reason = _STALLED
-            elif now - self._begun > self._patience + self._sent / self._pace.bytes_per_second:
+            elif now - self._begun > self._patience + gone / self._pace.bytes_per_second:
                 self.reason = f"fewer than {self._pace.bytes_per_second:g} bytes a second"
             elif now > self._until:
                 self.reason = "all that was to be sent took too long"
             if self.reason:
-                connection = self.association.dul.socket
-                if connection is not None and connection.socket is not None:
+                if (connection := self._connection) is not None:
                     with suppress(OSError):
-                        connection.socket.shutdown(socket.SHUT_RDWR)
+                        connection.shutdown(socket.SHUT_RDWR)
                 return
 
+    @property
+    def _connection(self) -> socket.socket | None:
+        transport = self.association.dul.socket
+        return None if transport is None else transport.socket
 
+    def _so_far(self) -> int:
+        """Return how many bytes the other machine has acknowledged: what was written may be in our own still."""
+        if (connection := self._connection) is None:
+            return 0
+        try:
+            information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+        except OSError:
+            return 0
+        return int.from_bytes(information[_BYTES_ACKED], sys.byteorder)
+
+
+_BYTES_ACKED = slice(120, 128)
+"""Where `tcpi_bytes_acked` lies in `struct tcp_info` (Linux, include/uapi/linux/tcp.h)."""
 _STALLED = "timed out"
 
 
