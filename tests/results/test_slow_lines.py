@@ -8,8 +8,10 @@ import pytest
 from edition_samples import post, rows, whole
 from pydicom import dcmread
 from scripted_scp import Drip, Fate, ScriptedScp, Silent, Stall, Through, Wire
+from sqlalchemy import update
 from test_delivery import report
 
+from meddaemon.db import tables
 from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.states import DeliveryState
 from meddaemon.results.dimse import store
@@ -112,6 +114,9 @@ def test_a_black_hole_starves_nobody_and_a_window_is_kept(tmp_path: Path) -> Non
             for number in range(1, 13):
                 made = whole("labelmap", result=number)
                 post(database, home.settings.store.results, made, *[outlet] * len(ports), names=[*ports])
+            with database.write() as connection:
+                # There are no rules that would want the results, when they are asked.
+                connection.execute(update(tables.study).values(due_at=None))
             stack.enter_context(home.running("deliver"))
             wait_until(lambda: len(well.arrivals) == 24, what="what is well to get all")
             wait_until(lambda: len(slow.arrivals) == 2, what="two connections")
