@@ -27,6 +27,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
+from pydicom.uid import CTImageStorage
 from pydicom.valuerep import VR, validate_value
 
 from meddaemon.domain.errors import ContradictoryIdentity, InputRefused
@@ -208,6 +209,14 @@ _GEOMETRY = (
     "ImagerPixelSpacing",
     "PixelAspectRatio",
 )
+_MULTI_FRAME = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
+_PLANE = (
+    ("PlanePositionSequence", "ImagePositionPatient"),
+    ("PlaneOrientationSequence", "ImageOrientationPatient"),
+    ("PixelMeasuresSequence", "PixelSpacing"),
+    ("PixelMeasuresSequence", "SliceThickness"),
+)
+"""What says where a plane lies: in which functional group of a frame, and as what of a single-frame image."""
 _READ = list(
     dict.fromkeys(
         (
@@ -308,8 +317,8 @@ class SourceSeries(InputSeries):
 
     @property
     def is_multi_frame(self) -> bool:
-        """Whether the planes are frames of one instance."""
-        return "PerFrameFunctionalGroupsSequence" in self.instances[0]
+        """Whether planes are frames of an instance."""
+        return any(map(is_multi_frame, self.instances))
 
     @cached_property
     def positions(self) -> dict[tuple[str, int], NDArray[np.float64]]:
@@ -317,9 +326,44 @@ class SourceSeries(InputSeries):
         return {
             (str(instance.SOPInstanceUID), number): np.array([float(value) for value in position])
             for instance in self.instances
-            for number, position in enumerate(_frame_positions(instance), 1)
+            for number, position in enumerate(_frames(instance, "PlanePositionSequence", "ImagePositionPatient"), 1)
             if position
         }
+
+    @cached_property
+    def orientations(self) -> dict[tuple[str, int], NDArray[np.float64]]:
+        """ImageOrientationPatient by (SOP Instance UID, frame number from 1)."""
+        return {
+            (str(instance.SOPInstanceUID), number): np.array([float(value) for value in orientation])
+            for instance in self.instances
+            for number, orientation in enumerate(
+                _frames(instance, "PlaneOrientationSequence", "ImageOrientationPatient"), 1
+            )
+            if orientation
+        }
+
+    def image(self, uid: str, frame: int) -> Dataset:
+        """Return one plane as a single-frame image: the instance itself, or what it says of that frame.
+
+        The latter is called a CT image: highdicom goes by the class, and takes one multi-frame instance at most.
+        """
+        instance = next(each for each in self.instances if str(each.SOPInstanceUID) == uid)
+        if not is_multi_frame(instance):
+            return instance
+        image = Dataset()
+        for element in instance:
+            if element.keyword not in _MULTI_FRAME:
+                image.add(element)
+        for group, keyword in _PLANE:
+            for value in _frames(instance, group, keyword, only=frame):
+                setattr(image, keyword, value)
+        image.SOPClassUID = CTImageStorage
+        return image
+
+
+def is_multi_frame(instance: Dataset) -> bool:
+    """Return whether the planes of an instance are its frames."""
+    return "PerFrameFunctionalGroupsSequence" in instance
 
 
 def read_source(
@@ -547,13 +591,19 @@ def _bare(dataset: Dataset) -> Dataset:
     return bare
 
 
-def _frame_positions(instance: Dataset) -> Iterator[Any]:
-    """Yield the position of each frame; None of one that has none."""
-    if "PerFrameFunctionalGroupsSequence" not in instance:
-        yield instance.get("ImagePositionPatient")
+def _frames(instance: Dataset, group: str, keyword: str, only: int = 0) -> Iterator[Any]:
+    """Yield what the frames of an instance say, each or `only` one, themselves or all together (PS3.3 C.7.6.16).
+
+    It is None of what lies nowhere, as a picture.
+    """
+    if not is_multi_frame(instance):
+        yield instance.get(keyword)
         return
-    for frame in instance.PerFrameFunctionalGroupsSequence:
-        yield frame.PlanePositionSequence[0].ImagePositionPatient if "PlanePositionSequence" in frame else None
+    frames = instance.PerFrameFunctionalGroupsSequence
+    shared = instance.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    for own in frames[only - 1 : only] if only else frames:
+        said = own if group in own else shared[0]
+        yield said[group].value[0].get(keyword) if group in said else None
 
 
 def _latest_moment(datasets: Sequence[Dataset]) -> Moment:

@@ -11,7 +11,7 @@ from pydicom.uid import RE_VALID_UID
 from meddaemon.domain.result import EncodedObject
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
 from meddaemon.results.envelope import has_content_moment
-from meddaemon.results.gate.exam import Check, Exam
+from meddaemon.results.gate.exam import Check, Exam, distinct
 from meddaemon.results.identity import RESEARCH_MARK, device_uid
 from meddaemon.results.source import INHERITED, TYPE_2
 
@@ -55,7 +55,7 @@ def _encoding(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
     for name, values in pairs.items():
         if len({str(value) for value in values}) > 1:
             yield f"{name}: {' and '.join(str(value) for value in values)} differ"
-    if any(element.tag.is_private for element in dataset.iterall()):
+    if any(tag.is_private for each in distinct(dataset) for tag in each.keys()):  # noqa: SIM118
         yield "has private attributes"
 
 
@@ -109,23 +109,16 @@ def _equipment(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
 
 
 def _references(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    seen: set[bytes] = set()
     for element in dataset:
         # What was inherited refers to objects of others.
         if element.VR != "SQ" or keyword_for_tag(element.tag) in (*INHERITED, "ReferencedRequestSequence"):
             continue
-        for item in element.value:
-            yield from _unknown_references(exam, item)
-
-
-def _unknown_references(exam: Exam, item: Dataset) -> Iterator[str]:
-    if "ReferencedSOPInstanceUID" in item:
-        uid, sop_class = str(item.ReferencedSOPInstanceUID), str(item.get("ReferencedSOPClassUID"))
-        if exam.known_instances.get(uid) != sop_class:
-            yield f"refers to {uid} of class {sop_class}, which is neither source nor result"
-    for element in item:
-        if element.VR == "SQ":
-            for nested in element.value:
-                yield from _unknown_references(exam, nested)
+        for item in (each for top in element.value for each in distinct(top, seen)):
+            if "ReferencedSOPInstanceUID" in item:
+                uid, sop_class = str(item.ReferencedSOPInstanceUID), str(item.get("ReferencedSOPClassUID"))
+                if exam.known_instances.get(uid) != sop_class:
+                    yield f"refers to {uid} of class {sop_class}, which is neither source nor result"
 
 
 def _is_uid(uid: str) -> bool:
