@@ -7,7 +7,7 @@ findings, outbox rows and the job's completion. Delivery drains the outbox on it
 import errno
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from meddaemon.domain.errors import (
     NotFound,
     StudyHeld,
 )
-from meddaemon.domain.outlet import ObjectKind
+from meddaemon.domain.outlet import Edition, ObjectKind, SegmentationForm
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.result import Analysis, Artefact, EncodedObject, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
@@ -54,6 +54,7 @@ from meddaemon.results.delivery import Retry
 from meddaemon.results.dimse import Problem, RemoteEntity
 from meddaemon.results.encoding import EncodingRequest, ObjectReference, encode, why_not
 from meddaemon.results.query import count_instances
+from meddaemon.results.seg import why_no_label_map
 from meddaemon.results.transport import Verdict
 from meddaemon.telemetry import log
 
@@ -418,7 +419,7 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
             stored,
             model_version=contract.version,
             series_instance_uid=prediction.series_instance_uid,
-            provenance={**prediction.provenance, **_admitted_by_force(contract), **_not_encoded(analysis)},
+            provenance={**prediction.provenance, **_admitted_by_force(contract), **_not_encoded(analysis, settings.editions)},
             seconds=seconds,
             outlets=settings.outlets,
             artefacts=kept,
@@ -509,8 +510,11 @@ def _admitted_by_force(contract: ModelContract) -> dict[str, str]:
     return {"admitted_by_force": contract.admission.forced} if contract.admission.forced else {}
 
 
-def _not_encoded(analysis: Analysis) -> dict[str, str]:
-    return {"not_encoded": why} if (why := why_not(analysis)) else {}
+def _not_encoded(analysis: Analysis, editions: Iterable[Edition]) -> dict[str, str]:
+    said = {"not_encoded": why_not(analysis)}
+    if any(each.segmentation is SegmentationForm.LABELMAP for each in editions):
+        said["no_label_map"] = why_no_label_map(analysis)
+    return {what: why for what, why in said.items() if why}
 
 
 def _input_files(settings: Settings, job: Job) -> dict[str, list[Path]]:

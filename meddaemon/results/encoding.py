@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import Analysis, EncodedObject
-from meddaemon.results import report, seg
+from meddaemon.results import probability, report, seg
 from meddaemon.results.gate import check
 from meddaemon.results.request import EncodingRequest, ObjectReference
 
@@ -24,6 +24,7 @@ class Encoder:
 ENCODERS: tuple[Encoder, ...] = (
     Encoder(kind=ObjectKind.SEG, encode=seg.encode),
     Encoder(kind=ObjectKind.SR, encode=report.encode),
+    Encoder(kind=ObjectKind.PROBABILITY, encode=probability.encode),
 )
 """Every kind of result object, in the order of what refers to what."""
 

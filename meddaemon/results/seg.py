@@ -1,13 +1,18 @@
 """Segmentation objects, on the full source grid (PS3.3 A.51): BINARY, and as a label map."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import replace
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.color import CIELabColor
-from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.seg import (
+    SegmentAlgorithmTypeValues,
+    Segmentation,
+    SegmentationFractionalTypeValues,
+    SegmentationTypeValues,
+    SegmentDescription,
+)
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -75,9 +80,9 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
     omit_empty = _leaves_out_empty_frames(request.analysis)
     if len(described) == 1:
         pixels = np.stack([drawing.mask(1, plane) for plane in range(drawing.shape[0])]).view(np.uint8)
-        header = segmentation(request, pixels, described, omit_empty=omit_empty)
+        header = segmentation(request, described, pixels=pixels, omit_empty=omit_empty)
         return finish(header, request, KIND, edition=SegmentationForm.BINARY)
-    header = segmentation(request, blank(request), described[:1])
+    header = segmentation(request, described[:1])
     header.SegmentSequence = described
     header.SegmentsOverlap = "YES" if drawing.overlapping else "NO"
     one_of_several(header)
@@ -101,7 +106,7 @@ def encode_label_map(request: EncodingRequest) -> EncodedObject:
     drawing, geometry = request.analysis.drawn
     if why := why_no_label_map(request.analysis):
         raise InputRefused("segments_overlap", why)
-    header = segmentation(request, blank(request), descriptions(request), SegmentationForm.LABELMAP)
+    header = segmentation(request, descriptions(request), SegmentationForm.LABELMAP)
     drawn_on = numbered(geometry)
     planes = planes_of(header)
     frames = [Frame(plane=plane, place=place) for place, plane in enumerate(planes, 1)]
@@ -112,11 +117,6 @@ def encode_label_map(request: EncodingRequest) -> EncodedObject:
         return with_frames(header, frames, run_lengths(images, header))
 
     return finish(header, request, KIND, encoded, edition=SegmentationForm.LABELMAP)
-
-
-def blank(request: EncodingRequest) -> NDArray[np.uint8]:
-    """Return one empty frame for each plane: what describes a plane is the same for every segment."""
-    return np.broadcast_to(np.uint8(0), request.analysis.drawn[1].shape)
 
 
 def one_of_several(header: Dataset) -> None:
@@ -137,24 +137,30 @@ _TYPES = {
 
 def segmentation(
     request: EncodingRequest,
-    pixels: NDArray[np.uint8],
     described: Sequence[SegmentDescription],
     form: SegmentationForm | ObjectKind = SegmentationForm.BINARY,
     *,
+    pixels: NDArray[np.uint8] | None = None,
     digest: str = "",
     omit_empty: bool = False,
 ) -> Segmentation:
-    """Return what highdicom makes of labels [plane, row, column] in a form.
+    """Return what highdicom makes of labels [plane, row, column] in a form, or a header that describes each plane.
 
+    The header is that of frames of a single pixel: what describes a plane is the same for every segment, and
+    highdicom would compress frames with what is installed (gdcm ends the process over small ones).
     A probability is a form, too, and a kind of its own; `digest` is what its bytes depend on beside the analysis.
     """
     contract, source = request.contract, request.source
     kind = form if form is ObjectKind.PROBABILITY else KIND
     named = [each for each in ("" if form in (SegmentationForm.BINARY, kind) else str(form), digest) if each]
     segmentation_type, transfer_syntax = _TYPES[form]
+    images = _images(request)
+    rows, columns = images[0].Rows, images[0].Columns
+    if pixels is None:
+        images = [_with(image, Rows=1, Columns=1) for image in images]
     seg = Segmentation(
-        source_images=_images(request),
-        pixel_array=pixels,
+        source_images=images,
+        pixel_array=np.zeros((len(images), 1, 1), np.uint8) if pixels is None else pixels,
         segmentation_type=segmentation_type,
         segment_descriptions=described,
         # A series is of one class.
@@ -166,10 +172,11 @@ def segmentation(
         manufacturer_model_name=MANUFACTURER,
         software_versions=MANUFACTURER,  # finish() writes them: highdicom is typed for one only
         device_serial_number=device_serial_number(request),
-        content_label="AI_SEGMENTATION",
+        content_label="AI_SEGMENTATION" if kind is KIND else "AI_PROBABILITY",
         content_description=long_string(contract.title),
-        transfer_syntax_uid=transfer_syntax,
+        transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=omit_empty,
+        fractional_type=SegmentationFractionalTypeValues.PROBABILITY,
         max_fractional_value=255,
     )
     for element in source.body_part:
@@ -179,7 +186,9 @@ def segmentation(
     if not _is_evenly_stacked(request.analysis.drawn[1]):
         seg.pop("DimensionOrganizationType", None)
         seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
-    if form is SegmentationForm.BINARY and _is_padded(seg.NumberOfFrames * seg.Rows * seg.Columns):
+    seg.Rows, seg.Columns = rows, columns
+    seg.file_meta.TransferSyntaxUID = transfer_syntax
+    if pixels is not None and _is_padded(seg.NumberOfFrames * seg.Rows * seg.Columns):
         seg.PixelData = seg.PixelData[:-1] + b"\0"  # it pads with the character 0; PS3.5 6.2 says 00H
     return seg
 
@@ -226,13 +235,19 @@ def _images(request: EncodingRequest) -> list[Dataset]:
     images = [source.image(*each) for each in wanted]
     # highdicom compares directions digit by digit.
     directions = images[0].ImageOrientationPatient
-    return [image if image.ImageOrientationPatient == directions else _turned(image, directions) for image in images]
+    return [
+        image if image.ImageOrientationPatient == directions else _with(image, ImageOrientationPatient=directions)
+        for image in images
+    ]
 
 
-def _turned(image: Dataset, directions: object) -> Dataset:
-    turned = copy(image)
-    turned.ImageOrientationPatient = directions
-    return turned
+def _with(image: Dataset, **changes: object) -> Dataset:
+    # Neither copy() nor setting an attribute: both write to the elements of the image.
+    changed = Dataset()
+    changed.update(image)
+    for keyword, value in changes.items():
+        changed.add_new(image[keyword].tag, image[keyword].VR, value)
+    return changed
 
 
 def _name_frames(seg: Segmentation, request: EncodingRequest) -> None:

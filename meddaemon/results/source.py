@@ -352,12 +352,12 @@ class SourceSeries(InputSeries):
             return instance
         image = Dataset()
         for element in instance:
-            if element.keyword not in _MULTI_FRAME:
+            if element.keyword not in (*_MULTI_FRAME, *(keyword for _, keyword in _PLANE)):
                 image.add(element)
         for group, keyword in _PLANE:
             for value in _frames(instance, group, keyword, only=frame):
                 setattr(image, keyword, value)
-        image.SOPClassUID = CTImageStorage
+        image.add_new(image["SOPClassUID"].tag, image["SOPClassUID"].VR, CTImageStorage)
         return image
 
 

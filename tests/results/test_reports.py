@@ -35,9 +35,11 @@ from reported_samples import (
 )
 from result_samples import BRAIN, KIDNEY, analysis_of, ball, geometry_of, request_for
 
-from meddaemon.domain.outlet import Edition, ReportForm, SegmentationForm, go_together
+from meddaemon.domain.outlet import EDITIONS, Edition, ReportForm, SegmentationForm, go_together
 from meddaemon.domain.result import EncodedObject, Location, ResultStatus
 from meddaemon.results.encoding import EncodingRequest, ObjectReference, encode
+from meddaemon.results.gate import check
+from meddaemon.results.report import encode as write_reports
 from meddaemon.results.report import measured_value, replaced
 from meddaemon.results.report.groups import outline
 
@@ -264,6 +266,15 @@ def test_a_report_on_segments_is_of_the_edition_of_its_segmentation(tmp_path: Pa
     assert (seg.edition, newer.edition, older.edition) == ("binary", "binary/3d", "binary/2d")
     assert all(each.edition in Edition().parts or not go_together(each.edition, "3d") for each in (seg, newer, older))
     assert older.edition not in Edition(segmentation=SegmentationForm.LABELMAP).parts
+
+
+def test_a_segmentation_that_is_in_every_edition_has_reports_that_are_in_those_of_their_form(tmp_path: Path) -> None:
+    """Segments that overlap can be written in one form only, whatever is asked for."""
+    request = replace(request_for(make_series(tmp_path)), editions=EDITIONS)
+    seg = replace(encode(request)[0], edition="")
+    documents = list(write_reports(request, [seg]))
+    assert [each.edition for each in documents] == ["3d", "2d"]
+    check([seg, *documents], request)
 
 
 def former(part: str, edition: str) -> ObjectReference:

@@ -103,7 +103,8 @@ def as_highdicom_writes(request: EncodingRequest) -> bytes:
     ]
     pixels = np.moveaxis(np.array(masks, np.uint8), 0, -1)
     omit_empty = seg_module._leaves_out_empty_frames(request.analysis)
-    whole = seg_module.segmentation(request, pixels, seg_module.descriptions(request), omit_empty=omit_empty)
+    described = seg_module.descriptions(request)
+    whole = seg_module.segmentation(request, described, pixels=pixels, omit_empty=omit_empty)
     return finish(whole, request, seg_module.KIND).content
 
 

@@ -62,7 +62,9 @@ def _read(dataset: Dataset) -> FrameTable:
     )
 
 
-def _each(items: _Items, tag: BaseTag, read: Callable[[_Items], _T], otherwise: _T | None = None) -> Iterator[_T]:
+def _each(
+    items: _Items, tag: BaseTag, read: Callable[[_Items], _T], otherwise: _T | None = None
+) -> Iterator[_T]:
     """Yield what one functional group of each frame says; those that are written alike are read once.
 
     Raises `KeyError` where a frame has none and nothing holds `otherwise`.

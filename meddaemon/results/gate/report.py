@@ -62,8 +62,9 @@ def _name(exam: Exam, encoded: EncodedObject, _: Dataset) -> Iterator[str]:
         for edition in exam.request.editions:
             if part is not Part.VOLUMES:
                 wanted.add((str(part), str(edition.report)))
-            elif any(each.edition == edition.segmentation for each in segs):
-                wanted.add((str(part), str(edition)))
+            for seg in segs if part is Part.VOLUMES else ():
+                if seg.edition in edition.parts:
+                    wanted.add((str(part), report.edition_of(seg, edition.report)))
     found = {(each.part, each.edition) for each in documents}
     for missing in sorted(wanted - found):
         yield f"there is no report {' '.join(missing)}"

@@ -119,9 +119,7 @@ def places(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
         steps = np.diff(frames.positions, axis=0)
         aside = frames.positions[-1] - frames.positions[0]
         aside = aside - (aside @ geometry.axes[:, 0]) * geometry.axes[:, 0]
-        if len(steps) and (
-            np.abs(steps - steps[0]).max() > _GRID_TOLERANCE_MM or np.abs(aside).max() > _GRID_TOLERANCE_MM
-        ):
+        if len(steps) and (np.abs(steps - steps[0]).max() > _GRID_TOLERANCE_MM or np.abs(aside).max() > _GRID_TOLERANCE_MM):
             yield "DimensionOrganizationType is 3D, but the frames do not follow each other evenly and straight"
 
 
@@ -211,9 +209,7 @@ def dimensions(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator
     frames = frame_table(exam, encoded.name)
     indices = frames.indices
     pointers = [str(keyword_for_tag(each.DimensionIndexPointer)) for each in dataset.DimensionIndexSequence]
-    wanted = (
-        ["ImagePositionPatient"] if not frames.segments.any() else ["ReferencedSegmentNumber", "ImagePositionPatient"]
-    )
+    wanted = ["ImagePositionPatient"] if not frames.segments.any() else ["ReferencedSegmentNumber", "ImagePositionPatient"]
     if pointers != wanted or indices.shape[1:] != (len(wanted),):
         yield f"dimensions {pointers} are not {wanted}, or the frames do not have an index value for each"
         return
