@@ -96,10 +96,13 @@ def post(
     """
     made = _made(connection, result_id)
     known = _known(connection, result_id)
+    status = _status(connection, result_id)
     wanted = {
         name: _wanted(outlets[name], made, known.get(name, {}))
         for name in destinations
-        if name in outlets and filters.is_satisfied(connection, result_id, outlets[name].when)
+        if name in outlets
+        and status in outlets[name].statuses
+        and filters.is_satisfied(connection, result_id, outlets[name].when)
     }
     for each in made:
         for name, taken in wanted.items():
@@ -131,6 +134,9 @@ def unsent(
 def _why_not(
     outlet: Outlet, made: Sequence[_Made], known: Mapping[int, DeliveryState], connection: Connection, result_id: int
 ) -> list[str]:
+    status = _status(connection, result_id)
+    if not known and status not in outlet.statuses:
+        return [f"it takes no result that is {status}"]
     if not known and not filters.is_satisfied(connection, result_id, outlet.when):
         return ["it is none of the results that this destination takes"]
     there = {each.kind for each in made}
@@ -143,6 +149,10 @@ def _why_not(
 
 
 _REPLACED = DeliveryState.REPLACED
+
+
+def _status(connection: Connection, result_id: int) -> str:
+    return str(connection.execute(select(tables.result.c.status).where(tables.result.c.id == result_id)).scalar_one())
 
 
 def _made(connection: Connection, result_id: int) -> list[_Made]:

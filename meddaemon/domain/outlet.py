@@ -7,6 +7,7 @@ from itertools import product
 from typing import Protocol
 
 from meddaemon.domain.filters import Filter
+from meddaemon.domain.result import ResultStatus
 
 
 class ObjectKind(StrEnum):
@@ -148,9 +149,11 @@ def next_edition(
 class Outlet:
     """One destination: the kinds of object that it takes, and of which results (None: all).
 
-    `editions` are those that it may be given, the preferred one first.
+    `editions` are those that it may be given, the preferred one first. `statuses` are those of the results that it
+    takes: without being asked for, nothing leaves that nobody believes, or that says nothing.
     """
 
     kinds: tuple[str, ...]
     when: Filter | None = None
     editions: tuple[Edition, ...] = (Edition(),)
+    statuses: tuple[ResultStatus, ...] = (ResultStatus.PLAUSIBLE,)
