@@ -444,6 +444,7 @@ def upgrade() -> None:
         sa.Column("faults", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("faulted_at", sa.Double(), nullable=True),
         sa.Column("custody_reason", sa.Text(), server_default="", nullable=False),
+        sa.Column("noticed", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.ForeignKeyConstraint(
             ["result_object_id"], ["result_object.id"], name=op.f("fk_delivery_result_object_id"), ondelete="CASCADE"
         ),
@@ -565,6 +566,26 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("custody_id", "delivery_id", name=op.f("pk_custody_item")),
     )
     op.create_index(op.f("ix_custody_item_delivery_id"), "custody_item", ["delivery_id"])
+    op.create_table(
+        "notice",
+        sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
+        sa.Column("result_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("destination", sa.String(length=100), nullable=False),
+        sa.Column("ae_title", sa.String(length=16), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column("available_at", sa.Double(), nullable=False),
+        sa.Column("fence", sa.Integer(), nullable=False),
+        sa.Column("lease_expires_at", sa.Double(), nullable=True),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("sent_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(["result_id"], ["result.id"], name=op.f("fk_notice_result_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_notice")),
+        sa.UniqueConstraint(
+            "result_id", "destination", "ae_title", name=op.f("uq_notice_result_id_destination_ae_title")
+        ),
+    )
 
     # What listings and counts go by, where millions of instances are.
     missable = "state IN ('available', 'retryable') AND deadline_at IS NOT NULL AND when_late = 'discard'"
@@ -582,6 +603,13 @@ def upgrade() -> None:
         ("ix_commitment_held", "commitment", ["id"], "state = 'held'"),
         ("ix_delivery_held", "delivery", ["destination"], "state = 'held'"),
         ("ix_delivery_sent", "delivery", ["destination", "sent_at"], "sent_at IS NOT NULL"),
+        ("ix_delivery_unnoticed", "delivery", ["destination"], "done_at IS NOT NULL AND NOT noticed"),
+        (
+            "ix_notice_open",
+            "notice",
+            ["destination", "available_at"],
+            "state IN ('pending', 'retryable', 'sending')",
+        ),
         ("ix_delivery_unconfirmed", "delivery", ["destination", "custody_at"], "state = 'sent' AND done_at IS NULL"),
     ):
         where = sa.text(condition) if condition else None
@@ -590,6 +618,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     """Drop the tables."""
+    op.drop_table("notice")
     op.drop_table("custody_item")
     op.drop_table("custody")
     op.drop_table("location")

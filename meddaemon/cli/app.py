@@ -14,6 +14,7 @@ from meddaemon.cli import doctor as health
 from meddaemon.cli.commitments import commitments_app
 from meddaemon.cli.explain import explain as explanation
 from meddaemon.cli.models import models_app
+from meddaemon.cli.notices import notices_app
 from meddaemon.cli.opening import (
     FAILED,
     USAGE,
@@ -50,6 +51,7 @@ app = typer.Typer(
 app.add_typer(studies_app, name="studies")
 app.add_typer(jobs_app, name="jobs")
 app.add_typer(deliveries_app, name="deliveries")
+app.add_typer(notices_app, name="notices")
 app.add_typer(commitments_app, name="commitments")
 app.add_typer(models_app, name="models")
 app.add_typer(store_app, name="store")

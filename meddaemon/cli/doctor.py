@@ -9,7 +9,7 @@ from pathlib import Path
 
 from meddaemon.cli.output import shown
 from meddaemon.config.settings import Settings
-from meddaemon.db import commitments, deliveries, gates, holds, instances, jobs, processes, studies
+from meddaemon.db import commitments, custody, deliveries, gates, holds, instances, jobs, processes, studies
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import MeddaemonError
@@ -208,6 +208,9 @@ def _deliveries(connection: Connection, settings: Settings) -> Iterator[Check]:
         there = destination in known
         said = _waiting(state, count) + ("" if there else ", but no such destination")
         yield Check(what=f"deliveries to {destination}", well=None if there else False, said=said)
+    for destination, (count, since) in custody.unconfirmed(connection).items():
+        said = f"{count} sent since {shown(since)} and not confirmed"
+        yield Check(what=f"custody at {destination}", well=None, said=said)
 
 
 def _waiting(state: DeliveryState, count: int) -> str:

@@ -15,6 +15,7 @@ from meddaemon.db import (
     holds,
     inquiries,
     jobs,
+    notices,
     requests,
     results,
     studies,
@@ -248,6 +249,9 @@ def _carried(connection: Connection, head: results.ResultHead, outlets: Mapping[
     for standing in custody.standings(connection, result_ids=[head.id]):
         so_far = f"not yet, {standing.done} of {standing.objects} objects are"
         yield f"    done at {standing.destination}: {shown(standing.done_at) if standing.done_at else so_far}"
+    for notice in notices.listing(connection, result_id=head.id):
+        reason = f": {shown(notice.reason)}" if notice.reason else ""
+        yield f"    {notice.ae_title} is told of {notice.destination}: {notice.state.value}{reason}"
 
 
 def _form(item: results.ObjectRow | deliveries.DeliveryRow) -> str:

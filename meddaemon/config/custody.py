@@ -57,10 +57,23 @@ def check_custody(written: Mapping[str, object], keys: Keys, problems: Problems)
     known = _PROOFS.get(kind, tuple(Proof))
     if proof in tuple(Proof) and proof not in known:
         problems.add((*keys, "custody"), f"a destination of kind {kind} cannot be asked for this")
+    if kind != "dicom" and written.get("announce_to"):
+        problems.add((*keys, "announce_to"), f"nobody could retrieve from a destination of kind {kind}")
     if proof != Proof.COMMITMENT:
         for other in ("custody_fallback", "reported_by"):
             if written.get(other):
                 problems.add((*keys, other), 'means nothing without custody = "commitment"')
+
+
+def check_announced(destinations: Iterable[DestinationSettings], listening: frozenset[str], problems: Problems) -> None:
+    """Note who is to be told of results, and where we do not know."""
+    for index, each in enumerate(destinations):
+        for place, ae_title in enumerate(each.announce_to):
+            if ae_title not in {each.ae_title, *listening}:
+                problems.add(
+                    ("destinations", index, "announce_to", place),
+                    f"{ae_title!r} is neither this destination nor in [[peers]] with host and port",
+                )
 
 
 def check_reporters(

@@ -80,6 +80,7 @@ class DestinationSettings(Section):
     custody: Literal["sent", "commitment", "query"] = "sent"
     custody_fallback: Literal["", "query"] = ""
     reported_by: tuple[AeTitle, ...] = ()
+    announce_to: tuple[AeTitle, ...] = ()
 
     @property
     def outlet(self) -> Outlet:

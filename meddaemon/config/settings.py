@@ -25,7 +25,7 @@ from meddaemon.config import environment, toml_file
 from meddaemon.config.admission import admitted
 from meddaemon.config.conditions import COMPUTED_ATTRIBUTES, parse_condition
 from meddaemon.config.contracts import find_contracts, load_contract, model_names
-from meddaemon.config.custody import CustodySettings, check_custody, check_reporters
+from meddaemon.config.custody import CustodySettings, check_announced, check_custody, check_reporters
 from meddaemon.config.destinations import DestinationSettings, check_destination
 from meddaemon.config.digest import RECORDS_NAME
 from meddaemon.config.problems import Problems, did_you_mean, frozen, tables, texts
@@ -381,6 +381,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
         problems.add_invalid(error, Document)
         raise problems.error from error
     _check_callers(document, problems)
+    check_announced(document.destinations, frozenset(peer.ae_title for peer in document.peers if peer.host), problems)
     check_reporters(
         document.destinations,
         frozenset(peer.ae_title for peer in document.peers),

@@ -20,6 +20,8 @@ from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sourc
 
 _delivery, _object, _custody, _item = tables.delivery, tables.result_object, tables.custody, tables.custody_item
 
+SETTLED_AT_ONCE = 1000
+
 
 @dataclass(frozen=True, kw_only=True)
 class Unconfirmed:
@@ -93,10 +95,14 @@ class Standing:
 
 def settle(connection: Connection, destination: str) -> int:
     """Call done what was sent to a destination for which that suffices; return how much that is."""
-    return connection.execute(
-        update(_delivery)
+    sent = connection.execute(
+        select(_delivery.c.id)
         .where(tables.delivery_unconfirmed, _delivery.c.destination == destination)
-        .values(done_at=_delivery.c.sent_at)
+        .limit(SETTLED_AT_ONCE)
+        .with_for_update(skip_locked=True, key_share=True)
+    ).scalars()
+    return connection.execute(
+        update(_delivery).where(_delivery.c.id.in_(sent.all())).values(done_at=_delivery.c.sent_at)
     ).rowcount
 
 
@@ -109,12 +115,13 @@ def is_waiting(connection: Connection, destination: str, *, due: bool = True) ->
 def claim(connection: Connection, destination: str, *, lease_seconds: float, limit: int) -> list[Unconfirmed]:
     """Lease what a destination is to be asked for now, the most urgent first, all of it of one sender.
 
-    Nobody else takes it before the lease is over: who asks says by then when it is to be asked for next.
+    What belongs to a result of which more is about to be sent there waits for that. Nobody else
+    takes it before the lease is over: who asks says by then when it is to be asked for next.
     """
     chosen = (
         connection.execute(
             select(_delivery.c.id)
-            .where(tables.delivery_unconfirmed, _delivery.c.destination == destination, *_due())
+            .where(tables.delivery_unconfirmed, _delivery.c.destination == destination, *_due(), ~_under_way())
             .order_by(_delivery.c.priority, _delivery.c.id)
             .limit(limit)
             .with_for_update(skip_locked=True, key_share=True)
@@ -296,6 +303,17 @@ def doubt(connection: Connection, each: Unconfirmed, reason: str) -> None:
     _apply(connection, DeliveryEvent.DOUBT, *_same(each), reason=reason, custody_reason=reason)
 
 
+def unconfirmed(connection: Connection) -> dict[str, tuple[int, datetime]]:
+    """Return how much of what each destination took is not confirmed, and since when."""
+    rows = connection.execute(
+        select(_delivery.c.destination, func.count(), func.min(_delivery.c.sent_at, type_=Utc()))
+        .where(tables.delivery_unconfirmed, _delivery.c.wanted == true())
+        .group_by(_delivery.c.destination)
+        .order_by(_delivery.c.destination)
+    )
+    return {destination: (count, since) for destination, count, since in rows}
+
+
 def standings(
     connection: Connection, *, result_ids: Collection[int] | None = None, study_ids: Collection[int] | None = None
 ) -> list[Standing]:
@@ -363,6 +381,24 @@ def _due() -> tuple[ColumnElement[bool], ...]:
     return (_delivery.c.custody_at <= now(), _delivery.c.wanted == true())
 
 
+def _under_way() -> ColumnElement[bool]:
+    """Hold where another object of the same result is on its way to the same destination."""
+    mine, theirs, other = _object.alias("mine"), _object.alias("theirs"), _delivery.alias("other")
+    return (
+        select(other.c.id)
+        .join(theirs, theirs.c.id == other.c.result_object_id)
+        .join(mine, mine.c.result_id == theirs.c.result_id)
+        .where(
+            mine.c.id == _delivery.c.result_object_id,
+            other.c.destination == _delivery.c.destination,
+            other.c.state.in_((DeliveryState.PENDING, DeliveryState.SENDING)),
+            other.c.wanted == true(),
+        )
+        .correlate(_delivery)
+        .exists()
+    )
+
+
 def _described(delivery_ids: Collection[int]) -> Select[tuple[object, ...]]:
     study, result = tables.study, tables.result
     return (
@@ -414,26 +450,21 @@ def _updated(each: Unconfirmed, *conditions: ColumnElement[bool], **values: obje
 
 def _apply_to_open(connection: Connection, request: Request, **values: object) -> None:
     """Update the objects of a request that no report has said anything of, and that were not asked for again since."""
-    open_ones = (
-        select(_item.c.delivery_id)
+    # In the order in which `deliveries.keep_wanted` takes them, so that neither waits for the other's rows in turn.
+    open_ones = connection.execute(
+        select(_delivery.c.id)
+        .join(_item, _item.c.delivery_id == _delivery.c.id)
         .where(
             _item.c.custody_id == request.id,
             _item.c.outcome.is_(None),
             _item.c.fence == _delivery.c.fence,
             _item.c.asked == _delivery.c.custody_asked,
-            _item.c.delivery_id == _delivery.c.id,
-        )
-        .correlate(_delivery)
-    )
-    connection.execute(
-        update(_delivery)
-        .where(
-            _delivery.c.id.in_(select(_item.c.delivery_id).where(_item.c.custody_id == request.id)),
-            open_ones.exists(),
             _delivery.c.state == DeliveryState.SENT,
         )
-        .values(**values)
-    )
+        .order_by(_delivery.c.id)
+        .with_for_update(of=_delivery, key_share=True)
+    ).scalars()
+    connection.execute(update(_delivery).where(_delivery.c.id.in_(open_ones.all())).values(**values))
 
 
 def _lose(connection: Connection, mine: Iterable[ColumnElement[bool]], losses: int, maximum: int, reason: str) -> None:

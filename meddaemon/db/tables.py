@@ -428,6 +428,8 @@ delivery = Table(
     Column("faults", Integer, nullable=False, server_default=text("0")),
     Column("faulted_at", Utc),
     Column("custody_reason", Plain(), nullable=False, server_default=""),
+    # Whether who wants to be told that it is done will be (`notice`).
+    Column("noticed", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("result_object_id", "destination"),
 )
 delivery_unsent = text(f"state IN ('{DeliveryState.PENDING}', '{DeliveryState.RETRYABLE}', '{DeliveryState.SENDING}')")
@@ -495,6 +497,42 @@ custody_item = Table(
     Column("asked", Integer, nullable=False),
     # Null until a report has said something of it.
     Column("outcome", String(16)),
+)
+
+# By destination, so that those with nobody to tell cost nothing.
+delivery_unnoticed = text("done_at IS NOT NULL AND NOT noticed")
+Index(
+    "ix_delivery_unnoticed",
+    delivery.c.destination,
+    sqlite_where=delivery_unnoticed,
+    postgresql_where=delivery_unnoticed,
+)
+
+# Who is told that a result is done at a destination (Instance Availability Notification).
+notice = Table(
+    "notice",
+    metadata,
+    _id(),
+    _references("result.id"),
+    Column("destination", String(100), nullable=False),
+    Column("ae_title", _AeTitle, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("available_at", Utc, nullable=False),
+    Column("fence", Integer, nullable=False),
+    Column("lease_expires_at", Utc),
+    Column("reason", Plain(), nullable=False),
+    Column("created_at", Utc, nullable=False),
+    Column("sent_at", Utc),
+    UniqueConstraint("result_id", "destination", "ae_title"),
+)
+notice_open = text(f"state IN ('{DeliveryState.PENDING}', '{DeliveryState.RETRYABLE}', '{DeliveryState.SENDING}')")
+Index(
+    "ix_notice_open",
+    notice.c.destination,
+    notice.c.available_at,
+    sqlite_where=notice_open,
+    postgresql_where=notice_open,
 )
 
 commitment = Table(

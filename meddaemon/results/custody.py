@@ -26,6 +26,7 @@ from meddaemon.domain.commitment import (
     ReferencedInstance,
 )
 from meddaemon.domain.custody import EXHAUSTED, CustodyPolicy, Proof, Step, next_step
+from meddaemon.failpoints import reach
 from meddaemon.results.dicomweb import Service
 from meddaemon.results.dimse import Problem, RemoteEntity, associate, release
 from meddaemon.results.lookup import find, find_on_the_web
@@ -34,6 +35,7 @@ from meddaemon.telemetry import log
 
 REQUEST_STORAGE_COMMITMENT = 1
 """Action Type ID (PS3.4 J.3.2.1.1)."""
+SUCCESS = 0x0000
 OBJECTS_PER_REQUEST = 200
 LEASE_SECONDS = 600.0
 """Longer than asking for so many objects takes; who dies meanwhile has them asked for after that."""
@@ -97,7 +99,8 @@ class DicomCustodian:
 
         def answer(event: evt.Event) -> tuple[int, None]:
             answered = self.hear(event)
-            if str(event.event_information.get("TransactionUID", "")) == transaction_uid:
+            # Only what was taken is known to be small enough to be decoded.
+            if answered[0] == SUCCESS and event.event_information.TransactionUID == transaction_uid:
                 heard.set()
             return answered
 
@@ -159,10 +162,11 @@ def _requested(
         )
     except (OSError, ValueError, RuntimeError) as failure:
         return Asked.UNKNOWN, f"could not ask for storage commitment: {type(failure).__name__}"
+    reach("commitment_requested")
     answered = status.get("Status")
     if answered is None:
         return Asked.UNKNOWN, "no answer to the request for storage commitment"
-    if answered == 0x0000 or 0xB000 <= answered <= 0xBFFF:
+    if answered == SUCCESS or 0xB000 <= answered <= 0xBFFF:
         return Asked.TAKEN, ""
     said = f"the request for storage commitment was answered {answered:04X}H"
     return Asked.NOT_NOW if answered in _PASSING else Asked.NEVER, said
@@ -195,8 +199,7 @@ def confirm(
         return 0
     if policy.proof is Proof.SENT:
         with database.write() as connection:
-            custody.settle(connection, destination)
-        return 0
+            return custody.settle(connection, destination)
     with database.write() as connection:
         claimed = custody.claim(connection, destination, lease_seconds=LEASE_SECONDS, limit=OBJECTS_PER_REQUEST)
     if not claimed:

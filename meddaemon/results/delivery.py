@@ -12,6 +12,7 @@ from meddaemon.db.engine import Database
 from meddaemon.db.instances import path_of
 from meddaemon.domain.errors import LeaseLost
 from meddaemon.domain.outlet import Edition
+from meddaemon.failpoints import reach
 from meddaemon.results.transport import SOP_CLASS_NOT_SUPPORTED, Answer, Outgoing, Pace, Send, Verdict
 from meddaemon.telemetry import log
 
@@ -173,14 +174,16 @@ def _give_back(database: Database, waiting: list[Delivery]) -> None:
 
 
 def _record(database: Database, delivery: Delivery, answer: Answer, retry: Retry) -> None:
+    reach("answered")
     said = {"destination": delivery.destination, "kind": delivery.kind, "delivery": delivery.id}
+    held = True
     try:
         with database.write() as connection:
             if answer.verdict is Verdict.TAKEN:
                 deliveries.accept(connection, delivery, status=answer.status or 0, note=answer.reason)
                 _log.info("delivered", **said)
-                return
-            if answer.verdict is Verdict.TRY_AGAIN:
+                held = False
+            elif answer.verdict is Verdict.TRY_AGAIN:
                 delay = max(retry.delay(delivery.attempt), min(answer.wait_seconds, retry.longest_seconds))
                 held = deliveries.fail(
                     connection,
@@ -193,9 +196,10 @@ def _record(database: Database, delivery: Delivery, answer: Answer, retry: Retry
                 )
                 if not held:
                     _log.warning("not delivered, will try again", reason=answer.reason, seconds=delay, **said)
-                    return
             else:
                 deliveries.refuse(connection, delivery, status=answer.status, reason=answer.reason)
-        _log.error("delivery held for a person", reason=answer.reason, **said)
+        if held:
+            _log.error("delivery held for a person", reason=answer.reason, **said)
+        reach("answer_recorded")
     except LeaseLost as lost:
         _log.warning("another sender took this delivery over", reason=str(lost), **said)

@@ -26,6 +26,7 @@ from meddaemon.ingest.volume import Volume, open_volume
 from meddaemon.results.custody import confirm
 from meddaemon.results.delivery import Retry
 from meddaemon.results.delivery import deliver as deliver_to
+from meddaemon.results.notices.ian import announce
 from meddaemon.roles.process import DRAIN_SECONDS, SIGN_OF_LIFE_SECONDS, TICK_SECONDS, announced, database_of, guarded
 from meddaemon.roles.remote import custodian_of, pace_of, remote_of, way_to
 from meddaemon.telemetry import log
@@ -51,7 +52,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 **{_way(each): ThreadPoolExecutor(each.connections) for each in settings.destinations},
                 "commit": ThreadPoolExecutor(1),
                 "query": ThreadPoolExecutor(4),
-                "custody": ThreadPoolExecutor(max(1, min(8, len(settings.destinations)))),
+                "custody": ThreadPoolExecutor(max(1, min(16, 2 * len(settings.destinations)))),
             },
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
@@ -80,6 +81,12 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 partial(_confirm, database, settings, destination, stop),
                 # One that keeps its association open for a report holds up no other.
                 "custody" if Proof(destination.custody) is not Proof.SENT else "default",
+            )
+            every(
+                settings.delivery.poll_seconds,
+                f"availability at {destination.name}",
+                partial(_announce, database, settings, destination, stop),
+                "custody" if destination.announce_to else "default",
             )
         _remove_windows(database, settings.windows)
         if settings.windows:
@@ -234,6 +241,14 @@ def _confirm(database: Database, settings: Settings, destination: DestinationSet
     policy = policy_of(destination, settings.custody)
     custodian = custodian_of(settings, destination, policy, CustodyReports(database).answer, stop)
     while not stop.is_set() and confirm(database, destination.name, policy, custodian):
+        pass
+
+
+def _announce(database: Database, settings: Settings, destination: DestinationSettings, stop: threading.Event) -> None:
+    remotes = {peer.ae_title: remote_of(settings, peer) for peer in settings.listening_peers}
+    remotes[destination.ae_title] = remote_of(settings, destination)
+    told, retry = destination.announce_to, _retry(settings)
+    while not stop.is_set() and announce(database, destination.name, destination.ae_title, told, remotes, retry):
         pass
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from meddaemon.config.custody import owed_reports, policy_of
 from meddaemon.config.settings import Settings, load
+from meddaemon.domain.custody import CustodyPolicy, Proof
 from meddaemon.domain.errors import InvalidConfiguration
 from meddaemon.domain.filters import Number
 from meddaemon.domain.outlet import ObjectKind, TransferForm
@@ -67,6 +69,26 @@ def test_how_it_is_sent_to(tmp_path: Path) -> None:
         ('kind = "sender"\nmaximum_tries = 0\n', "4: destinations[0].maximum_tries: "),
         ('kind = "sender"\ntransfer_syntaxes = ["jpeg"]\n', "4: destinations[0].transfer_syntaxes[0]: should be 'rle'"),
         ('kind = "sender"\nsegmentation = []\n', "4: destinations[0].segmentation: "),
+        (
+            'kind = "dicomweb"\nurl = "https://p/"\ncustody = "commitment"\n',
+            "5: destinations[0].custody: a destination of kind dicomweb cannot be asked for this",
+        ),
+        ('kind = "folder"\ndirectory = "o"\ncustody = "query"\n', "a destination of kind folder cannot be asked for"),
+        ('kind = "sender"\ncustody = "sometimes"\n', "4: destinations[0].custody: "),
+        (
+            'kind = "sender"\ncustody = "query"\ncustody_fallback = "query"\n',
+            '5: destinations[0].custody_fallback: means nothing without custody = "commitment"',
+        ),
+        ('kind = "sender"\nreported_by = ["A"]\n', 'reported_by: means nothing without custody = "commitment"'),
+        (
+            'ae_title = "PACS"\nhost = "p"\nport = 104\ncustody = "commitment"\n[listener]\naccept = "listed"\n',
+            "6: destinations[0].custody: 'PACS' will call us to report, and is not in [[peers]]: it would be rejected",
+        ),
+        ('kind = "sender"\nannounce_to = ["A"]\n', "nobody could retrieve from a destination of kind sender"),
+        (
+            'ae_title = "PACS"\nhost = "p"\nport = 104\nannounce_to = ["PACS", "RIS"]\n',
+            "6: destinations[0].announce_to[1]: 'RIS' is neither this destination nor in [[peers]] with host and port",
+        ),
         ('kind = "sender"\nwhen = "volume >"\n', "4: destinations[0].when: character 9: a number expected"),
         ('kind = "sender"\nwhen = "not since 30d"\n', "4: destinations[0].when: since and until have no place here"),
     ],
@@ -76,3 +98,16 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
         settings(tmp_path, text)
     assert said in str(caught.value)
     assert "pw" not in str(caught.value).replace("password", "")
+
+
+def test_what_a_destination_must_prove(tmp_path: Path) -> None:
+    dicom = 'ae_title = "PACS"\nhost = "pacs"\nport = 104\n'
+    found = settings(tmp_path, dicom)
+    assert policy_of(found.destinations[0], found.custody) == CustodyPolicy()
+    assert not owed_reports(found.destinations)
+    asked = 'custody = "commitment"\ncustody_fallback = "query"\nreported_by = ["OTHER"]\n'
+    found = settings(tmp_path, f"{dicom}{asked}[custody]\nmaximum_requests = 7\nassociation_seconds = 0\n")
+    assert policy_of(found.destinations[0], found.custody) == CustodyPolicy(
+        proof=Proof.COMMITMENT, fallback=True, reported_by=("OTHER",), maximum_requests=7, association_seconds=0
+    )
+    assert owed_reports(found.destinations)

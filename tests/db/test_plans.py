@@ -17,6 +17,7 @@ from meddaemon.db import (
     holds,
     inquiries,
     jobs,
+    notices,
     results,
     studies,
     tables,
@@ -41,6 +42,14 @@ ASKED_ALL_THE_TIME: dict[str, tuple[Callable[[Connection], object], dict[str, st
     "look whether anything is to be settled": (
         lambda connection: custody.is_waiting(connection, "pacs", due=False),
         {"ix_delivery_unconfirmed": "destination"},
+    ),
+    "look for what nobody was told of": (
+        lambda connection: notices.is_anything_new(connection, "pacs"),
+        {"ix_delivery_unnoticed": "destination"},
+    ),
+    "look for notices": (
+        lambda connection: notices.claim(connection, "pacs", lease_seconds=60),
+        {"ix_notice_open": "destination"},
     ),
     "look for due studies": (studies.due_ids, {"ix_study_due_at": "due_at<"}),
     "look for announcements": (announcements.untold, {"ix_announcement_untold": ""}),

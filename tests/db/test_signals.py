@@ -320,7 +320,7 @@ def test_an_instance_that_is_here_in_any_way_is_not_missing(
         ).one()  # fmt: skip
         connection.execute(
             tables.result_object.insert().values(
-                result_id=result_id, kind="SR", sop_class_uid="1", sop_instance_uid="1.2.3.ours",
+                result_id=result_id, kind="SR", part="", edition="", sop_class_uid="1", sop_instance_uid="1.2.3.ours",
                 series_instance_uid="1", transfer_syntax_uid="1", sha256="0", size=1,
             )
         )  # fmt: skip

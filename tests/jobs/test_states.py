@@ -4,9 +4,12 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from meddaemon.domain import states
 from meddaemon.domain.states import (
+    DELIVERY_TAKEN,
     DELIVERY_TRANSITIONS,
     JOB_TRANSITIONS,
     DeliveryEvent,
@@ -66,6 +69,21 @@ def test_sources_and_targets_are_read_from_the_table() -> None:
         assert {DELIVERY_TRANSITIONS[state][delivery_event] for state in found} == {
             states.delivery_target(delivery_event)
         }
+
+
+@given(st.lists(st.sampled_from(DeliveryEvent), max_size=30))
+def test_whatever_happens_nothing_is_confirmed_that_was_not_sent(events: list[DeliveryEvent]) -> None:
+    state, sent = DeliveryState.PENDING, False
+    for event in events:
+        after = DELIVERY_TRANSITIONS[state].get(event)
+        if after is None:
+            continue
+        assert state not in {DeliveryState.COMMITTED, DeliveryState.VERIFIED}, "somebody left the end"
+        if event in {DeliveryEvent.VERIFY, DeliveryEvent.LOSE, DeliveryEvent.DOUBT}:
+            assert sent, "it was not taken since it was claimed last"
+        sent = (sent or event is DeliveryEvent.ACCEPT) and event not in {DeliveryEvent.CLAIM, DeliveryEvent.LOSE}
+        state = after
+        assert (state in DELIVERY_TAKEN) <= (sent or event is DeliveryEvent.COMMIT)
 
 
 def test_only_a_claimed_thing_can_end_well() -> None:

@@ -1,6 +1,8 @@
 """What a destination took is done when it says that it has it, however late, often or badly it says so."""
 
+import json
 import threading
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -14,6 +16,7 @@ from pydicom import Dataset
 from pydicom.uid import BasicTextSRStorage
 from sqlalchemy import update
 from test_delivery import OBJECTS, RETRY, database_rows, post_reports
+from test_ways_out import JSON, PLUGIN, WebServer
 
 from meddaemon.cli.explain import explain
 from meddaemon.db import custody, deliveries, tables
@@ -25,9 +28,12 @@ from meddaemon.domain.states import DeliveryState
 from meddaemon.ingest.callers import Caller
 from meddaemon.ingest.custody import CustodyReports
 from meddaemon.ingest.scp import Listener, ListenerSettings
-from meddaemon.results.custody import DicomCustodian, confirm
+from meddaemon.results.custody import DicomCustodian, WebCustodian, confirm
 from meddaemon.results.delivery import deliver
+from meddaemon.results.dicomweb import Service
 from meddaemon.results.dimse import RemoteEntity, store
+from tests.running import wait_until
+from tests.system.test_peers import Orthanc, know, orthanc
 
 COMMITMENT = CustodyPolicy(proof=Proof.COMMITMENT, maximum_requests=2, maximum_losses=1)
 FALLBACK = CustodyPolicy(proof=Proof.COMMITMENT, fallback=True, maximum_requests=1)
@@ -35,11 +41,13 @@ QUERY = CustodyPolicy(proof=Proof.QUERY)
 UIDS = [f"1.2.9.{number}" for number in range(1, OBJECTS + 1)]
 FIRST, *OTHERS = UIDS
 A_DAY = 86_400.0
+both = pytest.mark.parametrize("dialect", ["sqlite", "postgresql"], indirect=True)
+"""Runs a test on both databases: where it does what the others do not."""
 
 
 @pytest.fixture
 def dialect() -> str:
-    """What both databases must do has a test of its own below."""
+    """One database will do, unless a test asks for both."""
     return "sqlite"
 
 
@@ -111,6 +119,7 @@ ALL_COMMITTED = [DeliveryState.COMMITTED] * OBJECTS
 # --- what suffices -----------------------------------------------------------------------------------------------
 
 
+@both
 def test_where_sent_suffices_it_is_done_when_it_is_sent(database: Database, folder: Path) -> None:
     archive = Archive()
     with archive.listening() as to:
@@ -277,6 +286,7 @@ def test_another_ae_may_report_where_the_destination_says_so(database: Database,
 # --- no report ---------------------------------------------------------------------------------------------------
 
 
+@both
 def test_a_report_that_never_comes_is_asked_for_again_and_then_a_person(database: Database, folder: Path) -> None:
     archive = Archive(report="never")
     with archive.listening() as to, our_listener(database, **called_by("PACS")) as port:
@@ -340,6 +350,7 @@ def test_a_request_that_is_refused(database: Database, folder: Path, status: int
     assert f"{status:04X}H" in rows(database)[FIRST].reason
 
 
+@both
 def test_an_archive_out_of_reach_costs_no_request_and_leaves_no_row(database: Database, folder: Path) -> None:
     archive = Archive()
     with archive.listening() as to:
@@ -388,9 +399,35 @@ def test_a_report_says_nothing_of_what_was_sent_again_since(database: Database, 
     assert states(database) == ALL_COMMITTED
 
 
+def test_each_sender_answers_for_what_it_got_back(database: Database, folder: Path) -> None:
+    archive, hear = Archive(), CustodyReports(database).answer
+    with archive.listening() as to:
+        send(database, folder, to)
+        custodian = DicomCustodian(remote=to, hear=hear, seconds=30, stop=threading.Event())
+        assert confirm(database, "pacs", COMMITMENT, {"SCANNER": custodian}.get) == OBJECTS
+        assert states(database) == ALL_COMMITTED
+        with database.write() as connection:
+            connection.execute(update(tables.delivery).values(state=DeliveryState.SENT, done_at=None, custody_at=0.0))
+        confirm(database, "pacs", COMMITMENT, {"OTHER": custodian}.get)
+    assert states(database) == [DeliveryState.HELD] * OBJECTS
+    assert "there is nobody to ask" in rows(database)[FIRST].reason
+
+
+def test_a_result_is_asked_for_when_all_of_it_was_sent(database: Database, folder: Path) -> None:
+    archive = Archive()
+    with archive.listening() as to:
+        send(database, folder, to)
+        last = tables.delivery.c.id == OBJECTS
+        for state, asked in ((DeliveryState.SENDING, 0), (DeliveryState.PENDING, 0), (DeliveryState.HELD, OBJECTS - 1)):
+            with database.write() as connection:
+                connection.execute(update(tables.delivery).where(last).values(state=state))
+            assert ask(database, to, COMMITMENT) == asked
+
+
 # --- by query ----------------------------------------------------------------------------------------------------
 
 
+@both
 def test_what_was_lost_after_its_acknowledgement_is_sent_again(database: Database, folder: Path) -> None:
     archive = Archive(loses=[FIRST])
     with archive.listening() as to:
@@ -440,6 +477,77 @@ def test_an_archive_that_answers_no_query_is_a_persons(database: Database, folde
     assert states(database) == [DeliveryState.HELD] * OBJECTS
 
 
+# --- on the web --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "body", "said"),
+    [
+        (200, JSON, json.dumps([{"00080018": {"vr": "UI", "Value": [FIRST]}}]).encode(), True),
+        (200, JSON, json.dumps([{"00080018": {"vr": "UI", "Value": ["1.2.9.99"]}}]).encode(), False),
+        (200, JSON, b"[]", False),
+        (204, JSON, b"", False),
+        (404, "text/plain", b"no such study", False),
+        (200, JSON, b'[{"0008', "answered HTTP 200 and no list of what it has"),
+        (200, "text/html", b"[]", "answered HTTP 200"),
+        (401, JSON, b"[]", "answered HTTP 401"),
+        (503, JSON, b"[]", "answered HTTP 503"),
+        (0, JSON, b"", "Remote end closed connection without response"),
+    ],
+)
+def test_what_a_web_service_says_of_an_object(status: int, content_type: str, body: bytes, said: bool | str) -> None:
+    server = WebServer([(status, content_type, body)])
+    with server.serving() as port:
+        assert Service(url=f"http://127.0.0.1:{port}/dicom-web").has("1.2.3", "1.2.9", FIRST) == said
+    assert [path for path, _, _ in server.asked if status] == [
+        f"/dicom-web/studies/1.2.3/series/1.2.9/instances?SOPInstanceUID={FIRST}" for _ in range(bool(status))
+    ]
+
+
+@pytest.mark.peer
+@pytest.mark.skipif(not PLUGIN.exists(), reason="Orthanc's DICOMweb plugin is not installed")
+def test_orthanc_is_asked_on_the_web(database: Database, folder: Path, tmp_path: Path) -> None:
+    with orthanc(tmp_path / "orthanc", Plugins=[str(PLUGIN)], DicomWeb={"Enable": True}) as archive:
+        service = Service(url=f"http://127.0.0.1:{archive.http}/dicom-web")
+        deliver(database, folder, "pacs", service.store, RETRY, threading.Event())
+        forget(archive, FIRST)
+        for _ in range(2):
+            confirm(database, "pacs", QUERY, lambda _: WebCustodian(service=service))
+            pass_time(database)
+    assert states(database) == [DeliveryState.RETRYABLE, *[DeliveryState.VERIFIED] * (OBJECTS - 1)]
+
+
+# --- Orthanc -----------------------------------------------------------------------------------------------------
+
+
+def forget(archive: Orthanc, uid: str) -> None:
+    """Have Orthanc lose an object."""
+    query = {"Level": "Instance", "Query": {"SOPInstanceUID": uid}}
+    (found,) = archive.ask("/tools/find", json.dumps(query).encode())
+    url = f"http://127.0.0.1:{archive.http}/instances/{found}"
+    urllib.request.urlopen(urllib.request.Request(url, method="DELETE"), timeout=30).close()
+
+
+@pytest.mark.peer
+def test_orthanc_commits_to_what_it_has_and_finds_it(database: Database, folder: Path, tmp_path: Path) -> None:
+    with (
+        orthanc(tmp_path / "orthanc") as archive,
+        our_listener(database, **called_by("ORTHANC")) as port,
+    ):
+        know(archive, port, ae_title="SENDER")
+        to = RemoteEntity(ae_title="ORTHANC", host="127.0.0.1", port=archive.dicom, calling_ae_title="SENDER")
+        send(database, folder, to)
+        forget(archive, FIRST)
+        ask(database, to, COMMITMENT, seconds=0)
+        wait_until(lambda: DeliveryState.SENT not in states(database), what="the report of Orthanc")
+        assert states(database) == [DeliveryState.RETRYABLE, *ALL_COMMITTED[1:]]
+        assert "(0112H)" in rows(database)[FIRST].reason
+        send(database, folder, to)
+        ask(database, to, QUERY)
+        assert states(database) == [DeliveryState.VERIFIED, *ALL_COMMITTED[1:]]
+        assert "done at pacs: 20" in told(database)
+
+
 # --- a day -------------------------------------------------------------------------------------------------------
 
 
@@ -476,7 +584,7 @@ Report = tuple[int, Sequence[str]]
 """On which request, and what of each object."""
 
 
-@pytest.mark.parametrize("dialect", ["sqlite", "postgresql"], indirect=True)
+@both
 @settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )

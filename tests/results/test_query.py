@@ -5,6 +5,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from time import monotonic
 
@@ -13,8 +14,10 @@ from pydicom import Dataset, dcmread
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import StudyRootQueryRetrieveInformationModelFind, Verification
 
+from meddaemon.db.custody import Unconfirmed
 from meddaemon.results import query
 from meddaemon.results.dimse import Problem, RemoteEntity
+from meddaemon.results.lookup import find
 from meddaemon.results.query import count_instances
 from tests.dicom_factory import make_series
 from tests.running import wait_until
@@ -225,6 +228,9 @@ def test_dcmtk_is_asked(tmp_path: Path) -> None:
         study = dcmread(files[0]).StudyInstanceUID
         assert count_instances(remote(port), study, within_seconds=30) == 5
         assert count_instances(remote(port), "1.2.3.999", within_seconds=30) == 0
+        sought = [_sought(file, number) for number, file in enumerate(files)]
+        gone = replace(sought[0], sop_instance_uid="1.2.3.999")
+        assert find(remote(port), [*sought, gone]) == {each.sop_instance_uid for each in sought}
     finally:
         process.terminate()
         process.wait(20)
@@ -241,6 +247,23 @@ def test_orthanc_is_asked(tmp_path: Path) -> None:
         study = dcmread(files[0]).StudyInstanceUID
         assert count_instances(remote(pacs.dicom), study, within_seconds=30) == 5
         assert count_instances(remote(pacs.dicom), "1.2.3.999", within_seconds=30) == 0
+
+
+def _sought(file: Path, number: int) -> Unconfirmed:
+    header = dcmread(file, stop_before_pixels=True)
+    return Unconfirmed(
+        delivery_id=number,
+        fence=1,
+        asked=0,
+        missed=0,
+        losses=0,
+        sop_class_uid=header.SOPClassUID,
+        sop_instance_uid=header.SOPInstanceUID,
+        series_instance_uid=header.SeriesInstanceUID,
+        study_instance_uid=header.StudyInstanceUID,
+        sender="",
+        reason="",
+    )
 
 
 def _answers(port: int) -> bool:

@@ -78,8 +78,11 @@ class WebServer:
         scripted = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.do_POST()
+
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 scripted.asked.append((self.path, dict(self.headers), body))
                 status, content_type, answer = scripted.answers[0]
                 if len(scripted.answers) > 1:

@@ -83,9 +83,9 @@ def orthanc(folder: Path, **more: object) -> Iterator[Orthanc]:
         process.wait(30)
 
 
-def know(archive: Orthanc, port: int) -> None:
+def know(archive: Orthanc, port: int, *, ae_title: str = "MEDDAEMON") -> None:
     """Tell Orthanc where the daemon listens."""
-    modality = {"AET": "MEDDAEMON", "Host": "127.0.0.1", "Port": port}
+    modality = {"AET": ae_title, "Host": "127.0.0.1", "Port": port}
     request = urllib.request.Request(
         f"http://127.0.0.1:{archive.http}/modalities/ai", data=json.dumps(modality).encode(), method="PUT"
     )
