@@ -444,6 +444,8 @@ def upgrade() -> None:
         sa.Column("custody_asked", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("custody_missed", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("losses", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("faults", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("faulted_at", sa.Double(), nullable=True),
         sa.Column("custody_reason", sa.Text(), server_default="", nullable=False),
         sa.Column("noticed", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.ForeignKeyConstraint(
@@ -603,6 +605,7 @@ def upgrade() -> None:
         ("ix_delivery_sending", "delivery", ["lease_expires_at"], "state = 'sending'"),
         ("ix_commitment_held", "commitment", ["id"], "state = 'held'"),
         ("ix_delivery_held", "delivery", ["destination"], "state = 'held'"),
+        ("ix_delivery_sent", "delivery", ["destination", "sent_at"], "sent_at IS NOT NULL"),
         ("ix_delivery_unnoticed", "delivery", ["destination"], "done_at IS NOT NULL AND NOT noticed"),
         (
             "ix_notice_open",

@@ -248,7 +248,7 @@ def explain(
             }
             print_rows(history.refusals(connection, limit=limit, before=before), columns, Format.TABLE)
             return
-        for line in explanation(connection, study):
+        for line in explanation(connection, study, open_settings(config).outlets):
             typer.echo(line)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from textwrap import shorten
+from types import MappingProxyType
 from typing import Any
 
 from meddaemon.cli.output import shown
@@ -15,20 +16,25 @@ from meddaemon.db import (
     inquiries,
     jobs,
     notices,
+    requests,
     results,
     studies,
 )
 from meddaemon.db.engine import Connection
 from meddaemon.domain.errors import NotFound
+from meddaemon.domain.outlet import Edition, Outlet
 from meddaemon.domain.result import ResultStatus
 from meddaemon.domain.states import DeliveryState, JobEvent, StudyState, sources
 
+NO_OUTLETS: Mapping[str, Outlet] = MappingProxyType({})
 
-def explain(connection: Connection, wanted: str) -> Iterator[str]:
+
+def explain(connection: Connection, wanted: str, outlets: Mapping[str, Outlet] = NO_OUTLETS) -> Iterator[str]:
     """Yield the lines that explain a study, named by id, UID of study, series or instance, or accession number.
 
     An object that was refused has no study here; its UID is explained by the refusal. A study that was announced, and
-    of which nothing has arrived, is explained by what was announced. Raises NotFound.
+    of which nothing has arrived, is explained by what was announced. `outlets` says what the destinations take: what
+    they do not get is explained, too. Raises NotFound.
     """
     refusals = history.refusals(connection, wanted)
     try:
@@ -63,7 +69,7 @@ def explain(connection: Connection, wanted: str) -> Iterator[str]:
     said_why = study.state is StudyState.HELD or bool(study.waiting)
     yield from _decisions(history.decisions(connection, study_id), said_why=said_why)
     yield from _jobs(connection, study_id)
-    yield from _results(connection, study_id)
+    yield from _results(connection, study_id, outlets)
 
 
 def _contradictions(rows: list[holds.ContradictionRow]) -> Iterator[str]:
@@ -197,7 +203,7 @@ def _jobs(connection: Connection, study_id: int) -> Iterator[str]:
             yield f"    {shown(event.at)} {event.event.value} -> {event.state.value}{by}{detail}"
 
 
-def _results(connection: Connection, study_id: int) -> Iterator[str]:
+def _results(connection: Connection, study_id: int, outlets: Mapping[str, Outlet]) -> Iterator[str]:
     for head in results.heads(connection, study_id=study_id):
         ended = "" if head.current else ", withdrawn: nobody asks for it any more"
         if head.successor is not None:
@@ -215,29 +221,42 @@ def _results(connection: Connection, study_id: int) -> Iterator[str]:
             if row.result_id == head.id:
                 yield f"    {row.finding}: {_said(row)}"
         yield "    seconds: " + ", ".join(f"{step} {seconds:g}" for step, seconds in head.seconds.items())
-        yield from _carried(connection, head)
+        yield from _carried(connection, head, outlets)
 
 
-def _carried(connection: Connection, head: results.ResultHead) -> Iterator[str]:
+def _carried(connection: Connection, head: results.ResultHead, outlets: Mapping[str, Outlet]) -> Iterator[str]:
     """Yield what carries a result: its objects, what is kept beside them, and where the objects went."""
     if why := head.provenance.get("not_encoded"):
-        yield f"    no DICOM object carries it: {why}"
+        yield f"    no Segmentation carries it: {why}"
     for item in results.objects_of(connection, head.id):
-        yield f"    {item.kind} {item.sop_instance_uid}, {item.size} bytes"
+        name = " ".join(filter(None, (item.kind, item.part, item.edition)))
+        yield f"    {name} {item.sop_instance_uid}, {item.size} bytes"
     for kept in results.artefacts(connection, result_id=head.id):
         yield f"    {kept.kind.value} of {shown(kept.of)}: {kept.voxels}, {kept.size} bytes"
-    for sent in deliveries.listing(connection, result_ids=[head.id]):
+    posted = deliveries.listing(connection, result_ids=[head.id])
+    if not posted and head.status is not ResultStatus.PLAUSIBLE:
+        yield f"    goes nowhere: no destination has {head.status.value!r} among its statuses"
+    for sent in posted:
         status = f", status {sent.status:04X}H" if sent.status is not None else ""
         reason = f": {shown(sent.reason)}" if sent.reason else ""
         state = sent.state.value if sent.wanted or sent.sent_at else "not to be sent any more"
-        yield f"    {sent.kind} to {sent.destination}: {state}, {sent.attempt} attempts{status}{reason}"
+        yield f"    {_form(sent)} to {sent.destination}: {state}, {sent.attempt} attempts{status}{reason}"
         yield from _custody(connection, sent)
+    if head.current and outlets:
+        named = requests.destinations_of(connection, head.job_id)
+        for name, why in deliveries.unsent(connection, head.id, destinations=named, outlets=outlets):
+            yield f"    not to {name}: {shown(why)}"
     for standing in custody.standings(connection, result_ids=[head.id]):
         so_far = f"not yet, {standing.done} of {standing.objects} objects are"
         yield f"    done at {standing.destination}: {shown(standing.done_at) if standing.done_at else so_far}"
     for notice in notices.listing(connection, result_id=head.id):
         reason = f": {shown(notice.reason)}" if notice.reason else ""
         yield f"    {notice.ae_title} is told of {notice.destination}: {notice.state.value}{reason}"
+
+
+def _form(item: results.ObjectRow | deliveries.DeliveryRow) -> str:
+    """Return what an object is called; its edition only where that is not the usual one."""
+    return " ".join(filter(None, (item.kind, item.part, "" if item.edition in Edition().parts else item.edition)))
 
 
 def _custody(connection: Connection, sent: deliveries.DeliveryRow) -> Iterator[str]:

@@ -212,7 +212,6 @@ class DeliverySettings(Section):
     """The SCU that sends results."""
 
     ae_title: AeTitle = "MEDDAEMON"
-    concurrency: Count = 2
     lease_seconds: Seconds = 300.0
     backoff_seconds: Seconds = 10.0
     maximum_backoff_seconds: Seconds = 3600.0
@@ -220,6 +219,8 @@ class DeliverySettings(Section):
     connection_timeout_seconds: Seconds = 10.0
     association_timeout_seconds: Seconds = 30.0
     dimse_timeout_seconds: Seconds = 60.0
+    minimum_bytes_per_second: Annotated[float, Field(gt=0)] = 10_000.0
+    batch_seconds: Seconds = 3600.0
 
 
 class LoggingSettings(Section):
@@ -639,18 +640,25 @@ def _check_names(data: Mapping[str, Any], problems: Problems) -> None:
             if name not in names:
                 message = f"there is no destination {name!r}{did_you_mean(name, names)}"
                 problems.add(("rules", index, "destinations", place), message)
-        window, known = rule.get("window", ""), [str(each.get("name")) for _, each in windows]
-        if isinstance(window, str) and window and window not in known:
-            problems.add(("rules", index, "window"), f"there is no window {window!r}{did_you_mean(window, known)}")
+        _check_window(rule, ("rules", index), windows, problems)
         if rule.get("when_late") == WhenLate.DISCARD and "deadline_seconds" not in rule:
             problems.add(("rules", index, "when_late"), "nothing is late without deadline_seconds")
     own_hosts = {_raw(data, "listener", "host"), "127.0.0.1", "localhost", "::1"}
     for index, each in destinations:
         check_destination(each, ("destinations", index), problems)
         check_custody(each, ("destinations", index), problems)
+        _check_window(each, ("destinations", index), windows, problems)
         if each.get("port") == _raw(data, "listener", "port") and each.get("host") in own_hosts:
             message = f"{each.get('host')}:{each.get('port')} is this daemon's own listener"
             problems.add(("destinations", index, "port"), message)
+
+
+def _check_window(
+    table: Mapping[str, Any], keys: Keys, windows: Iterable[tuple[int, Mapping[str, Any]]], problems: Problems
+) -> None:
+    window, known = table.get("window", ""), [str(each.get("name")) for _, each in windows]
+    if isinstance(window, str) and window and window not in known:
+        problems.add((*keys, "window"), f"there is no window {window!r}{did_you_mean(window, known)}")
 
 
 def _check_callers(document: Document, problems: Problems) -> None:

@@ -330,7 +330,7 @@ def standings(
         )
         .join(_object, _object.c.result_id == result.c.id)
         .join(_delivery, _delivery.c.result_object_id == _object.c.id)
-        .where(_delivery.c.wanted == true())
+        .where(_delivery.c.wanted == true(), _delivery.c.state != DeliveryState.REPLACED)
         .group_by(result.c.id, result.c.study_id, _delivery.c.destination)
         .order_by(result.c.id, _delivery.c.destination)
     )

@@ -4,14 +4,20 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, false, func, insert, select, true, update
+from sqlalchemy import ColumnElement, Connection, ScalarSelect, exists, false, func, insert, select, true, update
 
 from meddaemon.db import filters, tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.paging import earlier
 from meddaemon.domain.errors import LeaseLost, NotFound
-from meddaemon.domain.outlet import Outlet
-from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
+from meddaemon.domain.outlet import Edition, Outlet, choose_edition, next_edition, says, turn
+from meddaemon.domain.states import (
+    DELIVERY_TAKEN,
+    DeliveryEvent,
+    DeliveryState,
+    delivery_sources,
+    delivery_target,
+)
 
 _delivery, _object = tables.delivery, tables.result_object
 UNASKED = {"custody_at": 0.0, "custody_asked": 0, "custody_missed": 0}
@@ -23,8 +29,11 @@ class Delivery:
     """One object on its way to one destination."""
 
     id: int
+    result_id: int
     destination: str
     kind: str
+    part: str
+    edition: str
     sop_class_uid: str
     sop_instance_uid: str
     transfer_syntax_uid: str
@@ -42,6 +51,8 @@ class DeliveryRow:
     id: int
     result_id: int
     kind: str
+    part: str
+    edition: str
     destination: str
     state: DeliveryState
     attempt: int
@@ -59,6 +70,16 @@ class DeliveryRow:
     custody_reason: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """An object of a result, as editions are chosen by."""
+
+    id: int
+    kind: str
+    part: str
+    edition: str
+
+
 def post(
     connection: Connection,
     result_id: int,
@@ -67,39 +88,178 @@ def post(
     outlets: Mapping[str, Outlet],
     priority: int,
 ) -> None:
-    """Put each object of a result into the outbox, for every destination that takes it and lacks it.
+    """Put the objects of a result into the outbox, for every destination that takes them and lacks them.
 
-    `outlets` says what the destinations take that there are; one that is not there any more gets nothing.
+    Of the editions that it may be given a destination gets the first that was made, whole; the one that it has begun
+    to get, it keeps. `outlets` says what the destinations take that there are; one that is not there any more gets
+    nothing.
     """
-    takers = {
-        name: outlets[name]
+    made = _made(connection, result_id)
+    known = _known(connection, result_id)
+    status = _status(connection, result_id)
+    wanted = {
+        name: _wanted(outlets[name], made, known.get(name, {}))
         for name in destinations
-        if name in outlets and filters.is_satisfied(connection, result_id, outlets[name].when)
+        if name in outlets
+        and status in outlets[name].statuses
+        and filters.is_satisfied(connection, result_id, outlets[name].when)
     }
-    objects = connection.execute(
-        select(_object.c.id, _object.c.kind, _object.c.edition)
+    for each in made:
+        for name, taken in wanted.items():
+            if each in taken:
+                _put(connection, each.id, name, priority)
+
+
+def unsent(
+    connection: Connection, result_id: int, *, destinations: Collection[str], outlets: Mapping[str, Outlet]
+) -> list[tuple[str, str]]:
+    """Return what destinations ask for and do not get of a result, and why: name and reason.
+
+    Of a result that has no object, nothing is said.
+    """
+    made, known = _made(connection, result_id), _known(connection, result_id)
+    if not made:
+        return []
+    return [
+        (name, why)
+        for name in destinations
+        for why in (
+            _why_not(outlets[name], made, known.get(name, {}), connection, result_id)
+            if name in outlets
+            else ["there is no such destination any more"]
+        )
+    ]
+
+
+def _why_not(
+    outlet: Outlet, made: Sequence[_Made], known: Mapping[int, DeliveryState], connection: Connection, result_id: int
+) -> list[str]:
+    status = _status(connection, result_id)
+    if not known and status not in outlet.statuses:
+        return [f"it takes no result that is {status}"]
+    if not known and not filters.is_satisfied(connection, result_id, outlet.when):
+        return ["it is none of the results that this destination takes"]
+    there = {each.kind for each in made}
+    reasons = [f"{kind} was not made" for kind in outlet.kinds if kind not in there]
+    got = [*_wanted(outlet, made, known), *(each for each in made if known.get(each.id) not in (None, _REPLACED))]
+    forms = ", ".join(map(str, outlet.editions))
+    for kind, part in sorted(says([each for each in made if each.kind in outlet.kinds]) - says(got)):
+        reasons.append(f"{' '.join(filter(None, (kind, part)))} was not made in a form that it may be given ({forms})")
+    return reasons
+
+
+_REPLACED = DeliveryState.REPLACED
+
+
+def _status(connection: Connection, result_id: int) -> str:
+    return str(connection.execute(select(tables.result.c.status).where(tables.result.c.id == result_id)).scalar_one())
+
+
+def _made(connection: Connection, result_id: int) -> list[_Made]:
+    """Return the objects of a result, in the order in which they leave."""
+    rows = connection.execute(
+        select(_object.c.id, _object.c.kind, _object.c.part, _object.c.edition)
         .where(_object.c.result_id == result_id)
         .order_by(_object.c.id)
+    )
+    made = [_Made(id=row.id, kind=row.kind, part=row.part, edition=row.edition) for row in rows]
+    return sorted(made, key=lambda each: (turn(each.kind), each.id))
+
+
+def _known(connection: Connection, result_id: int) -> dict[str, dict[int, DeliveryState]]:
+    """Return how the objects of a result (by id) stand with each destination that has them in its outbox."""
+    rows = connection.execute(
+        select(_delivery.c.destination, _object.c.id, _delivery.c.state)
+        .join(_object, _object.c.id == _delivery.c.result_object_id)
+        .where(_object.c.result_id == result_id)
+    )
+    known: dict[str, dict[int, DeliveryState]] = {}
+    for destination, object_id, state in rows:
+        known.setdefault(destination, {})[object_id] = DeliveryState(state)
+    return known
+
+
+def _wanted(outlet: Outlet, made: Sequence[_Made], known: Mapping[int, DeliveryState]) -> list[_Made]:
+    """Return what is to be put into the outbox of a destination beside what is there."""
+    asked = [each for each in made if each.kind in outlet.kinds]
+    begun = [each for each in made if known.get(each.id, _REPLACED) is not _REPLACED]
+    edition = choose_edition(outlet.editions, asked, begun=begun)
+    parts = edition.parts if edition else {""}
+    return [each for each in asked if each.id not in known and each.edition in parts]
+
+
+def _put(connection: Connection, object_id: int, destination: str, priority: int, *, wanted: bool = True) -> None:
+    connection.execute(
+        insert(_delivery).values(
+            result_object_id=object_id,
+            destination=destination,
+            priority=priority,
+            state=DeliveryState.PENDING,
+            attempt=0,
+            available_at=now(),
+            fence=0,
+            reason="",
+            wanted=wanted,
+            created_at=now(),
+        )
+    )
+
+
+def substitute(
+    connection: Connection, refused: Collection[Delivery], *, editions: Sequence[Edition], reason: str
+) -> Edition | None:
+    """Have a destination get another edition of a result, in place of the one of which it refuses some objects.
+
+    `refused` are of one result, and claimed. The next of `editions` that has none of these and says all the same is
+    put into the outbox; what is not part of it is replaced, what is part of both waits again. Returns that edition;
+    None, and nothing is changed, where there is none, or where something of the present one was sent already: the
+    destination would have the same result twice. Raises LeaseLost.
+    """
+    first = next(iter(refused))
+    made = {each.id: each for each in _made(connection, first.result_id)}
+    rows = connection.execute(
+        select(_delivery)
+        .where(_delivery.c.result_object_id.in_(made), _delivery.c.destination == first.destination)
+        .order_by(_delivery.c.id)
+        .with_for_update(key_share=True)
     ).all()
-    for object_id, kind, edition in objects:
-        there = select(_delivery.c.destination).where(_delivery.c.result_object_id == object_id)
-        known = set(connection.execute(there).scalars())
-        for destination, outlet in takers.items():
-            wanted = kind in outlet.kinds and edition in outlet.editions[0].parts
-            if wanted and destination not in known:
-                connection.execute(
-                    insert(_delivery).values(
-                        result_object_id=object_id,
-                        destination=destination,
-                        priority=priority,
-                        state=DeliveryState.PENDING,
-                        attempt=0,
-                        available_at=now(),
-                        fence=0,
-                        reason="",
-                        created_at=now(),
-                    )
-                )
+    ours = {row.id: row for row in rows}
+    for each in refused:
+        row = ours.get(each.id)
+        if row is None or (row.state, row.fence) != (DeliveryState.SENDING, each.fence):
+            raise LeaseLost(f"delivery {each.id}: attempt {each.attempt} is over")
+    current = [row for row in rows if row.state != _REPLACED and made[row.result_object_id].edition]
+    if any(row.sent_at is not None or row.state in DELIVERY_TAKEN for row in current):
+        return None
+    out = {made[ours[each.id].result_object_id] for each in refused}
+    out |= {made[row.result_object_id] for row in rows if row.state == _REPLACED}
+    kinds = {made[row.result_object_id].kind for row in rows}
+    edition = next_edition(
+        editions,
+        [each for each in made.values() if each.kind in kinds],
+        current=[made[row.result_object_id] for row in current],
+        refused=out,
+    )
+    if edition is None:
+        return None
+    for row in current:
+        event = DeliveryEvent.REPLACE
+        if made[row.result_object_id].edition in edition.parts:
+            if row.state != DeliveryState.SENDING:
+                continue
+            event = DeliveryEvent.RELEASE
+        values = {"reason": f"{reason}: {edition} in its place"} if event is DeliveryEvent.REPLACE else {}
+        connection.execute(
+            update(_delivery)
+            .where(_delivery.c.id == row.id, _delivery.c.state.in_(delivery_sources(event)))
+            .values(state=delivery_target(event), lease_expires_at=None, **values)
+        )
+    there = {row.result_object_id for row in rows}
+    like = ours[first.id]
+    for new in made.values():
+        if new.kind in kinds and new.edition in edition.parts and new.id not in there:
+            _put(connection, new.id, first.destination, like.priority, wanted=like.wanted)
+    return edition
 
 
 def keep_wanted(connection: Connection, destinations: Mapping[int, Collection[str]]) -> None:
@@ -119,22 +279,39 @@ def keep_wanted(connection: Connection, destinations: Mapping[int, Collection[st
 def claim(connection: Connection, *, destination: str, lease_seconds: float, limit: int = 20) -> list[Delivery]:
     """Lease what waits for one destination: the most urgent first, then in the order in which it was made.
 
-    What a dead sender left behind is taken back first.
+    All that waits of a result is leased at once, however much that is beyond `limit`: what refers to each other stays
+    together, in the order of `ObjectKind`. What a dead sender left behind is taken back first.
     """
     _expire(connection, destination)
+    is_waiting = (
+        _delivery.c.destination == destination,
+        tables.delivery_unsent,
+        _delivery.c.state.in_(delivery_sources(DeliveryEvent.CLAIM)),
+        _delivery.c.available_at <= now(),
+        _delivery.c.wanted == true(),
+    )
+    first = set(
+        connection.execute(
+            select(_object.c.result_id)
+            .join(_delivery, _delivery.c.result_object_id == _object.c.id)
+            .where(*is_waiting)
+            .order_by(_delivery.c.priority, _delivery.c.id)
+            .limit(limit)
+        ).scalars()
+    )
+    if not first:
+        return []
+    # Whoever claims the same at the same time waits here for the first row, and then finds none of them waiting: no
+    # result is torn apart. In the order of `keep_wanted`.
     waiting = (
         connection.execute(
             select(_delivery.c.id)
             .where(
-                _delivery.c.destination == destination,
-                tables.delivery_unsent,
-                _delivery.c.state.in_(delivery_sources(DeliveryEvent.CLAIM)),
-                _delivery.c.available_at <= now(),
-                _delivery.c.wanted == true(),
+                *is_waiting,
+                _delivery.c.result_object_id.in_(select(_object.c.id).where(_object.c.result_id.in_(first))),
             )
-            .order_by(_delivery.c.priority, _delivery.c.id)
-            .limit(limit)
-            .with_for_update(skip_locked=True, key_share=True)
+            .order_by(_delivery.c.id)
+            .with_for_update(key_share=True)
         )
         .scalars()
         .all()
@@ -151,17 +328,24 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
             lease_expires_at=after(lease_seconds),
         )
     )
-    rows = connection.execute(
-        select(_delivery, *_object.c, sender_of_object().label("sender"))
-        .join(_object, _object.c.id == _delivery.c.result_object_id)
-        .where(_delivery.c.id.in_(waiting))
-        .order_by(_delivery.c.priority, _delivery.c.id)
-    ).mappings()
-    return [
+    rows = (
+        connection.execute(
+            select(_delivery, *_object.c, sender_of_object().label("sender"))
+            .join(_object, _object.c.id == _delivery.c.result_object_id)
+            .where(_delivery.c.id.in_(waiting))
+            .order_by(_delivery.c.priority, _delivery.c.id)
+        )
+        .mappings()
+        .all()
+    )
+    claimed = [
         Delivery(
             id=row[_delivery.c.id],
+            result_id=row[_object.c.result_id],
             destination=row[_delivery.c.destination],
             kind=row[_object.c.kind],
+            part=row[_object.c.part],
+            edition=row[_object.c.edition],
             sop_class_uid=row[_object.c.sop_class_uid],
             sop_instance_uid=row[_object.c.sop_instance_uid],
             transfer_syntax_uid=row[_object.c.transfer_syntax_uid],
@@ -172,6 +356,10 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
         )
         for row in rows
     ]
+    order: dict[tuple[int, int], list[Delivery]] = {}
+    for row, delivery in zip(rows, claimed, strict=True):
+        order.setdefault((row[_delivery.c.priority], delivery.result_id), []).append(delivery)
+    return [each for together in order.values() for each in sorted(together, key=lambda one: (turn(one.kind), one.id))]
 
 
 def sender_of_object() -> ScalarSelect[str]:
@@ -194,9 +382,48 @@ def accept(connection: Connection, delivery: Delivery, *, status: int, note: str
     _apply(connection, DeliveryEvent.ACCEPT, delivery, status=status, reason=note, sent_at=now())
 
 
-def fail(connection: Connection, delivery: Delivery, *, status: int | None, reason: str, delay_seconds: float) -> None:
-    """Record a failure that may pass, and when to try again. Raises LeaseLost."""
-    _apply(connection, DeliveryEvent.FAIL, delivery, status=status, reason=reason, available_at=after(delay_seconds))
+def fail(
+    connection: Connection,
+    delivery: Delivery,
+    *,
+    status: int | None,
+    reason: str,
+    delay_seconds: float,
+    own: bool = False,
+    maximum_tries: int | None = None,
+) -> bool:
+    """Record a failure that may pass, and when to try again; return whether it is held for a person instead.
+
+    It is once `maximum_tries` failures were its `own` (the destination had it and did not say why it failed) while
+    the destination took others meanwhile. Raises LeaseLost.
+    """
+    faults = _faults(connection, delivery) if own and maximum_tries else None
+    values: dict[str, object] = {} if faults is None else {"faults": faults, "faulted_at": now()}
+    if faults is not None and maximum_tries is not None and faults >= maximum_tries:
+        reason = f"failed {faults} times while others were taken: {reason}"
+        _apply(connection, DeliveryEvent.REFUSE, delivery, status=status, reason=reason, **values)
+        return True
+    values["available_at"] = after(delay_seconds)
+    _apply(connection, DeliveryEvent.FAIL, delivery, status=status, reason=reason, **values)
+    return False
+
+
+def _faults(connection: Connection, delivery: Delivery) -> int | None:
+    """Return how many failures are an object's own with this one; None if this one says nothing of it.
+
+    It does if the destination has taken something else since the last one.
+    """
+    faults = connection.execute(select(_delivery.c.faults).where(*_held(delivery))).scalar()
+    if faults is None:
+        return None
+    since = select(func.coalesce(_delivery.c.faulted_at, _delivery.c.created_at)).where(_delivery.c.id == delivery.id)
+    other = _delivery.alias()
+    taken = exists().where(
+        other.c.destination == delivery.destination,
+        other.c.sent_at.is_not(None),
+        other.c.sent_at > since.scalar_subquery(),
+    )
+    return int(faults) + 1 if connection.execute(select(taken)).scalar() else None
 
 
 def refuse(connection: Connection, delivery: Delivery, *, status: int | None, reason: str) -> None:
@@ -242,6 +469,7 @@ def requeue(connection: Connection, delivery_id: int) -> None:
             available_at=now(),
             attempt=0,
             losses=0,
+            faults=0,
             custody_reason="",
             **UNASKED,
         )
@@ -256,7 +484,7 @@ def listing(
 ) -> list[DeliveryRow]:
     """Return the latest deliveries, of some results or of all, oldest first; with `before`, those made before it."""
     query = (
-        select(_delivery, _object.c.result_id, _object.c.kind)
+        select(_delivery, _object.c.result_id, _object.c.kind, _object.c.part, _object.c.edition)
         .join(_object, _object.c.id == _delivery.c.result_object_id)
         .where(*earlier(_delivery.c.id, before))
         .order_by(_delivery.c.id.desc())
@@ -269,6 +497,8 @@ def listing(
             id=row.id,
             result_id=row.result_id,
             kind=row.kind,
+            part=row.part,
+            edition=row.edition,
             destination=row.destination,
             state=DeliveryState(row.state),
             attempt=row.attempt,

@@ -53,14 +53,19 @@ def passes(connection: Connection, name: str) -> bool:
     return set(rows.scalars()) == wanted
 
 
+def is_open(connection: Connection, name: str) -> bool:
+    """Return whether a gate is open, whatever becomes of the queue."""
+    wanted = select(_gate.c.id).where(_gate.c.name == name, _gate.c.open_until > now())
+    return connection.execute(wanted).first() is not None
+
+
 def why_shut(connection: Connection, name: str) -> str:
     """Return why no job of this gate may begin, "" when one may."""
     shut = select(_gate.c.reason).where(_gate.c.name == QUEUE, _gate.c.open_until <= now())
     reason = connection.execute(shut).scalar()
     if reason is not None:
         return f"the queue is paused: {reason}"
-    is_open = select(_gate.c.id).where(_gate.c.name == name, _gate.c.open_until > now())
-    return "" if connection.execute(is_open).first() else f"window {name!r} is closed"
+    return "" if is_open(connection, name) else f"window {name!r} is closed"
 
 
 def pause(connection: Connection, reason: str) -> None:

@@ -426,6 +426,9 @@ delivery = Table(
     Column("custody_asked", Integer, nullable=False, server_default=text("0")),
     Column("custody_missed", Integer, nullable=False, server_default=text("0")),
     Column("losses", Integer, nullable=False, server_default=text("0")),
+    # How often it failed by itself, while others were taken, and when last.
+    Column("faults", Integer, nullable=False, server_default=text("0")),
+    Column("faulted_at", Utc),
     Column("custody_reason", Plain(), nullable=False, server_default=""),
     # Whether who wants to be told that it is done will be (`notice`).
     Column("noticed", Boolean, nullable=False, server_default=false()),
@@ -450,6 +453,14 @@ Index(
 )
 delivery_held = text(f"state = '{DeliveryState.HELD}'")
 Index("ix_delivery_held", delivery.c.destination, sqlite_where=delivery_held, postgresql_where=delivery_held)
+delivery_sent = text("sent_at IS NOT NULL")
+Index(
+    "ix_delivery_sent",
+    delivery.c.destination,
+    delivery.c.sent_at,
+    sqlite_where=delivery_sent,
+    postgresql_where=delivery_sent,
+)
 delivery_unconfirmed = text(f"state = '{DeliveryState.SENT}' AND done_at IS NULL")
 Index(
     "ix_delivery_unconfirmed",

@@ -1,23 +1,29 @@
 """What of a result leaves, and to whom."""
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
+from typing import Protocol
 
 from meddaemon.domain.filters import Filter
+from meddaemon.domain.result import ResultStatus
 
 
 class ObjectKind(StrEnum):
-    """What can be made of a result, as a destination asks for it."""
+    """What can be made of a result, as a destination asks for it, in the order in which it leaves.
+
+    What is referred to goes before what refers to it: whoever opens the last has the rest.
+    """
 
     SEG = "SEG"
     """Segmentation (PS3.3 A.51)."""
-    SR = "SR"
-    """Measurement report (PS3.16 TID 1500)."""
     PROBABILITY = "PROBABILITY"
     """Segmentation of type FRACTIONAL, of the probabilities that were kept."""
     PM = "PM"
     """Parametric Map (PS3.3 A.75) of what explains an answer."""
+    SR = "SR"
+    """Measurement report (PS3.16 TID 1500)."""
     RTSTRUCT = "RTSTRUCT"
     """RT Structure Set (PS3.3 A.19)."""
     SC = "SC"
@@ -42,6 +48,15 @@ class ReportForm(StrEnum):
 
     COMPREHENSIVE_3D = "3d"
     COMPREHENSIVE = "2d"
+
+
+class TransferForm(StrEnum):
+    """Transfer syntaxes that a destination may prefer: RLE and JPEG-LS Lossless, explicit and implicit VR."""
+
+    RLE = "rle"
+    JPEG_LS = "jpeg-ls"
+    EXPLICIT = "explicit"
+    IMPLICIT = "implicit"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +84,76 @@ def go_together(one: str, other: str) -> bool:
     return any({one, other} <= edition.parts for edition in EDITIONS)
 
 
+class Marked(Protocol):
+    """An object of a result, by what it is and to which editions it belongs."""
+
+    @property
+    def kind(self) -> str:
+        """One of `ObjectKind`."""
+
+    @property
+    def part(self) -> str:
+        """Which of several of its kind it is."""
+
+    @property
+    def edition(self) -> str:
+        """What it is marked with (`Edition.parts`)."""
+
+
+def turn(kind: str) -> int:
+    """Return when an object of a kind leaves, among those of its result; unknown kinds go with the last."""
+    kinds = list(ObjectKind)
+    return kinds.index(ObjectKind(kind)) if kind in kinds else len(kinds)
+
+
+def says(objects: Iterable[Marked], edition: Edition | None = None) -> set[tuple[str, str]]:
+    """Return what there is of a result, whatever its form: kind and part; of one edition, or of all."""
+    return {(each.kind, each.part) for each in objects if edition is None or each.edition in edition.parts}
+
+
+def choose_edition(
+    editions: Sequence[Edition], objects: Collection[Marked], *, begun: Collection[Marked] = ()
+) -> Edition | None:
+    """Return the first edition that says as much of a result as any; None where there is none to choose from.
+
+    Not every edition is made of every result: segments that overlap have no label map. `begun` is what the
+    destination has already, or waits for: its edition is kept, whether it would be chosen now or not.
+    """
+    marks = {each.edition for each in begun} - {""}
+    if marks:
+        editions = [each for each in dict.fromkeys((*editions, *EDITIONS)) if marks <= each.parts]
+    # Of equals, max takes the first.
+    return max(editions, key=lambda each: len(says(objects, each)), default=None)
+
+
+def next_edition(
+    editions: Sequence[Edition],
+    objects: Collection[Marked],
+    *,
+    current: Collection[Marked],
+    refused: Collection[Marked],
+) -> Edition | None:
+    """Return the first edition without a refused object that says all that the current objects say, None if none does.
+
+    `objects` is all that was made, `current` what the destination was to get of it.
+    """
+    wanted = says(current)
+    for edition in editions:
+        found = [each for each in objects if each.edition in edition.parts]
+        if wanted <= says(found) and not any(each in refused for each in found):
+            return edition
+    return None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Outlet:
     """One destination: the kinds of object that it takes, and of which results (None: all).
 
-    `editions` are those that it may be given, the preferred one first.
+    `editions` are those that it may be given, the preferred one first. `statuses` are those of the results that it
+    takes: without being asked for, nothing leaves that nobody believes, or that says nothing.
     """
 
     kinds: tuple[str, ...]
     when: Filter | None = None
     editions: tuple[Edition, ...] = (Edition(),)
+    statuses: tuple[ResultStatus, ...] = (ResultStatus.PLAUSIBLE,)

@@ -158,6 +158,8 @@ class DeliveryState(StrEnum):
     VERIFIED = "verified"
     """The destination found it when it was asked for it by its UID."""
     HELD = "held"
+    REPLACED = "replaced"
+    """The destination gets the same in another form: another edition of the result, of which this is no part."""
 
 
 class DeliveryEvent(StrEnum):
@@ -174,6 +176,8 @@ class DeliveryEvent(StrEnum):
     """The sender gives back what it did not send (drain); the attempt does not count."""
     EXPIRE = "expire"
     """The sender died: nobody knows whether it arrived, and a re-send carries the same UID."""
+    REPLACE = "replace"
+    """The destination refuses its presentation context, or that of what goes together with it."""
     COMMIT = "commit"
     """The destination reported that it answers for the object."""
     VERIFY = "verify"
@@ -186,10 +190,14 @@ class DeliveryEvent(StrEnum):
 
 
 DELIVERY_TRANSITIONS: Mapping[DeliveryState, Mapping[DeliveryEvent, DeliveryState]] = {
-    DeliveryState.PENDING: {DeliveryEvent.CLAIM: DeliveryState.SENDING},
+    DeliveryState.PENDING: {
+        DeliveryEvent.CLAIM: DeliveryState.SENDING,
+        DeliveryEvent.REPLACE: DeliveryState.REPLACED,
+    },
     DeliveryState.RETRYABLE: {
         DeliveryEvent.CLAIM: DeliveryState.SENDING,
         DeliveryEvent.REQUEUE: DeliveryState.PENDING,
+        DeliveryEvent.REPLACE: DeliveryState.REPLACED,
     },
     DeliveryState.SENDING: {
         DeliveryEvent.ACCEPT: DeliveryState.SENT,
@@ -197,11 +205,13 @@ DELIVERY_TRANSITIONS: Mapping[DeliveryState, Mapping[DeliveryEvent, DeliveryStat
         DeliveryEvent.REFUSE: DeliveryState.HELD,
         DeliveryEvent.RELEASE: DeliveryState.PENDING,
         DeliveryEvent.EXPIRE: DeliveryState.RETRYABLE,
+        DeliveryEvent.REPLACE: DeliveryState.REPLACED,
     },
     # A report that comes after all patience was over still counts.
     DeliveryState.HELD: {
         DeliveryEvent.REQUEUE: DeliveryState.PENDING,
         DeliveryEvent.COMMIT: DeliveryState.COMMITTED,
+        DeliveryEvent.REPLACE: DeliveryState.REPLACED,
     },
     # The end where the destination's policy says that sent suffices.
     DeliveryState.SENT: {
@@ -212,6 +222,7 @@ DELIVERY_TRANSITIONS: Mapping[DeliveryState, Mapping[DeliveryEvent, DeliveryStat
     },
     DeliveryState.COMMITTED: {},
     DeliveryState.VERIFIED: {},
+    DeliveryState.REPLACED: {},
 }
 DELIVERY_TAKEN = (DeliveryState.SENT, DeliveryState.COMMITTED, DeliveryState.VERIFIED)
 """The states of what the destination took, as far as we know."""

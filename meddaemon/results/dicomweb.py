@@ -9,17 +9,34 @@ import base64
 import json
 import re
 import secrets
+import socket
 import ssl
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, suppress
-from dataclasses import dataclass
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from meddaemon.results.transport import Answer, Outgoing, Still, Verdict, printable, verdict_of
+from pydicom.uid import UID
+
+from meddaemon.domain.outlet import TransferForm
+from meddaemon.results.transcoding import NotTranscoded, as_syntax, syntaxes_for
+from meddaemon.results.transport import (
+    PROCESSING_FAILURE,
+    Answer,
+    Outgoing,
+    Pace,
+    Still,
+    Verdict,
+    printable,
+    verdict_of,
+)
 from meddaemon.tls import Identity, TlsUnusable, client_context
 
 ANSWER_BYTES = 4 * 2**20
@@ -47,7 +64,8 @@ class Service:
     """A DICOMweb service: `url` is that below which `/studies` lies.
 
     Of `token` (Bearer), and `user` with `password` (Basic), one may be there. `trusted` says who vouches for the
-    server (default: the system's authorities), `identity` who we are by TLS.
+    server (default: the system's authorities), `identity` who we are by TLS. `transfer_forms` are the transfer syntaxes
+    that it may be given, the preferred one first; none: as stored.
     """
 
     url: str
@@ -56,6 +74,8 @@ class Service:
     password: str = ""
     trusted: Path | None = None
     identity: Identity | None = None
+    transfer_forms: tuple[TransferForm, ...] = ()
+    pace: Pace = field(default_factory=Pace)
     connection_timeout_seconds: float = 10.0
     response_timeout_seconds: float = 60.0
 
@@ -97,28 +117,36 @@ class Service:
         return any(sop_instance_uid in _values(item, _SOP_INSTANCE_UID) for item in _items(body))
 
     def _store(self, outgoing: Outgoing) -> Answer:
-        def answer(verdict: Verdict, reason: str, status: int | None = None) -> Answer:
-            return Answer(outgoing=outgoing, verdict=verdict, status=status, reason=reason)
+        def answer(verdict: Verdict, reason: str, status: int | None = None, wait: float = 0.0) -> Answer:
+            own = status == PROCESSING_FAILURE
+            return Answer(outgoing=outgoing, verdict=verdict, status=status, reason=reason, own=own, wait_seconds=wait)
 
+        stored = outgoing.transfer_syntax_uid
+        syntaxes = syntaxes_for(stored, self.transfer_forms)
+        if not syntaxes:
+            verdict = Verdict.ANOTHER_FORM if outgoing.together else Verdict.HOLD
+            return answer(verdict, f"no transfer syntax that this destination may be given holds {UID(stored).name}")
         try:
-            with closing(self._connected()) as connection:
-                status, content_type, body = self._asked(connection, outgoing)
+            with as_syntax(outgoing.path, stored, syntaxes[0]) as path, closing(self._connected()) as connection:
+                said = self._asked(connection, path)
         except (OSError, HTTPException, TlsUnusable) as failure:
             return answer(Verdict.TRY_AGAIN, _said(failure))
-        verdict, reason, code = judged(status, content_type, body, outgoing.sop_instance_uid)
-        return answer(verdict, reason, code)
+        except NotTranscoded as failure:
+            return answer(Verdict.HOLD, f"the stored object {failure}")
+        verdict, reason, code = judged(said.status, said.content_type, said.body, outgoing.sop_instance_uid)
+        return answer(verdict, reason, code, _pause(said.retry_after) if verdict is Verdict.TRY_AGAIN else 0.0)
 
-    def _asked(self, connection: HTTPConnection, outgoing: Outgoing) -> tuple[int, str, bytes]:
+    def _asked(self, connection: HTTPConnection, path: Path) -> "_Said":
         boundary = secrets.token_hex(16)
         # The transfer syntax might be told here, too: Orthanc's plugin then takes the part for something else, stores
         # nothing, and answers 200.
         begin = f"--{boundary}\r\nContent-Type: application/dicom\r\n\r\n"
         end = f"\r\n--{boundary}--\r\n"
-        size = outgoing.path.stat().st_size
+        size = path.stat().st_size
 
         def body() -> Iterator[bytes]:
             yield begin.encode()
-            with outgoing.path.open("rb") as file:
+            with path.open("rb") as file:
                 while piece := file.read(_PIECE):
                     yield piece
             yield end.encode()
@@ -128,11 +156,33 @@ class Service:
             "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
             "Content-Length": str(len(begin) + size + len(end)),
         }
-        # A server that refuses without reading to the end has answered all the same.
-        with suppress(BrokenPipeError, ConnectionResetError):
-            connection.request("POST", self._studies, body(), headers)
-        response = connection.getresponse()
-        return response.status, response.headers.get_content_type(), response.read(ANSWER_BYTES)
+        with self._limited(connection.sock, size):
+            # A server that refuses without reading to the end has answered all the same.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", self._studies, body(), headers)
+            response = connection.getresponse()
+            return _Said(
+                status=response.status,
+                content_type=response.headers.get_content_type(),
+                retry_after=response.headers.get("Retry-After", ""),
+                body=response.read(ANSWER_BYTES),
+            )
+
+    @contextmanager
+    def _limited(self, connection: socket.socket, size: int) -> Iterator[None]:
+        """End a connection that takes too long altogether: a time-out of its own counts from each byte on."""
+
+        def end() -> None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(2 * self.response_timeout_seconds + self.pace.seconds(size), end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     @property
     def _studies(self) -> str:
@@ -163,6 +213,27 @@ class Service:
 
     def _context(self) -> ssl.SSLContext:
         return client_context(self.identity, self.trusted, check_name=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Said:
+    """An answer, as far as it is of interest."""
+
+    status: int
+    content_type: str
+    retry_after: str
+    body: bytes
+
+
+def _pause(retry_after: str) -> float:
+    """Return the seconds that a server asks to be left alone (RFC 9110 10.2.3), 0 where it does not."""
+    if retry_after.strip().isdecimal():
+        return float(retry_after.strip()[:9])
+    try:
+        until = parsedate_to_datetime(retry_after)
+    except ValueError:
+        return 0.0
+    return max(0.0, (until.astimezone(UTC) - datetime.now(UTC)).total_seconds())
 
 
 def judged(status: int, content_type: str, body: bytes, sop_instance_uid: str) -> tuple[Verdict, str, int | None]:

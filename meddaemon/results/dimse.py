@@ -1,31 +1,47 @@
 """C-STORE and C-ECHO as a Service Class User (PS3.4 Annexes A and B): how objects leave, and what was answered."""
 
+import socket
+import sys
 import threading
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from ssl import SSLContext
 
-from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
-from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 
+from meddaemon.domain.outlet import TransferForm
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from meddaemon.failpoints import is_armed, reach
-from meddaemon.results.transport import Answer, Outgoing, Still, Verdict, printable, verdict_of
+from meddaemon.results.transcoding import NotTranscoded, as_syntax, syntaxes_for
+from meddaemon.results.transport import (
+    PROCESSING_FAILURE,
+    Answer,
+    Outgoing,
+    Pace,
+    Still,
+    Verdict,
+    printable,
+    verdict_of,
+)
 from meddaemon.tls import Identity, TlsUnusable, client_context
 
 VERIFICATION = "1.2.840.10008.1.1"
 """Verification SOP Class (PS3.4 Annex A)."""
 MAXIMUM_CONTEXTS = 128
 """Presentation context ids are the odd numbers from 1 to 255 (PS3.8 9.3.2.2)."""
+BREAKS = 4
+"""How often a peer may break off before the rest of what is sent at once waits for another time."""
 
 # Files go out byte for byte, in pieces, instead of being decoded and encoded again.
 _config.STORE_SEND_CHUNKED_DATASET = True
@@ -42,7 +58,10 @@ class ClientTls:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteEntity:
-    """A remote AE and how we call it; times in seconds."""
+    """A remote AE and how we call it; times in seconds.
+
+    `transfer_forms` are the transfer syntaxes that it may be given, the preferred one first; none: any, as stored.
+    """
 
     ae_title: str
     host: str
@@ -52,6 +71,8 @@ class RemoteEntity:
     association_timeout_seconds: float = 30.0
     response_timeout_seconds: float = 60.0
     tls: ClientTls | None = None
+    transfer_forms: tuple[TransferForm, ...] = ()
+    pace: Pace = field(default_factory=Pace)
 
 
 def store(remote: RemoteEntity, objects: Sequence[Outgoing], *, still: Still = lambda _: True) -> Iterator[Answer]:
@@ -59,7 +80,7 @@ def store(remote: RemoteEntity, objects: Sequence[Outgoing], *, still: Still = l
 
     Each object is answered for, in order, unless `still` says, when its turn comes, that it is not to be sent.
     """
-    for batch in _batches(objects):
+    for batch in _batches(objects, remote.transfer_forms):
         yield from _store_batch(remote, batch, still)
 
 
@@ -86,27 +107,28 @@ class Problem:
 
     verdict: Verdict
     reason: str
+    refuses_contexts: bool = False
+    """The peer took the association, and nothing that was to be said over it."""
 
 
-def _batches(objects: Iterable[Outgoing]) -> Iterator[list[Outgoing]]:
+def _batches(objects: Iterable[Outgoing], forms: Sequence[TransferForm]) -> Iterator[list[Outgoing]]:
+    """Yield objects by associations; what goes together is not torn apart."""
     batch: list[Outgoing] = []
     contexts: set[tuple[str, str]] = set()
-    for outgoing in objects:
-        wanted = {(outgoing.sop_class_uid, syntax) for syntax in _syntaxes(outgoing)}
-        if len(contexts | wanted) > MAXIMUM_CONTEXTS:
+    for _, group in groupby(objects, key=lambda each: each.together or each):
+        together = list(group)
+        wanted = {(each.sop_class_uid, syntax) for each in together for syntax in _syntaxes(each, forms)}
+        if batch and len(contexts | wanted) > MAXIMUM_CONTEXTS:
             yield batch
             batch, contexts = [], set()
-        batch.append(outgoing)
+        batch.extend(together)
         contexts |= wanted
     if batch:
         yield batch
 
 
-def _syntaxes(outgoing: Outgoing) -> tuple[str, ...]:
-    """Return the object's own syntax, and implicit VR where that can be written without touching pixels."""
-    if outgoing.transfer_syntax_uid == ExplicitVRLittleEndian:
-        return (outgoing.transfer_syntax_uid, str(ImplicitVRLittleEndian))
-    return (outgoing.transfer_syntax_uid,)
+def _syntaxes(outgoing: Outgoing, forms: Sequence[TransferForm]) -> tuple[str, ...]:
+    return syntaxes_for(outgoing.transfer_syntax_uid, forms)
 
 
 @dataclass(frozen=True)
@@ -129,46 +151,168 @@ class BackToSender:
 
 
 def _store_batch(remote: RemoteEntity, batch: list[Outgoing], still: Still) -> Iterator[Answer]:
-    wanted = {(each.sop_class_uid, syntax): None for each in batch for syntax in _syntaxes(each)}
-    association, problem = associate(remote, [build_context(sop_class, [syntax]) for sop_class, syntax in wanted])
-    if association is None:
-        for outgoing in batch:
-            yield Answer(outgoing=outgoing, verdict=problem.verdict, status=None, reason=problem.reason)
+    forms, until = remote.transfer_forms, time.monotonic() + remote.pace.batch_seconds
+    wanted = {(each.sop_class_uid, syntax): None for each in batch for syntax in _syntaxes(each, forms)}
+    left, ended = deque(enumerate(batch, 1)), 0
+    if not wanted:
+        reason = "no transfer syntax that this destination may be given holds it"
+        yield from _unsaid(Problem(verdict=Verdict.HOLD, reason=reason, refuses_contexts=True), batch)
         return
-    accepted = {
-        (str(context.abstract_syntax), str(context.transfer_syntax[0])) for context in association.accepted_contexts
-    }
+    while left and time.monotonic() < until:
+        association, problem = associate(remote, [build_context(sop_class, [syntax]) for sop_class, syntax in wanted])
+        if association is None:
+            yield from _unsaid(problem, [each for _, each in left])
+            return
+        accepted = {
+            (str(context.abstract_syntax), str(context.transfer_syntax[0])) for context in association.accepted_contexts
+        }
+        usable = {each: _usable(each, accepted, forms) for _, each in left}
+        refused = {each.together for each, syntax in usable.items() if not syntax} - {0}
+        try:
+            while left and association.is_established and time.monotonic() < until:
+                message_id, outgoing = left.popleft()
+                if still(outgoing):
+                    if outgoing.together in refused or not usable[outgoing]:
+                        yield _refused(outgoing, itself=not usable[outgoing])
+                    else:
+                        watch = _Watch(association, remote, until)
+                        answer = _store_one(watch, outgoing, usable[outgoing], message_id % 65535 + 1)
+                        if answer is None:
+                            left.appendleft((message_id, outgoing))
+                            break
+                        yield answer
+                        if watch.ended:
+                            break
+        finally:
+            release(association)
+        if left and time.monotonic() < until:
+            # An object that makes the peer break off is not to take others with it.
+            ended += 1
+            if ended == BREAKS:
+                problem = Problem(verdict=Verdict.TRY_AGAIN, reason="the association ended before this object's turn")
+                yield from _unsaid(problem, [each for _, each in left])
+                return
+
+
+def _unsaid(problem: Problem, left: Iterable[Outgoing]) -> Iterator[Answer]:
+    """Yield what the lack of an association means for each object."""
+    for each in left:
+        verdict = Verdict.ANOTHER_FORM if problem.refuses_contexts and each.together else problem.verdict
+        yield Answer(outgoing=each, verdict=verdict, status=None, reason=problem.reason)
+
+
+def _usable(outgoing: Outgoing, accepted: set[tuple[str, str]], forms: Sequence[TransferForm]) -> str:
+    """Return the transfer syntax to send an object in, "" where the peer takes it in none."""
+    return next((each for each in _syntaxes(outgoing, forms) if (outgoing.sop_class_uid, each) in accepted), "")
+
+
+def _refused(outgoing: Outgoing, *, itself: bool) -> Answer:
+    name = UID(outgoing.sop_class_uid).name
+    reason = f"the remote AE accepts no presentation context for {name} in this encoding"
+    verdict = Verdict.ANOTHER_FORM if outgoing.together else Verdict.HOLD
+    if not itself:
+        verdict, reason = Verdict.WITHHELD, "the remote AE refuses what goes together with this"
+    return Answer(outgoing=outgoing, verdict=verdict, status=None, reason=reason)
+
+
+def _store_one(watch: "_Watch", outgoing: Outgoing, syntax: str, message_id: int) -> Answer | None:
+    """Send an object; None where the association had ended before its turn."""
+
+    def answer(verdict: Verdict, reason: str, status: int | None = None, *, own: bool = False) -> Answer:
+        return Answer(outgoing=outgoing, verdict=verdict, status=status, reason=reason, own=own)
+
     try:
-        for message_id, outgoing in enumerate(batch):
-            if still(outgoing):
-                yield _store_one(association, outgoing, accepted, message_id % 65535 + 1)
-    finally:
-        release(association)
-
-
-def _store_one(association: Association, outgoing: Outgoing, accepted: set[tuple[str, str]], message_id: int) -> Answer:
-    def answer(verdict: Verdict, reason: str, status: int | None = None) -> Answer:
-        return Answer(outgoing=outgoing, verdict=verdict, status=status, reason=reason)
-
-    if not association.is_established:
-        return answer(Verdict.TRY_AGAIN, "the association ended before this object's turn")
-    usable = [syntax for syntax in _syntaxes(outgoing) if (outgoing.sop_class_uid, syntax) in accepted]
-    if not usable:
-        name = UID(outgoing.sop_class_uid).name
-        return answer(Verdict.HOLD, f"the remote AE accepts no presentation context for {name} in this encoding")
-    try:
-        if usable[0] == outgoing.transfer_syntax_uid:
-            status = association.send_c_store(outgoing.path, msg_id=message_id)
-        else:
-            status = association.send_c_store(dcmread(outgoing.path), msg_id=message_id)
+        with as_syntax(outgoing.path, outgoing.transfer_syntax_uid, syntax) as path, watch:
+            status = watch.association.send_c_store(path, msg_id=message_id)
+    except AssociationEnded:
+        return None
+    except NotTranscoded as failure:
+        return answer(Verdict.HOLD, f"the stored object {failure}")
     except (OSError, ValueError, AttributeError, RuntimeError, InvalidDicomError) as failure:
         return answer(Verdict.TRY_AGAIN, f"could not send: {type(failure).__name__}")
     answered = status.get("Status")
     if answered is None:
-        return answer(Verdict.TRY_AGAIN, "no answer: the association was aborted or timed out")
+        watch.ended = True
+        why = watch.reason or "the association was aborted or timed out"
+        return answer(Verdict.TRY_AGAIN, f"no answer: {why}", own=watch.blames)
     verdict, reason = verdict_of(answered)
     comment = printable(str(status.get("ErrorComment", "")))
-    return answer(verdict, f"{reason}: {comment}" if reason and comment else reason, answered)
+    reason = f"{reason}: {comment}" if reason and comment else reason
+    return answer(verdict, reason, answered, own=answered == PROCESSING_FAILURE)
+
+
+class _Watch:
+    """Ends an association over which an object does not get on: while it is entered, in a thread of its own.
+
+    The library waits for an answer from when it has taken an object, not from when that has left; and for a peer that
+    reads nothing, it waits for ever.
+    """
+
+    def __init__(self, association: Association, remote: RemoteEntity, until: float) -> None:
+        self.association = association
+        self.reason = ""
+        """Why it was ended from here, "" where it was not."""
+        self.ended = False
+        self._patience, self._pace, self._until = remote.response_timeout_seconds, remote.pace, until
+        self._acknowledged = 0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, name="watch", daemon=True)
+        self._begun = self._moved = time.monotonic()
+
+    def __enter__(self) -> None:
+        # It is we who decide how long that is.
+        self.association.dimse_timeout = None
+        self._acknowledged = self._so_far()
+        self._begun = self._moved = time.monotonic()
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    @property
+    def blames(self) -> bool:
+        """Whether what ended it may be the object's fault: not that the network is slow."""
+        return self.reason in {"", _STALLED}
+
+    def _look(self) -> None:
+        gone = 0
+        while not self._over.wait(min(self._patience / 10, 1.0)):
+            now = time.monotonic()
+            before, gone = gone, self._so_far() - self._acknowledged
+            if gone > before:
+                self._moved = now
+            if now - self._moved > self._patience:
+                self.reason = _STALLED
+            elif now - self._begun > self._patience + gone / self._pace.bytes_per_second:
+                self.reason = f"fewer than {self._pace.bytes_per_second:g} bytes a second"
+            elif now > self._until:
+                self.reason = "all that was to be sent took too long"
+            if self.reason:
+                if (connection := self._connection) is not None:
+                    with suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)
+                return
+
+    @property
+    def _connection(self) -> socket.socket | None:
+        transport = self.association.dul.socket
+        return None if transport is None else transport.socket
+
+    def _so_far(self) -> int:
+        """Return how many bytes the other machine has acknowledged: what was written may be in our own still."""
+        if (connection := self._connection) is None:
+            return 0
+        try:
+            information = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+        except OSError:
+            return 0
+        return int.from_bytes(information[_BYTES_ACKED], sys.byteorder)
+
+
+_BYTES_ACKED = slice(120, 128)
+"""Where `tcpi_bytes_acked` lies in `struct tcp_info` (Linux, include/uapi/linux/tcp.h)."""
+_STALLED = "timed out"
 
 
 class AssociationEnded(RuntimeError):
@@ -262,7 +406,9 @@ def associate(
         )
     if association.rejected_contexts:
         # The peer took the association and nothing that was to be said over it; pynetdicom then aborts.
-        return None, Problem(verdict=Verdict.HOLD, reason=f"{where} accepts no presentation context for this")
+        return None, Problem(
+            verdict=Verdict.HOLD, reason=f"{where} accepts no presentation context for this", refuses_contexts=True
+        )
     if association.is_aborted:
         return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} aborted, or nobody listens there")
     return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} does not answer")

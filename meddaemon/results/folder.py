@@ -6,8 +6,11 @@ from pathlib import Path
 
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
+from pydicom.uid import UID
 
+from meddaemon.domain.outlet import TransferForm
 from meddaemon.durable import Staging, write_new
+from meddaemon.results.transcoding import NotTranscoded, as_syntax, syntaxes_for
 from meddaemon.results.transport import Answer, Outgoing, Still, Verdict
 
 STAGING = ".meddaemon"
@@ -16,9 +19,13 @@ STAGING = ".meddaemon"
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """Files go to `STUDY/SERIES/INSTANCE.dcm` below `directory`, which must be there: it may be a volume to mount."""
+    """Files go to `STUDY/SERIES/INSTANCE.dcm` below `directory`, which must be there: it may be a volume to mount.
+
+    `transfer_forms` are the transfer syntaxes that it may be given, the preferred one first; none: as stored.
+    """
 
     directory: Path
+    transfer_forms: tuple[TransferForm, ...] = ()
 
     def store(self, objects: Sequence[Outgoing], *, still: Still) -> Iterator[Answer]:
         """Write objects; yield what became of each. A file of that name with other content is never replaced."""
@@ -34,8 +41,14 @@ class Folder:
     def _write(self, outgoing: Outgoing) -> tuple[Verdict, str]:
         if problem := self.problem():
             return Verdict.TRY_AGAIN, problem
+        stored = outgoing.transfer_syntax_uid
+        syntaxes = syntaxes_for(stored, self.transfer_forms)
+        if not syntaxes:
+            verdict = Verdict.ANOTHER_FORM if outgoing.together else Verdict.HOLD
+            return verdict, f"no transfer syntax that this destination may be given holds {UID(stored).name}"
         try:
-            content = outgoing.path.read_bytes()
+            with as_syntax(outgoing.path, stored, syntaxes[0]) as path:
+                content = path.read_bytes()
             header = dcmread(outgoing.path, specific_tags=["StudyInstanceUID", "SeriesInstanceUID"])
             target = self.directory / header.StudyInstanceUID / header.SeriesInstanceUID
             target /= f"{outgoing.sop_instance_uid}.dcm"
@@ -51,6 +64,8 @@ class Folder:
                 target.chmod(0o640)
             finally:
                 staging.close()
+        except NotTranscoded as failure:
+            return Verdict.HOLD, f"the stored object {failure}"
         except (OSError, InvalidDicomError, AttributeError) as failure:
             return Verdict.TRY_AGAIN, f"could not write: {failure if isinstance(failure, OSError) else 'no UIDs'}"
         return Verdict.TAKEN, ""

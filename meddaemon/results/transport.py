@@ -11,7 +11,8 @@ from typing import Protocol
 class Outgoing:
     """One Part 10 file to send, and what its file meta group says of it.
 
-    `sender` is the AE title that most of the study came from.
+    `sender` is the AE title that most of the study came from. Objects of the same number `together` (not 0) go to the
+    destination as they are, all of them or none: they refer to each other.
     """
 
     path: Path
@@ -19,6 +20,7 @@ class Outgoing:
     sop_instance_uid: str
     transfer_syntax_uid: str
     sender: str = ""
+    together: int = 0
 
 
 class Verdict(Enum):
@@ -27,16 +29,38 @@ class Verdict(Enum):
     TAKEN = "taken"
     TRY_AGAIN = "try again"
     HOLD = "hold"
+    ANOTHER_FORM = "another form"
+    """The destination takes no such object; nothing of what goes together with it was sent."""
+    WITHHELD = "withheld"
+    """Not sent, since something that goes together with it is not taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What became of one object; `status` is the DIMSE status, None where none was received."""
+    """What became of one object; `status` is the DIMSE status, None where none was received.
+
+    `own`: it may be the object's own fault: the destination had it, and failed or broke off. `wait_seconds` is how long
+    the destination asks to be left alone.
+    """
 
     outgoing: Outgoing
     verdict: Verdict
     status: int | None
     reason: str
+    own: bool = False
+    wait_seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """What is too slow: an object that gets on with fewer bytes a second, all that is sent at once taking longer."""
+
+    bytes_per_second: float = 10_000.0
+    batch_seconds: float = 3600.0
+
+    def seconds(self, size: int) -> float:
+        """Return how long so many bytes may take."""
+        return min(size / self.bytes_per_second, self.batch_seconds)
 
 
 Still = Callable[[Outgoing], bool]
@@ -50,6 +74,10 @@ class Send(Protocol):
         """Send `objects`."""
 
 
+PROCESSING_FAILURE = 0x0110
+SOP_CLASS_NOT_SUPPORTED = 0x0122
+
+
 def verdict_of(status: int) -> tuple[Verdict, str]:
     """Return what a C-STORE status or a Failure Reason means (PS3.4 B.2.3, PS3.7 Annex C, PS3.18 Annex I)."""
     if status == 0x0000:
@@ -61,7 +89,7 @@ def verdict_of(status: int) -> tuple[Verdict, str]:
         return Verdict.TAKEN, f"taken with warning {status:04X}H"
     if 0xA700 <= status <= 0xA7FF:
         return Verdict.TRY_AGAIN, f"refused: out of resources ({status:04X}H)"
-    if status == 0x0110:
+    if status == PROCESSING_FAILURE:
         return Verdict.TRY_AGAIN, "processing failure (0110H)"
     return Verdict.HOLD, f"refused with status {status:04X}H"
 

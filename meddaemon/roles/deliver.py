@@ -28,7 +28,7 @@ from meddaemon.results.delivery import Retry
 from meddaemon.results.delivery import deliver as deliver_to
 from meddaemon.results.notices.ian import announce
 from meddaemon.roles.process import DRAIN_SECONDS, SIGN_OF_LIFE_SECONDS, TICK_SECONDS, announced, database_of, guarded
-from meddaemon.roles.remote import custodian_of, remote_of, way_to
+from meddaemon.roles.remote import custodian_of, pace_of, remote_of, way_to
 from meddaemon.telemetry import log
 
 FORGET_SECONDS = 3600.0
@@ -48,24 +48,31 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
             # Peers that do not answer hold threads of their own pool, never those of completeness and leases.
             executors={
                 "default": ThreadPoolExecutor(2),
-                "delivery": ThreadPoolExecutor(settings.delivery.concurrency),
+                # Each destination its own: one that swallows all that it is sent, and never answers, holds up no other.
+                **{_way(each): ThreadPoolExecutor(each.connections) for each in settings.destinations},
+                "commit": ThreadPoolExecutor(1),
                 "query": ThreadPoolExecutor(4),
                 "custody": ThreadPoolExecutor(max(1, min(16, 2 * len(settings.destinations)))),
             },
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
 
-        def every(seconds: float, name: str, task: Callable[[], object], executor: str = "default") -> None:
-            scheduler.add_job(guarded(name, task), "interval", seconds=seconds, id=name, executor=executor)
+        def every(
+            seconds: float, name: str, task: Callable[[], object], executor: str = "default", at_once: int = 1
+        ) -> None:
+            scheduler.add_job(
+                guarded(name, task), "interval", seconds=seconds, id=name, executor=executor, max_instances=at_once
+            )
 
         every(TICK_SECONDS, "admit", lambda: pipeline.admit(database, settings))
         every(min(SIGN_OF_LIFE_SECONDS, settings.worker.lease_seconds / 4), "expire", lambda: _expire(database))
         for destination in settings.destinations:
             every(
                 settings.delivery.poll_seconds,
-                f"deliver to {destination.name}",
+                _way(destination),
                 partial(_on_volume, volume, partial(_drain, database, settings, destination, stop)),
-                "delivery",
+                _way(destination),
+                destination.connections,
             )
         for destination in settings.destinations:
             every(
@@ -95,7 +102,7 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 )
         if settings.listening_peers:
             commit = partial(_on_volume, volume, partial(_commit, database, settings, stop))
-            every(settings.delivery.poll_seconds, "commit", commit, "delivery")
+            every(settings.delivery.poll_seconds, "commit", commit, "commit")
         # A tick that is skipped because the one before still runs is nothing to tell.
         logging.getLogger("apscheduler").setLevel(logging.ERROR)
         _reopen(database, settings)
@@ -140,11 +147,13 @@ def _commit(database: Database, settings: Settings, stop: threading.Event) -> No
         pass
 
 
-def _retry(settings: Settings) -> Retry:
+def _retry(settings: Settings, maximum_tries: int | None = None) -> Retry:
     return Retry(
         first_seconds=settings.delivery.backoff_seconds,
         longest_seconds=settings.delivery.maximum_backoff_seconds,
         lease_seconds=settings.delivery.lease_seconds,
+        maximum_tries=maximum_tries,
+        pace=pace_of(settings),
     )
 
 
@@ -201,9 +210,31 @@ def _reopen(database: Database, settings: Settings) -> None:
 
 
 def _drain(database: Database, settings: Settings, destination: DestinationSettings, stop: threading.Event) -> None:
-    send, retry = way_to(settings, destination), _retry(settings)
-    while not stop.is_set() and deliver_to(database, settings.store.results, destination.name, send, retry, stop):
+    send, retry = way_to(settings, destination), _retry(settings, destination.maximum_tries)
+    outbox = partial(
+        deliver_to,
+        database,
+        settings.store.results,
+        destination.name,
+        send,
+        retry,
+        stop,
+        editions=destination.outlet.editions,
+    )
+    while not stop.is_set() and _is_open(database, destination.window) and outbox():
         pass
+
+
+def _way(destination: DestinationSettings) -> str:
+    return f"deliver to {destination.name}"
+
+
+def _is_open(database: Database, window: str) -> bool:
+    """Return whether a destination may be sent to now; a pause of the queue is none of its business."""
+    if not window:
+        return True
+    with database.read() as connection:
+        return gates.is_open(connection, window)
 
 
 def _confirm(database: Database, settings: Settings, destination: DestinationSettings, stop: threading.Event) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from meddaemon.results.custody import Custodian, DicomCustodian, Hear, WebCustod
 from meddaemon.results.dicomweb import Service
 from meddaemon.results.dimse import BackToSender, ClientTls, RemoteEntity, echo, store
 from meddaemon.results.folder import Folder
-from meddaemon.results.transport import Send
+from meddaemon.results.transport import Pace, Send
 from meddaemon.tls import Identity
 
 
@@ -27,6 +28,15 @@ def remote_of(settings: Settings, destination: DestinationSettings | PeerSetting
         association_timeout_seconds=settings.delivery.association_timeout_seconds,
         response_timeout_seconds=settings.delivery.dimse_timeout_seconds,
         tls=_tls_to(settings, destination),
+        transfer_forms=destination.transfer_syntaxes if isinstance(destination, DestinationSettings) else (),
+        pace=pace_of(settings),
+    )
+
+
+def pace_of(settings: Settings) -> Pace:
+    """Return what is too slow."""
+    return Pace(
+        bytes_per_second=settings.delivery.minimum_bytes_per_second, batch_seconds=settings.delivery.batch_seconds
     )
 
 
@@ -36,9 +46,14 @@ def way_to(settings: Settings, destination: DestinationSettings) -> Send:
         case "dicomweb":
             return service_of(settings, destination).store
         case "folder":
-            return Folder(directory=Path(destination.directory)).store
+            return Folder(directory=Path(destination.directory), transfer_forms=destination.transfer_syntaxes).store
         case "sender":
-            return BackToSender({peer.ae_title: remote_of(settings, peer) for peer in settings.listening_peers}).store
+            forms = destination.transfer_syntaxes
+            peers = {
+                peer.ae_title: replace(remote_of(settings, peer), transfer_forms=forms)
+                for peer in settings.listening_peers
+            }
+            return BackToSender(peers).store
         case "dicom":
             return partial(store, remote_of(settings, destination))
 
@@ -91,6 +106,8 @@ def service_of(settings: Settings, destination: DestinationSettings) -> Service:
         password=_secret(destination.password_file),
         trusted=Path(trusted) if trusted else None,
         identity=identity_of(settings),
+        transfer_forms=destination.transfer_syntaxes,
+        pace=pace_of(settings),
         connection_timeout_seconds=settings.delivery.connection_timeout_seconds,
         response_timeout_seconds=settings.delivery.dimse_timeout_seconds,
     )

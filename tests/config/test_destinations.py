@@ -9,6 +9,7 @@ from meddaemon.config.settings import Settings, load
 from meddaemon.domain.custody import CustodyPolicy, Proof
 from meddaemon.domain.errors import InvalidConfiguration
 from meddaemon.domain.filters import Number
+from meddaemon.domain.outlet import ObjectKind, TransferForm
 
 HEAD = '[[destinations]]\nname = "there"\n'
 
@@ -34,6 +35,19 @@ def test_every_kind(tmp_path: Path) -> None:
     assert list(found.outlets) == ["there"]
 
 
+def test_how_it_is_sent_to(tmp_path: Path) -> None:
+    text = (
+        'kind = "sender"\nobjects = ["KO", "SC"]\nsegmentation = ["labelmap", "binary"]\nreport = ["2d"]\n'
+        'transfer_syntaxes = ["implicit", "rle"]\nconnections = 4\nwindow = "nights"\nmaximum_tries = 3\n'
+        '[[windows]]\nname = "nights"\ntimes = ["18:00-06:00"]\ntime_zone = "UTC"\n'
+    )
+    (there,) = settings(tmp_path, text).destinations
+    assert there.outlet.kinds == (ObjectKind.KO, ObjectKind.SC)
+    assert [str(each) for each in there.outlet.editions] == ["labelmap/2d", "binary/2d"]
+    assert there.transfer_syntaxes == (TransferForm.IMPLICIT, TransferForm.RLE)
+    assert (there.connections, there.window, there.maximum_tries) == (4, "nights", 3)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -50,6 +64,11 @@ def test_every_kind(tmp_path: Path) -> None:
             'kind = "dicomweb"\nurl = "https://p/"\nuser = "me"\npassword_file = "p"\ntoken_file = "t"\n',
             "there is a user already: one of both",
         ),
+        ('kind = "sender"\nwindow = "nights"\n', "4: destinations[0].window: there is no window 'nights'"),
+        ('kind = "sender"\nconnections = 0\n', "4: destinations[0].connections: "),
+        ('kind = "sender"\nmaximum_tries = 0\n', "4: destinations[0].maximum_tries: "),
+        ('kind = "sender"\ntransfer_syntaxes = ["jpeg"]\n', "4: destinations[0].transfer_syntaxes[0]: should be 'rle'"),
+        ('kind = "sender"\nsegmentation = []\n', "4: destinations[0].segmentation: "),
         (
             'kind = "dicomweb"\nurl = "https://p/"\ncustody = "commitment"\n',
             "5: destinations[0].custody: a destination of kind dicomweb cannot be asked for this",

@@ -320,7 +320,7 @@ def test_a_destination_that_is_this_daemon_itself_is_refused(folder: Path) -> No
         ),
         (
             '[[destinations]]\nname = "a"\nobjects = ["PNG"]',
-            "3: destinations[0].objects[0]: should be 'SEG', 'SR', 'PROBABILITY'",
+            "3: destinations[0].objects[0]: should be 'SEG', 'PROBABILITY', 'PM', 'SR'",
         ),
         (DESTINATION.lstrip() + DESTINATION, "8: destinations[1].name: 'pacs' is the name of destinations[0] already"),
         (PEER.lstrip() + PEER, "7: peers[1].ae_title: 'CT1' is the ae_title of peers[0] already"),

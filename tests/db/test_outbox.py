@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from meddaemon.db.deliveries import Delivery, DeliveryRow
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import LeaseLost, NotFound
 from meddaemon.domain.outlet import Outlet
+from meddaemon.domain.result import ResultStatus
 from meddaemon.domain.states import DELIVERY_TAKEN, DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState, JobState
 
 KILLED = Path(__file__).with_name("killed_before_commit.py")
@@ -178,6 +180,28 @@ def test_each_destination_gets_the_kinds_that_it_takes(database: Database, study
     ]
 
 
+@pytest.mark.parametrize("status", ResultStatus)
+def test_what_nobody_believes_leaves_only_where_it_is_asked_for(
+    database: Database, study: int, status: ResultStatus
+) -> None:
+    enqueue(database, study, destinations=("pacs", "research"))
+    job = claim(database)
+    with database.write() as connection:
+        results.record(
+            connection,
+            jobs.complete(connection, job),
+            replace(analysis(), status=status, reason="too much"),
+            stored_objects(job),
+            model_version="1",
+            series_instance_uid="1.2.3.1",
+            provenance={},
+            seconds={},
+            outlets={"pacs": Outlet(kinds=("SR",)), "research": Outlet(kinds=("SR",), statuses=tuple(ResultStatus))},
+        )
+    believed = status is ResultStatus.PLAUSIBLE
+    assert [row.destination for row in _listing(database)] == [*(["pacs"] if believed else []), "research"]
+
+
 def test_a_claim_names_the_object_and_its_file(database: Database, study: int) -> None:
     enqueue(database, study)
     job = claim(database)
@@ -269,9 +293,9 @@ def test_the_most_urgent_goes_first_and_no_more_than_was_asked_for(database: Dat
     urgent = _finished(database, study, priority=0)
     with database.write() as connection:
         first = deliveries.claim(connection, destination="pacs", lease_seconds=60, limit=3)
+    # No result is torn apart for it.
     owner = {row.id: row.result_id for row in _listing(database)}
-    assert [owner[each.id] for each in first] == [urgent, urgent, later]
-    assert [owner[each.id] for each in _claim(database)] == [later]
+    assert [owner[each.id] for each in first] == [urgent, urgent, later, later]
     assert _claim(database) == []
 
 
@@ -339,7 +363,8 @@ def test_the_delay_of_a_failure_is_the_one_that_was_said(database: Database, stu
 
 
 def _only_first(connection: Connection) -> Delivery:
-    (first,) = deliveries.claim(connection, destination="pacs", lease_seconds=60, limit=1)
+    first, other = deliveries.claim(connection, destination="pacs", lease_seconds=60, limit=1)
+    deliveries.release(connection, other)
     return first
 
 
@@ -390,7 +415,7 @@ def test_only_what_waits_or_is_held_can_be_requeued(database: Database, study: i
                 deliveries.fail(connection, first, status=None, reason="away", delay_seconds=3600)
             elif state is DeliveryState.HELD:
                 deliveries.refuse(connection, first, status=0xC000, reason="no")
-            elif state in DELIVERY_TAKEN:
+            elif state in {*DELIVERY_TAKEN, DeliveryState.REPLACED}:
                 connection.execute(update(tables.delivery).where(tables.delivery.c.id == first.id).values(state=state))
     first_id = _listing(database)[0].id
     assert _states(database)[0] is state

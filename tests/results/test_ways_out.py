@@ -19,7 +19,7 @@ from pydicom import dcmread
 from queue_samples import OUTLETS, claim, enqueue, finish, received, register
 from test_delivery import OBJECTS, RETRY, Answering, database_rows, post_reports
 
-from meddaemon.db import deliveries, results
+from meddaemon.db import deliveries, gates, results
 from meddaemon.db.engine import Database
 from meddaemon.db.instances import path_of
 from meddaemon.domain.filters import parse_filter
@@ -70,6 +70,7 @@ class WebServer:
     """Answers each request with the next of what it was told to, the last for ever; keeps what it was sent."""
 
     answers: list[tuple[int, str, bytes]]
+    retry_after: str = ""
     asked: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
 
     @contextmanager
@@ -91,6 +92,8 @@ class WebServer:
                 self.send_response(status)
                 self.send_header("Content-Type", content_type)
                 self.send_header("Location", "http://127.0.0.1:9/elsewhere")
+                if scripted.retry_after:
+                    self.send_header("Retry-After", scripted.retry_after)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
                 self.wfile.write(answer)
@@ -165,6 +168,36 @@ def test_what_the_server_says_of_the_object_decides(
     assert [each.state for each in others] == [DeliveryState.SENT] * (OBJECTS - 1)
     assert taken == OBJECTS - 1 + (state is DeliveryState.SENT)
     assert [path for path, _, _ in server.asked] == ["/dicom-web/studies"] * OBJECTS
+
+
+@pytest.mark.parametrize(
+    ("status", "asked", "seconds"),
+    [
+        (503, "200", 200),
+        (429, "86400", 250),
+        (503, "soon", 100),
+        (503, "5", 100),
+        (200, "200", None),
+        (409, "200", None),
+        # A date, which is past, and one that no clock will see.
+        (503, "Wed, 21 Oct 2015 07:28:00 GMT", 100),
+        (503, "Fri, 31 Dec 9999 23:59:59 GMT", 250),
+        (503, "9" * 400, 250),
+    ],
+)
+def test_a_server_that_asks_to_be_left_alone_is(
+    database: Database, folder: Path, status: int, asked: str, seconds: float | None
+) -> None:
+    server = WebServer([(status, JSON, ALL if status == 200 else b"")], retry_after=asked)
+    with server.serving() as port:
+        drain(database, folder, Service(url=f"http://127.0.0.1:{port}").store)
+    with database.read() as connection:
+        waits = [each.available_at - gates.clock(connection) for each in deliveries.listing(connection)]
+    if seconds is not None:
+        assert all(seconds - 60 < each.total_seconds() <= seconds for each in waits)
+        assert {each.state for each in database_rows(database)} == {DeliveryState.RETRYABLE}
+    else:
+        assert all(each.total_seconds() <= 0 for each in waits)
 
 
 def test_objects_go_as_they_are_stored_and_with_a_secret_by_tls_only(
