@@ -79,7 +79,8 @@ def post(connection: Connection, destination: str, ae_titles: Collection[str]) -
     open_ones = (
         of_result.with_only_columns(_object.c.result_id)
         .where(_delivery.c.destination == destination, _delivery.c.done_at.is_(None), _delivery.c.wanted == true())
-        .where(_object.c.result_id.in_(new))
+        # What another edition took the place of will never be there.
+        .where(_object.c.result_id.in_(new), _delivery.c.state != DeliveryState.REPLACED)
     )
     whole = connection.execute(
         new.where(_object.c.result_id.not_in(open_ones)).group_by(_object.c.result_id).limit(RESULTS_AT_ONCE)
