@@ -39,6 +39,7 @@ from meddaemon.domain.states import JobState
 from meddaemon.domain.uids import digest_of
 from meddaemon.domain.volume import Volume
 from meddaemon.durable import Staging, write_new
+from meddaemon.failpoints import reach
 from meddaemon.inference.analysis import analyse, unasked
 from meddaemon.inference.loading import Prepared
 from meddaemon.inference.warm import WarmModels
@@ -47,7 +48,7 @@ from meddaemon.ingest.completeness import ANSWER_SECONDS, ask, hear, is_left_to_
 from meddaemon.ingest.contradictions import contradictions, unidentified
 from meddaemon.ingest.describe import describe_study
 from meddaemon.ingest.matching import Decision, plan_by_force
-from meddaemon.ingest.part10 import with_keywords
+from meddaemon.ingest.part10 import header_of, with_keywords
 from meddaemon.results import nifti
 from meddaemon.results.commitment import report
 from meddaemon.results.delivery import Retry
@@ -213,6 +214,8 @@ def _admit_one(database: Database, settings: Settings, study_id: int) -> bool:
         if held and not later:
             holds.hold(connection, study.id)
             _log.warning("held an incomplete study", study=study.id, rules=held)
+        reach("admitting")
+    reach("admitted")
     return True
 
 
@@ -396,6 +399,7 @@ class JobStages:
 
 
 def _publish(database: Database, settings: Settings, staging: Staging, job: Job, inferred: InferredJob) -> None:
+    reach("inferred")
     contract, inputs, prediction = inferred.prepared.contract, inferred.prepared.inputs, inferred.prediction
     started = time.monotonic()
     with database.read() as connection:
@@ -428,6 +432,8 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
             outlets=settings.outlets,
             artefacts=kept,
         )
+        reach("recording")
+    reach("recorded")
     said = {"status": analysis.status.value, "reason": analysis.reason, "objects": [each.kind for each in objects]}
     _log.info("result", job=job.id, kind=contract.kind.value, **said, **seconds)
 
@@ -532,7 +538,7 @@ def _input_files(settings: Settings, job: Job) -> dict[str, list[Path]]:
 
 
 def _store(settings: Settings, staging: Staging, encoded: EncodedObject) -> StoredObject:
-    stored = StoredObject.of(encoded)
+    stored = StoredObject.of(encoded, header_of(encoded.content))
     write_new(path_of(settings.store.results, stored.sha256), encoded.content, staging)
     return stored
 

@@ -4,6 +4,8 @@ Revision: 0001
 Follows:
 """
 
+import re
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -367,6 +369,7 @@ def upgrade() -> None:
         sa.Column("transfer_syntax_uid", sa.String(length=64), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("header", sa.JSON(), server_default="{}", nullable=False),
         sa.ForeignKeyConstraint(
             ["result_id"], ["result.id"], name=op.f("fk_result_object_result_id"), ondelete="CASCADE"
         ),
@@ -542,10 +545,89 @@ def upgrade() -> None:
     ):
         where = sa.text(condition) if condition else None
         op.create_index(name, table, columns, sqlite_where=where, postgresql_where=where)
+    _create_views()
+
+
+# --- views for analysts: docs/views.md explains each column, and a test holds it to what stands here ------------------
+# A migration that changes a table which they read drops them first, and makes them again.
+
+_OF_RESULT = """
+    result.id AS result_id, result.study_id, study.study_instance_uid, study.accession_number, study.study_date,
+    result.series_instance_uid, result.model, result.model_version, result.status, {result.created_at} AS made_at"""
+_RESULT = """
+    result JOIN study ON study.id = result.study_id JOIN job ON job.id = result.job_id"""
+_SUPERSEDED = "NOT EXISTS (SELECT 1 FROM request WHERE request.job_id = result.job_id) AS superseded"
+# Name -> own columns, and what follows the joins of a result.
+_VIEWS = {
+    "result": ("result.model_digest, result.reason, job.rule, job.generation, job.caveat", ""),
+    "segment": (
+        """segment.id AS segment_id, segment.number, segment.label,
+    segment.category_value, segment.category_scheme, segment.category_meaning,
+    segment.type_value, segment.type_scheme, segment.type_meaning, segment.voxel_count, segment.tracking_uid""",
+        "JOIN segment ON segment.result_id = result.id",
+    ),
+    "finding": (
+        """finding.id AS finding_id, finding.code_value AS finding_value, finding.code_scheme AS finding_scheme,
+    finding.code_meaning AS finding, finding.present, finding.segment_id, segment.label AS segment,
+    location.sop_instance_uid, location.frame_number, location.frame_of_reference_uid,
+    location.low_plane, location.low_row, location.low_column,
+    location.high_plane, location.high_row, location.high_column,
+    location.x AS x_lps_mm, location.y AS y_lps_mm, location.z AS z_lps_mm""",
+        """JOIN finding ON finding.result_id = result.id
+    LEFT JOIN segment ON segment.id = finding.segment_id LEFT JOIN location ON location.finding_id = finding.id""",
+    ),
+    "measurement": (
+        """measurement.id AS measurement_id, finding.id AS finding_id,
+    finding.code_value AS finding_value, finding.code_scheme AS finding_scheme, finding.code_meaning AS finding,
+    finding.present, segment.label AS segment, measurement.code_value AS measurement_value,
+    measurement.code_scheme AS measurement_scheme, measurement.code_meaning AS measurement,
+    measurement.derivation_meaning AS derivation, measurement.value, measurement.unit_value AS unit""",
+        """JOIN finding ON finding.result_id = result.id JOIN measurement ON measurement.finding_id = finding.id
+    LEFT JOIN segment ON segment.id = finding.segment_id""",
+    ),
+    "object": (
+        """result_object.id AS object_id, result_object.kind, result_object.part, result_object.edition,
+    result_object.sop_class_uid,
+    result_object.sop_instance_uid, result_object.series_instance_uid AS object_series_instance_uid,
+    result_object.transfer_syntax_uid, result_object.sha256, result_object.size""",
+        "JOIN result_object ON result_object.result_id = result.id",
+    ),
+    "delivery": (
+        """delivery.id AS delivery_id, delivery.result_object_id AS object_id, result_object.kind,
+    result_object.part, result_object.edition, result_object.sop_instance_uid,
+    delivery.destination, delivery.state, delivery.attempt,
+    delivery.status AS dimse_status, delivery.reason AS delivery_reason, delivery.wanted,
+    {delivery.created_at} AS posted_at, {delivery.sent_at} AS sent_at""",
+        """JOIN result_object ON result_object.result_id = result.id
+    JOIN delivery ON delivery.result_object_id = result_object.id""",
+    ),
+}
+# Seconds since 1970 as each database writes times: text in ISO 8601 UTC, and timestamps with a time zone.
+_TIME = {"sqlite": "strftime('%Y-%m-%dT%H:%M:%fZ', {}, 'unixepoch')", "postgresql": "to_timestamp({})"}
+
+
+def _create_views() -> None:
+    """Make `v_NAME`, of current results, and `v_all_NAME`, of superseded and withdrawn ones too."""
+    time = _TIME[op.get_bind().dialect.name]
+    for name, (own, joins) in _VIEWS.items():
+        columns = re.sub(r"{(.*?)}", lambda found: time.format(found[1]), f"{_OF_RESULT}, {own}")
+        named = ", ".join(re.sub(r".* AS |.*\.", "", column).strip() for column in _split(columns))
+        of_all = f"SELECT {columns}, {_SUPERSEDED} FROM {_RESULT} {joins}"  # noqa: S608  all of it stands above
+        current = f"SELECT {named} FROM v_all_{name} WHERE NOT superseded"  # noqa: S608  likewise
+        op.get_bind().exec_driver_sql(f"CREATE VIEW v_all_{name} AS {of_all}")
+        op.get_bind().exec_driver_sql(f"CREATE VIEW v_{name} AS {current}")
+
+
+def _split(columns: str) -> list[str]:
+    """Return the columns of a SELECT, whose calls have commas of their own."""
+    return re.split(r",(?![^(]*\))", " ".join(columns.split()))
 
 
 def downgrade() -> None:
-    """Drop the tables."""
+    """Drop the views and the tables."""
+    for name in _VIEWS:
+        op.execute(sa.text(f"DROP VIEW v_{name}"))
+        op.execute(sa.text(f"DROP VIEW v_all_{name}"))
     op.drop_table("location")
     op.drop_table("gate")
     with op.batch_alter_table("measurement", schema=None) as batch_op:

@@ -12,6 +12,7 @@ import typer
 from meddaemon import __version__, daemon
 from meddaemon.cli import doctor as health
 from meddaemon.cli.commitments import commitments_app
+from meddaemon.cli.evaluate import evaluate
 from meddaemon.cli.explain import explain as explanation
 from meddaemon.cli.models import models_app
 from meddaemon.cli.opening import (
@@ -56,6 +57,7 @@ app.add_typer(store_app, name="store")
 app.add_typer(db_app, name="db")
 app.command("results")(query)
 app.command("artefacts")(artefacts)
+app.command("evaluate")(evaluate)
 
 
 def main() -> None:

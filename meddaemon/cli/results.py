@@ -2,6 +2,7 @@
 
 import shutil
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +10,10 @@ import typer
 
 from meddaemon.cli.opening import USAGE, Before, Config, Limit, Output, fail, open_database, open_settings, reading
 from meddaemon.cli.output import Format, print_rows, shown
+from meddaemon.cli.parquet import ExportFormat, ExtraMissing, pages, write_parquet
 from meddaemon.db import results, studies
 from meddaemon.db.instances import path_of
-from meddaemon.db.results import ArtefactRow
+from meddaemon.db.results import ArtefactRow, ResultRow
 from meddaemon.domain.filters import InvalidFilter, parse_filter
 from meddaemon.results.nifti import SUFFIX
 
@@ -33,19 +35,26 @@ def query(
     until: Annotated[datetime | None, typer.Option(help="Only results made before this local time.")] = None,
     study: Annotated[str | None, typer.Option(help="Only of this study.")] = None,
     superseded: Annotated[bool, typer.Option("--superseded", help="Also what is superseded or withdrawn.")] = False,
-    output: Output = Format.TABLE,
+    output: Annotated[ExportFormat, typer.Option("--format", "-f", help="How to print.")] = ExportFormat.TABLE,
+    to: Annotated[Path | None, typer.Option(help="The file to write; Parquet needs one.")] = None,
     limit: Limit = 1000,
+    everything: Annotated[bool, typer.Option("--all", help="Parquet: every row, however many.")] = False,
     before: Before = None,
     config: Config = None,
 ) -> None:
     """Query findings and measurements."""
+    if (output is ExportFormat.PARQUET) != (to is not None):
+        raise typer.BadParameter("Parquet goes to a file, which --to names, and nothing else does")
+    if everything and to is None:
+        raise typer.BadParameter("--all is for Parquet; page by page, --before goes through everything")
     try:
         filtered = parse_filter(wanted) if wanted is not None else None
     except InvalidFilter as invalid:
         typer.echo(f"meddaemon: filter: {shown(str(invalid))}", err=True)
         raise typer.Exit(USAGE) from None
     with reading(config) as connection:
-        rows = results.query(
+        ask = partial(
+            results.query,
             connection,
             model=model,
             code=code,
@@ -56,9 +65,15 @@ def query(
             study_id=studies.find_study(connection, study) if study else None,
             superseded=superseded,
             satisfying=filtered,
-            limit=limit,
-            before=before,
         )
+        if to is not None:
+            try:
+                number = write_parquet(to, ResultRow, pages(ask, None if everything else limit, before))
+            except ExtraMissing as missing:
+                fail(str(missing))
+            typer.echo(f"{number} rows in {to}", err=True)
+            return
+        rows = ask(limit=limit, before=before)
     columns = {
         "id": "id",
         "result": "result_id",
@@ -77,7 +92,7 @@ def query(
         "made": "created_at",
         "accession": "accession_number",
     }
-    print_rows(rows, columns, output)
+    print_rows(rows, columns, Format(output))
 
 
 def artefacts(

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from meddaemon.config.toml_file import Keys, TomlFile
 from meddaemon.domain.errors import InvalidConfiguration
 
-_UNQUOTED = {"url", "tokens"}
+_UNQUOTED = {"url", "tokens", "readers"}
 """A database URL may carry a password, and what stands for the digest of a token may be the token: never quoted."""
 
 

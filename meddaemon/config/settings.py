@@ -141,18 +141,38 @@ class TlsSettings(Section):
     client_certificates: Literal["required", "optional"] = "required"
 
 
+def _origin(text: str) -> str:
+    if not re.fullmatch(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?|https?://\[[0-9A-Fa-f:]+\](:[0-9]{1,5})?", text):
+        raise ValueError(f'{text!r} is no origin such as "https://viewer.example.org"')
+    return text
+
+
+def _public_url(text: str) -> str:
+    if text and not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]+(/[A-Za-z0-9._~/-]*)?", text):
+        raise ValueError(f'{text!r} is no URL such as "https://pacs.example.org/dicom-web"')
+    return text
+
+
 class WebSettings(Section):
-    """The HTTP server. `tokens`: name of a sender -> SHA-256 of its bearer token, which alone says nothing."""
+    """The HTTP server. `tokens`: name of a sender -> SHA-256 of its bearer token, which alone says nothing.
+
+    `readers` likewise: who may search and retrieve, which is another right.
+    """
 
     enabled: bool = False
     host: Host = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8104
     tokens: dict[AeTitle, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
+    readers: dict[AeTitle, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
+    origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
+    public_url: Annotated[str, AfterValidator(_public_url)] = ""
     certificate: str = ""
     private_key: str = ""
     ae_title: AeTitle = "MEDDAEMON"
     maximum_connections: Count = 100
     maximum_uploads: Count = 16
+    maximum_reads: Count = 32
+    maximum_matches: Annotated[int, Field(ge=1, le=10_000)] = 1000
     maximum_object_bytes: Count = 2**31
     maximum_request_bytes: Count = 2**36
     request_timeout_seconds: Seconds = 30.0

@@ -12,13 +12,14 @@ from urllib.parse import quote
 from alembic import command, migration, script
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
-from sqlalchemy import Connection, create_engine, event, make_url
+from sqlalchemy import Connection, create_engine, event, inspect, make_url
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import DatabaseError, DBAPIError, OperationalError
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from meddaemon.db.tables import metadata
+from meddaemon.db.tables import VIEWS, metadata
 from meddaemon.domain.errors import MeddaemonError
+from meddaemon.failpoints import reach
 
 __all__ = [
     "Connection",
@@ -140,6 +141,7 @@ class Database:
             config = _alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            reach("upgrading")
 
     def schema_problems(self) -> list[str]:
         """Return what is wrong with the schema: version, then table by table; empty when all is well.
@@ -152,7 +154,9 @@ class Database:
             current, wanted = context.get_current_revision(), _scripts().get_current_head()
             if current != wanted:
                 return [f"schema version is {current or 'none'}, this code needs {wanted}: run `meddaemon db upgrade`"]
-            return [str(difference) for difference in compare_metadata(context, metadata)]
+            missing = sorted(set(VIEWS) - set(inspect(connection).get_view_names()))
+            differences = [str(difference) for difference in compare_metadata(context, metadata)]
+            return differences + [f"the view {name} is missing" for name in missing]
 
     def require_schema(self) -> None:
         """Raise WrongSchema unless the schema has the version that this code needs, NoDatabase if there is none."""

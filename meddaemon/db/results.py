@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import Connection, Row, func, insert, not_, or_, select
@@ -23,15 +23,16 @@ _job, _result, _study = tables.job, tables.result, tables.study
 
 @dataclass(frozen=True, kw_only=True)
 class StoredObject:
-    """An encoded object and the digest of the file that holds it."""
+    """An encoded object, the digest of the file that holds it, and what describes it (keyword -> components)."""
 
     encoded: EncodedObject
     sha256: str
+    header: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, encoded: EncodedObject) -> "StoredObject":
+    def of(cls, encoded: EncodedObject, header: Mapping[str, Sequence[str]] | None = None) -> "StoredObject":
         """Name an encoded object by its content."""
-        return cls(encoded=encoded, sha256=hashlib.sha256(encoded.content).hexdigest())
+        return cls(encoded=encoded, sha256=hashlib.sha256(encoded.content).hexdigest(), header=header or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +289,7 @@ def _record_object(connection: Connection, result_id: int, stored: StoredObject)
             transfer_syntax_uid=encoded.transfer_syntax_uid,
             sha256=stored.sha256,
             size=len(encoded.content),
+            header={keyword: list(value) for keyword, value in stored.header.items()},
         )
     )
 

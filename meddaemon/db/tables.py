@@ -371,6 +371,8 @@ result_object = Table(
     Column("transfer_syntax_uid", _Uid, nullable=False),
     Column("sha256", String(64), nullable=False, index=True),
     Column("size", BigInteger, nullable=False),
+    # What describes it, as of an instance, so that no search opens a file.
+    Column("header", JSON, nullable=False, server_default="{}"),
     UniqueConstraint("result_id", "kind", "part", "edition"),
 )
 
@@ -540,3 +542,10 @@ volume = Table(
     # Whether the file that repeats the identity was written there.
     Column("placed", Boolean, nullable=False),
 )
+
+VIEWS = tuple(
+    f"{prefix}_{name}"
+    for name in ("result", "segment", "finding", "measurement", "object", "delivery")
+    for prefix in ("v", "v_all")
+)
+"""For analysts, see docs/views.md; the migration makes them."""

@@ -16,6 +16,7 @@
     ├── BundleRefused           a bundle is not taken: damaged, hostile or changed
     ├── ObjectRefusedByGate     an encoded result contradicts its source: never delivered
     ├── LeaseLost               somebody else holds the job now: write nothing
+    ├── ReferenceRefused        what results are to be held against cannot be read, or contradicts itself
     ├── StudyHeld               a study contradicts itself: nothing runs on it before an operator releases it
     └── NotFound                the operator named something that is not there
 
@@ -136,6 +137,10 @@ class LeaseLost(MeddaemonError):
 
 class StudyHeld(MeddaemonError):
     """A study contradicts itself; an operator must look at it and release it before anything is run on it."""
+
+
+class ReferenceRefused(MeddaemonError):
+    """A reference for an evaluation is not taken; the message names the file, what is wrong and what to do."""
 
 
 class NotFound(MeddaemonError):

@@ -77,6 +77,16 @@ def parse_ours(content: scan.Encoded, *, calling_ae_title: str, called_ae_title:
     )
 
 
+def header_of(content: scan.Encoded) -> Mapping[str, tuple[str, ...]]:
+    """Return the describing attributes of one of our own files, see `read_header`.
+
+    Raises RefusedInstance when it is none, scan.Malformed when it is not whole.
+    """
+    ours = parse_ours(memoryview(content), calling_ae_title="", called_ae_title="")
+    with inflated(ours.data, ours.transfer_syntax_uid) as whole:
+        return read_header(whole, ours.transfer_syntax_uid)
+
+
 def _kind_of_preamble(preamble: bytes) -> str:
     """Return what a preamble is the beginning of: a program can hide there (CVE-2019-11687). Empty where it is zero."""
     if not any(preamble):

@@ -1,4 +1,4 @@
-"""The web role: receives by HTTP."""
+"""The web role: receives, and answers searches and retrievals, by HTTP."""
 
 from meddaemon.config.settings import Settings, WebSettings
 from meddaemon.roles.process import (
@@ -11,9 +11,12 @@ from meddaemon.roles.process import (
 )
 from meddaemon.telemetry import log
 from meddaemon.web.app import create_app
+from meddaemon.web.qido import SearchTransaction
+from meddaemon.web.reads import Archive, Reads
 from meddaemon.web.server import WebServer
-from meddaemon.web.settings import StowSettings, WebServerSettings
+from meddaemon.web.settings import ReadSettings, StowSettings, WebServerSettings
 from meddaemon.web.stow import StoreTransaction
+from meddaemon.web.wado import RetrieveTransaction
 
 _log = log(__name__)
 
@@ -22,7 +25,16 @@ def web(settings: Settings, stop: Signals) -> None:
     """Serve HTTP until `stop` is set, then let requests in hand finish for a moment. Raises OSError when bind fails."""
     with recovered_store(settings) as (database, store):
         stow = StoreTransaction(receiver_of(settings, database, store), store, _stow_settings(settings.web))
-        app = create_app(stow.routes, tokens=settings.web.tokens)
+        archive = Archive(database, settings.store.instances, settings.store.results)
+        reads = Reads(settings.web.maximum_reads)
+        asked = _read_settings(settings.web)
+        search, retrieve = SearchTransaction(archive, reads, asked), RetrieveTransaction(archive, reads, asked)
+        app = create_app(
+            [*stow.routes, *search.routes, *retrieve.routes],
+            tokens=settings.web.tokens,
+            readers=settings.web.readers,
+            origins=settings.web.origins,
+        )
         with WebServer(app, _web_server_settings(settings.web)) as server:
             host, port = server.address
             with announced(database, "web", f"{host}:{port}", stop):
@@ -30,6 +42,7 @@ def web(settings: Settings, stop: Signals) -> None:
                 while not stop.wait(TICK_SECONDS):
                     server.require_running()
         stow.close()
+        reads.close()
 
 
 def _stow_settings(web: WebSettings) -> StowSettings:
@@ -40,6 +53,10 @@ def _stow_settings(web: WebSettings) -> StowSettings:
         maximum_request_bytes=web.maximum_request_bytes,
         idle_seconds=web.idle_timeout_seconds,
     )
+
+
+def _read_settings(web: WebSettings) -> ReadSettings:
+    return ReadSettings(maximum_matches=web.maximum_matches, maximum_reads=web.maximum_reads, public_url=web.public_url)
 
 
 def _web_server_settings(web: WebSettings) -> WebServerSettings:

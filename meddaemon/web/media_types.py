@@ -60,3 +60,13 @@ def _weight(name: str, ranges: Sequence[MediaType]) -> float:
 def _quality(media_range: MediaType) -> float:
     written = media_range.parameters.get("q", "1")
     return float(written) if re.fullmatch(r"[01](\.[0-9]{0,3})?", written) else 0.0
+
+
+def accepted(accept: str) -> list[MediaType]:
+    """Return the media ranges of an Accept header that are wanted at all, the most wanted first.
+
+    Everything is welcome to an empty header.
+    """
+    written = accept.strip() or "*/*"
+    ranges = [each for text in _LISTED.findall(written) if (each := parse_media_type(text)) is not None]
+    return sorted((each for each in ranges if _quality(each) > 0), key=_quality, reverse=True)

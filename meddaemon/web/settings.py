@@ -15,6 +15,18 @@ class StowSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReadSettings:
+    """`maximum_matches` of one page of a search, `maximum_reads` at a time.
+
+    `public_url` is that below which `/studies` lies as others see it, "" for what they asked for.
+    """
+
+    maximum_matches: int
+    maximum_reads: int
+    public_url: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class WebServerSettings:
     """Where to listen and how long to wait; `certificate` and `private_key` are PEM files, "" for plain HTTP.
 

@@ -39,6 +39,15 @@ def test_nobody_else_is_let_in_without_a_token(tmp_path: Path, host: str) -> Non
     assert _load(tmp_path, f'host = "{host}"\n{TOKENS}').web.tokens == {"GATE1": DIGEST}
 
 
+def test_to_read_is_another_right_than_to_store(tmp_path: Path) -> None:
+    assert _load(tmp_path, TOKENS).web.readers == {}
+    web = _load(tmp_path, f'readers = {{ VIEWER = "{DIGEST}" }}\norigins = ["https://viewer.example.org:8443"]\n').web
+    assert (web.readers, web.tokens) == ({"VIEWER": DIGEST}, {})
+    assert web.origins == ("https://viewer.example.org:8443",)
+    # Readers are no senders: an address that is open to others needs those all the same.
+    assert "set web.tokens" in _problem(tmp_path, f'host = "0.0.0.0"\nreaders = {{ VIEWER = "{DIGEST}" }}\n')
+
+
 def test_clear_text_is_warned_about(tmp_path: Path) -> None:
     (warning,) = _load(tmp_path, f'enabled = true\nhost = "0.0.0.0"\n{TOKENS}').warnings
     assert warning.startswith(f"{tmp_path}/meddaemon.toml:3: web.host: tokens and patient data travel in clear text")
@@ -53,9 +62,10 @@ def test_tokens_from_the_environment(tmp_path: Path) -> None:
 
 
 def test_a_token_in_the_place_of_its_digest_is_refused_and_not_shown(tmp_path: Path) -> None:
-    problem = _problem(tmp_path, 'tokens = { GATE1 = "the token itself" }\n')
-    assert problem.startswith("2: web.tokens.GATE1: ")
-    assert "the token itself" not in problem
+    for key in ("tokens", "readers"):
+        problem = _problem(tmp_path, f'{key} = {{ GATE1 = "the token itself" }}\n')
+        assert problem.startswith(f"2: web.{key}.GATE1: ")
+        assert "the token itself" not in problem
     assert _problem(tmp_path, f'tokens = {{ SEVENTEEN_LETTERS = "{DIGEST}" }}\n').startswith("2: web.tokens")
 
 
@@ -64,6 +74,14 @@ def test_a_token_in_the_place_of_its_digest_is_refused_and_not_shown(tmp_path: P
     [
         ('certificate = "absent.pem"\n', "2: web.certificate: {folder}/absent.pem is not a file"),
         ('private_key = "meddaemon.toml"\n', "2: web.private_key: there is no certificate that it belongs to"),
+        (
+            'origins = ["*"]\n',
+            "2: web.origins[0]: '*' is no origin such as \"https://viewer.example.org\"",
+        ),
+        (
+            'public_url = "pacs.example.org"\n',
+            "2: web.public_url: 'pacs.example.org' is no URL such as \"https://pacs.example.org/dicom-web\"",
+        ),
         ("maximum_uploads = 0\n", "2: web.maximum_uploads: should be greater than or equal to 1, not 0"),
     ],
 )

@@ -89,6 +89,8 @@ def test_a_study_comes_back_as_seg_and_sr_and_can_be_queried(tmp_path: Path, pac
     assert "Modality equals 'MR'; saw MR" in explained.stdout
     left_out = "2 planes of another Image Orientation (Patient): 2.25.100, 2.25.101"
     assert f"input image: stacks_left_out: {left_out}" in " ".join(explained.stdout.split())
+    # What describes them is there for searches, which open no file.
+    assert {tuple(row.header["Modality"]) for row in home.rows(tables.result_object)} == {("SEG",), ("SR",)}
     (result,) = home.rows(tables.result)
     assert result.provenance["admitted_by_force"] == REASON
     assert result.provenance["input image: stacks_left_out"] == left_out

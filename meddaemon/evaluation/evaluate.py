@@ -1,0 +1,363 @@
+"""From references and results to everything that is said of them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import file_digest
+from pathlib import Path
+
+import numpy as np
+
+from meddaemon.db.instances import path_of
+from meddaemon.db.outcomes import FoundRow, Outcome
+from meddaemon.db.results import ObjectRow
+from meddaemon.domain.errors import ReferenceRefused
+from meddaemon.evaluation import classification, detection
+from meddaemon.evaluation.cases import (
+    Matches,
+    Pair,
+    Unmatched,
+    Vocabulary,
+    answers_of,
+    key_of,
+    truth_of,
+)
+from meddaemon.evaluation.classification import NONE, Classification, Judged
+from meddaemon.evaluation.detection import Detected, Detection
+from meddaemon.evaluation.estimates import Bootstrap
+from meddaemon.evaluation.grid import NoOverlap, brought_together
+from meddaemon.evaluation.masks import SEGMENTATIONS, Drawn, Named, is_nifti, read_label_map, read_segmentation
+from meddaemon.evaluation.references import Labels, Masks, Rectangle, Sphere, Target, Targets, Volumes
+from meddaemon.evaluation.segmentation import Segmentation, SegmentCase, compare, compare_volumes, judge_segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What came of it: a section for each kind of reference that there was, and what was not compared."""
+
+    compared: tuple[Pair, ...]
+    missing: tuple[Unmatched, ...]
+    refused: tuple[Unmatched, ...]
+    """References that have a result and cannot be held against it, or only in part."""
+    classification: Classification | None
+    segmentation: Segmentation | None
+    detection: Detection | None
+    remarks: tuple[tuple[str, str], ...]
+    """What was done to cases before they were compared: (case, what)."""
+
+
+@dataclass(kw_only=True)
+class _Findings:
+    """What is gathered on the way."""
+
+    refused: list[Unmatched] = field(default_factory=list)
+    compared: list[Pair] = field(default_factory=list)
+    remarks: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How results are compared. `groups` says of findings (`scheme:value`) which exclude each other."""
+
+    bootstrap: Bootstrap = field(default_factory=Bootstrap)
+    hit_distance_mm: float = 0.0
+    groups: Mapping[str, str] = field(default_factory=dict)
+
+
+def evaluate(matches: Matches, results_folder: Path, options: Options) -> Comparison:
+    """Compare every pair. Raises ReferenceRefused where a reference cannot be read or names what nobody knows."""
+    gathered = _Findings()
+    vocabulary = Vocabulary.of([*{each.outcome.result_id: each.outcome for each in matches.pairs}.values()])
+    labelled = [each for each in matches.pairs if isinstance(each.reference.says, Labels)]
+    targeted = [each for each in matches.pairs if isinstance(each.reference.says, Targets)]
+    measured = [each for each in matches.pairs if isinstance(each.reference.says, Masks | Volumes)]
+    classes = _classify(labelled, vocabulary, options, gathered) if labelled else None
+    segments = _segment(measured, vocabulary, results_folder, options, gathered) if measured else None
+    # A report that only says that nothing is there is no reference for places unless another one names some.
+    asked = any(isinstance(each.reference.says, Targets) and each.reference.says.asked for each in targeted)
+    found = _detect(targeted, vocabulary, options, gathered) if asked else None
+    return Comparison(
+        compared=tuple(gathered.compared),
+        missing=matches.missing,
+        refused=tuple(gathered.refused),
+        classification=classes,
+        segmentation=segments,
+        detection=found,
+        remarks=tuple(dict.fromkeys(gathered.remarks)),
+    )
+
+
+def _classify(pairs: Sequence[Pair], vocabulary: Vocabulary, options: Options, gathered: _Findings) -> Classification:
+    judged: dict[str, list[Judged]] = {}
+    of_group: dict[str, list[tuple[str, str, str]]] = {}
+    groups: dict[str, list[str]] = {}
+    for code in vocabulary.names:
+        if code in options.groups:
+            groups.setdefault(options.groups[code], []).append(code)
+    for pair in pairs:
+        says = pair.reference.says
+        if not isinstance(says, Labels):
+            continue
+        truth = truth_of(says, vocabulary, pair.reference.origin)
+        answers = answers_of(pair.outcome, pair.reference.case)
+        if isinstance(answers, str):
+            gathered.refused.append(Unmatched(reference=pair.reference, reason=answers))
+            continue
+        silent = [vocabulary.names[code] for code in truth if code not in answers]
+        if silent:
+            reason = f"result {pair.outcome.result_id} says nothing of {', '.join(silent)}"
+            gathered.refused.append(Unmatched(reference=pair.reference, reason=reason))
+        gathered.compared.append(pair)
+        for code, expected in truth.items():
+            if code in answers:
+                told = answers[code]
+                judged.setdefault(code, []).append(
+                    Judged(case=pair.case, study=pair.study, expected=expected, found=told.present, score=told.score)
+                )
+        for name, members in groups.items():
+            found = [code for code in members if code in answers and answers[code].present]
+            expected_of = _exclusive(members, truth, vocabulary, pair.reference.origin)
+            if expected_of is not None and all(code in answers for code in members):
+                answer = vocabulary.names[found[0]] if found else NONE
+                of_group.setdefault(name, []).append((pair.study, expected_of, answer))
+    return Classification(
+        classes=tuple(
+            classification.judge_class(meaning, judged[code], options.bootstrap)
+            for code, meaning in vocabulary.names.items()
+            if code in judged
+        ),
+        groups=tuple(
+            classification.judge_group(
+                name, [vocabulary.names[code] for code in groups[name]], of_group[name], options.bootstrap
+            )
+            for name in groups
+            if name in of_group
+        ),
+    )
+
+
+def _exclusive(members: Sequence[str], truth: Mapping[str, bool], vocabulary: Vocabulary, origin: str) -> str | None:
+    """Return which class of a group the reference says, NONE where none is there; None where it does not say."""
+    there = [code for code in members if truth.get(code)]
+    if len(there) > 1:
+        both = " and ".join(vocabulary.names[code] for code in there)
+        raise ReferenceRefused(f"{origin}: {both} exclude each other in the model's contract: leave one of them out")
+    if there:
+        return vocabulary.names[there[0]]
+    return NONE if all(code in truth for code in members) else None
+
+
+def _segment(
+    pairs: Sequence[Pair], vocabulary: Vocabulary, results_folder: Path, options: Options, gathered: _Findings
+) -> Segmentation:
+    cases: dict[str, dict[str, SegmentCase]] = {}
+    masked: set[tuple[str, str]] = set()
+    for pair in pairs:
+        try:
+            if isinstance(pair.reference.says, Volumes):
+                found = list(_volumes(pair, pair.reference.says, vocabulary))
+            elif isinstance(pair.reference.says, Masks):
+                found = list(_masks(pair, pair.reference.says, results_folder, gathered))
+            else:
+                continue
+        except (_Incomparable, NoOverlap) as why:
+            gathered.refused.append(Unmatched(reference=pair.reference, reason=str(why)))
+            continue
+        gathered.compared.append(pair)
+        drawn = isinstance(pair.reference.says, Masks)
+        for each in found:
+            of_segment = cases.setdefault(each.segment, {})
+            if drawn and (each.segment, each.case) in masked:
+                raise ReferenceRefused(
+                    f"{pair.reference.origin}: another file draws {each.segment!r} of {pair.case}: leave one out"
+                )
+            # A mask says more than a volume.
+            if drawn or each.case not in of_segment:
+                of_segment[each.case] = each
+            if drawn:
+                masked.add((each.segment, each.case))
+    return Segmentation(
+        segments=tuple(
+            judge_segment(name, list(of_segment.values()), options.bootstrap) for name, of_segment in cases.items()
+        )
+    )
+
+
+class _Incomparable(Exception):
+    """A result and its reference cannot be compared; the message says why."""
+
+
+def _volumes(pair: Pair, says: Volumes, vocabulary: Vocabulary) -> Iterable[SegmentCase]:
+    for said, expected in says.millilitres.items():
+        code = vocabulary.find(said, pair.reference.origin)
+        measured = [each.volume_ml for each in pair.outcome.findings if key_of(each) == code]
+        known = [each for each in measured if each is not None]
+        if not known:
+            raise _Incomparable(f"result {pair.outcome.result_id} has no volume of {vocabulary.names[code]}")
+        yield compare_volumes(sum(known), expected, segment=vocabulary.names[code], case=pair.case, study=pair.study)
+
+
+def _masks(pair: Pair, says: Masks, results_folder: Path, gathered: _Findings) -> Iterable[SegmentCase]:
+    drawn = _result_of(pair.outcome, results_folder)
+    if is_nifti(says.path):
+        reference = read_label_map(says.path, says.names or drawn.segments)
+        gathered.remarks.append((pair.case, "a NIfTI file names no frame of reference: its place is taken as it says"))
+    else:
+        reference = read_segmentation(says.path)
+    theirs = reference.frame_of_reference_uid
+    if theirs and theirs != drawn.frame_of_reference_uid:
+        raise _Incomparable(
+            f"the reference lies in frame of reference {theirs}, the result in "
+            f"{drawn.frame_of_reference_uid or 'none'}: register one with the other, and draw it there"
+        )
+    if not theirs and not is_nifti(says.path):
+        raise _Incomparable("the reference names no frame of reference: nobody can tell where it lies")
+    if not drawn.grid.is_same(reference.grid):
+        ours, other = ("×".join(map(str, each.grid.shape)) for each in (drawn, reference))
+        gathered.remarks.append(
+            (pair.case, f"the reference ({other}) was brought to the grid of the source ({ours}) by nearest neighbour")
+        )
+    paired, unknown = same_segments(drawn.segments, reference.segments)
+    if unknown:
+        gathered.remarks.append((pair.case, f"the result does not know {', '.join(unknown)} of the reference"))
+    if not paired:
+        there = ", ".join(each.label for each in drawn.segments)
+        raise _Incomparable(f"the reference draws nothing that the result knows, which is: {there}")
+    for name, mine, its in paired:
+        yield _compared(pair, name, drawn, mine, reference, its)
+
+
+def _compared(
+    pair: Pair, name: str, drawn: Drawn, mine: Sequence[int], reference: Drawn, its: Sequence[int]
+) -> SegmentCase:
+    result, expected, box = brought_together(drawn.mask(mine), drawn.grid, reference.mask(its), reference.grid)
+    return compare(
+        result,
+        expected,
+        segment=name,
+        case=pair.case,
+        study=pair.study,
+        spacing_mm=drawn.grid.spacing,
+        plane_voxel_mm3=drawn.grid.voxel_volumes_mm3(box),
+    )
+
+
+def _result_of(outcome: Outcome, results_folder: Path) -> Drawn:
+    """Return what a result draws. Raises _Incomparable."""
+    problems = [f"result {outcome.result_id} ({outcome.status.value}) draws nothing: it has no Segmentation"]
+    for stored in outcome.objects:
+        if stored.sop_class_uid in SEGMENTATIONS:
+            path = path_of(results_folder, stored.sha256)
+            try:
+                _refuse_damaged(path, stored)
+                return read_segmentation(path)
+            except (ReferenceRefused, _Incomparable) as wrong:
+                # There may be another one, in another form: probabilities are no segments.
+                problems.append(f"the stored object {stored.sop_instance_uid} cannot be read: {wrong}")
+    raise _Incomparable("; ".join(problems[1:] or problems))
+
+
+def _refuse_damaged(path: Path, stored: ObjectRow) -> None:
+    if not path.is_file():
+        raise _Incomparable(f"the stored file {path.name} is gone: see `meddaemon store check`")
+    with path.open("rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
+    if digest != stored.sha256:
+        raise _Incomparable(f"the stored file {path.name} is damaged: see `meddaemon store scrub`")
+
+
+def same_segments(
+    mine: Sequence[Named], its: Sequence[Named]
+) -> tuple[list[tuple[str, list[int], list[int]]], list[str]]:
+    """Return which segments of both are the same thing (name, numbers, numbers), and what only the reference has.
+
+    They are by their codes or, where the result has no such code and the reference none of its, by their labels; a
+    number without a name is a segment number. Several that are coded alike are told apart by their labels where each
+    label of the reference is one of the result, and are taken together where it is not.
+    """
+    pairs: list[tuple[str, list[int], list[int]]] = []
+    unknown: list[str] = []
+    of_code: dict[str, list[Named]] = {}
+    said = {each.code for each in its if each.code}
+    for segment in its:
+        alike = [each for each in mine if segment.code and each.code == segment.code]
+        if alike:
+            of_code.setdefault(segment.code, []).append(segment)
+            continue
+        found = [each for each in mine if each.code not in said and _is_called(each, segment)]
+        if len(found) == 1:
+            pairs.append((found[0].label, [found[0].number], [segment.number]))
+        else:
+            unknown.append(segment.label or f"label {segment.number}")
+    for code, segments in of_code.items():
+        alike = [each for each in mine if each.code == code]
+        by_label = {each.label.casefold(): each for each in alike}
+        labels = [each.label.casefold() for each in segments]
+        if len(by_label) == len(alike) > 1 and len(set(labels)) == len(labels) and set(labels) <= by_label.keys():
+            told = [(by_label[label], each) for label, each in zip(labels, segments, strict=True)]
+            pairs.extend((one.label, [one.number], [other.number]) for one, other in told)
+        else:
+            name = alike[0].label if len(alike) == 1 else alike[0].meaning
+            pairs.append((name, [each.number for each in alike], [each.number for each in segments]))
+    return pairs, unknown
+
+
+def _is_called(mine: Named, other: Named) -> bool:
+    if not other.code and not other.label:
+        return mine.number == other.number
+    return mine.label.casefold() == other.label.casefold()
+
+
+def _detect(pairs: Sequence[Pair], vocabulary: Vocabulary, options: Options, gathered: _Findings) -> Detection:
+    located = [code for code in vocabulary.names if _is_located(code, pairs)] or list(vocabulary.names)
+    cases: dict[str, list[Detected]] = {code: [] for code in located}
+    for pair in pairs:
+        says = pair.reference.says
+        if not isinstance(says, Targets):
+            continue
+        wanted: dict[str, list[Target]] = {}
+        for target in says.targets:
+            wanted.setdefault(vocabulary.find(target.finding, pair.reference.origin), []).append(target)
+        gathered.compared.append(pair)
+        for code in dict.fromkeys([*located, *wanted]):
+            targets = wanted.get(code, [])
+            cases.setdefault(code, []).append(_detected(pair, code, targets, options.hit_distance_mm))
+    return Detection(
+        findings=tuple(
+            detection.judge_detection(vocabulary.names[code], of_code, options.bootstrap)
+            for code, of_code in cases.items()
+            if of_code
+        )
+    )
+
+
+def _detected(pair: Pair, code: str, targets: Sequence[Target], least_mm: float) -> Detected:
+    found = [each for each in pair.outcome.findings if key_of(each) == code and _is_somewhere(each)]
+    hits, misses = detection.assign(
+        [each.certainty if each.certainty is not None else 1.0 for each in found],
+        len(targets),
+        lambda index, target: _distance(found[index], targets[target].place, least_mm),
+    )
+    return Detected(case=pair.case, study=pair.study, targets=len(targets), hits=hits, misses=misses)
+
+
+def _is_located(code: str, pairs: Sequence[Pair]) -> bool:
+    return any(key_of(each) == code and _is_somewhere(each) for pair in pairs for each in pair.outcome.findings)
+
+
+def _is_somewhere(finding: FoundRow) -> bool:
+    return finding.centre_lps is not None or finding.low is not None
+
+
+def _distance(found: FoundRow, target: Sphere | Rectangle, least_mm: float) -> float | None:
+    """Return how far the centre of a detection lies from that of a target which it hits; None where it does not."""
+    if isinstance(target, Sphere):
+        if found.centre_lps is None:
+            return None
+        apart = float(np.linalg.norm(np.subtract(found.centre_lps, target.centre_lps)))
+        return apart if apart <= max(target.radius_mm, least_mm) else None
+    same = (found.sop_instance_uid, found.frame_number) == (target.sop_instance_uid, target.frame_number)
+    if not same or found.low is None or found.high is None:
+        return None
+    centre = np.add(found.low, found.high) / 2
+    inside = bool((centre >= target.low).all() and (centre <= target.high).all())
+    return float(np.linalg.norm(centre - np.add(target.low, target.high) / 2)) if inside else None
