@@ -434,7 +434,7 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
         )
         reach("recording")
     reach("recorded")
-    said = {"status": analysis.status.value, "reason": analysis.reason, "objects": [each.name for each in objects]}
+    said = {"status": analysis.status.value, "reason": analysis.reason, "objects": [each.kind for each in objects]}
     _log.info("result", job=job.id, kind=contract.kind.value, **said, **seconds)
 
 
