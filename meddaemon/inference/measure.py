@@ -15,6 +15,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from meddaemon.domain.result import Drawing
 from meddaemon.domain.volume import Geometry
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -84,8 +85,25 @@ def places_of(labels: NDArray[np.integer], count: int) -> list[Place | None]:
     """Return the least box around each of the labels from 1 to `count`, found in one pass; None around none."""
     from scipy import ndimage  # noqa: PLC0415  takes 0.2 s, and not every model needs it
 
-    found = ndimage.find_objects(labels, count)
-    return [*found, *[None] * (count - len(found))]
+    return [None if place is None else (place[0], place[1], place[2]) for place in ndimage.find_objects(labels, count)]
+
+
+def segment_places(drawing: Drawing, count: int) -> list[Place | None]:
+    """Return the least box around each of the segments from 1 to `count`."""
+    if drawing.labels is not None:
+        return places_of(drawing.labels, count)
+    return [] if drawing.masks is None else [place_of(mask) for mask in drawing.masks[:count]]
+
+
+def segment_within(drawing: Drawing, number: int, place: Place) -> Mask:
+    """Return where a segment lies within a box. Raises ValueError where nothing was drawn."""
+    if drawing.labels is not None:
+        inside: Mask = drawing.labels[place] == number
+        return inside
+    if drawing.masks is None:
+        raise ValueError("nothing was drawn")
+    mask: Mask = drawing.masks[number - 1]
+    return mask[place]
 
 
 def surface(mask: Mask, geometry: Geometry, first: int = 0) -> float:

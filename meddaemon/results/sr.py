@@ -144,6 +144,7 @@ def _group(
                 derivation=pydicom_code(measurement.derivation) if measurement.derivation else None,
             )
             for measurement in finding.measurements
+            if measurement.value is not None
         ],
     )
     for text in _comments(request):

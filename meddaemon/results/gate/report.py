@@ -180,10 +180,11 @@ def _referenced_segment(exam: Exam, encoded: EncodedObject, group: Dataset, segm
 
 def _measurements(group: Dataset, finding: Finding) -> Iterator[str]:
     numbers = [item for item in group.ContentSequence if item.get("ValueType") == "NUM"]
-    if len(numbers) != len(finding.measurements):
-        yield f"{len(numbers)} numbers for {len(finding.measurements)} measurements"
+    known = [each for each in finding.measurements if each.value is not None]
+    if len(numbers) != len(known):
+        yield f"{len(numbers)} numbers for {len(known)} measurements"
         return
-    for item, measurement in zip(numbers, finding.measurements, strict=True):
+    for item, measurement in zip(numbers, known, strict=True):
         if not is_code(item.get("ConceptNameCodeSequence"), measurement.name):
             yield f"number is not called {measurement.name}"
         derived = [each.get("ConceptCodeSequence") for each in named(item, _DERIVATION)]
