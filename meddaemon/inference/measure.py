@@ -191,14 +191,29 @@ def _surface(mask: Mask, steps: Points, in_plane: Points) -> float:
     return area
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _areas(axes: tuple[float, ...]) -> NDArray[np.float64]:
     """Return the area in mm² of the mesh within a cube, for each of 256 patterns of its corners.
 
     `axes` are the rows of a matrix (3, 3) whose columns lead from a voxel to the next plane, row and column in mm.
     """
     to_mm = np.array(axes).reshape(3, 3).T
-    return np.array([sum(_tightest(loop @ to_mm) for loop in _loops(pattern)) for pattern in range(256)])
+    areas = np.zeros(256)
+    for patterns, polygons in _polygons():
+        np.add.at(areas, patterns, _tightest(polygons @ to_mm))
+    return areas
+
+
+@lru_cache(maxsize=1)
+def _polygons() -> tuple[tuple[NDArray[np.intp], Points], ...]:
+    """Return all polygons of all patterns, those of as many points together: their patterns, and points (n, k, 3)."""
+    found: dict[int, list[tuple[int, Points]]] = {}
+    for pattern in range(256):
+        for loop in _loops(pattern):
+            found.setdefault(len(loop), []).append((pattern, loop))
+    return tuple(
+        (np.array([pattern for pattern, _ in each]), np.stack([loop for _, loop in each])) for each in found.values()
+    )
 
 
 def _loops(pattern: int) -> Iterator[Points]:
@@ -241,10 +256,14 @@ def _segments(face: list[int], inside: list[bool]) -> Iterator[tuple[frozenset[i
                 yield edges[index], edges[(index + 1) % 4]
 
 
-def _tightest(polygon: Points) -> float:
-    """Return the least area of the fans of triangles that fill a polygon: the same however the cube is turned."""
-    fans = [np.roll(polygon, -start, axis=0) for start in range(len(polygon))]
-    return min(float(np.linalg.norm(np.cross(fan[1:-1] - fan[0], fan[2:] - fan[0]), axis=1).sum()) / 2 for fan in fans)
+def _tightest(polygons: Points) -> NDArray[np.float64]:
+    """Return the least area of the fans of triangles that fill each of (n, k, 3): the same however it is turned."""
+    fans = []
+    for start in range(polygons.shape[1]):
+        around = np.roll(polygons, -start, axis=1) - polygons[:, start : start + 1]
+        fans.append(np.linalg.norm(np.cross(around[:, 1:-1], around[:, 2:]), axis=2).sum(axis=1) / 2)
+    least: NDArray[np.float64] = np.min(fans, axis=0)
+    return least
 
 
 def _outermost(mask: Mask) -> Points:
