@@ -167,8 +167,9 @@ def _renumbered(drawing: Drawing, segments: int, found: Mapping[int, Lesions]) -
     for number, lesions in found.items():
         table = np.zeros(int(lesions.parts.max(initial=0)) + 1, dtype)
         table[lesions.order] = numbers[number - 1][: len(lesions.order)]
-        numbered = table[lesions.parts]
-        np.copyto(labels[lesions.place], numbered, where=numbered > 0)
+        for plane, parts in zip(labels[lesions.place], lesions.parts, strict=True):
+            numbered = table[parts]
+            np.copyto(plane, numbered, where=numbered > 0)
     return labels
 
 
