@@ -39,6 +39,15 @@ class Drawing:
         )
         return there
 
+    def numbers(self, plane: int) -> Labels:
+        """Return the segment of each pixel of one plane, [row, column]; of several that share one, any of them."""
+        if self.masks is None:
+            return self._labels[plane]
+        numbers = np.zeros(self.shape[1:], np.min_scalar_type(len(self.masks)))
+        for number, mask in enumerate(self.masks, 1):
+            numbers[mask[plane]] = number
+        return numbers
+
     def counts(self, plane: int) -> NDArray[np.int64]:
         """Return how many voxels of one plane each segment has, by its number as far as there are any; [0] is moot."""
         if self.masks is not None:

@@ -1,4 +1,4 @@
-"""Many frames of a BINARY segmentation, written as bytes.
+"""The frames of a segmentation, written as bytes.
 
 A whole-body result has thousands of frames, and as many descriptions of them: a data set for each, as highdicom and
 pydicom make them, costs tens of seconds and three times the memory. What differs from frame to frame are two numbers
@@ -6,7 +6,7 @@ and a place, so that the header is left to highdicom and the last two elements o
 """
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TypeAlias
@@ -18,6 +18,7 @@ from pydicom.filebase import DicomIO
 from pydicom.filewriter import write_dataset
 
 from meddaemon.domain.errors import InputRefused
+from meddaemon.results import rle
 
 _LONGEST = 0xFFFFFFFE  # bytes of a value with a stated length (PS3.5 7.1.1)
 
@@ -38,13 +39,11 @@ class Plane:
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """One frame: its segment, and of which plane and at which place along the stack (1-based) it is."""
+    """One frame: of which plane, at which place along the stack (1-based), and its segment, 0 in a label map."""
 
-    segment: int
     plane: Plane
     place: int
-    mask: Mask
-    """[row, column]"""
+    segment: int = 0
 
 
 def planes_of(skeleton: Dataset) -> list[Plane]:
@@ -60,79 +59,93 @@ def planes_of(skeleton: Dataset) -> list[Plane]:
     return planes
 
 
-def with_frames(header: Dataset, frames: Iterable[Frame]) -> bytes:
-    """Return a Part 10 file in Explicit VR Little Endian: the header, and the frames in the order in which they come.
+def with_frames(header: Dataset, frames: Sequence[Frame], pixel_data: Iterable[bytes]) -> bytes:
+    """Return a Part 10 file in Explicit VR Little Endian, encapsulated or not: the header, its frames, their pixels.
 
-    `header` is a BINARY segmentation of several segments; frames that it has are replaced. Raises `InputRefused` where
-    the frames would not fit into one object.
+    `header` is a segmentation; frames that it has are replaced. `pixel_data` are the bytes of the last element, as
+    `native_bits` or `run_lengths` give them. Raises `InputRefused` where the frames do not fit into one object.
     """
     del header.PerFrameFunctionalGroupsSequence
-    vr = header["PixelData"].VR
     del header.PixelData
-    items: list[bytes] = []
-    packed = Packed()
-    for frame in frames:
-        items.append(_item(frame))
-        packed.add(frame.mask)
-    pixels = packed.finished()
-    groups, pixel_bytes = sum(map(len, items)), sum(map(len, pixels))
-    if max(groups, pixel_bytes) > _LONGEST:
-        raise InputRefused(
-            "too_many_frames",
-            f"{len(items)} frames of {header.Rows} x {header.Columns} do not fit into one segmentation",
-            numbers={"frames": len(items), "bytes": pixel_bytes},
-        )
+    items = [_item(frame) for frame in frames]
+    length = sum(map(len, items))
+    _refuse_more_than_fits(length, len(items), header)
     header.NumberOfFrames = len(items)
     file = BytesIO()
     header.save_as(file, enforce_file_format=True)
-    return b"".join(
-        (
-            file.getvalue(),
-            struct.pack("<HH2s2xI", 0x5200, 0x9230, b"SQ", groups),
-            *items,
-            struct.pack("<HH2s2xI", 0x7FE0, 0x0010, vr.encode(), pixel_bytes),
-            *pixels,
+    file.write(struct.pack("<HH2s2xI", 0x5200, 0x9230, b"SQ", length))
+    file.writelines(items)
+    file.writelines(pixel_data)
+    # Of the same bytes: a copy would be another of hundreds of megabytes.
+    return file.getvalue()
+
+
+def native_bits(header: Dataset, masks: Iterable[Mask], count: int) -> Iterator[bytes]:
+    """Yield Pixel Data of `count` frames of one bit for each pixel (PS3.5 8.1.1), of as many bytes as are even.
+
+    Raises `InputRefused` where they do not fit into one object.
+    """
+    filled = -(-count * header.Rows * header.Columns // 8)
+    length = filled + filled % 2
+    _refuse_more_than_fits(length, count, header)
+    yield struct.pack("<HH2s2xI", 0x7FE0, 0x0010, b"OB", length)
+    packed = Packed()
+    for mask in masks:
+        yield packed.add(mask)
+    yield packed.finished() + bytes(length - filled)
+
+
+def run_lengths(images: Iterable[NDArray[np.uint8] | NDArray[np.uint16]], header: Dataset) -> Iterator[bytes]:
+    """Yield encapsulated Pixel Data of frames [row, column] in RLE Lossless (PS3.5 A.4.2), one fragment for each."""
+    fragments = [rle.encoded(image) for image in images]
+    offsets = np.cumsum([0, *(len(each) + 8 for each in fragments[:-1])])
+    _refuse_more_than_fits(int(offsets[-1]), len(fragments), header)
+    yield struct.pack("<HH2s2xI", 0x7FE0, 0x0010, b"OB", 0xFFFFFFFF)
+    yield struct.pack("<HHI", 0xFFFE, 0xE000, 4 * len(fragments)) + offsets.astype("<u4").tobytes()
+    for each in fragments:
+        yield struct.pack("<HHI", 0xFFFE, 0xE000, len(each))
+        yield each
+    yield struct.pack("<HHI", 0xFFFE, 0xE0DD, 0)
+
+
+def _refuse_more_than_fits(length: int, count: int, header: Dataset) -> None:
+    if length > _LONGEST:
+        raise InputRefused(
+            "too_many_frames",
+            f"{count} frames of {header.Rows} x {header.Columns} do not fit into one segmentation",
+            numbers={"frames": count, "bytes": length},
         )
-    )
 
 
 class Packed:
     """Frames of one bit for each pixel, packed without gaps, the first pixel in the lowest bit (PS3.5 8.1.1)."""
 
     def __init__(self) -> None:
-        self._parts: list[bytes] = []
         self._rest: Mask = np.zeros(0, np.bool_)
         """Pixels that do not fill a byte yet."""
 
-    def add(self, mask: Mask) -> None:
-        """Append a frame [row, column]."""
+    def add(self, mask: Mask) -> bytes:
+        """Return the bytes that a further frame [row, column] fills."""
         pixels = mask.ravel()
         if self._rest.size:
             pixels = np.concatenate([self._rest, pixels])
         whole = pixels.size // 8 * 8
-        self._parts.append(np.packbits(pixels[:whole], bitorder="little").tobytes())
         self._rest = pixels[whole:].copy()
+        return np.packbits(pixels[:whole], bitorder="little").tobytes()
 
-    def finished(self) -> Sequence[bytes]:
-        """Return the bytes, of which there is an even number."""
-        parts = self._parts
-        if self._rest.size:
-            parts.append(np.packbits(self._rest, bitorder="little").tobytes())
-        return [*parts, b"\0"] if sum(map(len, parts)) % 2 else parts
+    def finished(self) -> bytes:
+        """Return what is left over."""
+        return np.packbits(self._rest, bitorder="little").tobytes()
 
 
 def _item(frame: Frame) -> bytes:
     """Return one item of the Per-Frame Functional Groups Sequence, in the order of its tags."""
-    content = struct.pack("<HH2sHII", 0x0020, 0x9157, b"UL", 8, frame.segment, frame.place)
-    segment = struct.pack("<HH2sHH", 0x0062, 0x000B, b"US", 2, frame.segment)
-    groups = b"".join(
-        (
-            frame.plane.derivation,
-            _sequence_of_one(0x0020, 0x9111, content),
-            frame.plane.position,
-            _sequence_of_one(0x0062, 0x000A, segment),
-        )
-    )
+    indices = (frame.segment, frame.place) if frame.segment else (frame.place,)
+    content = struct.pack(f"<HH2sH{len(indices)}I", 0x0020, 0x9157, b"UL", 4 * len(indices), *indices)
+    groups = frame.plane.derivation + _sequence_of_one(0x0020, 0x9111, content) + frame.plane.position
+    if frame.segment:
+        segment = struct.pack("<HH2sHH", 0x0062, 0x000B, b"US", 2, frame.segment)
+        groups += _sequence_of_one(0x0062, 0x000A, segment)
     return struct.pack("<HHI", 0xFFFE, 0xE000, len(groups)) + groups
 
 

@@ -1,16 +1,23 @@
-"""Segmentation objects: BINARY, on the full source grid (PS3.3 A.51)."""
+"""Segmentation objects, on the full source grid (PS3.3 A.51): BINARY, and as a label map."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from highdicom import AlgorithmIdentificationSequence
 from highdicom.color import CIELabColor
-from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
+from highdicom.seg import (
+    SegmentAlgorithmTypeValues,
+    Segmentation,
+    SegmentationFractionalTypeValues,
+    SegmentationTypeValues,
+    SegmentDescription,
+)
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code as PydicomCode
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
@@ -18,11 +25,16 @@ from meddaemon.domain.outlet import ObjectKind, SegmentationForm
 from meddaemon.domain.result import Analysis, EncodedObject, Segment
 from meddaemon.domain.volume import Geometry
 from meddaemon.results.envelope import device_serial_number, finish
-from meddaemon.results.frames import Frame, Plane, planes_of, with_frames
+from meddaemon.results.frames import Frame, Plane, native_bits, planes_of, run_lengths, with_frames
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
+from meddaemon.results.source import is_multi_frame
 
 KIND = ObjectKind.SEG
+
+_SAME_DIRECTION = 1e-4
+"""Direction cosines that differ by less are the same: 0.05 mm over half a metre."""
+_EVEN_MM = 0.05
 
 MOST_FRAMES = 4096
 """Up to this many frames every plane of every segment is written, so that a reader gets back the source grid without
@@ -31,9 +43,28 @@ gigabytes of zeros."""
 
 
 def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject]:
-    """Yield the Segmentation of what is drawn, if anything is."""
-    if request.analysis.is_drawn:
+    """Yield the Segmentation of what is drawn, if anything is, in each form that is asked for.
+
+    Segments that overlap cannot be one label map. Their BINARY Segmentation then is that of every edition.
+    """
+    if not request.analysis.is_drawn:
+        return
+    forms = {edition.segmentation for edition in request.editions}
+    if SegmentationForm.LABELMAP not in forms:
         yield encode_seg(request)
+    elif why_no_label_map(request.analysis):
+        yield replace(encode_seg(request), edition="")
+    else:
+        if SegmentationForm.BINARY in forms:
+            yield encode_seg(request)
+        yield encode_label_map(request)
+
+
+def why_no_label_map(analysis: Analysis) -> str:
+    """Return why what is drawn cannot be written as a label map; "" where it can be."""
+    if analysis.is_drawn and analysis.drawn[0].overlapping:
+        return "segments overlap, and a label map holds one for each voxel: the BINARY Segmentation goes in its place"
+    return ""
 
 
 def encode_seg(request: EncodingRequest) -> EncodedObject:
@@ -42,104 +73,222 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
     Segments that overlap each have their own frames, and Segments Overlap says so (PS3.3 C.8.20.2).
 
     Frames lie on the planes of the source, pixel for pixel, in its Frame of Reference. Raises `InputRefused` when
-    the source is multi-frame and the planes are not frames of one instance.
+    the planes are not frames of the source, or do not lie parallel to each other.
     """
-    drawing, _ = request.analysis.drawn
-    order = _in_source_order(request)
-    described = [_description(segment, request) for segment in request.analysis.segments]
+    drawing, geometry = request.analysis.drawn
+    described = descriptions(request)
     omit_empty = _leaves_out_empty_frames(request.analysis)
-    if len(described) == 1 and all(plane is not None for plane in order):
-        pixels = np.stack([drawing.mask(1, plane) for plane in order if plane is not None]).view(np.uint8)
-        return finish(
-            _segmentation(request, pixels, described, omit_empty=omit_empty),
-            request,
-            KIND,
-            edition=SegmentationForm.BINARY,
-        )
-    # One empty frame for each plane of the source: what describes it is the same for every segment.
-    nothing = np.broadcast_to(np.uint8(0), (len(order), *drawing.shape[1:]))
-    header = _segmentation(request, nothing, described[:1], omit_empty=False)
+    if len(described) == 1:
+        pixels = np.stack([drawing.mask(1, plane) for plane in range(drawing.shape[0])]).view(np.uint8)
+        header = segmentation(request, described, pixels=pixels, omit_empty=omit_empty)
+        return finish(header, request, KIND, edition=SegmentationForm.BINARY)
+    header = segmentation(request, described[:1])
     header.SegmentSequence = described
     header.SegmentsOverlap = "YES" if drawing.overlapping else "NO"
-    # Each frame says whose it is, and frames of several segments do not follow each other in space.
+    one_of_several(header)
+    planes = planes_of(header)
+    drawn_on = numbered(geometry)
+    frames = _frames(request, planes, drawn_on, omit_empty=omit_empty)
+    masks = (drawing.mask(frame.segment, drawn_on[frame.plane.source]) for frame in frames)
+
+    def encoded(header: Dataset) -> bytes:
+        return with_frames(header, frames, native_bits(header, masks, len(frames)))
+
+    return finish(header, request, KIND, encoded, edition=SegmentationForm.BINARY)
+
+
+def encode_label_map(request: EncodingRequest) -> EncodedObject:
+    """Write what the analysis draws as a label map (PS3.3 A.51, Label Map Segmentation) in RLE Lossless.
+
+    There is a frame for every plane. Its values are the numbers of the segments, which are those of the BINARY one;
+    0 is background. Raises `InputRefused` as `encode_seg` does, and where segments overlap.
+    """
+    drawing, geometry = request.analysis.drawn
+    if why := why_no_label_map(request.analysis):
+        raise InputRefused("segments_overlap", why)
+    header = segmentation(request, descriptions(request), SegmentationForm.LABELMAP)
+    drawn_on = numbered(geometry)
+    planes = planes_of(header)
+    frames = [Frame(plane=plane, place=place) for place, plane in enumerate(planes, 1)]
+    width = np.uint8 if header.BitsAllocated == 8 else np.uint16
+    images = (drawing.numbers(drawn_on[plane.source]).astype(width, copy=False) for plane in planes)
+
+    def encoded(header: Dataset) -> bytes:
+        return with_frames(header, frames, run_lengths(images, header))
+
+    return finish(header, request, KIND, encoded, edition=SegmentationForm.LABELMAP)
+
+
+def one_of_several(header: Dataset) -> None:
+    """Make the header of one segment that of several: each frame says whose it is.
+
+    Frames of several segments do not follow each other in space.
+    """
     del header.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
     header.pop("DimensionOrganizationType", None)
-    frames = _frames(request, planes_of(header), omit_empty=omit_empty)
-    return finish(header, request, KIND, lambda header: with_frames(header, frames), edition=SegmentationForm.BINARY)
 
 
-def _segmentation(
+_TYPES = {
+    SegmentationForm.BINARY: (SegmentationTypeValues.BINARY, ExplicitVRLittleEndian),
+    SegmentationForm.LABELMAP: (SegmentationTypeValues.LABELMAP, RLELossless),
+    ObjectKind.PROBABILITY: (SegmentationTypeValues.FRACTIONAL, RLELossless),
+}
+
+
+def segmentation(
     request: EncodingRequest,
-    pixels: NDArray[np.uint8],
     described: Sequence[SegmentDescription],
+    form: SegmentationForm | ObjectKind = SegmentationForm.BINARY,
     *,
-    omit_empty: bool,
+    pixels: NDArray[np.uint8] | None = None,
+    digest: str = "",
+    omit_empty: bool = False,
 ) -> Segmentation:
-    """Return what highdicom makes of labels whose planes are in the order of the source."""
+    """Return what highdicom makes of labels [plane, row, column] in a form, or a header that describes each plane.
+
+    The header is that of frames of a single pixel: what describes a plane is the same for every segment, and
+    highdicom would compress frames with what is installed (gdcm ends the process over small ones).
+    A probability is a form, too, and a kind of its own; `digest` is what its bytes depend on beside the analysis.
+    """
     contract, source = request.contract, request.source
+    kind = form if form is ObjectKind.PROBABILITY else KIND
+    named = [each for each in ("" if form in (SegmentationForm.BINARY, kind) else str(form), digest) if each]
+    segmentation_type, transfer_syntax = _TYPES[form]
+    images = _images(request)
+    rows, columns = images[0].Rows, images[0].Columns
+    if pixels is None:
+        images = [_with(image, Rows=1, Columns=1) for image in images]
     seg = Segmentation(
-        source_images=source.instances,
-        pixel_array=pixels,
-        segmentation_type=SegmentationTypeValues.BINARY,
+        source_images=images,
+        pixel_array=np.zeros((len(images), 1, 1), np.uint8) if pixels is None else pixels,
+        segmentation_type=segmentation_type,
         segment_descriptions=described,
-        series_instance_uid=series_uid(request, KIND),
-        series_number=request.series_number,
-        sop_instance_uid=instance_uid(request, KIND),
+        # A series is of one class.
+        series_instance_uid=series_uid(request, " ".join([kind, *named[: kind is KIND]])),
+        series_number=request.series_number + list(ObjectKind).index(ObjectKind(kind)),
+        sop_instance_uid=instance_uid(request, kind, *named),
         instance_number=1,
         manufacturer=MANUFACTURER,
         manufacturer_model_name=MANUFACTURER,
         software_versions=MANUFACTURER,  # finish() writes them: highdicom is typed for one only
         device_serial_number=device_serial_number(request),
-        content_label="AI_SEGMENTATION",
+        content_label="AI_SEGMENTATION" if kind is KIND else "AI_PROBABILITY",
         content_description=long_string(contract.title),
         transfer_syntax_uid=ExplicitVRLittleEndian,
         omit_empty_frames=omit_empty,
+        fractional_type=SegmentationFractionalTypeValues.PROBABILITY,
+        max_fractional_value=255,
     )
     for element in source.body_part:
         seg.add(element)
-    _name_dimensions(seg, instance_uid(request, KIND, "dimensions"))
-    if _is_padded(seg.NumberOfFrames * seg.Rows * seg.Columns):
+    _name_dimensions(seg, instance_uid(request, kind, *named, "dimensions"))
+    _name_frames(seg, request)
+    if not _is_evenly_stacked(request.analysis.drawn[1]):
+        seg.pop("DimensionOrganizationType", None)
+        seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
+    seg.Rows, seg.Columns = rows, columns
+    seg.file_meta.TransferSyntaxUID = transfer_syntax
+    if pixels is not None and _is_padded(seg.NumberOfFrames * seg.Rows * seg.Columns):
         seg.PixelData = seg.PixelData[:-1] + b"\0"  # it pads with the character 0; PS3.5 6.2 says 00H
     return seg
 
 
-def _frames(request: EncodingRequest, planes: Sequence[Plane], *, omit_empty: bool) -> Iterator[Frame]:
-    """Yield the frames of each segment along the stack, which is the order of `planes`: of those that are drawn on."""
-    drawing, geometry = request.analysis.drawn
-    drawn_on = {source: index for index, source in enumerate(_sources(geometry))}
-    stack = [(plane, drawn_on[plane.source]) for plane in planes if plane.source in drawn_on]
+def _frames(
+    request: EncodingRequest, planes: Sequence[Plane], drawn_on: Mapping[tuple[str, int], int], *, omit_empty: bool
+) -> list[Frame]:
+    """Return the frames of each segment along the stack, which is the order of `planes`: of those that are drawn on."""
+    drawing, _ = request.analysis.drawn
     every = {segment.number for segment in request.analysis.segments}
-    shown = [every.intersection(np.flatnonzero(drawing.counts(index)).tolist()) for _, index in stack]
+    shown = [every.intersection(np.flatnonzero(drawing.counts(drawn_on[each.source])).tolist()) for each in planes]
     if not omit_empty or not any(shown):
-        shown = [every] * len(stack)  # an object has frames
-    kept = [(*each, segments) for each, segments in zip(stack, shown, strict=True) if segments]
-    for number in sorted(every):
-        for place, (plane, index, segments) in enumerate(kept, 1):
-            if number in segments:
-                yield Frame(segment=number, plane=plane, place=place, mask=drawing.mask(number, index))
+        shown = [every] * len(planes)  # an object has frames
+    kept = [(plane, segments) for plane, segments in zip(planes, shown, strict=True) if segments]
+    return [
+        Frame(segment=number, plane=plane, place=place)
+        for number in sorted(every)
+        for place, (plane, segments) in enumerate(kept, 1)
+        if number in segments
+    ]
 
 
-def _in_source_order(request: EncodingRequest) -> list[int | None]:
-    """Return which plane of what is drawn each image of the source shows, or each frame of the one that has several.
+def _images(request: EncodingRequest) -> list[Dataset]:
+    """Return each plane as a single-frame image that is parallel to all others.
 
-    None is for a frame that is not drawn on: another time, or another stack.
+    Raises `InputRefused` when the planes are not those of the source, or when they lie across each other.
     """
     (_, geometry), source = request.analysis.drawn, request.source
-    if not source.is_multi_frame:
-        return list(range(geometry.shape[0]))
-    drawn_on = {each: index for index, each in enumerate(_sources(geometry))}
-    if len(source.instances) > 1 or not drawn_on.keys() <= source.positions.keys():
+    wanted = list(numbered(geometry))
+    if missing := [each for each in wanted if each not in source.orientations]:
         raise InputRefused(
             "frames_differ",
-            f"{len(drawn_on)} planes are not frames of one multi-frame instance with {len(source.positions)} of them",
-            numbers={"planes": len(drawn_on), "frames": len(source.positions), "instances": len(source.instances)},
+            f"{len(missing)} of {len(wanted)} planes are no frames of the {len(source.instances)} source instances",
+            numbers={"planes": len(wanted), "missing": len(missing), "instances": len(source.instances)},
         )
-    return [drawn_on.get(each) for each in source.positions]
+    orientation = source.orientations[wanted[0]]
+    turned = max(float(np.abs(source.orientations[each] - orientation).max()) for each in wanted)
+    if not turned < _SAME_DIRECTION:
+        raise InputRefused(
+            "orientations_differ",
+            f"the planes do not lie parallel to each other: their direction cosines differ by up to {turned:.3g}",
+            numbers={"difference": turned},
+        )
+    images = [source.image(*each) for each in wanted]
+    # highdicom compares directions digit by digit.
+    directions = images[0].ImageOrientationPatient
+    return [
+        image if image.ImageOrientationPatient == directions else _with(image, ImageOrientationPatient=directions)
+        for image in images
+    ]
 
 
-def _sources(geometry: Geometry) -> list[tuple[str, int]]:
-    """Return the SOP Instance UID and the frame of each plane."""
-    return list(zip(geometry.sop_instance_uids, geometry.frame_numbers, strict=True))
+def _with(image: Dataset, **changes: object) -> Dataset:
+    # Neither copy() nor setting an attribute: both write to the elements of the image.
+    changed = Dataset()
+    changed.update(image)
+    for keyword, value in changes.items():
+        changed.add_new(image[keyword].tag, image[keyword].VR, value)
+    return changed
+
+
+def _name_frames(seg: Segmentation, request: EncodingRequest) -> None:
+    """Name the instances, each once, and their frames, where highdicom was given the frames as images."""
+    source, geometry = request.source, request.analysis.drawn[1]
+    classes = {str(each.SOPInstanceUID): each.SOPClassUID for each in source.instances if is_multi_frame(each)}
+    if not classes:
+        return
+    frames = {tuple(source.positions[each].tolist()): each[1] for each in numbered(geometry)}
+    derived = [item.DerivationImageSequence[0].SourceImageSequence[0] for item in seg.PerFrameFunctionalGroupsSequence]
+    for item, image in zip(seg.PerFrameFunctionalGroupsSequence, derived, strict=True):
+        if image.ReferencedSOPInstanceUID in classes:
+            position = item.PlanePositionSequence[0].ImagePositionPatient
+            image.ReferencedFrameNumber = frames[tuple(map(float, position))]
+    seg.SourceImageSequence = _once(seg.SourceImageSequence)
+    named = [*derived, *seg.SourceImageSequence]
+    for series in seg.ReferencedSeriesSequence:
+        series.ReferencedInstanceSequence = _once(series.ReferencedInstanceSequence)
+        named += series.ReferencedInstanceSequence
+    for image in named:
+        image.ReferencedSOPClassUID = classes.get(image.ReferencedSOPInstanceUID, image.ReferencedSOPClassUID)
+
+
+def _once(items: Iterable[Dataset]) -> list[Dataset]:
+    return list({str(item.ReferencedSOPInstanceUID): item for item in items}.values())
+
+
+def numbered(geometry: Geometry) -> dict[tuple[str, int], int]:
+    """Return the number of each plane by its SOP Instance UID and frame, in their order."""
+    sources = zip(geometry.sop_instance_uids, geometry.frame_numbers, strict=True)
+    return {source: plane for plane, source in enumerate(sources)}
+
+
+def _is_evenly_stacked(geometry: Geometry) -> bool:
+    """Tell whether planes follow each other at one distance, straight above each other: not with gantry tilt."""
+    positions = geometry.positions
+    if len(positions) < 2:
+        return True
+    even = positions[0] + np.outer(np.linspace(0, 1, len(positions)), positions[-1] - positions[0])
+    aside = (positions[-1] - positions[0]) @ geometry.axes[:, 1:]
+    return bool(np.abs(positions - even).max() < _EVEN_MM and np.abs(aside).max() < _EVEN_MM)
 
 
 def _leaves_out_empty_frames(analysis: Analysis) -> bool:
@@ -162,7 +311,13 @@ def _is_padded(bits: int) -> bool:
     return (bits + 7) // 8 % 2 == 1
 
 
-def _description(segment: Segment, request: EncodingRequest) -> SegmentDescription:
+def descriptions(request: EncodingRequest) -> list[SegmentDescription]:
+    """Return what is said of each segment."""
+    return [describe(segment, request) for segment in request.analysis.segments]
+
+
+def describe(segment: Segment, request: EncodingRequest) -> SegmentDescription:
+    """Return what is said of a segment: its codes, its colour, the algorithm, how it is tracked."""
     contract = request.contract
     red, green, blue = segment.colour
     description = SegmentDescription(

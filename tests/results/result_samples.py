@@ -84,7 +84,7 @@ def analysis_of(
                 label=label,
                 category=ANATOMY,
                 type=code,
-                colour=(216, 101, 79 + number),
+                colour=(216, 101, (79 + number) % 256),
                 laterality=laterality,
                 voxel_count=voxels,
                 tracking_id=f"brain {label}",

@@ -97,15 +97,14 @@ def test_any_label_map_comes_back(tmp_path: Path, data: st.DataObject) -> None:
 
 def as_highdicom_writes(request: EncodingRequest) -> bytes:
     """The same object with the frames written by highdicom, which takes its time."""
-    described = [seg_module._description(segment, request) for segment in request.analysis.segments]
-    drawing, _ = request.analysis.drawn
-    order = seg_module._in_source_order(request)
+    drawing, geometry = request.analysis.drawn
     masks = [
-        [drawing.mask(each.number, plane) for plane in order if plane is not None] for each in request.analysis.segments
+        [drawing.mask(each.number, plane) for plane in range(geometry.shape[0])] for each in request.analysis.segments
     ]
     pixels = np.moveaxis(np.array(masks, np.uint8), 0, -1)
     omit_empty = seg_module._leaves_out_empty_frames(request.analysis)
-    whole = seg_module._segmentation(request, pixels, described, omit_empty=omit_empty)
+    described = seg_module.descriptions(request)
+    whole = seg_module.segmentation(request, described, pixels=pixels, omit_empty=omit_empty)
     return finish(whole, request, seg_module.KIND).content
 
 

@@ -11,7 +11,7 @@ from pydicom.uid import RE_VALID_UID
 from meddaemon.domain.result import EncodedObject
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
 from meddaemon.results.envelope import has_content_moment
-from meddaemon.results.gate.exam import Check, Exam
+from meddaemon.results.gate.exam import Check, Exam, distinct
 from meddaemon.results.identity import RESEARCH_MARK, device_uid
 from meddaemon.results.source import INHERITED, TYPE_2
 
@@ -55,7 +55,7 @@ def _encoding(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
     for name, values in pairs.items():
         if len({str(value) for value in values}) > 1:
             yield f"{name}: {' and '.join(str(value) for value in values)} differ"
-    if any(element.tag.is_private for element in dataset.iterall()):
+    if any(tag.is_private for each in distinct(dataset) for tag in each.keys()):  # noqa: SIM118
         yield "has private attributes"
 
 
@@ -79,7 +79,8 @@ def _patient_and_study(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterat
 
 def _identifiers(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
     source = exam.request.source
-    taken = {*source.sop_instance_uids, source.series_instance_uid, source.study_instance_uid}
+    taken = {uid for series in source.inputs for uid in (*series.sop_instance_uids, series.series_instance_uid)}
+    taken.add(source.study_instance_uid)
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
         uid = str(dataset.get(keyword, ""))
         if len(uid) > _LONGEST_UID or not uid.isascii() or not _is_uid(uid):
@@ -108,23 +109,16 @@ def _equipment(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
 
 
 def _references(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    seen: set[bytes] = set()
     for element in dataset:
         # What was inherited refers to objects of others.
         if element.VR != "SQ" or keyword_for_tag(element.tag) in (*INHERITED, "ReferencedRequestSequence"):
             continue
-        for item in element.value:
-            yield from _unknown_references(exam, item)
-
-
-def _unknown_references(exam: Exam, item: Dataset) -> Iterator[str]:
-    if "ReferencedSOPInstanceUID" in item:
-        uid, sop_class = str(item.ReferencedSOPInstanceUID), str(item.get("ReferencedSOPClassUID"))
-        if exam.known_instances.get(uid) != sop_class:
-            yield f"refers to {uid} of class {sop_class}, which is neither source nor result"
-    for element in item:
-        if element.VR == "SQ":
-            for nested in element.value:
-                yield from _unknown_references(exam, nested)
+        for item in (each for top in element.value for each in distinct(top, seen)):
+            if "ReferencedSOPInstanceUID" in item:
+                uid, sop_class = str(item.ReferencedSOPInstanceUID), str(item.get("ReferencedSOPClassUID"))
+                if exam.known_instances.get(uid) != sop_class:
+                    yield f"refers to {uid} of class {sop_class}, which is neither source nor result"
 
 
 def _is_uid(uid: str) -> bool:

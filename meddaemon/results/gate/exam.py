@@ -1,16 +1,21 @@
 """What is under examination, and how a check looks at it."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydicom import dcmread
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
+from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import EncodedObject
 from meddaemon.results.request import EncodingRequest, find
+
+_MUCH_PIXEL_DATA = (ObjectKind.SEG, ObjectKind.PROBABILITY)
+"""Kinds whose pixel data are looked at where they are: a copy of them may be hundreds of megabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,20 +24,24 @@ class Exam:
 
     request: EncodingRequest
     objects: Sequence[EncodedObject]
+    notes: dict[Any, Any] = field(default_factory=dict, compare=False)
+    """What checks of one object have read of it, for those that follow."""
 
     @cached_property
     def datasets(self) -> dict[str, Dataset]:
-        """Each object as it reads, by the name that it goes by."""
-        return {each.name: dcmread(BytesIO(each.content)) for each in self.objects}
+        """Each object as it reads, by the name that it goes by; segmentations without their pixel data."""
+        return {
+            each.name: dcmread(BytesIO(each.content), stop_before_pixels=each.kind in _MUCH_PIXEL_DATA)
+            for each in self.objects
+        }
 
     @cached_property
     def known_instances(self) -> dict[str, str]:
         """SOP Class UID by SOP Instance UID of everything that a result may refer to."""
-        known = {str(each.SOPInstanceUID): str(each.SOPClassUID) for each in self.request.source.instances}
+        inputs = self.request.source.inputs
+        known = {str(each.SOPInstanceUID): str(each.SOPClassUID) for series in inputs for each in series.instances}
         known |= {each.sop_instance_uid: each.sop_class_uid for each in self.objects}
-        if self.request.predecessor:
-            known[self.request.predecessor.sop_instance_uid] = self.request.predecessor.sop_class_uid
-        return known
+        return known | {each.sop_instance_uid: each.sop_class_uid for each in self.request.predecessors}
 
     def referred(self, kind: str, of: EncodedObject) -> EncodedObject | None:
         """Return the object of that kind which one object may refer to: that of an edition which both are of."""
@@ -46,3 +55,27 @@ class Check(Protocol):
 
     def __call__(self, exam: Exam, encoded: EncodedObject, dataset: Dataset, /) -> Iterator[str]:
         """Yield what is wrong with `encoded`, which reads as `dataset`."""
+
+
+def distinct(dataset: Dataset, seen: set[bytes] | None = None) -> Iterator[Dataset]:
+    """Yield a data set and all items within it, of sequences that are written alike only the first one's.
+
+    `seen` are the values of sequences that were met. Thousands of frames hold the same few sequences.
+    """
+    outermost = seen is None
+    seen = set() if seen is None else seen
+    yield dataset
+    for tag in dataset.keys():  # noqa: SIM118  to iterate a data set is to convert every value
+        element = dataset.get_item(tag)
+        if element.VR not in ("SQ", None):
+            continue
+        if outermost or not isinstance(element, RawDataElement) or element.value is None:
+            element = dataset[tag]
+        elif element.value in seen:
+            continue
+        else:
+            seen.add(element.value)
+            element = Dataset({tag: element})[tag]
+        if element.VR == "SQ":
+            for item in element.value or ():
+                yield from distinct(item, seen)

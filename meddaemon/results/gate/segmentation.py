@@ -1,29 +1,77 @@
 """What a Segmentation is asked: grid, frames, dimensions, segments (PS3.3 A.51, C.8.20)."""
 
+import struct
 from collections import Counter
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.pixels import iter_pixels
+from pydicom.uid import (
+    UID,
+    ExplicitVRLittleEndian,
+    RLELossless,
+    SegmentationStorage,
+)
 
-from meddaemon.domain.result import EncodedObject
+from meddaemon.domain.codes import Code
+from meddaemon.domain.outlet import SegmentationForm
+from meddaemon.domain.result import EncodedObject, Segment
+from meddaemon.domain.volume import Geometry
 from meddaemon.results.gate.exam import Check, Exam
+from meddaemon.results.gate.frames import frame_table
 from meddaemon.results.gate.tree import is_code
 
+BACKGROUND = Code(value="125040", scheme="DCM", meaning="Background")
+LABEL_MAP_SEGMENTATION_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # pydicom has no name for it
+_SAME_DIRECTION = 1e-4
 _TOLERANCE_MM = 1e-3
 # The affine of a volume is fitted to all its planes, which may stray from it a little (`inference` allows 0.06 mm).
 _GRID_TOLERANCE_MM = 0.1
 
 
-def _transfer_syntax(_: Exam, encoded: EncodedObject, __: Dataset) -> Iterator[str]:
-    if encoded.transfer_syntax_uid != ExplicitVRLittleEndian:
-        yield f"TransferSyntaxUID {encoded.transfer_syntax_uid} is not {ExplicitVRLittleEndian}"
+def _form(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    """Check that the object is of the form that its name says, and encoded as that is."""
+    binary = encoded.edition != SegmentationForm.LABELMAP
+    wide = len(exam.request.analysis.segments) > 255
+    wanted = {
+        "SOPClassUID": SegmentationStorage if binary else LABEL_MAP_SEGMENTATION_STORAGE,
+        "SegmentationType": "BINARY" if binary else "LABELMAP",
+        "PixelPaddingValue": None if binary else 0,
+        "SegmentsOverlap": "YES" if exam.request.analysis.drawn[0].overlapping else "NO",
+    }
+    yield from differences(dataset, wanted)
+    yield from pixel_description(dataset, 1 if binary else 16 if wide else 8)
+    yield from transfer_syntax(encoded, ExplicitVRLittleEndian if binary else RLELossless)
 
 
-def _grid(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
+def differences(dataset: Dataset, wanted: Mapping[str, object]) -> Iterator[str]:
+    """Yield which attributes do not have the value that they should; None is for those that should be absent."""
+    for keyword, value in wanted.items():
+        if dataset.get(keyword) != value:
+            yield f"{keyword} is not {value}" if value is not None else f"{keyword} should be absent"
+
+
+def pixel_description(dataset: Dataset, bits: int) -> Iterator[str]:
+    """Yield what is wrong with the description of pixels of so many bits (PS3.3 C.8.20.2)."""
+    wanted = {"BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": 0}
+    described = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "LossyImageCompression": "00"}
+    if dataset.get("LossyImageCompression") == "01":
+        del described["LossyImageCompression"]  # that of the source, which the result then inherits
+    yield from differences(dataset, wanted | described)
+
+
+def transfer_syntax(encoded: EncodedObject, wanted: UID) -> Iterator[str]:
+    """Yield that an object is not encoded as its form is."""
+    if encoded.transfer_syntax_uid != wanted:
+        yield f"TransferSyntaxUID {encoded.transfer_syntax_uid} is not {wanted}"
+
+
+def grid(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    """Check that frames lie in the volume pixel for pixel: its frame of reference, its size, its directions."""
     source = exam.request.source
     geometry = exam.request.analysis.drawn[1]
     for name, uid in (("source", source.frame_of_reference_uid), ("volume", geometry.frame_of_reference_uid)):
@@ -41,78 +89,168 @@ def _grid(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
         yield f"orientation and spacing drift {drift:.3g} mm from the volume over its width"
 
 
-def _frames(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
-    """Hold every frame against the image it names: position, and voxel by voxel the labels of its plane."""
-    analysis, source = exam.request.analysis, exam.request.source
-    items = dataset.PerFrameFunctionalGroupsSequence
-    bits = int(dataset.NumberOfFrames) * int(dataset.Rows) * int(dataset.Columns)
-    if len(items) != int(dataset.NumberOfFrames) or len(dataset.PixelData) != (bits + 15) // 16 * 2:
-        yield f"{len(items)} frame descriptions or the pixel data do not fit {dataset.NumberOfFrames} frames"
+def places(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    """Hold every frame against the image that it names: it is a plane of the volume, and lies where both do."""
+    geometry, source = exam.request.analysis.drawn[1], exam.request.source
+    frames = frame_table(exam, encoded.name)
+    if len(frames) != int(dataset.NumberOfFrames):
+        yield f"{len(frames)} frame descriptions do not fit {dataset.NumberOfFrames} frames"
+    planes = planes_of(geometry)
+    known = np.array([key in planes for key in frames.sources], np.bool_)
+    for number in np.flatnonzero(~known) + 1:
+        yield f"frame {number} names {frames.sources[number - 1]}, which is no plane of the volume"
+    named = [key for key in frames.sources if key in planes]
+    if not named:
         return
-    drawing, geometry = analysis.drawn
-    planes = {
-        key: plane for plane, key in enumerate(zip(geometry.sop_instance_uids, geometry.frame_numbers, strict=True))
-    }
-    counts: Counter[int] = Counter()
-    for number, (item, mask) in enumerate(zip(items, _masks(dataset), strict=True), 1):
-        key = _named_source(item)
-        segment = _segment_number(item, dataset)
-        if key not in planes:
-            yield f"frame {number} names {key}, which is no plane of the volume"
+    there = frames.positions[known]
+    for name, wanted, tolerance in (
+        ("source image", np.array([source.positions[key] for key in named]), _TOLERANCE_MM),
+        ("volume", geometry.positions[[planes[key] for key in named]], _GRID_TOLERANCE_MM),
+    ):
+        distances = np.linalg.norm(there - wanted, axis=1)
+        for index in np.flatnonzero(~(distances < tolerance)):
+            number = np.flatnonzero(known)[index] + 1
+            yield f"frame {number} lies {distances[index]:.4g} mm from the plane of its {name} {named[index][0]}"
+    shared = dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0].ImageOrientationPatient
+    turned = np.abs(np.array([source.orientations[key] for key in dict.fromkeys(named)]) - np.array(shared, float))
+    if not turned.max() < _SAME_DIRECTION:
+        yield f"a source image is turned against the frames: direction cosines differ by {turned.max():.3g}"
+    if dataset.get("DimensionOrganizationType") == "3D":
+        steps = np.diff(frames.positions, axis=0)
+        aside = frames.positions[-1] - frames.positions[0]
+        aside = aside - (aside @ geometry.axes[:, 0]) * geometry.axes[:, 0]
+        if len(steps) and (np.abs(steps - steps[0]).max() > _GRID_TOLERANCE_MM or np.abs(aside).max() > _GRID_TOLERANCE_MM):
+            yield "DimensionOrganizationType is 3D, but the frames do not follow each other evenly and straight"
+
+
+def planes_of(geometry: Geometry) -> dict[tuple[str, int], int]:
+    """Return the number of each plane by its SOP Instance UID and frame."""
+    sources = zip(geometry.sop_instance_uids, geometry.frame_numbers, strict=True)
+    return {source: plane for plane, source in enumerate(sources)}
+
+
+def _voxels(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    """Hold every frame against what is drawn on its plane, voxel by voxel."""
+    read = _label_maps if encoded.edition == SegmentationForm.LABELMAP else _masks
+    yield from read(exam, encoded, dataset)
+
+
+def _masks(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    drawing, geometry = exam.request.analysis.drawn
+    frames, planes = frame_table(exam, encoded.name), planes_of(geometry)
+    rows, columns = int(dataset.Rows), int(dataset.Columns)
+    size, numbers = rows * columns, len(exam.request.analysis.segments)
+    packed = _native(encoded, (len(frames) * size + 15) // 16 * 2)
+    if packed is None:
+        yield f"the pixel data are not {len(frames)} frames of {rows} x {columns}, or not the last element"
+        return
+    counts = np.zeros(numbers + 1, np.int64)
+    for index, (key, segment) in enumerate(zip(frames.sources, frames.segments.tolist(), strict=True)):
+        # Frames are packed without gaps (PS3.5 8.1.1).
+        first, offset = divmod(index * size, 8)
+        bits = np.unpackbits(packed[first : first + (offset + size + 7) // 8], bitorder="little")
+        mask = bits[offset : offset + size].reshape(rows, columns).view(np.bool_)
+        if not 1 <= segment <= numbers:
+            yield f"frame {index + 1} shows segment {segment} of {numbers}"
             continue
-        position = np.array(item.PlanePositionSequence[0].ImagePositionPatient, float)
-        for name, wanted in (
-            ("source image", source.positions[key]),
-            ("volume", geometry.positions[planes[key]]),
-        ):
-            distance = float(np.linalg.norm(position - wanted))
-            if not distance < (_TOLERANCE_MM if name == "source image" else _GRID_TOLERANCE_MM):
-                yield f"frame {number} lies {distance:.4g} mm from the plane of its {name} {key[0]}"
-        if not 1 <= segment <= len(analysis.segments):
-            yield f"frame {number} shows segment {segment} of {len(analysis.segments)}"
-        elif not np.array_equal(mask, drawing.mask(segment, planes[key])):
-            yield f"frame {number} does not show what is drawn of segment {segment} on plane {planes[key]}"
-        counts[segment] += int(np.count_nonzero(mask))
-    drawn = sum((Counter(dict(enumerate(drawing.counts(plane)))) for plane in range(geometry.shape[0])), Counter[int]())
-    for segment in (each.number for each in analysis.segments):
-        expected = int(drawn[segment])
-        if counts[segment] != expected:
-            yield f"segment {segment} has {counts[segment]} voxels, the drawing {expected}"
+        if key in planes and not np.array_equal(mask, drawing.mask(segment, planes[key])):
+            yield f"frame {index + 1} does not show what is drawn of segment {segment} on plane {planes[key]}"
+        counts[segment] += np.count_nonzero(mask)
+    yield from _compare_counts(exam, counts)
 
 
-def _dimensions(_: Exam, __: EncodedObject, dataset: Dataset) -> Iterator[str]:
+def _label_maps(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    drawing, geometry = exam.request.analysis.drawn
+    frames, planes = frame_table(exam, encoded.name), planes_of(geometry)
+    numbers = len(exam.request.analysis.segments)
+    counts = np.zeros(numbers + 1, np.int64)
+    for index, (key, image) in enumerate(zip(frames.sources, decoded(encoded), strict=True)):
+        if image.max() > numbers:
+            yield f"frame {index + 1} shows segment {image.max()} of {numbers}"
+            continue
+        if key in planes and not np.array_equal(image, drawing.numbers(planes[key])):
+            yield f"frame {index + 1} does not show what is drawn on plane {planes[key]}"
+        counts += np.bincount(image.ravel(), minlength=numbers + 1)
+    yield from _compare_counts(exam, counts)
+
+
+def _compare_counts(exam: Exam, counts: NDArray[np.int64]) -> Iterator[str]:
+    drawing, geometry = exam.request.analysis.drawn
+    drawn = np.zeros_like(counts)
+    for plane in range(geometry.shape[0]):
+        found = drawing.counts(plane)
+        drawn[: len(found)] += found
+    for segment in np.flatnonzero(counts[1:] != drawn[1:]) + 1:
+        yield f"segment {segment} has {counts[segment]} voxels, the drawing {drawn[segment]}"
+
+
+def _native(encoded: EncodedObject, length: int) -> NDArray[np.uint8] | None:
+    """Return native Pixel Data where they are, when they are of that length and end the object."""
+    content = encoded.content
+    for vr in (b"OB", b"OW"):
+        if content[-length - 12 :][:12] == struct.pack("<HH2s2xI", 0x7FE0, 0x0010, vr, length):
+            return np.frombuffer(content, np.uint8, length, len(content) - length)
+    return None
+
+
+def decoded(encoded: EncodedObject) -> Iterator[NDArray[np.uint8] | NDArray[np.uint16]]:
+    """Yield the frames of compressed Pixel Data, [row, column].
+
+    Raises ValueError for what cannot be decoded. With the decoder of pydicom: ours is what is examined.
+    """
+    try:
+        yield from iter_pixels(BytesIO(encoded.content), raw=True, decoding_plugin="pydicom")
+    except RuntimeError as error:
+        raise ValueError("the pixel data cannot be decoded") from error
+
+
+def dimensions(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
     """Check that dimension index values are unique and one-to-one with segment and position (PS3.3 C.7.6.17)."""
-    indices: dict[tuple[int, ...], int] = {}
-    positions: dict[int, tuple[float, ...]] = {}
-    for number, item in enumerate(dataset.PerFrameFunctionalGroupsSequence, 1):
-        values = item.FrameContentSequence[0].DimensionIndexValues
-        index = tuple(int(value) for value in (values if not isinstance(values, int) else [values]))
-        if index in indices:
-            yield f"frames {indices[index]} and {number} share the dimension index {index}"
-        indices[index] = number
-        if len(index) != len(dataset.DimensionIndexSequence) or index[0] != _segment_number(item, dataset):
-            yield f"frame {number} has dimension index {index}, but shows segment {_segment_number(item, dataset)}"
-        position = tuple(float(value) for value in item.PlanePositionSequence[0].ImagePositionPatient)
-        if positions.setdefault(index[-1], position) != position:
-            yield f"frame {number} has position index {index[-1]} of another position"
-    ranked = sorted(positions)
-    if len(set(positions.values())) != len(positions):
+    frames = frame_table(exam, encoded.name)
+    indices = frames.indices
+    pointers = [str(keyword_for_tag(each.DimensionIndexPointer)) for each in dataset.DimensionIndexSequence]
+    wanted = ["ImagePositionPatient"] if not frames.segments.any() else ["ReferencedSegmentNumber", "ImagePositionPatient"]
+    if pointers != wanted or indices.shape[1:] != (len(wanted),):
+        yield f"dimensions {pointers} are not {wanted}, or the frames do not have an index value for each"
+        return
+    first: dict[tuple[int, ...], int] = {}
+    for number, index in enumerate(map(tuple, indices.tolist()), 1):
+        if first.setdefault(index, number) != number:
+            yield f"frames {first[index]} and {number} share the dimension index {index}"
+    if len(wanted) > 1:
+        for number in np.flatnonzero(indices[:, 0] != frames.segments):
+            shown = frames.segments[number]
+            yield f"frame {number + 1} has dimension index {tuple(indices[number].tolist())}, but shows segment {shown}"
+    ranks, firsts = np.unique(indices[:, -1], return_index=True)
+    positions = frames.positions[firsts]
+    for number in np.flatnonzero((positions[np.searchsorted(ranks, indices[:, -1])] != frames.positions).any(axis=1)):
+        yield f"frame {number + 1} has position index {indices[number, -1]} of another position"
+    if len(np.unique(positions, axis=0)) != len(positions):
         yield "one position has several position indices"
-    if len(ranked) > 2:
+    if len(ranks) > 2:
         # In order along the normal: successive positions go on in one direction.
-        steps = [np.subtract(positions[b], positions[a]) for a, b in pairwise(ranked)]
-        if any(float(np.dot(steps[0], step)) <= 0 for step in steps):
+        steps = np.diff(positions, axis=0)
+        if (steps @ steps[0] <= 0).any():
             yield "position indices do not follow the positions"
 
 
-def _segments(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
-    wanted = exam.request.analysis.segments
-    items = dataset.get("SegmentSequence", ())
-    if [item.get("SegmentNumber") for item in items] != [segment.number for segment in wanted]:
+def _segments(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    items = list(dataset.get("SegmentSequence", ()))
+    if encoded.edition == SegmentationForm.LABELMAP:
+        background = items.pop(0) if items and items[0].get("SegmentNumber") == 0 else Dataset()
+        for keyword in ("SegmentedPropertyCategoryCodeSequence", "SegmentedPropertyTypeCodeSequence"):
+            if not is_code(background.get(keyword), BACKGROUND):
+                yield f"segment 0: {keyword} is not {BACKGROUND}"
+    yield from segment_descriptions(exam.request.analysis.segments, items)
+
+
+def segment_descriptions(wanted: Sequence[Segment], items: Sequence[Dataset]) -> Iterator[str]:
+    """Yield how descriptions of segments, numbered from 1, differ from those that are wanted."""
+    if [item.get("SegmentNumber") for item in items] != list(range(1, len(wanted) + 1)):
         yield f"segments {[item.get('SegmentNumber') for item in items]} are not 1 to {len(wanted)}"
         return
-    for segment, item in zip(wanted, items, strict=True):
-        name = f"segment {segment.number}"
+    for number, (segment, item) in enumerate(zip(wanted, items, strict=True), 1):
+        name = f"segment {number}"
         if not item.get("SegmentLabel"):
             yield f"{name} has no label"
         if item.get("SegmentAlgorithmType") != "AUTOMATIC" or not item.get("SegmentAlgorithmName"):
@@ -127,12 +265,10 @@ def _segments(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
         ):
             if not is_code(item.get(keyword), code):
                 yield f"{name}: {keyword} is not {code}"
-    overlap = "YES" if exam.request.analysis.drawn[0].overlapping else "NO"
-    if dataset.get("SegmentsOverlap") != overlap:
-        yield f"SegmentsOverlap is not {overlap}"
 
 
-def _referenced_series(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
+def referenced_series(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    """Check that every source image is named once (PS3.3 C.12.4)."""
     source = exam.request.source
     named = Counter(
         (str(series.SeriesInstanceUID), str(instance.ReferencedSOPInstanceUID))
@@ -144,29 +280,5 @@ def _referenced_series(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterat
         yield f"Referenced Series Sequence names {named.total()} instances and not each of {wanted.total()} once"
 
 
-def _masks(dataset: Dataset) -> Iterator[NDArray[np.bool_]]:
-    """Yield the frames of BINARY pixel data, [row, column]; frames are packed without gaps (PS3.5 8.1.1)."""
-    packed = np.frombuffer(dataset.PixelData, np.uint8)
-    size = int(dataset.Rows) * int(dataset.Columns)
-    for start in range(0, int(dataset.NumberOfFrames) * size, size):
-        first, offset = divmod(start, 8)
-        bits = np.unpackbits(packed[first : first + (offset + size + 7) // 8], bitorder="little")
-        yield bits[offset : offset + size].reshape(int(dataset.Rows), int(dataset.Columns)).view(np.bool_)
-
-
-def _named_source(item: Dataset) -> tuple[str, int]:
-    for derivation in item.get("DerivationImageSequence", ()):
-        for image in derivation.SourceImageSequence:
-            return str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber", 1))
-    return "", 0
-
-
-def _segment_number(item: Dataset, dataset: Dataset) -> int:
-    for groups in (item, dataset.SharedFunctionalGroupsSequence[0]):
-        for identification in groups.get("SegmentIdentificationSequence", ()):
-            return int(identification.ReferencedSegmentNumber)
-    return 0
-
-
-CHECKS: tuple[Check, ...] = (_transfer_syntax, _grid, _frames, _dimensions, _segments, _referenced_series)
-"""What a BINARY Segmentation is asked."""
+CHECKS: tuple[Check, ...] = (_form, grid, places, _voxels, dimensions, _segments, referenced_series)
+"""What a Segmentation is asked, in either form."""

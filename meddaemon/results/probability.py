@@ -1,0 +1,85 @@
+"""The probabilities that were kept of segments, as one Segmentation of type FRACTIONAL (PS3.3 C.8.20.2)."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from pydicom.dataset import Dataset
+
+from meddaemon.domain.outlet import ObjectKind
+from meddaemon.domain.result import Analysis, ArtefactKind, EncodedObject, Segment
+from meddaemon.results.envelope import finish
+from meddaemon.results.frames import Frame, planes_of, run_lengths, with_frames
+from meddaemon.results.request import EncodingRequest
+from meddaemon.results.seg import describe, numbered, one_of_several, segmentation
+
+CERTAIN = 255
+"""What stands for a probability of 1 (Maximum Fractional Value)."""
+
+Values: TypeAlias = NDArray[np.float16] | NDArray[np.float32]
+
+
+def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject]:
+    """Yield one object of all probabilities that were kept of segments, if any were.
+
+    Segments are described as in the Segmentation of the labels, tracking included, and numbered from 1 in its order.
+    Frames without any probability are left out. In RLE Lossless: most of it is 0 or 1.
+    """
+    kept = kept_of(request.analysis)
+    if not kept:
+        return
+    described = [describe(replace(segment, number=number), request) for number, (segment, _) in enumerate(kept, 1)]
+    digest = _digest([values for _, values in kept])
+    header = segmentation(request, described[:1], ObjectKind.PROBABILITY, digest=digest)
+    header.SegmentSequence = described
+    header.SegmentsOverlap = "UNDEFINED"
+    one_of_several(header)
+    drawn_on = numbered(request.analysis.drawn[1])
+    planes = [(plane, drawn_on[plane.source]) for plane in planes_of(header)]
+    probable = [[bool(fraction(values[index]).any()) for _, index in planes] for _, values in kept]
+    if not any(map(any, probable)):
+        probable = [[True] * len(planes)] * len(kept)  # an object has frames
+    # Places are counted over the planes that have a frame at all.
+    places = np.cumsum(np.any(probable, axis=0)).tolist()
+    shown = [
+        (Frame(segment=number, plane=plane, place=place), values[index])
+        for number, ((_, values), there) in enumerate(zip(kept, probable, strict=True), 1)
+        for (plane, index), place, is_there in zip(planes, places, there, strict=True)
+        if is_there
+    ]
+
+    def encoded(header: Dataset) -> bytes:
+        pixel_data = run_lengths((fraction(values) for _, values in shown), header)
+        return with_frames(header, [frame for frame, _ in shown], pixel_data)
+
+    yield finish(header, request, ObjectKind.PROBABILITY, encoded)
+
+
+def kept_of(analysis: Analysis) -> list[tuple[Segment, Values]]:
+    """Return the segments of which the probability of every voxel [plane, row, column] was kept, in their order."""
+    if not analysis.is_drawn:
+        return []
+    _, geometry = analysis.drawn
+    kept = {
+        each.of: each.values
+        for each in analysis.artefacts
+        if each.kind is ArtefactKind.PROBABILITY and each.source is None and each.values.shape == geometry.shape
+    }
+    return [(segment, kept[segment.label]) for segment in analysis.segments if segment.label in kept]
+
+
+def fraction(values: Values) -> NDArray[np.uint8]:
+    """Return probabilities from 0 to 1 as whole numbers from 0 to `CERTAIN`; what strays beyond is taken for its end."""
+    scaled = np.rint(np.clip(values.astype(np.float32), 0, 1) * CERTAIN)
+    return scaled.astype(np.uint8)
+
+
+def _digest(kept: Sequence[Values]) -> str:
+    digest = hashlib.sha256()
+    for values in kept:
+        for plane in values:
+            digest.update(fraction(plane).tobytes())
+    return digest.hexdigest()
