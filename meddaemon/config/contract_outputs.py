@@ -242,6 +242,9 @@ def check_measures(segments: Sequence[SegmentTable], first: InputKind, problems:
             problems.add(("segments", index, "measure"), f"of {first.value}, only 'area' can be measured")
         elif not on_pictures and MeasurementKind.AREA in asked:
             problems.add(("segments", index, "measure"), f"of {first.value}, everything but 'area' can be measured")
+        elif not on_pictures and asked and MeasurementKind.VOLUME not in asked:
+            message = "needs 'volume' as well: of an empty segment nothing else can be measured"
+            problems.add(("segments", index, "measure"), message)
         for place, kind in enumerate(asked):
             if kind in asked[:place]:
                 problems.add(("segments", index, "measure", place), f"{kind.value!r} stands there already")

@@ -93,6 +93,7 @@ def test_measures_lesions_and_formulas_are_read(tmp_path: Path) -> None:
         ("most = 20", "most = 0", "segments[1].lesions.most: "),
         ("most = 20", "atmost = 20", "segments[1].lesions.atmost: unknown key; did you mean 'most'?"),
         ('"diameter"]', '"diameter", "volume"]', "segments[1].measure[2]: 'volume' stands there already"),
+        ('["volume", "diameter"]', '["diameter"]', "segments[1].measure: needs 'volume' as well: of an empty segment"),
         ('"diameter"]', '"area"]', "segments[1].measure: of volume, everything but 'area' can be measured"),
         ('name = "Lesion"', f'name = "{"L" * 60}"', "segments[1].name: with lesions, which are numbered"),
     ],
