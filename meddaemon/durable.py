@@ -13,6 +13,8 @@ from io import BufferedWriter, FileIO
 from pathlib import Path
 from typing import cast
 
+from meddaemon.failpoints import reach
+
 _PIECE_BYTES = 2**20
 _BLOCK_BYTES = 4096
 
@@ -194,6 +196,7 @@ def _write_all(
                 written.append((file.target, temporary, _write(temporary, file)))
             except OSError as failure:
                 failures[file.target] = failure
+        reach("written")
         for target, _, descriptor in written if synced else ():
             try:
                 os.fsync(descriptor)
@@ -202,6 +205,7 @@ def _write_all(
     finally:
         for _, _, descriptor in written:
             os.close(descriptor)
+    reach("synced")
     return failures, [(target, temporary) for target, temporary, _ in written]
 
 
@@ -301,6 +305,7 @@ def _name(files: Sequence[tuple[Path, str]], failures: dict[Path, OSError], stag
                         failures[target] = failure
     except OSError as failure:
         failures.update((target, failure) for target, _ in files if target not in failures)
+    reach("renamed")
     for target, temporary in files:
         if target in failures:
             _remove(temporary)

@@ -39,6 +39,7 @@ from meddaemon.domain.states import JobState
 from meddaemon.domain.uids import digest_of
 from meddaemon.domain.volume import Volume
 from meddaemon.durable import Staging, write_new
+from meddaemon.failpoints import reach
 from meddaemon.inference.analysis import analyse, unasked
 from meddaemon.inference.loading import Prepared
 from meddaemon.inference.warm import WarmModels
@@ -213,6 +214,8 @@ def _admit_one(database: Database, settings: Settings, study_id: int) -> bool:
         if held and not later:
             holds.hold(connection, study.id)
             _log.warning("held an incomplete study", study=study.id, rules=held)
+        reach("admitting")
+    reach("admitted")
     return True
 
 
@@ -396,6 +399,7 @@ class JobStages:
 
 
 def _publish(database: Database, settings: Settings, staging: Staging, job: Job, inferred: InferredJob) -> None:
+    reach("inferred")
     contract, inputs, prediction = inferred.prepared.contract, inferred.prepared.inputs, inferred.prediction
     started = time.monotonic()
     with database.read() as connection:
@@ -424,6 +428,8 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
             outlets=settings.outlets,
             artefacts=kept,
         )
+        reach("recording")
+    reach("recorded")
     said = {"status": analysis.status.value, "reason": analysis.reason, "objects": [each.name for each in objects]}
     _log.info("result", job=job.id, kind=contract.kind.value, **said, **seconds)
 

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,8 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import copies
+from copies import Copy
 from sqlalchemy import Row, Table, select
 
+from meddaemon import failpoints
 from meddaemon.config.settings import Settings, load
 from meddaemon.db import processes, tables
 from meddaemon.db.engine import Database
@@ -154,18 +158,27 @@ class Home:
         return run_cli(*arguments, "--config", self.config, timeout=timeout, environ=environ)
 
     @contextmanager
-    def running(self, role: str, *, prefix: Sequence[str] = ()) -> Iterator["Role"]:
-        """Run a role until the block ends; then it must end within 15 s of SIGTERM."""
+    def running(self, role: str, *, prefix: Sequence[str] = (), failpoint: str = "") -> Iterator["Role"]:
+        """Run a role until the block ends; then it must end within 15 s of SIGTERM.
+
+        `failpoint` is where it is to die or to fail, as `meddaemon.failpoints` has it.
+        """
         log = self.folder / f"{role}-{time.monotonic_ns()}.log"
+        arguments = [role, "--config", str(self.config)]
+        environ = environment() | ({failpoints.VARIABLE: failpoint} if failpoint else {})
+        process: subprocess.Popen[bytes] | Copy
         with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "meddaemon", role, "--config", str(self.config)],
-                cwd=self.folder,
-                env=environment(),
-                stdout=stderr,
-                stderr=stderr,
-                start_new_session=True,
-            )
+            if prefix:
+                process = subprocess.Popen(
+                    [*prefix, sys.executable, "-m", "meddaemon", *arguments],
+                    cwd=self.folder,
+                    env=environ,
+                    stdout=stderr,
+                    stderr=stderr,
+                    start_new_session=True,
+                )
+            else:
+                process = copies.start(arguments, folder=self.folder, environment=environ, output=stderr)
         started = Role(home=self, name=role, process=process, log=log)
         try:
             yield started
@@ -180,7 +193,7 @@ class Role:
 
     home: Home
     name: str
-    process: "subprocess.Popen[bytes]"
+    process: "subprocess.Popen[bytes] | Copy"
     log: Path
 
     def announced(self, role: str) -> processes.Process | None:
@@ -223,14 +236,24 @@ def run_cli(
     *arguments: str | Path, timeout: float = 120.0, environ: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run `meddaemon` with these arguments to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "meddaemon", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-        env={**environment(), **(environ or {})},
-    )
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = copies.start(
+            [*map(str, arguments)],
+            folder=Path.cwd(),
+            environment={**environment(), **(environ or {})},
+            output=output,
+            errors=errors,
+        )
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            raise
+        said = []
+        for file in (output, errors):
+            file.seek(0)
+            said.append(file.read().decode())
+    return subprocess.CompletedProcess(process.args, code, *said)
 
 
 def environment() -> dict[str, str]:

@@ -19,6 +19,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from meddaemon.db.tables import metadata
 from meddaemon.domain.errors import MeddaemonError
+from meddaemon.failpoints import reach
 
 __all__ = [
     "Connection",
@@ -140,6 +141,7 @@ class Database:
             config = _alembic_config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            reach("upgrading")
 
     def schema_problems(self) -> list[str]:
         """Return what is wrong with the schema: version, then table by table; empty when all is well.

@@ -12,6 +12,7 @@ from typing import Any, Self
 from meddaemon.domain.conditions import ALWAYS
 from meddaemon.domain.contract import InputContract, ModelContract
 from meddaemon.domain.errors import ModelFailed, OutOfMemory, UndecodablePixels
+from meddaemon.failpoints import reach
 from meddaemon.inference import messages
 from meddaemon.inference.messages import Received, Sealed
 from meddaemon.inference.processes import Child, ForkServer, Interrupted, cause
@@ -138,6 +139,7 @@ class Loader:
         instances: list[str] = []
         try:
             messages.send(child.connection, self._request(contract, inputs), files=(progress,), deadline=deadline)
+            reach("decoding")
             received = messages.receive(child.connection, deadline=deadline)
             if "instances" in received.said:
                 instances = [str(uid) for uid in received.said["instances"]]

@@ -27,6 +27,7 @@ from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import ModelFailed, OutOfMemory
 from meddaemon.domain.result import Prediction
 from meddaemon.durable import Staging
+from meddaemon.failpoints import reach
 from meddaemon.inference import messages
 from meddaemon.inference.bundles.terms import Terms
 from meddaemon.inference.ladder import Bytes, Shapes
@@ -331,6 +332,7 @@ class ModelProcess:
         """Send one message and return the answer; ends the child and raises `ModelFailed` when there is none."""
         try:
             warm.send(request, deadline=terms.deadline)
+            reach("inferring")
         except TimeoutError:
             self._fail(warm, terms.timed_out())
         except OSError:

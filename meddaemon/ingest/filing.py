@@ -130,6 +130,8 @@ class Filing:
     def _run(self) -> None:
         pause = 0.0
         while group := self._next_group():
+            # Whoever asks from here on wants a try that begins after he asked.
+            self._is_asked_again = False
             try:
                 left = self._file_together(group)
             except Exception as unforeseen:  # noqa: BLE001  acknowledged objects depend on this thread
@@ -145,7 +147,6 @@ class Filing:
                 _log.error("cannot file what was received: it stays in the journal", reason=self._problem)
                 if self._closing:
                     return
-                self._is_asked_again = False
                 self._changed.wait_for(lambda: self._closing or self._is_asked_again, pause)
 
     def _next_group(self) -> list[Waiting]:

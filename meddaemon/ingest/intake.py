@@ -14,6 +14,7 @@ from meddaemon.db import registration
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.db.registration import Namesake
 from meddaemon.domain.errors import IdentityTaken, RefusedInstance, StoreUnavailable
+from meddaemon.failpoints import reach
 from meddaemon.ingest.content import Content
 from meddaemon.ingest.filing import Filing, Waiting, file_abandoned
 from meddaemon.ingest.journal import Entry, Journal
@@ -112,6 +113,7 @@ class Intake:
 
     def new_content(self, meta: bytes) -> Content:
         """Return what an object with this file meta group is collected in."""
+        reach("object_begun")
         return self._store.new_content(meta, maximum_bytes=self._maximum_bytes)
 
     def settle(self) -> None:
@@ -122,6 +124,7 @@ class Intake:
 
     def take_all(self, group: Sequence[Incoming]) -> list[Outcome]:
         """Take the objects that one association sent; their content is closed then."""
+        reach("object_received")
         with self._used() as journaling, ExitStack() as contents:
             for incoming in group:
                 if incoming.content is not None:
@@ -156,6 +159,7 @@ class Intake:
         for arrival in group:
             if arrival.refused is None:
                 arrival.refused = self._taken(arrival)
+        reach("validated")
         accepted = [arrival for arrival in group if arrival.refused is None]
         try:
             records = journal.append([arrival.entry for arrival in accepted]) if accepted else []
@@ -163,6 +167,7 @@ class Intake:
             records, refused = [], cannot_store(failure)
             for arrival in accepted:
                 arrival.refused = refused
+        reach("journaled")
         came = time.monotonic()
         filing.file(
             [

@@ -14,6 +14,7 @@ from functools import partial
 from meddaemon.db import instances, registration
 from meddaemon.db.engine import Database, DatabaseAway, DatabaseUnavailable
 from meddaemon.domain.errors import IdentityTaken, RefusedInstance, StoreUnavailable
+from meddaemon.failpoints import reach
 from meddaemon.ingest import scan
 from meddaemon.ingest.content import Content
 from meddaemon.ingest.deflate import inflated
@@ -232,7 +233,12 @@ class Receiver:
         """Register all in one transaction; where that fails, each in its own, so that only the one at fault fails."""
         try:
             with self._database.write() as connection:
-                return [*registration.register_all(connection, group, quiet_seconds=self.quiet_seconds)]
+                registered: list[instances.Registration | Exception] = [
+                    *registration.register_all(connection, group, quiet_seconds=self.quiet_seconds)
+                ]
+                reach("registering")
+            reach("registered")
+            return registered
         except Exception as failure:  # noqa: BLE001  the outcome of this one is no business of the others
             if len(group) == 1:
                 return [failure]

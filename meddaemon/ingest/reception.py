@@ -25,6 +25,7 @@ from pynetdicom.association import Association
 from pynetdicom.presentation import PresentationContext
 from pynetdicom.transport import AddressInformation, AssociationServer, RequestHandler
 
+from meddaemon.failpoints import reach
 from meddaemon.ingest.callers import Call, Callers
 from meddaemon.ingest.storage import StorageProvider
 from meddaemon.ingest.upper_layer import (
@@ -309,6 +310,7 @@ class Reception(AssociationServer):
                 return
 
     def _associate(self, peer: _Peer) -> None:
+        reach("association_requested")
         call = peer.call
         if refusal := self.entrance.callers.refusal(call):
             self._warn(

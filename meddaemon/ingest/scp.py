@@ -34,6 +34,7 @@ from pynetdicom.events import Event
 from meddaemon.domain.commitment import STORAGE_COMMITMENT_PUSH_MODEL
 from meddaemon.domain.errors import RefusedInstance
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from meddaemon.failpoints import reach
 from meddaemon.ingest.announcements import (
     INSTANCE_AVAILABILITY_NOTIFICATION,
     MODALITY_PERFORMED_PROCEDURE_STEP,
@@ -226,6 +227,7 @@ class Listener:
         Raises TlsUnusable, also where ours has expired and the one in use has not.
         """
         entrance, before = _entrance(self._settings), self.tls_expires_at
+        reach("reloading")
         if entrance.tls and before and entrance.tls.expires_at <= datetime.now(UTC) < before:
             raise TlsUnusable("the certificate has expired already")
         self._server.entrance = entrance

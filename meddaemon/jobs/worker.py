@@ -19,6 +19,7 @@ from meddaemon.db import jobs
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.db.jobs import Job
 from meddaemon.domain.errors import InputRefused, LeaseLost, MeddaemonError
+from meddaemon.failpoints import reach
 from meddaemon.telemetry import log
 
 LOOK_SECONDS = 0.2
@@ -282,6 +283,7 @@ class Worker(Generic[Prepared, Inferred]):
             )
         if job is None:
             return None
+        reach("claimed")
         self._streak = self._streak + 1 if job.model_digest == self._model else 1
         self._model = job.model_digest
         _log.info("job claimed", job=job.id, model=job.model, attempt=job.attempt)

@@ -10,6 +10,7 @@ from meddaemon.db.deliveries import Delivery
 from meddaemon.db.engine import Database
 from meddaemon.db.instances import path_of
 from meddaemon.domain.errors import LeaseLost
+from meddaemon.failpoints import reach
 from meddaemon.results.transport import Answer, Outgoing, Send, Verdict
 from meddaemon.telemetry import log
 
@@ -95,6 +96,7 @@ def _give_back(database: Database, waiting: list[Delivery]) -> None:
 
 
 def _record(database: Database, delivery: Delivery, answer: Answer, retry: Retry) -> None:
+    reach("answered")
     said = {"destination": delivery.destination, "kind": delivery.kind, "delivery": delivery.id}
     try:
         with database.write() as connection:
@@ -108,5 +110,6 @@ def _record(database: Database, delivery: Delivery, answer: Answer, retry: Retry
             else:
                 deliveries.refuse(connection, delivery, status=answer.status, reason=answer.reason)
                 _log.error("delivery held for a person", reason=answer.reason, **said)
+        reach("answer_recorded")
     except LeaseLost as lost:
         _log.warning("another sender took this delivery over", reason=str(lost), **said)

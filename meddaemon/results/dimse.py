@@ -11,12 +11,14 @@ from ssl import SSLContext
 from pydicom import dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
-from pynetdicom import AE, _config
+from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
 
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
+from meddaemon.failpoints import is_armed, reach
 from meddaemon.results.transport import Answer, Outgoing, Still, Verdict, printable, verdict_of
 from meddaemon.tls import Identity, TlsUnusable, client_context
 
@@ -233,12 +235,14 @@ def associate(
             max_pdu=0x20000,
             ext_neg=list(roles),
             tls_args=_tls_args(remote),
+            evt_handlers=[(evt.EVT_PDU_SENT, _half_sent)] if is_armed("half_sent") else [],
         )
     except (OSError, ValueError, TlsUnusable) as failure:
         # A host name that cannot be resolved, or cannot be a host name; certificates that cannot be used.
         reason = str(failure) if isinstance(failure, TlsUnusable) else type(failure).__name__
         return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {reason}")
     if association.is_established:
+        reach("associated")
         association._reactor_checkpoint = Pause(association)
         return association, Problem(verdict=Verdict.TRY_AGAIN, reason="")
     if association.is_rejected:
@@ -256,6 +260,12 @@ def associate(
     if association.is_aborted:
         return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} aborted, or nobody listens there")
     return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} does not answer")
+
+
+def _half_sent(event: evt.Event) -> None:
+    """Notice that a part of an object is on its way."""
+    if isinstance(event.pdu, P_DATA_TF):
+        reach("half_sent")
 
 
 def _tls_args(remote: RemoteEntity) -> tuple[SSLContext, str] | None:

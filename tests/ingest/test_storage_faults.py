@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 from encoded import written
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-from pynetdicom import AE
 from queue_samples import enqueue, get, received, register
 from running import Home, Role, data_set_of, wait_until
 from scanner import Scanner, scanner
 from test_receive import OUT_OF_RESOURCES, SUCCESS, ct, new_uid
 from test_store_volume import ELSEWHERE
 from volumes import in_memory, mounted, resize, run, unmount
+from wire import ASSOCIATE_AC, ASSOCIATE_RJ, Peer, associate_request
 
 from meddaemon import pipeline
 from meddaemon.db import tables
@@ -66,16 +66,15 @@ def assert_kept(home: Home, taken: dict[str, bytes]) -> None:
 
 def rejected(port: int) -> tuple[int, int, int] | None:
     """Ask for an association; return result, source and reason (PS3.8 9.3.4) of its rejection, None where accepted."""
-    entity = AE(ae_title="SCANNER")
-    entity.add_requested_context(CTImageStorage)
-    association = entity.associate("127.0.0.1", port)
-    if association.is_established:
-        association.release()
-        return None
-    assert association.is_rejected
-    answer = association.acceptor.primitive
-    assert answer is not None
-    return answer.result, answer.result_source, answer.diagnostic
+    with Peer(port) as peer:
+        peer.send(associate_request())
+        kind, answer = peer.receive()
+        if kind == ASSOCIATE_AC:
+            peer.release()
+            return None
+        assert kind == ASSOCIATE_RJ
+        _, result, source, reason = answer
+        return result, source, reason
 
 
 def limit(role: Role, which: int, value: int) -> None:

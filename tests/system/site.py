@@ -49,11 +49,13 @@ SITE = """
 [worker]
 sandbox = "preferred"
 lease_seconds = {lease}
+maximum_attempts = {attempts}
 heartbeat_seconds = 1
 backoff_seconds = 0.5
 poll_seconds = 0.1
 
 [delivery]
+lease_seconds = {lease}
 backoff_seconds = 0.5
 maximum_backoff_seconds = 1
 poll_seconds = 0.2
@@ -77,13 +79,15 @@ port = {port}
 """
 
 
-def make_site(folder: Path, pacs: dict[str, int], *, lease: float = 6.0, time_limit: float = 120.0) -> Home:
+def make_site(
+    folder: Path, pacs: dict[str, int], *, lease: float = 6.0, time_limit: float = 120.0, attempts: int = 3
+) -> Home:
     """Return a home with the toy model, one rule for every MR, and these PACS (name -> port)."""
     write_toy(folder / "models" / "toy")
     (folder / "models" / "toy" / "contract.toml").write_text(CONTRACT.format(time_limit=time_limit))
     let_in(folder / "models" / "toy" / "contract.toml")
     destinations = "".join(DESTINATION.format(name=name, port=port) for name, port in pacs.items())
-    extra = SITE.format(lease=lease, destinations=list(pacs)).replace("'", '"') + destinations
+    extra = SITE.format(lease=lease, attempts=attempts, destinations=list(pacs)).replace("'", '"') + destinations
     return Home.make(folder, extra, quiet_seconds=0.5)
 
 
