@@ -22,7 +22,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
 from meddaemon.domain.outlet import ObjectKind, SegmentationForm
-from meddaemon.domain.result import Analysis, EncodedObject, Segment
+from meddaemon.domain.result import Analysis, EncodedObject, Labels, Segment
 from meddaemon.domain.volume import Geometry
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.frames import Frame, Plane, native_bits, planes_of, run_lengths, with_frames
@@ -110,11 +110,14 @@ def encode_label_map(request: EncodingRequest) -> EncodedObject:
     drawn_on = numbered(geometry)
     planes = planes_of(header)
     frames = [Frame(plane=plane, place=place) for place, plane in enumerate(planes, 1)]
-    width = np.uint8 if header.BitsAllocated == 8 else np.uint16
-    images = (drawing.numbers(drawn_on[plane.source]).astype(width, copy=False) for plane in planes)
+    narrow = header.BitsAllocated == 8
+
+    def image(plane: Plane) -> Labels:
+        numbers = drawing.numbers(drawn_on[plane.source])
+        return numbers.astype(np.uint8, copy=False) if narrow else numbers.astype(np.uint16, copy=False)
 
     def encoded(header: Dataset) -> bytes:
-        return with_frames(header, frames, run_lengths(images, header))
+        return with_frames(header, frames, run_lengths(map(image, planes), header))
 
     return finish(header, request, KIND, encoded, edition=SegmentationForm.LABELMAP)
 

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -18,8 +19,10 @@ import pytest
 from dicom_factory import make_series
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
+from reported_samples import CLASSES, SAMPLES, request_of
 from result_samples import BRAIN, KIDNEY, LEFT, analysis_of, ball, geometry_of, request_for
 
+from meddaemon.domain.outlet import Edition, ReportForm
 from meddaemon.domain.result import EncodedObject, ResultStatus
 from meddaemon.domain.uids import derived_uid
 from meddaemon.domain.volume import Geometry
@@ -151,39 +154,72 @@ def test_the_brain_measures_what_deepbet_says(shared_dicom: Path, tmp_path: Path
     assert measured_value(measurement) == pytest.approx(1469, abs=1)
 
 
-@pytest.mark.peer
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["factory", *(pytest.param(name, marks=pytest.mark.shared) for name in SERIES)])
-def test_no_validator_finds_an_error(name: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    script = os.environ.get("MEDDAEMON_VALIDATORS")
-    if not script:
-        pytest.skip("MEDDAEMON_VALIDATORS does not name a validate.sh")
-    if name == "factory":
-        asked = request_for(make_series(tmp_path / "source", rows=16, modality="CT", orientation="sagittal"))
-    else:
-        asked = SERIES[name](request.getfixturevalue("shared_dicom"), tmp_path)
-    folder = tmp_path / "together"
-    folder.mkdir()
+def refused_by_validators(asked: EncodingRequest, folder: Path, script: str) -> list[str]:
+    """What any validator has against the objects of a result beside its sources; prints their report."""
+    together = folder / "together"
+    together.mkdir()
+    names = []
     for encoded in encode(asked):
-        (folder / f"{encoded.kind}.dcm").write_bytes(encoded.content)
+        names.append(f"{encoded.name.replace(' ', '_').replace('/', '-')}.dcm")
+        (together / names[-1]).write_bytes(encoded.content)
     for number, path in enumerate(asked.sources):
-        shutil.copy(path, folder / f"source{number:04d}.dcm")
+        shutil.copy(path, together / f"source{number:04d}.dcm")
     done = subprocess.run(
-        ["bash", script, "--net", str(folder), str(tmp_path / "messages")],
+        ["bash", script, "--net", str(together), str(folder / "messages")],
         env=os.environ | {"JOBS": "2"},
         capture_output=True,
         text=True,
         check=False,
     )
-    print(name, done.stdout, sep="\n")  # noqa: T201
+    print(done.stdout)  # noqa: T201
     # Only our rows count: real sources have errors of their own, and refer to images that are not here.
-    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith(("SEG.dcm", "SR.dcm"))}
-    assert set(rows) == {"SEG.dcm", "SR.dcm"}, done.stdout + done.stderr
-    for row in rows.values():
-        found = re.findall(r"(\d+)/\d+", row)
-        assert len(found) > 1
-        assert set(found) == {"0"}, done.stdout
-    entities = (tmp_path / "messages" / "ALL.dcentvfy.txt").read_text(errors="replace").splitlines()
-    ours = [line for line in entities if line.startswith("Error") and re.search(r"together/(SEG|SR)\.dcm", line)]
+    rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.startswith(tuple(names))}
+    assert set(rows) == set(names), done.stdout + done.stderr
+    counts = {name: re.findall(r"(\d+)/\d+", row) for name, row in rows.items()}
+    assert all(len(found) > 1 for found in counts.values())
+    entities = (folder / "messages" / "ALL.dcentvfy.txt").read_text(errors="replace").splitlines()
+    ours = [line for line in entities if line.startswith("Error") and any(f"together/{name}" in line for name in names)]
     # dcentvfy compares bytes: a name in ISO_IR 100 is another one for it than the same name in UTF-8.
-    assert not [line for line in ours if line.isascii()]
+    return [rows[name] for name, found in counts.items() if set(found) != {"0"}] + [
+        line for line in ours if line.isascii()
+    ]
+
+
+@pytest.fixture
+def validators() -> str:
+    script = os.environ.get("MEDDAEMON_VALIDATORS")
+    if not script:
+        pytest.skip("MEDDAEMON_VALIDATORS does not name a validate.sh")
+    return script
+
+
+@pytest.mark.peer
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", ["factory", *(pytest.param(name, marks=pytest.mark.shared) for name in SERIES)])
+def test_no_validator_finds_an_error(
+    name: str, tmp_path: Path, validators: str, request: pytest.FixtureRequest
+) -> None:
+    if name == "factory":
+        asked = request_for(make_series(tmp_path / "source", rows=16, modality="CT", orientation="sagittal"))
+    else:
+        asked = SERIES[name](request.getfixturevalue("shared_dicom"), tmp_path)
+    assert refused_by_validators(asked, tmp_path, validators) == []
+
+
+REAL_PICTURES = ("cxr/RG1_J2KI.dcm", "other/MG_OutOfBoundsOverlay.dcm", "nonimage/waveform_ecg.dcm")
+
+
+@pytest.mark.peer
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [*SAMPLES, *(pytest.param(name, marks=pytest.mark.shared) for name in REAL_PICTURES)])
+def test_no_validator_finds_an_error_in_a_report_of_any_kind(
+    name: str, tmp_path: Path, validators: str, request: pytest.FixtureRequest
+) -> None:
+    if name in SAMPLES:
+        asked = SAMPLES[name](tmp_path / "source")
+    else:
+        path = request.getfixturevalue("shared_dicom") / name
+        asked = request_of([path], CLASSES, {"scores": (0.9, 0.1)})
+    older = Edition(report=ReportForm.COMPREHENSIVE)
+    assert refused_by_validators(replace(asked, editions=(Edition(), older)), tmp_path, validators) == []
