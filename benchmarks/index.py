@@ -371,6 +371,7 @@ def _finding(result: int) -> dict[str, object]:
         "code_value": "R1" if rare else "39607008",
         "code_scheme": "SCT",
         "code_meaning": "Rare finding" if rare else "Lung",
+        "tracking_uid": f"1.2.3.6.{result}",
     }
 
 
@@ -390,6 +391,8 @@ def _object(result: int, kind: str) -> dict[str, object]:
     return {
         "result_id": result,
         "kind": kind,
+        "part": "",
+        "edition": "",
         "sop_class_uid": "1.2.840.10008.5.1.4.1.1.66.4",
         "sop_instance_uid": f"1.2.3.7.{result}.{len(kind)}",
         "series_instance_uid": f"1.2.3.8.{result}.{len(kind)}",
