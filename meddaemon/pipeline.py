@@ -404,7 +404,7 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
     started = time.monotonic()
     with database.read() as connection:
         predecessors = results.predecessor_objects(connection, job)
-    analysis = analyse(prediction, contract, entropy=job.key)
+    analysis = analyse(prediction, contract, entropy=job.key, shown=inferred.prepared.shown)
     if job.caveat:
         reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
         believed = analysis.status is ResultStatus.PLAUSIBLE

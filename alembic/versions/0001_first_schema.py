@@ -493,6 +493,7 @@ def upgrade() -> None:
         sa.Column("unit_meaning", sa.String(length=64), nullable=False),
         sa.Column("derivation_value", sa.String(length=16), server_default="", nullable=False),
         sa.Column("derivation_meaning", sa.String(length=64), server_default="", nullable=False),
+        sa.Column("key", sa.String(length=32), server_default="", nullable=False),
         sa.ForeignKeyConstraint(
             ["finding_id"], ["finding.id"], name=op.f("fk_measurement_finding_id"), ondelete="CASCADE"
         ),

@@ -84,6 +84,7 @@ def query(
         "finding": "finding",
         "present": "present",
         "measurement": "measurement",
+        "key": "key",
         "derivation": "derivation",
         "value": "value",
         "unit": "unit",

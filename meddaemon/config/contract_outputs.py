@@ -1,7 +1,7 @@
 """What a contract file says of a model's output: segments, classes, scores and objects, and what is plausible."""
 
 from collections.abc import Sequence
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -15,11 +15,13 @@ from meddaemon.config.contract_terms import (
     check_in_context_group,
     check_unique,
 )
-from meddaemon.config.problems import Problems
+from meddaemon.config.problems import Problems, did_you_mean
 from meddaemon.domain.contract import (
     ClassContract,
     Combine,
+    FormulaContract,
     InputKind,
+    LesionContract,
     MeasurementKind,
     ModelKind,
     ObjectContract,
@@ -28,6 +30,7 @@ from meddaemon.domain.contract import (
     ScoreContract,
     SegmentContract,
 )
+from meddaemon.domain.formulas import InvalidFormula, Measured, measured_in, parse_formula
 
 _Byte = Annotated[int, Field(ge=0, le=255)]
 
@@ -42,7 +45,11 @@ SECTIONS = {
 
 
 _MEASURED = {True: (MeasurementKind.AREA,), False: (MeasurementKind.VOLUME,)}
-"""What is measured of segments on pictures, and of others."""
+"""What is measured of segments on pictures, and of others, where the contract does not say."""
+
+_MOST_LESIONS = 1000
+_LONGEST_LESION_NAME = 64 - len(f" {_MOST_LESIONS}")
+"""A lesion is called by its segment's name and its number, which is a text of 64 characters at most (VR LO)."""
 
 
 class PlausibleTable(Strict):
@@ -58,6 +65,18 @@ class PlausibleTable(Strict):
         return self
 
 
+class LesionTable(Strict):
+    """`lesions` of one of `[[segments]]`."""
+
+    minimum_ml: Annotated[float, Field(ge=0)] = LesionContract.minimum_ml
+    connectivity: Literal[6, 18, 26] = 26
+    most: Annotated[int, Field(ge=1, le=_MOST_LESIONS)] = LesionContract.most
+
+    def as_contract(self) -> LesionContract:
+        """Return what becomes of lesions as the domain speaks of it."""
+        return LesionContract(minimum_ml=self.minimum_ml, connectivity=self.connectivity, most=self.most)
+
+
 class SegmentTable(Strict):
     """One of `[[segments]]`."""
 
@@ -70,6 +89,7 @@ class SegmentTable(Strict):
     colour: tuple[_Byte, _Byte, _Byte]
     measure: tuple[Annotated[MeasurementKind, Field(strict=False)], ...] | None = None
     plausible_volume_ml: PlausibleTable | None = None
+    lesions: LesionTable | None = None
 
     def as_contract(self, first: InputKind) -> SegmentContract:
         """Return the segment as the domain speaks of it; `first` is what the first input is made of."""
@@ -84,6 +104,7 @@ class SegmentTable(Strict):
             finding=self.finding.as_code() if self.finding else None,
             measure=_MEASURED[first is InputKind.PICTURES] if self.measure is None else self.measure,
             plausible_volume_ml=PlausibleRange(minimum=plausible.min, maximum=plausible.max) if plausible else None,
+            lesions=self.lesions.as_contract() if self.lesions else None,
         )
 
 
@@ -131,6 +152,24 @@ class ObjectTable(Strict):
         )
 
 
+class FormulaTable(Strict):
+    """One of `[[formulas]]`: a number that is made of measurements."""
+
+    name: CodeTable
+    unit: CodeTable
+    formula: Annotated[str, Field(min_length=1)]
+    plausible: Limits | None = None
+
+    def as_contract(self) -> FormulaContract:
+        """Return the formula as the domain speaks of it. Raises InvalidFormula."""
+        return FormulaContract(
+            name=self.name.as_code(),
+            unit=self.unit.as_code(),
+            formula=parse_formula(self.formula),
+            plausible=self.plausible.as_range() if self.plausible else None,
+        )
+
+
 class OutputLimitsTable(Strict):
     """The table `[output_limits]`."""
 
@@ -155,6 +194,7 @@ class OutputTables(BaseModel):
     classes: tuple[ClassTable, ...] = ()
     scores: tuple[ScoreTable, ...] = ()
     objects: tuple[ObjectTable, ...] = ()
+    formulas: tuple[FormulaTable, ...] = ()
     combine: Annotated[Combine, Field(strict=False)] | None = None
     output_limits: OutputLimitsTable = OutputLimitsTable()
 
@@ -165,6 +205,7 @@ class OutputTables(BaseModel):
         check_unique("segments", "name", [each.name for each in self.segments], problems)
         check_unique("classes", "name", [each.name for each in self.classes], problems)
         check_unique("scores", "name", [each.name.meaning for each in self.scores], problems)
+        check_unique("formulas", "name", [each.name.meaning for each in self.formulas], problems)
         check_unique("objects", "label", [each.label for each in self.objects], problems)
         check_unique("objects", "name", [each.name for each in self.objects], problems)
         for index, segment in enumerate(self.segments):
@@ -172,10 +213,12 @@ class OutputTables(BaseModel):
             check_in_context_group(segment.category, 7150, ("segments", index, "category"), problems)
             check_in_context_group(segment.type, 7151, ("segments", index, "type"), problems)
             check_in_context_group(segment.laterality, 244, ("segments", index, "laterality"), problems)
-        for index, score in enumerate(self.scores):
-            check_concept(score.name, ("scores", index, "name"), problems)
-            if score.unit.scheme != "UCUM":
-                problems.add(("scores", index, "unit", "scheme"), "units are of UCUM (PS3.3 10.2.1)")
+        numbers: dict[str, Sequence[ScoreTable | FormulaTable]] = {"scores": self.scores, "formulas": self.formulas}
+        for section, each_of in numbers.items():
+            for index, number in enumerate(each_of):
+                check_concept(number.name, (section, index, "name"), problems)
+                if number.unit.scheme != "UCUM":
+                    problems.add((section, index, "unit", "scheme"), "units are of UCUM (PS3.3 10.2.1)")
         for section in ("classes", "objects"):
             for index, each in enumerate(getattr(self, section)):
                 check_concept(each.finding, (section, index, "finding"), problems)
@@ -192,13 +235,60 @@ class OutputTables(BaseModel):
 
 def check_measures(segments: Sequence[SegmentTable], first: InputKind, problems: Problems) -> None:
     """Note what cannot be measured: a picture has no volume, and a volume no one area."""
-    (possible,) = _MEASURED[first is InputKind.PICTURES]
+    on_pictures = first is InputKind.PICTURES
     for index, each in enumerate(segments):
-        if any(kind is not possible for kind in each.measure or ()):
-            message = f"of {first.value}, only {possible.value!r} can be measured"
+        asked = each.measure or ()
+        if on_pictures and any(kind is not MeasurementKind.AREA for kind in asked):
+            problems.add(("segments", index, "measure"), f"of {first.value}, only 'area' can be measured")
+        elif not on_pictures and MeasurementKind.AREA in asked:
+            problems.add(("segments", index, "measure"), f"of {first.value}, everything but 'area' can be measured")
+        elif not on_pictures and asked and MeasurementKind.VOLUME not in asked:
+            message = "needs 'volume' as well: of an empty segment nothing else can be measured"
             problems.add(("segments", index, "measure"), message)
-        if each.plausible_volume_ml is not None and possible is not MeasurementKind.VOLUME:
+        for place, kind in enumerate(asked):
+            if kind in asked[:place]:
+                problems.add(("segments", index, "measure", place), f"{kind.value!r} stands there already")
+        if each.plausible_volume_ml is not None and on_pictures:
             problems.add(("segments", index, "plausible_volume_ml"), "segments on pictures have no volume")
+        if each.lesions is not None and on_pictures:
+            problems.add(("segments", index, "lesions"), "are counted in volumes: pictures may show one of them twice")
+        if each.lesions is not None and len(each.name) > _LONGEST_LESION_NAME:
+            message = f"with lesions, which are numbered, has at most {_LONGEST_LESION_NAME} characters"
+            problems.add(("segments", index, "name"), message)
+
+
+def check_formulas(outputs: OutputTables, first: InputKind, problems: Problems) -> None:
+    """Note formulas that cannot be read or computed: of what is no segment, or of what is not measured."""
+    segments = {each.name: each.as_contract(first) for each in outputs.segments}
+    if outputs.formulas and (outputs.kind is not ModelKind.SEGMENTATION or first is InputKind.PICTURES):
+        problems.add(("formulas",), "are of segments in a volume, which this model has not")
+        return
+    for index, each in enumerate(outputs.formulas):
+        keys = ("formulas", index, "formula")
+        try:
+            asked = dict.fromkeys(measured_in(parse_formula(each.formula)))
+        except InvalidFormula as invalid:
+            problems.add(keys, str(invalid))
+            continue
+        if not asked:
+            problems.add(keys, "names no measurement: it is always the same number")
+        for one in asked:
+            segment = segments.get(one.segment)
+            if segment is None:
+                problems.add(keys, f"there is no segment {one.segment!r}{did_you_mean(one.segment, segments)}")
+            elif one.measure not in segment.measures:
+                problems.add(keys, _unmeasured(one, segment))
+
+
+def _unmeasured(asked: Measured, segment: SegmentContract) -> str:
+    if segment.lesions is not None:
+        return f"{asked.measure!r} is measured of each lesion of {segment.name!r}; of all together: 'count', 'volume'"
+    known = ", ".join(map(repr, sorted(segment.measures))) or "nothing"
+    if asked.measure in {each.value for each in MeasurementKind}:
+        return f"{asked.measure!r} of {segment.name!r} is not in its 'measure': {known}"
+    return (
+        f"{asked.measure!r} is nothing that is measured{did_you_mean(asked.measure, segment.measures)}; known: {known}"
+    )
 
 
 def check_combine(combine: Combine | None, outputs: OutputTables, first: InputKind, problems: Problems) -> None:

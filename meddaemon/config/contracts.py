@@ -16,7 +16,7 @@ from meddaemon.config import toml_file
 from meddaemon.config.contract_engine import EngineTable
 from meddaemon.config.contract_explain import ExplainTables
 from meddaemon.config.contract_inputs import InputTable, check_inputs, parse_conditions
-from meddaemon.config.contract_outputs import OutputTables, check_combine, check_measures
+from meddaemon.config.contract_outputs import OutputTables, check_combine, check_formulas, check_measures
 from meddaemon.config.contract_terms import LongString, Strict
 from meddaemon.config.digest import CHECK_NAME, bundle_digest, file_digest, record_file, weights_digest
 from meddaemon.config.problems import Problems, frozen, relative_to, tables
@@ -100,6 +100,7 @@ def load_contract(file: Path, records: Path | None = None) -> ModelContract:
     first = contract.inputs[0].kind
     check_combine(contract.combine, contract, first, problems)
     check_measures(contract.segments, first, problems)
+    check_formulas(contract, first, problems)
     answers = [*(each.name for each in contract.classes), *(each.name.meaning for each in contract.scores)]
     segments = [(each.label, each.name) for each in contract.segments]
     contract.check_explanation(contract.kind, contract.inputs, answers, [name for _, name in segments], problems)
@@ -135,6 +136,7 @@ def load_contract(file: Path, records: Path | None = None) -> ModelContract:
         classes=tuple(each.as_contract() for each in contract.classes),
         scores=tuple(each.as_contract() for each in contract.scores),
         objects=tuple(each.as_contract() for each in contract.objects),
+        formulas=tuple(each.as_contract() for each in contract.formulas),
         combine=contract.combine or Combine.REFUSE,
         frame=contract.frame,
         output_limits=contract.output_limits.as_contract(),

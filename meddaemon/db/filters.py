@@ -18,7 +18,7 @@ _COLUMNS: Mapping[str, tuple[ColumnElement[Any], ...]] = MappingProxyType(
     {
         "finding": (_finding.c.code_value, _finding.c.code_meaning),
         "segment": (_segment.c.label, _segment.c.type_value, _segment.c.type_meaning),
-        "measurement": (_measurement.c.code_value, _measurement.c.code_meaning),
+        "measurement": (_measurement.c.code_value, _measurement.c.code_meaning, _measurement.c.key),
         "model": (_result.c.model,),
         "version": (_result.c.model_version,),
         "status": (_result.c.status,),
@@ -81,5 +81,7 @@ def _measures(test: filters.Number) -> ColumnElement[bool]:
                 for unit, factor in test.factors
             )
         )
-    named = or_(func.lower(measured.c.code_value) == name, func.lower(measured.c.code_meaning) == name)
+    # What is derived of several, a spread for one, shares the code of what it is derived of, and has a key of its own.
+    by_code = or_(func.lower(measured.c.code_value) == name, func.lower(measured.c.code_meaning) == name)
+    named = or_(measured.c.key == name, and_(measured.c.derivation_value == "", by_code))
     return exists(select(measured.c.id).where(measured.c.finding_id == _finding.c.id, named, values))

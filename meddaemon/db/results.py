@@ -95,6 +95,8 @@ class ResultRow:
     measurement: str
     derivation: str
     """What the value is of several, `Standard Deviation` for one; empty for the value itself."""
+    key: str
+    """What filters call it, whatever its code: `volume`, `mean`, `count`."""
     value: float | None
     """None for what was to be measured and could not be."""
     unit: str
@@ -255,6 +257,7 @@ def _record_findings(connection: Connection, result_id: int, analysis: Analysis)
                     unit_meaning=measurement.unit.meaning,
                     derivation_value=measurement.derivation.value if measurement.derivation else "",
                     derivation_meaning=measurement.derivation.meaning if measurement.derivation else "",
+                    key=measurement.key,
                 )
             )
 
@@ -444,6 +447,7 @@ def query(
             measurement.c.code_value.label("measurement_value"),
             measurement.c.code_meaning.label("measurement"),
             measurement.c.derivation_meaning.label("derivation"),
+            measurement.c.key,
             measurement.c.value,
             measurement.c.unit_value.label("unit"),
             finding.c.present,
@@ -481,6 +485,7 @@ def query(
             segment.c.type_meaning,
             measurement.c.code_value,
             measurement.c.code_meaning,
+            measurement.c.key,
         )
         statement = statement.where(or_(*(func.lower(column) == wanted for column in named)))
     if model is not None:

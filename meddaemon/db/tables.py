@@ -331,6 +331,8 @@ measurement = Table(
     # What the number is of several, their standard deviation for one (PS3.16 CID 7464); empty for the number itself.
     Column("derivation_value", String(16), nullable=False, server_default=""),
     Column("derivation_meaning", String(64), nullable=False, server_default=""),
+    # What filters and formulas call it (`domain.result.Measurement.key`).
+    Column("key", String(32), nullable=False, server_default=""),
     Index(None, "code_value", "value"),
 )
 

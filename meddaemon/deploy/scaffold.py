@@ -81,7 +81,9 @@ def _meaning(kind: ModelKind, channels: Mapping[int, str]) -> Iterator[str]:
             yield f"category = {_ANATOMICAL_STRUCTURE}  # else another of CID 7150"
             yield f'type = {{ value = "", scheme = "SCT", meaning = "" }}  # choose a code of CID 7151{_hint(text)}'
             yield f"colour = {list(_colour(index))}"
+            yield '#measure = ["volume", "diameter", "mean"]  # and surface, long_axis, short_axis, deviation, ...'
             yield "#plausible_volume_ml = { min = 1, max = 1000 }"
+            yield "#lesions = { minimum_ml = 0.1 }  # each connected part is a segment of its own, counted and measured"
     elif kind is ModelKind.CLASSIFICATION:
         for text in channels.values() or [""]:
             yield from ("", "[[classes]]", f"name = {_quoted(text)}")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.conditions import Condition
+from meddaemon.domain.formulas import Formula
 
 
 class ModelKind(StrEnum):
@@ -176,10 +177,21 @@ class InputContract:
 
 
 class MeasurementKind(StrEnum):
-    """What can be measured on a segment: its volume, or its area on each picture."""
+    """What can be measured on a segment: see `inference.measure`; on pictures, its area on each of them.
+
+    The last four are of the values that the model saw in it, those of the first input.
+    """
 
     VOLUME = "volume"
     AREA = "area"
+    SURFACE = "surface"
+    DIAMETER = "diameter"
+    LONG_AXIS = "long_axis"
+    SHORT_AXIS = "short_axis"
+    MEAN = "mean"
+    DEVIATION = "deviation"
+    MINIMUM = "minimum"
+    MAXIMUM = "maximum"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,11 +203,25 @@ class PlausibleRange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LesionContract:
+    """What becomes of a segment of things apart: each of its connected parts is a segment of its own.
+
+    Parts below `minimum_ml` are left out. Voxels are connected that have one of 6, 18 or 26 places beside each other.
+    Of more than `most` parts the largest are kept, and the result is marked.
+    """
+
+    minimum_ml: float = 0.0
+    connectivity: int = 26
+    most: int = 100
+
+
+@dataclass(frozen=True, kw_only=True)
 class SegmentContract:
     """What one label of the output means.
 
     `category` and `type` are codes of CID 7150 and 7151, `laterality` of CID 244; `colour` is sRGB 0-255;
-    `finding` is the concept that the measured value stands for (written as Finding in the SR).
+    `finding` is the concept that the measured value stands for (written as Finding in the SR). With `lesions`, what is
+    measured is measured on each of them; the plausible volume is that of all together.
     """
 
     label: int
@@ -207,6 +233,22 @@ class SegmentContract:
     finding: Code | None = None
     measure: tuple[MeasurementKind, ...] = (MeasurementKind.VOLUME,)
     plausible_volume_ml: PlausibleRange | None = None
+    lesions: LesionContract | None = None
+
+    @property
+    def measures(self) -> frozenset[str]:
+        """What a formula may ask of it: of lesions, how many there are and their volume together."""
+        return frozenset({"count", "volume"} if self.lesions else (kind.value for kind in self.measure))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormulaContract:
+    """A number that is made of measurements, its unit (UCUM), and what is believed of it."""
+
+    name: Code
+    unit: Code
+    formula: Formula
+    plausible: Range | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -412,6 +454,7 @@ class ModelContract:
     classes: tuple[ClassContract, ...] = ()
     scores: tuple[ScoreContract, ...] = ()
     objects: tuple[ObjectContract, ...] = ()
+    formulas: tuple[FormulaContract, ...] = ()
     combine: Combine = Combine.REFUSE
     frame: BoxFrame = BoxFrame.RAS
     output_limits: OutputLimits = OutputLimits()

@@ -7,7 +7,8 @@
                | measurement ( "=" | "!=" | "<" | "<=" | ">" | ">=" ) number [ unit ]
                | "present" | ( "since" | "until" ) moment
 
-A field is one of `FIELDS`; a measurement is any other word, or a name in quotation marks: its code, or its meaning.
+A field is one of `FIELDS`; a measurement is any other word, or a name in quotation marks: its key (`volume`, `mean`,
+`long_axis`), its code, or its meaning. What is derived of several, a mean or a spread, goes by its key only.
 What is asked is one measurement of one finding at a time; a comparison of a measurement asks for any of the same
 finding. Text is compared without regard to case; `~` asks whether it is contained. Units are converted where they
 measure the same (UCUM); without a unit, numbers are compared as they are stored. A moment is an ISO 8601 date or time,
@@ -53,7 +54,7 @@ _QUANTITIES: tuple[Mapping[str, float], ...] = (
     {"mm2": 1.0, "cm2": 1e2, "m2": 1e6},
     {"%": 1.0, "1": 100.0},
     {"[hnsf'U]": 1.0, "HU": 1.0},
-    {"g/ml": 1.0, "g/mL": 1.0, "{SUVbw}g/ml": 1.0, "SUV": 1.0},
+    {"g/ml": 1.0, "g/mL": 1.0, "g/ml{SUVbw}": 1.0, "{SUVbw}g/ml": 1.0, "SUV": 1.0},
     {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0},
     {"deg": 1.0},
     {"mg": 1e-3, "g": 1.0, "kg": 1e3},

@@ -204,12 +204,14 @@ class Measurement:
     """One number with a name (coded) and a unit (UCUM); None is for what was to be measured and could not be.
 
     `derivation` says what the number is of several (PS3.16 TID 1419, CID 7464), their standard deviation for one.
+    `key` is what filters and formulas call it (`volume`, `mean`, `count`): the same whatever its code and its unit are.
     """
 
     name: Code
     value: float | None
     unit: Code
     derivation: Code | None = None
+    key: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

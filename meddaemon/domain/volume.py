@@ -6,6 +6,7 @@ One convention everywhere: arrays are [plane, row, column] and affines map
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,13 +83,22 @@ class Geometry:
         return np.diag([-1.0, -1.0, 1.0, 1.0]) @ self.affine_lps
 
 
+class VoxelMeaning(StrEnum):
+    """What the values of voxels are: Hounsfield units, SUV by body weight, signal of MR, or nothing that has a name."""
+
+    HOUNSFIELD = "hounsfield"
+    UPTAKE = "suvbw"
+    MR_SIGNAL = "mr_signal"
+    UNNAMED = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Volume:
     """Voxels [plane, row, column] in real-world units (HU for CT; after Modality LUT), and where they lie.
 
     They are int16 where that holds every value exactly, else float32. `remarks` says what was done to the series to
     make a volume of it, and what was left out. `padding` of the voxels hold no value but the one that the contract has
-    for what shows nothing.
+    for what shows nothing. `meaning` is what the header says that the values are.
     """
 
     voxels: NDArray[np.int16] | NDArray[np.float32]
@@ -96,3 +106,4 @@ class Volume:
     series_instance_uid: str
     remarks: Mapping[str, str] = field(default_factory=dict)
     padding: int = 0
+    meaning: VoxelMeaning = VoxelMeaning.UNNAMED

@@ -14,15 +14,19 @@ from numpy.typing import NDArray
 from meddaemon.domain.codes import (
     AREA,
     CERTAINTY_OF_FINDING,
+    LESION_COUNT,
     MILLILITRE,
     PERCENT,
     PIXELS,
     SQUARE_MILLIMETRE,
     STANDARD_DEVIATION,
+    TOTAL,
+    UNITY,
     VOLUME,
     Code,
 )
 from meddaemon.domain.contract import (
+    FormulaContract,
     MeasurementKind,
     ModelContract,
     ModelKind,
@@ -32,7 +36,8 @@ from meddaemon.domain.contract import (
     present,
 )
 from meddaemon.domain.errors import ModelFailed, NotEvaluable
-from meddaemon.domain.picture import PictureGrid
+from meddaemon.domain.formulas import Measured, evaluate, measured_in
+from meddaemon.domain.picture import PictureGrid, Pictures
 from meddaemon.domain.result import (
     Analysis,
     Box,
@@ -47,13 +52,16 @@ from meddaemon.domain.result import (
     reported,
 )
 from meddaemon.domain.uids import derived_uid
+from meddaemon.domain.volume import Geometry, Volume, VoxelMeaning
 from meddaemon.inference.guard import check_output
+from meddaemon.inference.lesions import MM3_PER_ML, Lesions, Part, drawn, split
+from meddaemon.inference.quantities import INTENSITIES, measured, measurement
 
-MM3_PER_ML = 1000.0
 MAX_OBJECTS = 1000
 """So many boxes or landmarks are kept, the surest first; no reader looks at more."""
 
 
+Shown: TypeAlias = Volume | Pictures | None
 _Size: TypeAlias = tuple[int, float]
 """Voxels, and mL."""
 _Scores: TypeAlias = tuple[tuple[str, int] | None, tuple[float, ...], list[tuple[float, ...]]]
@@ -71,19 +79,22 @@ class _Said:
     masks: NDArray[np.bool_] | None = None
 
 
-def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str) -> Analysis:
+def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str, shown: Shown = None) -> Analysis:
     """Put what the model said into findings with codes and judge it by the contract's limits.
 
     `entropy` names the run (the key of its job): tracking UIDs derive from it, the segment number and nothing else,
     so that the same run made again has the same UIDs. Everything that the contract names becomes a finding, also what
     was looked for and not found: every segment, every class, every score, every kind of object.
 
+    `shown` is the input that segments are drawn on, in the values that the model saw; only what is measured of them
+    asks for it.
+
     Raises `ModelFailed` when the prediction holds what the contract does not name, or not what it promises: what
     cannot be coded is not delivered.
     """
     if prediction.beyond:
         return not_evaluable(contract, prediction.beyond, entropy=entropy)
-    said = _READINGS[contract.kind](prediction, contract, entropy)
+    said = _READINGS[contract.kind](prediction, contract, entropy, shown)
     doubts = dict.fromkeys((*prediction.doubts, *said.doubts, *check_output(prediction, contract)))
     return Analysis(
         status=ResultStatus.IMPLAUSIBLE if doubts else ResultStatus.PLAUSIBLE,
@@ -124,28 +135,125 @@ def _tracked(
     return tuple(tracked)
 
 
-def _segmented(prediction: Prediction, contract: ModelContract, entropy: str) -> _Said:
-    """Measure every segment of the contract, an empty one too."""
+def _segmented(prediction: Prediction, contract: ModelContract, entropy: str, shown: Shown) -> _Said:
+    """Measure every segment of the contract, an empty one too, or each lesion of those that have some."""
     if prediction.labels is None and prediction.masks is None and prediction.doubts:
         return _Said(findings=_unmeasured(contract))
     if prediction.pictures is not None:
         return _on_pictures(prediction, prediction.pictures, contract, entropy)
-    measured, drawing = (_overlapping if prediction.labels is None else _labelled)(prediction, contract)
-    segments: list[Segment] = []
+    sizes, drawing = (_overlapping if prediction.labels is None else _labelled)(prediction, contract)
+    volumes_mm3, geometry = _voxel_volumes(prediction), prediction.geometry
+    if volumes_mm3 is None or geometry is None:
+        raise _lies_nowhere(contract)
+    found: Mapping[int, Lesions] = {}
+    if any(each.lesions for each in contract.segments):
+        drawing, found = split(drawing, contract.segments, volumes_mm3)
+        sizes = [
+            (found[number].count, found[number].volume_ml) if number in found else size
+            for number, size in enumerate(sizes, 1)
+        ]
+    parts = drawn(contract.segments, sizes, found)
+    voxels, doubts = _voxels(shown, geometry, contract)
+    meaning = voxels.meaning if voxels else _foreseen(contract)
     findings: list[Finding] = []
-    doubts: list[str] = []
+    values: dict[Measured, float | None] = {}
+    wanted = [each.expected.measure for each in parts]
     # Segments are numbered from 1 without holes, whatever the labels of the model are (PS3.3 C.8.20.2).
-    for number, (expected, (count, volume_ml)) in enumerate(zip(contract.segments, measured, strict=True), start=1):
-        segments.append(_segment(number, expected, count, contract, entropy))
-        spread_ml = prediction.volume_spread_ml[number - 1 : number]
-        findings.append(_segment_finding(number, expected, volume_ml, spread_ml))
+    for number, (part, also) in enumerate(zip(parts, measured(drawing, geometry, wanted, voxels), strict=True), 1):
+        said: dict[MeasurementKind, float] = {MeasurementKind.VOLUME: part.volume_ml, **also}
+        spread_ml = prediction.volume_spread_ml[part.of - 1 : part.of] if part.of not in found else ()
+        findings.append(_segment_finding(number, part.expected, said, meaning, spread_ml))
+        if part.of not in found:
+            values |= {Measured(kind.value, part.name): said.get(kind) for kind in part.expected.measure}
+    for of, lesions in found.items():
+        expected, spread_ml = contract.segments[of - 1], prediction.volume_spread_ml[of - 1 : of]
+        findings.append(_lesions_finding(expected, lesions.found, lesions.volume_ml, spread_ml))
+        values[Measured("count", expected.name)] = lesions.found
+        values[Measured("volume", expected.name)] = lesions.volume_ml
+        doubts += _lesion_doubts(expected, lesions)
+    for expected, (count, volume_ml) in zip(contract.segments, sizes, strict=True):
         doubts += _volume_doubts(expected, count, volume_ml)
+    computed, unbelieved = _computed(contract, values)
     return _Said(
-        findings=tuple(findings),
-        doubts=tuple(doubts),
-        segments=tuple(segments),
+        findings=(*findings, *computed),
+        doubts=(*doubts, *unbelieved),
+        segments=tuple(_segment(number, part, contract, entropy) for number, part in enumerate(parts, 1)),
         labels=drawing.labels,
         masks=drawing.masks,
+    )
+
+
+def _voxels(shown: Shown, geometry: Geometry, contract: ModelContract) -> tuple[Volume | None, list[str]]:
+    """Return the voxels that segments are drawn on where they are asked for, and a doubt where they are not there."""
+    if not any(INTENSITIES.keys() & set(each.measure) for each in contract.segments):
+        return None, []
+    if not isinstance(shown, Volume):
+        return None, ["the values within segments are not known: the input is not there any more"]
+    if shown.voxels.shape != geometry.shape:
+        raise ModelFailed(
+            f"{contract.name} {contract.version} drew on {geometry.shape} voxels, its input has {shown.voxels.shape}"
+        )
+    return shown, []
+
+
+def _foreseen(contract: ModelContract) -> VoxelMeaning:
+    """Return what the values of the input would be, as far as the contract tells."""
+    is_uptake = bool(contract.inputs) and contract.inputs[0].unit != ""
+    return VoxelMeaning.UPTAKE if is_uptake else VoxelMeaning.UNNAMED
+
+
+def _lesions_finding(
+    expected: SegmentContract, count: float, volume_ml: float, spread_ml: tuple[float, ...] = ()
+) -> Finding:
+    """Return how many lesions there are, and their volume together."""
+    volumes = [_measured(VOLUME, each, MILLILITRE, "volume") for each in (volume_ml, *spread_ml)]
+    return Finding(
+        code=expected.finding or expected.type,
+        segment_number=None,
+        measurements=(
+            _measured(LESION_COUNT, count, UNITY, "count"),
+            replace(volumes[0], derivation=TOTAL),
+            *map(_spread, volumes[1:]),
+        ),
+        present=count > 0,
+    )
+
+
+def _lesion_doubts(expected: SegmentContract, lesions: Lesions) -> list[str]:
+    kept = len(lesions.order)
+    if lesions.found == kept:
+        return []
+    return [f"{expected.name}: {lesions.found} were found, of which the largest {kept} are kept"]
+
+
+def _computed(contract: ModelContract, values: Mapping[Measured, float | None]) -> tuple[list[Finding], list[str]]:
+    """Return the numbers that the contract makes of measurements, and what speaks against them."""
+    findings, doubts = [], []
+    for each in contract.formulas:
+        value = evaluate(each.formula, values)
+        finding = _formula_finding(each, math.nan if value is None else value)
+        findings.append(finding)
+        if value is None:
+            doubts.append(f"{each.name.meaning} cannot be computed: {_why_not(each, values)}")
+        elif each.plausible is not None and not each.plausible.holds(value):
+            doubts.append(f"{each.name.meaning} is {value:g} {each.unit.value}; plausible are {each.plausible}")
+    return findings, doubts
+
+
+def _why_not(expected: FormulaContract, values: Mapping[Measured, float | None]) -> str:
+    missing = dict.fromkeys(
+        f"{each.measure} of {each.segment}" for each in measured_in(expected.formula) if values.get(each) is None
+    )
+    return f"no {', no '.join(missing)}" if missing else "it divides by zero, or is too large for a number"
+
+
+def _formula_finding(expected: FormulaContract, value: float) -> Finding:
+    measured_value = _measured(expected.name, value, expected.unit, "formula")
+    return Finding(
+        code=expected.name,
+        segment_number=None,
+        measurements=(measured_value,),
+        present=measured_value.value is not None,
     )
 
 
@@ -161,8 +269,9 @@ def _on_pictures(prediction: Prediction, pictures: PictureGrid, contract: ModelC
             for number, expected in enumerate(contract.segments, start=1)
         ),
         segments=tuple(
-            _segment(number, expected, sum(each[number - 1] for each in found), contract, entropy)
+            _segment(number, Part(expected=expected, of=number, count=count), contract, entropy)
             for number, expected in enumerate(contract.segments, start=1)
+            for count in [sum(each[number - 1] for each in found)]
         ),
         labels=drawing.labels,
         masks=drawing.masks,
@@ -183,9 +292,9 @@ def _area_finding(
 ) -> Finding:
     """Return how much of a picture a segment covers: in mm² where the distance of pixels in the patient is known."""
     area = (
-        _measured(AREA, count, PIXELS)
+        _measured(AREA, count, PIXELS, "area")
         if spacing_mm is None
-        else _measured(AREA, count * spacing_mm[0] * spacing_mm[1], SQUARE_MILLIMETRE)
+        else _measured(AREA, count * spacing_mm[0] * spacing_mm[1], SQUARE_MILLIMETRE, "area")
     )
     return Finding(
         code=expected.finding or expected.type,
@@ -200,7 +309,7 @@ def _labelled(prediction: Prediction, contract: ModelContract) -> tuple[list[_Si
     """Return the size of each segment, and the labels as segment numbers."""
     labels, volumes_mm3 = prediction.labels, _voxel_volumes(prediction)
     if labels is None or volumes_mm3 is None:
-        raise ModelFailed(f"{contract.name} {contract.version} drew nothing that lies anywhere")
+        raise _lies_nowhere(contract)
     counts, volumes = _sizes(labels, volumes_mm3)
     _refuse_unknown(np.flatnonzero(counts[1:]) + 1, [each.label for each in contract.segments], contract)
     found = [
@@ -214,7 +323,7 @@ def _overlapping(prediction: Prediction, contract: ModelContract) -> tuple[list[
     """Return the size of each segment, and their masks, which are in the order of the contract."""
     masks, volumes_mm3 = prediction.masks, _voxel_volumes(prediction)
     if masks is None or volumes_mm3 is None:
-        raise ModelFailed(f"{contract.name} {contract.version} drew nothing that lies anywhere")
+        raise _lies_nowhere(contract)
     if len(masks) != len(contract.segments):
         raise ModelFailed(
             f"{contract.name} {contract.version} drew {len(masks)} masks, its contract names {len(contract.segments)}"
@@ -223,6 +332,10 @@ def _overlapping(prediction: Prediction, contract: ModelContract) -> tuple[list[
     counts = np.stack([drawing.counts(plane) for plane in range(drawing.shape[0])], axis=1)[1:]
     found = [(int(each.sum()), float(each @ volumes_mm3) / MM3_PER_ML) for each in counts]
     return found, drawing
+
+
+def _lies_nowhere(contract: ModelContract) -> ModelFailed:
+    return ModelFailed(f"{contract.name} {contract.version} drew nothing that lies anywhere")
 
 
 def _voxel_volumes(prediction: Prediction) -> NDArray[np.float64] | None:
@@ -258,36 +371,41 @@ def _numbered(labels: Labels, contract: ModelContract) -> Labels:
     return numbers[labels]
 
 
-def _segment(number: int, expected: SegmentContract, count: int, contract: ModelContract, entropy: str) -> Segment:
+def _segment(number: int, part: Part, contract: ModelContract, entropy: str) -> Segment:
+    expected = part.expected
     return Segment(
         number=number,
-        label=expected.name,
+        label=part.name,
         category=expected.category,
         type=expected.type,
         colour=expected.colour,
         laterality=expected.laterality,
-        voxel_count=count,
-        tracking_id=f"{contract.name} {number}",
-        tracking_uid=derived_uid("tracking", entropy, str(number)),
+        voxel_count=part.count,
+        tracking_id=f"{contract.name} {part.place}",
+        tracking_uid=derived_uid("tracking", entropy, part.place),
     )
 
 
 def _segment_finding(
-    number: int | None, expected: SegmentContract, volume_ml: float, spread_ml: tuple[float, ...] = ()
+    number: int | None,
+    expected: SegmentContract,
+    values: Mapping[MeasurementKind, float],
+    meaning: VoxelMeaning,
+    spread_ml: tuple[float, ...] = (),
 ) -> Finding:
-    volumes = [_measured(VOLUME, volume_ml, MILLILITRE)]
-    volumes += [_spread(_measured(VOLUME, each, MILLILITRE)) for each in spread_ml]
-    measured = {
-        MeasurementKind.VOLUME: volumes,
-        # Only for pictures, and only where nobody could look: see `_area_finding`.
-        MeasurementKind.AREA: [_measured(AREA, volume_ml, SQUARE_MILLIMETRE)],
-    }
+    """Return what was asked of a segment; what is not among `values` could not be measured."""
+    measurements: list[Measurement] = []
+    for kind in expected.measure:
+        value = values.get(kind, math.nan)
+        measurements.append(measurement(kind, reported(value) if math.isfinite(value) else None, meaning))
+        if kind is MeasurementKind.VOLUME:
+            measurements += [_spread(_measured(VOLUME, each, MILLILITRE, "volume")) for each in spread_ml]
     return Finding(
         # Without a code of its own the finding is the thing that was segmented (PS3.16 TID 1411, Finding).
         code=expected.finding or expected.type,
         segment_number=number,
-        measurements=tuple(each for kind in expected.measure for each in measured[kind]),
-        present=volume_ml > 0,
+        measurements=tuple(measurements),
+        present=values.get(MeasurementKind.VOLUME, math.nan) > 0,
     )
 
 
@@ -301,7 +419,7 @@ def _volume_doubts(expected: SegmentContract, count: int, volume_ml: float) -> l
     return [f"{expected.name} measures {volume_ml:.1f} mL; plausible are {limits.minimum:g} to {limits.maximum:g} mL"]
 
 
-def _classified(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
+def _classified(prediction: Prediction, contract: ModelContract, _: str, __: Shown) -> _Said:
     """Say of each class whether it is there, and how sure that is."""
     answers = [(each.group, each.threshold) for each in contract.classes]
     return _Said(
@@ -321,7 +439,7 @@ def _classified(prediction: Prediction, contract: ModelContract, _: str) -> _Sai
     )
 
 
-def _measured_scores(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
+def _measured_scores(prediction: Prediction, contract: ModelContract, _: str, __: Shown) -> _Said:
     """Give each number of a regression its name and unit."""
     images = _scores(prediction, len(contract.scores), contract)
     return _Said(
@@ -342,14 +460,14 @@ def _measured_scores(prediction: Prediction, contract: ModelContract, _: str) ->
 def _score_finding(
     expected: ScoreContract, value: float, source: tuple[str, int] | None = None, spread: tuple[float, ...] = ()
 ) -> Finding:
-    measured = _measured(expected.name, value, expected.unit)
-    spreads = (_spread(_measured(expected.name, each, expected.unit)) for each in spread)
+    score = _measured(expected.name, value, expected.unit, "score")
+    spreads = (_spread(_measured(expected.name, each, expected.unit, "score")) for each in spread)
     return Finding(
         code=expected.name,
         segment_number=None,
-        measurements=(measured, *spreads),
+        measurements=(score, *spreads),
         source=source,
-        present=measured.value is not None,
+        present=score.value is not None,
     )
 
 
@@ -368,7 +486,7 @@ def _scores(prediction: Prediction, expected: int, contract: ModelContract) -> l
     return [(image, prediction.scores[own], spreads[own]) for image, own in zip(images, of_each, strict=True)]
 
 
-def _detected(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
+def _detected(prediction: Prediction, contract: ModelContract, _: str, __: Shown) -> _Said:
     """Report every box that reaches its threshold; of what was not found, say so."""
     surest, doubts = _surest(prediction.boxes, prediction, contract)
     findings = [
@@ -380,7 +498,7 @@ def _detected(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
     return _Said(findings=(*findings, *_absent(surest, contract)), doubts=tuple(doubts))
 
 
-def _marked(prediction: Prediction, contract: ModelContract, _: str) -> _Said:
+def _marked(prediction: Prediction, contract: ModelContract, _: str, __: Shown) -> _Said:
     """Report every landmark that reaches its threshold; of what was not found, say so."""
     surest, doubts = _surest(prediction.landmarks, prediction, contract)
     findings = [
@@ -460,7 +578,9 @@ def _refuse_unknown(found: Iterable[int], known: Iterable[int], contract: ModelC
 def _unmeasured(contract: ModelContract) -> tuple[Finding, ...]:
     """Return what the contract asks for, without a number: nobody could look."""
     return (
-        *(_segment_finding(None, each, math.nan) for each in contract.segments),
+        *(_segment_finding(None, each, {}, _foreseen(contract)) for each in contract.segments),
+        *(_lesions_finding(each, math.nan, math.nan) for each in contract.segments if each.lesions),
+        *(_formula_finding(each, math.nan) for each in contract.formulas),
         *(
             Finding(code=each.finding, segment_number=None, measurements=(_certainty(math.nan),), present=False)
             for each in contract.classes
@@ -471,19 +591,19 @@ def _unmeasured(contract: ModelContract) -> tuple[Finding, ...]:
 
 
 def _certainty(score: float) -> Measurement:
-    return _measured(CERTAINTY_OF_FINDING, score * 100, PERCENT)
+    return _measured(CERTAINTY_OF_FINDING, score * 100, PERCENT, "certainty")
 
 
-def _spread(measurement: Measurement) -> Measurement:
+def _spread(number: Measurement) -> Measurement:
     """Return the same measurement as the standard deviation of several (PS3.16 TID 1419, Derivation)."""
-    return replace(measurement, derivation=STANDARD_DEVIATION)
+    return replace(number, derivation=STANDARD_DEVIATION, key=f"{number.key}_spread")
 
 
-def _measured(name: Code, value: float, unit: Code) -> Measurement:
-    return Measurement(name=name, value=reported(value) if math.isfinite(value) else None, unit=unit)
+def _measured(name: Code, value: float, unit: Code, key: str) -> Measurement:
+    return Measurement(name=name, value=reported(value) if math.isfinite(value) else None, unit=unit, key=key)
 
 
-_READINGS: Mapping[ModelKind, Callable[[Prediction, ModelContract, str], _Said]] = {
+_READINGS: Mapping[ModelKind, Callable[[Prediction, ModelContract, str, Shown], _Said]] = {
     ModelKind.SEGMENTATION: _segmented,
     ModelKind.CLASSIFICATION: _classified,
     ModelKind.REGRESSION: _measured_scores,

@@ -15,13 +15,20 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from meddaemon.domain.result import Drawing
 from meddaemon.domain.volume import Geometry
 
 Mask: TypeAlias = NDArray[np.bool_]
+Place: TypeAlias = tuple[slice, slice, slice]
+"""The planes, rows and columns that hold something."""
 Points: TypeAlias = NDArray[np.float64]
 
 _CORNERS = tuple(product((0, 1), repeat=3))
 """Corners of a cube of eight voxels, (plane, row, column); the first is bit 0 of its pattern."""
+
+
+_DIRECTIONS = 8
+"""In which the planes are looked at, to know which of them may have the longest diameter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,22 +57,85 @@ class Intensities:
 
 def extent(mask: Mask, geometry: Geometry) -> Extent | None:
     """Return how large a segment is; None for an empty one. `mask` has the shape of `geometry`."""
+    place = place_of(mask)
+    if place is None:
+        return None
+    within, first = mask[place], place[0].start
+    long_axis, short_axis = axes(within, geometry)
+    return Extent(
+        surface=surface(within, geometry, first),
+        diameter=diameter(within, geometry, first),
+        long_axis=long_axis,
+        short_axis=short_axis,
+    )
+
+
+def place_of(mask: Mask) -> Place | None:
+    """Return the least box around a segment; None around an empty one."""
     planes = np.flatnonzero(mask.any(axis=(1, 2)))
     if not planes.size:
         return None
     within = mask[planes[0] : planes[-1] + 1]
     rows, columns = (np.flatnonzero(within.any(axis=axis)) for axis in ((0, 2), (0, 1)))
-    cropped = within[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    first = int(planes[0])
-    steps = _steps(geometry)[first : first + len(cropped) + 1]
-    in_plane = geometry.affine_lps[:3, 1:3]
-    long_axis, short_axis = max(_axes(plane, in_plane) for plane in cropped if plane.any())
-    return Extent(
-        surface=_surface(cropped, steps, in_plane),
-        diameter=_longest(_placed(_outermost(cropped), steps, in_plane)),
-        long_axis=long_axis,
-        short_axis=short_axis,
-    )
+    first, second, third = (slice(int(each[0]), int(each[-1]) + 1) for each in (planes, rows, columns))
+    return first, second, third
+
+
+def places_of(labels: NDArray[np.integer], count: int) -> list[Place | None]:
+    """Return the least box around each of the labels from 1 to `count`, found in one pass; None around none."""
+    from scipy import ndimage  # noqa: PLC0415  takes 0.2 s, and not every model needs it
+
+    return [None if place is None else (place[0], place[1], place[2]) for place in ndimage.find_objects(labels, count)]
+
+
+def segment_places(drawing: Drawing, count: int) -> list[Place | None]:
+    """Return the least box around each of the segments from 1 to `count`."""
+    if drawing.labels is not None:
+        return places_of(drawing.labels, count)
+    return [] if drawing.masks is None else [place_of(mask) for mask in drawing.masks[:count]]
+
+
+def segment_within(drawing: Drawing, number: int, place: Place) -> Mask:
+    """Return where a segment lies within a box. Raises ValueError where nothing was drawn."""
+    if drawing.labels is not None:
+        inside: Mask = drawing.labels[place] == number
+        return inside
+    if drawing.masks is None:
+        raise ValueError("nothing was drawn")
+    mask: Mask = drawing.masks[number - 1]
+    return mask[place]
+
+
+def surface(mask: Mask, geometry: Geometry, first: int = 0) -> float:
+    """Return the area of the mesh around a segment in mm².
+
+    `mask` may be a part of the grid that holds all of it; `first` is the plane on which that begins.
+    """
+    steps = _steps(geometry)[first : first + len(mask) + 1]
+    return _surface(mask, steps, geometry.affine_lps[:3, 1:3])
+
+
+def diameter(mask: Mask, geometry: Geometry, first: int = 0) -> float:
+    """Return the longest diameter of a segment that is not empty in mm; see `surface`."""
+    steps = _steps(geometry)[first : first + len(mask) + 1]
+    return _longest(_placed(_outermost(mask), steps, geometry.affine_lps[:3, 1:3]))
+
+
+def axes(mask: Mask, geometry: Geometry) -> tuple[float, float]:
+    """Return the longest diameter within any plane, and the longest at a right angle to it there; see `surface`."""
+    points = np.concatenate([_ends(mask, 1), _ends(mask, 2)])
+    points = points[np.argsort(points[:, 0], kind="stable")]
+    starts = np.flatnonzero(np.diff(points[:, 0], prepend=-1.0))
+    placed = points[:, 1:] @ _flat(geometry.affine_lps[:3, 1:3])
+    planes = np.split(placed, starts[1:])
+    longest = (0.0, 0.0)
+    # The plane of the farthest reach first: those that cannot have what was found are not looked at.
+    reaches = _reaches(placed, starts)
+    for plane in np.argsort(-reaches):
+        if reaches[plane] < longest[0]:
+            break
+        longest = max(longest, _axes(planes[plane]))
+    return longest
 
 
 def intensities(mask: Mask, voxels: NDArray[np.float32] | NDArray[np.int16]) -> Intensities | None:
@@ -90,7 +160,7 @@ def components(mask: Mask, *, touching: int = 3) -> tuple[NDArray[np.int32], int
 
     Voxels are connected that share a face (`touching` 1), an edge (2) or a corner (3, 26 neighbours).
     """
-    from scipy import ndimage  # noqa: PLC0415  takes 0.2 s, and not every model needs it
+    from scipy import ndimage  # noqa: PLC0415  as above
 
     parts = np.zeros(mask.shape, np.int32)
     count = ndimage.label(mask, ndimage.generate_binary_structure(3, touching), output=parts)
@@ -121,14 +191,29 @@ def _surface(mask: Mask, steps: Points, in_plane: Points) -> float:
     return area
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=1024)
 def _areas(axes: tuple[float, ...]) -> NDArray[np.float64]:
     """Return the area in mm² of the mesh within a cube, for each of 256 patterns of its corners.
 
     `axes` are the rows of a matrix (3, 3) whose columns lead from a voxel to the next plane, row and column in mm.
     """
     to_mm = np.array(axes).reshape(3, 3).T
-    return np.array([sum(_tightest(loop @ to_mm) for loop in _loops(pattern)) for pattern in range(256)])
+    areas = np.zeros(256)
+    for patterns, polygons in _polygons():
+        np.add.at(areas, patterns, _tightest(polygons @ to_mm))
+    return areas
+
+
+@lru_cache(maxsize=1)
+def _polygons() -> tuple[tuple[NDArray[np.intp], Points], ...]:
+    """Return all polygons of all patterns, those of as many points together: their patterns, and points (n, k, 3)."""
+    found: dict[int, list[tuple[int, Points]]] = {}
+    for pattern in range(256):
+        for loop in _loops(pattern):
+            found.setdefault(len(loop), []).append((pattern, loop))
+    return tuple(
+        (np.array([pattern for pattern, _ in each]), np.stack([loop for _, loop in each])) for each in found.values()
+    )
 
 
 def _loops(pattern: int) -> Iterator[Points]:
@@ -171,26 +256,31 @@ def _segments(face: list[int], inside: list[bool]) -> Iterator[tuple[frozenset[i
                 yield edges[index], edges[(index + 1) % 4]
 
 
-def _tightest(polygon: Points) -> float:
-    """Return the least area of the fans of triangles that fill a polygon: the same however the cube is turned."""
-    fans = [np.roll(polygon, -start, axis=0) for start in range(len(polygon))]
-    return min(float(np.linalg.norm(np.cross(fan[1:-1] - fan[0], fan[2:] - fan[0]), axis=1).sum()) / 2 for fan in fans)
+def _tightest(polygons: Points) -> NDArray[np.float64]:
+    """Return the least area of the fans of triangles that fill each of (n, k, 3): the same however it is turned."""
+    fans = []
+    for start in range(polygons.shape[1]):
+        around = np.roll(polygons, -start, axis=1) - polygons[:, start : start + 1]
+        fans.append(np.linalg.norm(np.cross(around[:, 1:-1], around[:, 2:]), axis=2).sum(axis=1) / 2)
+    least: NDArray[np.float64] = np.min(fans, axis=0)
+    return least
 
 
 def _outermost(mask: Mask) -> Points:
-    """Return points of the mesh in voxels, (n, axes), among them all that lie outermost: the ends of every line."""
-    ends = []
-    for axis in range(mask.ndim):
-        others = [each for each in range(mask.ndim) if each != axis]
-        there = mask.any(axis=axis)
-        lines = np.argwhere(there)
-        first = mask.argmax(axis=axis)[there] - 0.5
-        last = mask.shape[axis] - np.flip(mask, axis).argmax(axis=axis)[there] - 0.5
-        for end in (first, last):
-            points = np.empty((len(lines), mask.ndim))
-            points[:, others], points[:, axis] = lines, end
-            ends.append(points)
-    return np.concatenate(ends)
+    """Return points of the mesh in voxels, (n, 3), among them all that lie outermost: the ends of every line."""
+    return np.concatenate([_ends(mask, axis) for axis in range(3)])
+
+
+def _ends(mask: Mask, axis: int) -> Points:
+    """Return where each line along an axis enters a segment first and leaves it last, in voxels, (n, 3)."""
+    others = [each for each in range(3) if each != axis]
+    there = mask.any(axis=axis)
+    lines = np.argwhere(there)
+    points = np.empty((2, len(lines), 3))
+    points[:, :, others] = lines
+    points[0, :, axis] = mask.argmax(axis=axis)[there] - 0.5
+    points[1, :, axis] = mask.shape[axis] - np.flip(mask, axis).argmax(axis=axis)[there] - 0.5
+    return points.reshape(-1, 3)
 
 
 def _placed(points: Points, steps: Points, in_plane: Points) -> Points:
@@ -209,16 +299,28 @@ def _longest(points: Points) -> float:
     return float(distance.pdist(points[ConvexHull(points).vertices]).max())
 
 
-def _axes(plane: Mask, in_plane: Points) -> tuple[float, float]:
-    """Return the longest diameter in a plane, and the longest at a right angle to it."""
-    from scipy.spatial import ConvexHull, distance  # noqa: PLC0415  as above
-
+def _flat(in_plane: Points) -> Points:
+    """Return a matrix (2, 2) that leads from rows and columns to mm along two axes at right angles within a plane."""
     row, column = in_plane.T
     along = row / np.linalg.norm(row)
     aside = column - (column @ along) * along
-    # Two axes at right angles within the plane, so that it is one of mm.
-    flat = np.array([[np.linalg.norm(row), 0.0], [column @ along, np.linalg.norm(aside)]])
-    points = _outermost(plane) @ flat
+    return np.array([[np.linalg.norm(row), 0.0], [column @ along, np.linalg.norm(aside)]])
+
+
+def _reaches(points: Points, starts: NDArray[np.intp]) -> NDArray[np.float64]:
+    """Return for each plane how long a diameter in it may be at most; its points begin at one of `starts`."""
+    angles = np.arange(_DIRECTIONS) * np.pi / _DIRECTIONS
+    seen = points @ np.stack([np.cos(angles), np.sin(angles)])
+    widths = np.maximum.reduceat(seen, starts) - np.minimum.reduceat(seen, starts)
+    # No diameter is farther than half a step from one of the directions.
+    reaches: NDArray[np.float64] = widths.max(axis=1) / np.cos(np.pi / _DIRECTIONS / 2) * (1 + 1e-9)
+    return reaches
+
+
+def _axes(points: Points) -> tuple[float, float]:
+    """Return the longest diameter of points in a plane, in mm, and the longest at a right angle to it."""
+    from scipy.spatial import ConvexHull, distance  # noqa: PLC0415  as above
+
     hull = points[ConvexHull(points).vertices]
     apart = distance.squareform(distance.pdist(hull))
     one, other = np.unravel_index(apart.argmax(), apart.shape)

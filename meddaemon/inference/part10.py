@@ -89,7 +89,11 @@ def _doubles(keyword: str) -> Wanted:
     return Wanted(keyword, Kind.DOUBLES, _DOUBLE_VRS)
 
 
-_RESCALE: Schema = {0x00281052: _text("RescaleIntercept"), 0x00281053: _text("RescaleSlope")}
+_RESCALE: Schema = {
+    0x00281052: _text("RescaleIntercept"),
+    0x00281053: _text("RescaleSlope"),
+    0x00281054: _text("RescaleType"),
+}
 _CLASSIC_MOMENT: Schema = {
     0x00180081: _text("EchoTime"),
     0x00180082: _text("InversionTime"),
@@ -123,6 +127,7 @@ SCHEMA: Schema = {
     0x00080005: _text("SpecificCharacterSet"),
     0x00080008: _text("ImageType"),
     0x00080018: _text("SOPInstanceUID"),
+    0x00080060: _text("Modality"),
     0x00100020: _text("PatientID"),
     0x00100021: _text("IssuerOfPatientID"),
     **_CLASSIC_MOMENT,

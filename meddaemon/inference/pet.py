@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset
 from pydicom.valuerep import DA, DT, TM
 
-from meddaemon.domain.volume import Volume
+from meddaemon.domain.volume import Volume, VoxelMeaning
 from meddaemon.inference.dataset import components, numbers, opened, text
 from meddaemon.inference.suv import Acquisition, factor
 
@@ -42,7 +42,10 @@ def as_uptake(volume: Volume, paths: Sequence[Path], *, allocate: Allocate = np.
         np.multiply(volume.voxels[plane], np.float64(by), out=voxels[plane], casting="same_kind")
     ends = " to ".join(dict.fromkeys(f"{each:.6g}" for each in (min(factors), max(factors))))
     return replace(
-        volume, voxels=voxels, remarks={**volume.remarks, "unit": f"SUVbw: the values of the series × {ends}"}
+        volume,
+        voxels=voxels,
+        remarks={**volume.remarks, "unit": f"SUVbw: the values of the series × {ends}"},
+        meaning=VoxelMeaning.UPTAKE,
     )
 
 

@@ -31,7 +31,7 @@ from meddaemon.domain.errors import (
 )
 from meddaemon.domain.picture import PictureGrid, Pictures, Signal
 from meddaemon.domain.result import MAX_ARTEFACT_BYTES, MAX_ARTEFACTS, Artefact, ArtefactKind, Box, Landmark, Prediction
-from meddaemon.domain.volume import Geometry, Volume
+from meddaemon.domain.volume import Geometry, Volume, VoxelMeaning
 from meddaemon.inference.messages import Sealed
 
 Input: TypeAlias = Volume | Pictures | Signal
@@ -131,6 +131,7 @@ def _input(message: Mapping[str, Any], values: NDArray[Any]) -> Input:
             series_instance_uid=str(parts["series_instance_uid"]),
             remarks=_texts(parts["remarks"]),
             padding=int(parts["padding"]),
+            meaning=VoxelMeaning(parts["meaning"]),
         )
     if "pictures" in message:
         parts = message["pictures"]

@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from meddaemon.domain.contract import MOMENTS, GeometryPolicy
 from meddaemon.domain.errors import ContradictoryIdentity, UndecodablePixels, UnsoundVolume
-from meddaemon.domain.volume import Volume
+from meddaemon.domain.volume import Volume, VoxelMeaning
 from meddaemon.inference import modality, part10, pixels, stacks
 from meddaemon.inference.geometry import STRICT, Plane
 from meddaemon.inference.modality import Modality, NotFinite, NotWhole, Rescale
@@ -54,6 +54,7 @@ _MOMENT_MACROS = (
     "MRDiffusionSequence",
     "CardiacSynchronizationSequence",
 )
+_TRANSFORMATION = "PixelValueTransformationSequence"
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
@@ -63,7 +64,7 @@ _U = TypeVar("_U")
 class Frames:
     """The header of one file, checked: whose it is, its planes in the order in which they are stored, its pixels.
 
-    `modalities` says for each plane what its stored values mean.
+    `modalities` says for each plane what its stored values mean, `meaning` what the values are that come of it.
     """
 
     path: Path
@@ -72,6 +73,7 @@ class Frames:
     planes: tuple[Plane, ...]
     modalities: tuple[Modality, ...] = field(repr=False)
     layout: Layout
+    meaning: VoxelMeaning = VoxelMeaning.UNNAMED
 
 
 def assemble(instances: Sequence[Path]) -> Volume:
@@ -155,12 +157,14 @@ def assemble_read(
         remarks["padding"] = (
             f"{padded} voxels show nothing by their Pixel Padding Value, and have the value {padding:g}"
         )
+    meanings = {header.meaning for header in headers}
     return Volume(
         voxels=voxels,
         geometry=geometry,
         series_instance_uid=headers[0].identity["series"],
         remarks=remarks,
         padding=padded,
+        meaning=meanings.pop() if len(meanings) == 1 else VoxelMeaning.UNNAMED,
     )
 
 
@@ -406,6 +410,7 @@ class _Header:
             planes=planes,
             modalities=tuple(lut or self.rescale(group) for group in groups),
             layout=layout,
+            meaning=self.meaning(groups),
         )
         pixels.check(layout)
         return frames
@@ -573,7 +578,7 @@ class _Header:
         """Return the rescale of the frame; an image without any holds its values as they are."""
         pair = []
         for keyword, default in (("RescaleSlope", 1.0), ("RescaleIntercept", 0.0)):
-            components = self.look_up(group, "PixelValueTransformationSequence", keyword)
+            components = self.look_up(group, _TRANSFORMATION, keyword)
             if len(components) > 1:
                 self.refuse("malformed", f"{keyword} has {len(components)} components instead of 1")
             pair.append(self.number(keyword, components[0]) if components else default)
@@ -581,6 +586,28 @@ class _Header:
         if not np.isfinite(pair).all() or slope == 0:
             self.refuse("rescale", f"rescale slope {slope}, intercept {intercept}", slope=slope, intercept=intercept)
         return Rescale(slope=slope, intercept=intercept)
+
+    def meaning(self, groups: Sequence[tuple[Attributes, ...]]) -> VoxelMeaning:
+        """Return what the values are after the rescale.
+
+        Those of CT are Hounsfield units unless Rescale Type says otherwise (PS3.3 C.8.2.1); those of MR are its signal
+        in an original image only: maps made of it may hold anything.
+        """
+        types = {
+            self.told_type(group) if self.look_up(group, _TRANSFORMATION, "RescaleIntercept") else None
+            for group in groups
+        }
+        modality_said = self.text("Modality").upper()
+        if modality_said == "CT" and types <= {"", "HU"}:
+            return VoxelMeaning.HOUNSFIELD
+        original = self.components(self.dataset, "ImageType")[:1] == ["ORIGINAL"]
+        if modality_said == "MR" and original and types <= {None, "", "US"}:
+            return VoxelMeaning.MR_SIGNAL
+        return VoxelMeaning.UNNAMED
+
+    def told_type(self, group: tuple[Attributes, ...]) -> str:
+        """Return the Rescale Type of a frame, empty where it is absent."""
+        return "".join(self.look_up(group, _TRANSFORMATION, "RescaleType")[:1]).upper()
 
     def moment(self, group: tuple[Attributes, ...]) -> tuple[tuple[str, float], ...]:
         """Return the numbers that tell images of one place apart, from the frame's functional groups or the data set.

@@ -141,7 +141,7 @@ def test_segments_on_pictures_are_measured_by_their_area(tmp_path: Path) -> None
     (found,) = _problems(tmp_path, pictures + 'measure = ["volume"]\n')
     assert "segments[0].measure: of pictures, only 'area' can be measured" in found
     (found,) = _problems(tmp_path, SEGMENTATION + 'measure = ["area"]\n')
-    assert "of volume, only 'volume' can be measured" in found
+    assert "of volume, everything but 'area' can be measured" in found
     (found,) = _problems(tmp_path, pictures + "plausible_volume_ml = { min = 1, max = 2 }\n")
     assert "segments on pictures have no volume" in found
 

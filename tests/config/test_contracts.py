@@ -105,7 +105,7 @@ def test_every_problem_is_reported_at_once_with_its_line(folder: Path) -> None:
         ('"99MEDD"', '"SRT"', "segments[0].finding.scheme: 'SRT' is retired"),
         ("[200, 100, 0]", "[200, 100, 256]", "segments[0].colour[2]: "),
         ("[200, 100, 0]", "[200, 100]", "segments[0].colour[2]: is missing"),
-        ('["volume"]', '["length"]', "segments[0].measure[0]: should be 'volume' or 'area', not 'length'"),
+        ('["volume"]', '["length"]', "segments[0].measure[0]: should be 'volume', 'area', 'surface', "),
         ('"brain"', '"Brain 1"', "1: name: String should match pattern"),
         ('"1.0"', '"1\\\\0"', "3: version: String should match pattern"),
         ('version = "1.0"', 'version = "1.0"\nbundle = "nowhere"', "4: bundle: "),

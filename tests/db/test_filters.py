@@ -13,7 +13,7 @@ from sqlalchemy import update
 from meddaemon.db import jobs, results, tables
 from meddaemon.db.engine import Database
 from meddaemon.db.results import ResultRow
-from meddaemon.domain.codes import MILLILITRE, VOLUME, Code
+from meddaemon.domain.codes import MILLILITRE, STANDARD_DEVIATION, VOLUME, Code
 from meddaemon.domain.filters import (
     AllOf,
     AnyOf,
@@ -46,7 +46,12 @@ MEAN = code("Mean attenuation")
 FINDINGS = (
     (code("Spleen"), True, "Spleen", ((VOLUME, 320.0, MILLILITRE), (MEAN, 45.0, HU))),
     (code("Spleen"), True, "Spleen", ((VOLUME, 250_000.0, CUBIC_MM),)),
-    (code("Liver 50%_x"), True, "Liver", ((VOLUME, None, MILLILITRE), (MEAN, -3.5, HU))),
+    (
+        code("Liver 50%_x"),
+        True,
+        "Liver",
+        ((VOLUME, None, MILLILITRE), (VOLUME, 2.0, MILLILITRE, STANDARD_DEVIATION), (MEAN, -3.5, HU)),
+    ),
     (code("Fracture"), False, None, ((code("Certainty"), 12.0, code("%")),)),
 )
 MODELS = ("organs", "Organs-2", "fractures")
@@ -81,7 +86,16 @@ def record(database: Database, model: str, status: ResultStatus, made: datetime,
                 code=finding,
                 segment_number=number if label else None,
                 present=present,
-                measurements=tuple(Measurement(name=name, value=value, unit=unit) for name, value, unit in measured),
+                measurements=tuple(
+                    Measurement(
+                        name=name,
+                        value=value,
+                        unit=unit,
+                        derivation=derived[0] if derived else None,
+                        key=f"{name.meaning.lower()[:6]}{'_spread' if derived else ''}",
+                    )
+                    for name, value, unit, *derived in measured
+                ),
             )
             for number, (finding, present, label, measured) in enumerate(FINDINGS, 1)
         ),
@@ -124,6 +138,7 @@ def found(database: Database, text: str) -> list[ResultRow]:
             [("organs", "Mean attenuation", 45.0), ("organs", "Volume", 320.0)],
         ),
         ("volume > 300mL and measurement = Volume and model = ORGANS", [("organs", "Volume", 320.0)]),
+        ("volume_spread < 3 mL and measurement = volume_spread and since 30d", [("organs", "Volume", 2.0)]),
         ("volume < 0.3 L and model = fractures", [("fractures", "Volume", 250_000.0)]),
         ('"mean attenuation" <= -3 HU and status = implausible', "Liver"),
         ("not present and until 50d", [("fractures", "Certainty", 12.0)]),
@@ -153,7 +168,7 @@ tests = st.one_of(
     ),
     st.builds(
         Number,
-        st.sampled_from(["volume", "Mean attenuation", "certainty", "118565006"]),
+        st.sampled_from(["volume", "volume_spread", "Mean attenuation", "certainty", "118565006"]),
         st.sampled_from(["=", "!=", "<", "<=", ">", ">="]),
         st.sampled_from([-3.5, 0.0, 12.0, 45.0, 250.0, 320.0]),
         st.sampled_from([(), (("mL", 1.0), ("mm3", 1e-3)), (("[hnsf'U]", 1.0),)]),
@@ -178,7 +193,7 @@ def as_row(row: ResultRow, series: str, of_finding: list[ResultRow]) -> Row:
             "finding": (row.finding_value, row.finding),
             # The type of each of these segments is the code of its finding.
             "segment": (row.segment, row.finding_value, row.finding) if row.segment else (),
-            "measurement": (row.measurement_value, row.measurement),
+            "measurement": (row.measurement_value, row.measurement, row.key),
             "model": (row.model,),
             "version": (row.model_version,),
             "status": (row.status.value,),
@@ -187,7 +202,11 @@ def as_row(row: ResultRow, series: str, of_finding: list[ResultRow]) -> Row:
             "accession": (row.accession_number,),
         },
         measurements=[
-            Measured(names=(each.measurement_value, each.measurement), value=each.value, unit=each.unit)
+            Measured(
+                names=(each.key,) if each.derivation else (each.key, each.measurement_value, each.measurement),
+                value=each.value,
+                unit=each.unit,
+            )
             for each in of_finding
         ],
         present=row.present,

@@ -312,7 +312,9 @@ def test_the_spread_is_a_measurement_with_a_coded_derivation() -> None:
     (finding,) = analyse(said, toy_contract(segments=(segment,)), entropy="run").findings
     volume, deviation = finding.measurements
     assert (volume.name, volume.derivation) == (VOLUME, None)
-    assert deviation == Measurement(name=VOLUME, value=0.125, unit=MILLILITRE, derivation=STANDARD_DEVIATION)
+    assert deviation == Measurement(
+        name=VOLUME, value=0.125, unit=MILLILITRE, derivation=STANDARD_DEVIATION, key="volume_spread"
+    )
 
     classes = tuple(ClassContract(name=name, finding=BODY, threshold=0.5) for name in ("a", "b"))
     contract = toy_contract(kind=ModelKind.CLASSIFICATION, classes=classes)

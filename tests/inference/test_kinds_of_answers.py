@@ -109,8 +109,8 @@ def test_each_class_is_a_finding_that_is_there_or_not_and_how_sure_that_is() -> 
     analysis = answered(both, scores=(0.75, 0.25))
     assert [(each.code.value, each.present) for each in analysis.findings] == [("a", True), ("b", False)]
     assert [each.measurements for each in analysis.findings] == [
-        (Measurement(name=CERTAINTY_OF_FINDING, value=75.0, unit=PERCENT),),
-        (Measurement(name=CERTAINTY_OF_FINDING, value=25.0, unit=PERCENT),),
+        (Measurement(name=CERTAINTY_OF_FINDING, value=75.0, unit=PERCENT, key="certainty"),),
+        (Measurement(name=CERTAINTY_OF_FINDING, value=25.0, unit=PERCENT, key="certainty"),),
     ]
     assert (analysis.status, analysis.reason) == (ResultStatus.PLAUSIBLE, "")
     assert (analysis.labels, analysis.segments) == (None, ())
@@ -170,7 +170,7 @@ def age(low: float, high: float) -> ModelContract:
 def test_a_number_is_a_measurement_with_its_name_and_unit() -> None:
     (finding,) = answered(age(0, 120), scores=(43.123456789,)).findings
     assert finding.code == AGE
-    assert finding.measurements == (Measurement(name=AGE, value=43.1235, unit=YEAR),)
+    assert finding.measurements == (Measurement(name=AGE, value=43.1235, unit=YEAR, key="score"),)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_what_is_no_drawing_is_a_result_that_is_not_believed() -> None:
     assert (analysis.status, analysis.labels) == (ResultStatus.IMPLAUSIBLE, None)
     assert analysis.reason == "the prediction holds values that are not finite"
     (finding,) = analysis.findings
-    assert finding.measurements == (Measurement(name=VOLUME, value=None, unit=MILLILITRE),)
+    assert finding.measurements == (Measurement(name=VOLUME, value=None, unit=MILLILITRE, key="volume"),)
     assert finding.segment_number is None
 
 
@@ -397,7 +397,7 @@ def test_segments_on_pictures_have_an_area_on_each_of_them(
     found = [(each.segment_number, each.source, each.present, each.measurements) for each in analysis.findings]
 
     def area(count: int) -> tuple[Measurement, ...]:
-        return (Measurement(name=AREA, value=count * pixel, unit=unit),)
+        return (Measurement(name=AREA, value=count * pixel, unit=unit, key="area"),)
 
     first, second = ("1.5.1", 1), ("1.5.2", 1)
     assert found == [

@@ -11,7 +11,7 @@ from pydicom import Dataset, dcmread
 from meddaemon.domain.conditions import ALWAYS
 from meddaemon.domain.contract import InputContract
 from meddaemon.domain.errors import InputRefused
-from meddaemon.domain.volume import Volume
+from meddaemon.domain.volume import Volume, VoxelMeaning
 from meddaemon.inference.inputs import Inputs
 from meddaemon.inference.pet import acquisition, as_uptake
 from meddaemon.inference.volume import assemble
@@ -56,6 +56,7 @@ def test_a_volume_comes_in_uptake(tmp_path: Path) -> None:
     files = make_pet(tmp_path)
     volume = as_uptake(assemble(files), files)
     assert volume.voxels.dtype == np.float32
+    assert volume.meaning is VoxelMeaning.UPTAKE
     assert volume.voxels == pytest.approx(np.full((3, 4, 5), SUV), rel=1e-6)
     assert volume.geometry.shape == (3, 4, 5)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from pydicom.uid import (
 )
 
 from meddaemon.domain.errors import ContradictoryIdentity, InputRefused, UndecodablePixels, UnsoundVolume
-from meddaemon.domain.volume import Volume
+from meddaemon.domain.volume import Volume, VoxelMeaning
 from meddaemon.inference.volume import (
     assemble,
     assemble_read,
@@ -34,6 +35,7 @@ from meddaemon.inference.volume import (
     read_layout,
     stored_frames,
 )
+from tests.dicom_factory import make_series
 
 Edit = Callable[[list[FileDataset]], None]
 
@@ -214,6 +216,7 @@ def test_of_several_damaged_files_the_first_is_named(tmp_path: Path, threads: in
 PEAK = """
 import sys
 from pathlib import Path
+from typing import Any
 from meddaemon.inference.volume import assemble
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -501,3 +504,31 @@ def test_frames_that_end_early_are_short(tmp_path: Path) -> None:
     dataset.PixelData = dataset.PixelData[:-24]
     refused = refusal(saved([dataset], tmp_path))
     assert (type(refused), refused.reason) == (UndecodablePixels, "short_pixel_data")
+
+
+@pytest.mark.parametrize(
+    ("modality", "rescale", "changes", "meaning"),
+    [
+        ("CT", None, {}, VoxelMeaning.HOUNSFIELD),
+        ("CT", None, {"RescaleType": None}, VoxelMeaning.HOUNSFIELD),
+        ("CT", None, {"RescaleType": "US"}, VoxelMeaning.UNNAMED),
+        ("CT", None, {"RescaleIntercept": None, "RescaleSlope": None}, VoxelMeaning.UNNAMED),
+        ("MR", None, {}, VoxelMeaning.MR_SIGNAL),
+        ("MR", None, {"ImageType": ["DERIVED", "PRIMARY", "ADC"]}, VoxelMeaning.UNNAMED),
+        ("MR", (1.0, 0.0), {"RescaleType": "mm2/s"}, VoxelMeaning.UNNAMED),
+        ("CT", None, {"Modality": "PT"}, VoxelMeaning.UNNAMED),
+    ],
+)
+def test_a_volume_knows_what_its_values_are(
+    tmp_path: Path, modality: str, rescale: tuple[float, float] | None, changes: dict[str, Any], meaning: VoxelMeaning
+) -> None:
+    files = make_series(tmp_path, modality=modality, rescale=rescale, attributes=changes)
+    assert assemble(files).meaning is meaning
+
+
+def test_values_of_planes_that_differ_in_meaning_have_none(tmp_path: Path) -> None:
+    def edit(plane: int, dataset: Dataset) -> None:
+        if plane == 1:
+            dataset.RescaleType = "US"
+
+    assert assemble(make_series(tmp_path, modality="CT", edit=edit)).meaning is VoxelMeaning.UNNAMED
