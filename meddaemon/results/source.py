@@ -199,6 +199,19 @@ _GEOMETRY = (
     "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
 )
+# How the images are shown: what a presentation of them must say again (PS3.3 A.33.1.3).
+_DISPLAY = (
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PixelAspectRatio",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "ModalityLUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+)
 _READ = list(
     dict.fromkeys(
         (
@@ -209,6 +222,7 @@ _READ = list(
             "RequestAttributesSequence",
             *(keyword for moment in _MOMENTS for keyword in moment if keyword),
             *_GEOMETRY,
+            *_DISPLAY,
             "SeriesNumber",
         )
     )
@@ -242,7 +256,7 @@ class SourceSeries:
     `header` holds the inherited attributes, `body_part` BodyPartExamined where it is usable,
     `equipment` the acquisition device, `requests` the items for Referenced Request Sequence (PS3.3 C.17.2): all
     normalised, in Unicode, to be written as ISO_IR 192. `instances` are the images in plane order with nothing but
-    their identity and geometry (one item when the source is multi-frame). `moment` is the latest date and time that
+    their identity, geometry and window (one item when the source is multi-frame). `moment` is the latest date and time that
     the images carry.
     """
 
@@ -470,7 +484,7 @@ def _bare(dataset: Dataset) -> Dataset:
     bare.SpecificCharacterSet = "ISO_IR 192"
     for keyword in TYPE_2:
         setattr(bare, keyword, "")
-    for element in _elements(dataset, _GEOMETRY):
+    for element in _elements(dataset, (*_GEOMETRY, *_DISPLAY)):
         bare.add(element)
     if "SliceThickness" not in bare and "PerFrameFunctionalGroupsSequence" not in bare:
         bare.SliceThickness = None
