@@ -27,7 +27,8 @@ class ObjectReference:
 class EncodingRequest:
     """One analysis to be written as result objects.
 
-    `sources` are the files of the instances that the volume was built from. `series_number` begins the range of
+    `sources` are the files of the instances that the result lies on, `others` those of the further inputs of the
+    model, series by series. `series_number` begins the range of
     SeriesNumber that the results take (one each), apart from the numbers scanners use. `configuration` is entropy
     for the UIDs: whatever besides input and model may change the result. `predecessor` is the SR that this one
     replaces, when a late instance made the study run again. `editions` and `kinds` are what is asked for: what every
@@ -43,11 +44,12 @@ class EncodingRequest:
     editions: tuple[Edition, ...] = (Edition(),)
     kinds: frozenset[str] = frozenset({ObjectKind.SEG, ObjectKind.SR})
     shown: Volume | Pictures | None = None
+    others: Sequence[Sequence[Path]] = ()
 
     @cached_property
     def source(self) -> SourceSeries:
-        """The normalised headers of `sources`, read once."""
-        return read_source(self.sources, self.analysis.drawn[1])
+        """The normalised headers of `sources` and `others`, read once."""
+        return read_source(self.sources, self.analysis.geometry, others=self.others)
 
     @cached_property
     def scene(self) -> Scene:

@@ -67,7 +67,7 @@ def code_item(code: Code) -> Dataset:
 def image_item(request: EncodingRequest, image: tuple[str, int]) -> Dataset:
     """Return a reference to an image of the source, to its frame where it has several (PS3.3 Table 10-3)."""
     uid, frame = image
-    source = next(each for each in request.source.instances if str(each.SOPInstanceUID) == uid)
+    source = request.source.instance(uid)
     made = item(ReferencedSOPClassUID=str(source.SOPClassUID), ReferencedSOPInstanceUID=uid)
     if int(source.get("NumberOfFrames") or 1) > 1:
         made.ReferencedFrameNumber = frame
@@ -75,10 +75,11 @@ def image_item(request: EncodingRequest, image: tuple[str, int]) -> Dataset:
 
 
 def source_items(request: EncodingRequest, purpose: Code | None = None) -> list[Dataset]:
-    """Return a reference to each instance of the source, with the purpose of the reference where one is given."""
+    """Return a reference to each instance of every input, with the purpose of the reference where one is given."""
     made = [
         item(ReferencedSOPClassUID=str(each.SOPClassUID), ReferencedSOPInstanceUID=str(each.SOPInstanceUID))
-        for each in request.source.instances
+        for series in request.source.inputs
+        for each in series.instances
     ]
     for each in made:
         if purpose is not None:

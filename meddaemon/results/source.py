@@ -9,7 +9,7 @@ its VR: archives match patients and orders on the exact value.
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -192,24 +192,25 @@ _GEOMETRY = (
     "ImageOrientationPatient",
     "PixelSpacing",
     "SliceThickness",
+    "InstanceNumber",
     "NumberOfFrames",
     "SharedFunctionalGroupsSequence",
     "PerFrameFunctionalGroupsSequence",
     "LossyImageCompression",
     "LossyImageCompressionRatio",
     "LossyImageCompressionMethod",
-)
-# How the images are shown: what a presentation of them must say again (PS3.3 A.33.1.3).
-_DISPLAY = (
+    # What pictures are: how they are shown, and which way round (PS3.3 C.7.6.1, C.7.6.3, C.11.2)
     "SamplesPerPixel",
     "PhotometricInterpretation",
+    "WindowCenter",
+    "WindowWidth",
+    "PatientOrientation",
+    "ImagerPixelSpacing",
     "PixelAspectRatio",
     "RescaleSlope",
     "RescaleIntercept",
     "RescaleType",
     "ModalityLUTSequence",
-    "WindowCenter",
-    "WindowWidth",
     "VOILUTFunction",
 )
 _READ = list(
@@ -222,13 +223,13 @@ _READ = list(
             "RequestAttributesSequence",
             *(keyword for moment in _MOMENTS for keyword in moment if keyword),
             *_GEOMETRY,
-            *_DISPLAY,
             "SeriesNumber",
         )
     )
 )
 
-_IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+_IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
+_OF_THE_STUDY = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
 
 # VRs whose values have a grammar (PS3.5 Table 6.2-1); all other VRs hold free text or sequences here.
 _GRAMMAR = frozenset({VR.AE, VR.AS, VR.CS, VR.DA, VR.DS, VR.DT, VR.IS, VR.TM, VR.UI, VR.UR})
@@ -250,24 +251,58 @@ _NO_MOMENT = Moment("19000101", "000000")
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceSeries:
-    """What results need to know of the images they were computed on.
+class InputSeries:
+    """The instances of one input of a model, with nothing but their identity and geometry."""
+
+    instances: tuple[Dataset, ...]
+    modality: str
+
+    @property
+    def series_instance_uid(self) -> str:
+        """The series of the instances."""
+        return str(self.instances[0].SeriesInstanceUID)
+
+    @property
+    def frame_of_reference_uid(self) -> str:
+        """The frame of reference of all instances; empty where they have none, as pictures and waveforms, or several.
+
+        That one has several happens only where nothing is drawn on them.
+        """
+        uids = {str(instance.get("FrameOfReferenceUID") or "") for instance in self.instances}
+        return uids.pop() if len(uids) == 1 else ""
+
+    @property
+    def sop_instance_uids(self) -> tuple[str, ...]:
+        """The instances, in the order of the planes or of the pictures."""
+        return tuple(str(instance.SOPInstanceUID) for instance in self.instances)
+
+    def instance(self, uid: str) -> Dataset:
+        """Return the instance of that UID. Raises KeyError where there is none."""
+        return self._by_uid[uid]
+
+    @cached_property
+    def _by_uid(self) -> dict[str, Dataset]:
+        return {str(instance.SOPInstanceUID): instance for instance in self.instances}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceSeries(InputSeries):
+    """What results need to know of the images, or of the waveform, that they were computed on.
 
     `header` holds the inherited attributes, `body_part` BodyPartExamined where it is usable,
-    `equipment` the acquisition device, `requests` the items for Referenced Request Sequence (PS3.3 C.17.2): all
-    normalised, in Unicode, to be written as ISO_IR 192. `instances` are the images in plane order with nothing but
-    their identity, geometry and window (one item when the source is multi-frame). `moment` is the latest date and time that
-    the images carry.
+    `equipment` the acquisition device, `requests` the items for Referenced Request Sequence (PS3.3 C.17.2), of all
+    inputs, each once: all normalised, in Unicode, to be written as ISO_IR 192. `instances` are the images that the
+    result lies on, in plane order (one item when the source is multi-frame), pictures in the order of their instance
+    numbers. `others` are the further inputs of the model. `moment` is the latest date and time that any input carries.
     """
 
     header: Dataset
     body_part: Dataset
     equipment: Dataset
     requests: tuple[Dataset, ...]
-    instances: tuple[Dataset, ...]
     moment: Moment
-    modality: str
     series_number: int | None
+    others: tuple[InputSeries, ...] = ()
 
     @property
     def study_instance_uid(self) -> str:
@@ -275,19 +310,12 @@ class SourceSeries:
         return str(self.header.StudyInstanceUID)
 
     @property
-    def series_instance_uid(self) -> str:
-        """The series of the images."""
-        return str(self.instances[0].SeriesInstanceUID)
-
-    @property
-    def frame_of_reference_uid(self) -> str:
-        """The frame of reference of the images."""
-        return str(self.instances[0].FrameOfReferenceUID)
-
-    @property
-    def sop_instance_uids(self) -> tuple[str, ...]:
-        """The images, in plane order."""
-        return tuple(str(instance.SOPInstanceUID) for instance in self.instances)
+    def inputs(self) -> tuple[InputSeries, ...]:
+        """Every input once, the one first that the result lies on."""
+        known = {self.series_instance_uid: InputSeries(instances=self.instances, modality=self.modality)}
+        for other in self.others:
+            known.setdefault(other.series_instance_uid, other)
+        return tuple(known.values())
 
     @property
     def is_multi_frame(self) -> bool:
@@ -296,31 +324,45 @@ class SourceSeries:
 
     @cached_property
     def positions(self) -> dict[tuple[str, int], NDArray[np.float64]]:
-        """ImagePositionPatient in LPS mm by (SOP Instance UID, frame number from 1)."""
+        """ImagePositionPatient in LPS mm by (SOP Instance UID, frame number from 1); pictures have none."""
         return {
             (str(instance.SOPInstanceUID), number): np.array([float(value) for value in position])
             for instance in self.instances
             for number, position in enumerate(_frame_positions(instance), 1)
+            if position
         }
 
 
-def read_source(paths: Sequence[Path], geometry: Geometry) -> SourceSeries:
+def read_source(
+    paths: Sequence[Path], geometry: Geometry | None = None, *, others: Sequence[Sequence[Path]] = ()
+) -> SourceSeries:
     """Read the headers of the source instances and normalise what results inherit from them.
 
-    The instances are put into the plane order of `geometry`, whatever the order of `paths`; those that the volume
-    left out carry no result.
-    Raises `ContradictoryIdentity` when the instances name more than one patient, study or series, and
-    `InputRefused` when they cannot carry a result: unreadable, not the instances of `geometry`, without study or
-    frame of reference.
+    With `geometry`, the instances are put into its plane order, whatever the order of `paths`; those that the volume
+    left out carry no result. Without, they are pictures, a waveform, or images on which nothing lies. `others` are the
+    files of the further inputs, series by series.
+    Raises `ContradictoryIdentity` when the instances name more than one patient or study, or those of one input more
+    than one series, and `InputRefused` when they cannot carry a result: unreadable, not the instances of `geometry`,
+    without study or, under a geometry, without frame of reference.
     """
     # pydicom's warnings quote values, and values may be a patient's.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         datasets = [_read(path) for path in paths]
-        _refuse_contradictions(datasets)
-        datasets = _in_plane_order(datasets, geometry)
-        # What the volume left out may lie elsewhere: a localizer, another stack.
-        _refuse_several_values(datasets, "FrameOfReferenceUID")
+        further = [[_read(path) for path in series] for series in others]
+        everything = [*datasets, *(each for series in further for each in series)]
+        _refuse_unidentified(everything)
+        for keyword in _OF_THE_STUDY:
+            _refuse_several_values(everything, keyword)
+        for series in (datasets, *further):
+            _refuse_several_values(series, "SeriesInstanceUID")
+        if geometry is None:
+            datasets = _in_order_of_pictures(datasets)
+        else:
+            datasets = _in_plane_order(datasets, geometry)
+            # What the volume left out may lie elsewhere: a localizer, another stack.
+            _refuse_without(datasets, "FrameOfReferenceUID")
+            _refuse_several_values(datasets, "FrameOfReferenceUID")
         first = datasets[0]
         header = _normalised(first, INHERITED, keep_empty=True)
         for keyword in TYPE_2:
@@ -330,11 +372,19 @@ def read_source(paths: Sequence[Path], geometry: Geometry) -> SourceSeries:
             header=header,
             body_part=_normalised(first, _BODY_PART),
             equipment=_normalised(first, _EQUIPMENT),
-            requests=tuple(_requests(first)),
+            requests=_requests([*datasets, *(each for series in further for each in _in_order_of_pictures(series))]),
             instances=tuple(_bare(dataset) for dataset in datasets),
-            moment=_latest_moment(datasets),
-            modality=str(first.get("Modality", "")),
+            moment=_latest_moment([*datasets, *(each for series in further for each in series)]),
+            modality=_modality(first),
             series_number=_whole_number(first, "SeriesNumber"),
+            others=tuple(
+                InputSeries(
+                    instances=tuple(_bare(each) for each in _in_order_of_pictures(series)),
+                    modality=_modality(series[0]),
+                )
+                for series in further
+                if series
+            ),
         )
 
 
@@ -345,20 +395,20 @@ def _read(path: Path) -> Dataset:
         raise InputRefused("unreadable_source", f"{path.name} is not a DICOM file") from error
 
 
-def _refuse_contradictions(datasets: Sequence[Dataset]) -> None:
-    """Refuse inputs that do not all name the same patient, study and series."""
+def _refuse_unidentified(datasets: Sequence[Dataset]) -> None:
+    """Refuse inputs that nothing can be derived from."""
     if not datasets:
         raise InputRefused("no_source", "a result needs at least one source instance")
     for keyword in _IDENTIFIERS:
-        if any(not dataset.get(keyword) for dataset in datasets):
-            raise InputRefused(
-                "missing_identifier", f"a source instance has no {keyword}", numbers={"keyword": keyword}
-            )
+        _refuse_without(datasets, keyword)
     unknown = {str(dataset.SOPClassUID) for dataset in datasets} - set(get_sop_class_iod_map())
     if unknown:
         raise InputRefused("unknown_sop_class", f"no result can be derived from {sorted(unknown)}")
-    for keyword in ("PatientID", "IssuerOfPatientID", "StudyInstanceUID", "SeriesInstanceUID"):
-        _refuse_several_values(datasets, keyword)
+
+
+def _refuse_without(datasets: Sequence[Dataset], keyword: str) -> None:
+    if any(not dataset.get(keyword) for dataset in datasets):
+        raise InputRefused("missing_identifier", f"a source instance has no {keyword}", numbers={"keyword": keyword})
 
 
 def _refuse_several_values(datasets: Sequence[Dataset], keyword: str) -> None:
@@ -383,6 +433,11 @@ def _in_plane_order(datasets: Sequence[Dataset], geometry: Geometry) -> list[Dat
             numbers={"files": len(datasets), "instances": len(wanted)},
         )
     return [by_uid[uid] for uid in wanted]
+
+
+def _in_order_of_pictures(datasets: Sequence[Dataset]) -> list[Dataset]:
+    """Return instances that lie in no common volume in the order in which they are looked at."""
+    return sorted(datasets, key=lambda each: (_whole_number(each, "InstanceNumber") or 0, str(each.SOPInstanceUID)))
 
 
 def _elements(dataset: Dataset, keywords: Sequence[str]) -> Iterator[DataElement]:
@@ -453,8 +508,15 @@ def _is_writable(element: DataElement, values: list[str]) -> bool:
     return True
 
 
-def _requests(dataset: Dataset) -> Iterator[Dataset]:
-    """Yield Referenced Request items (PS3.3 C.17.2.3) from the Request Attributes of the source."""
+def _requests(datasets: Iterable[Dataset]) -> tuple[Dataset, ...]:
+    """Return Referenced Request items (PS3.3 C.17.2.3) from the Request Attributes of all instances, each once."""
+    items: list[Dataset] = []
+    for dataset in datasets:
+        items.extend(item for item in _requests_of(dataset) if item not in items)
+    return tuple(items)
+
+
+def _requests_of(dataset: Dataset) -> Iterator[Dataset]:
     for element in _elements(dataset, ("RequestAttributesSequence",)):
         for attributes in element.value or ():
             item = _normalised(attributes, _REQUEST)
@@ -484,7 +546,7 @@ def _bare(dataset: Dataset) -> Dataset:
     bare.SpecificCharacterSet = "ISO_IR 192"
     for keyword in TYPE_2:
         setattr(bare, keyword, "")
-    for element in _elements(dataset, (*_GEOMETRY, *_DISPLAY)):
+    for element in _elements(dataset, _GEOMETRY):
         bare.add(element)
     if "SliceThickness" not in bare and "PerFrameFunctionalGroupsSequence" not in bare:
         bare.SliceThickness = None
@@ -492,11 +554,12 @@ def _bare(dataset: Dataset) -> Dataset:
 
 
 def _frame_positions(instance: Dataset) -> Iterator[Any]:
+    """Yield the position of each frame; None of one that has none."""
     if "PerFrameFunctionalGroupsSequence" not in instance:
-        yield instance.ImagePositionPatient
+        yield instance.get("ImagePositionPatient")
         return
     for frame in instance.PerFrameFunctionalGroupsSequence:
-        yield frame.PlanePositionSequence[0].ImagePositionPatient
+        yield frame.PlanePositionSequence[0].ImagePositionPatient if "PlanePositionSequence" in frame else None
 
 
 def _latest_moment(datasets: Sequence[Dataset]) -> Moment:
@@ -529,7 +592,11 @@ def _moment(date: str, time: str) -> Moment | None:
     return Moment(date, whole + (f".{fraction}" if fraction.strip("0") else ""))
 
 
+def _modality(dataset: Dataset) -> str:
+    return str(dataset.get("Modality") or "")
+
+
 def _whole_number(dataset: Dataset, keyword: str) -> int | None:
     for element in _elements(dataset, (keyword,)):
-        return None if element.value is None or isinstance(element.value, MultiValue) else int(element.value)
+        return None if element.is_empty or isinstance(element.value, MultiValue) else int(element.value)
     return None

@@ -16,6 +16,7 @@ MOST_VIEWS = 3
 _LEAST_SHOWN = 0.05
 """A window that shows less than this part of the voxels as grey is not the window of these."""
 _SLANT = 0.26  # sine of 15 degrees: less than this is no direction worth a letter
+_OPPOSITE = str.maketrans("LRAPHF", "RLPAFH")
 _LETTERS = (("L", "R"), ("P", "A"), ("H", "F"))  # towards +x, -x, ... in LPS (PS3.3 C.7.6.1.1.1)
 
 
@@ -42,7 +43,7 @@ def views_of(request: EncodingRequest, side: int) -> list[View]:
     """Return the views: through the largest finding, or the middle where there is none; none without pixels."""
     shown, scene = request.shown, request.scene
     if isinstance(shown, Pictures):
-        return list(_of_pictures(shown, scene, side))
+        return list(_of_pictures(request, shown, side))
     return list(_of_volume(shown, scene, side)) if shown is not None else []
 
 
@@ -63,7 +64,7 @@ def brightness(request: EncodingRequest, views: list[View]) -> tuple[float, floa
 def directions(vector: NDArray[np.float64]) -> str:
     """Return the letters of a direction in LPS, the most important first (PS3.3 C.7.6.1.1.1)."""
     order = np.argsort(-np.abs(vector), kind="stable")
-    return "".join(_LETTERS[axis][vector[axis] < 0] for axis in order if abs(vector[axis]) > _SLANT)
+    return "".join(_LETTERS[axis][int(vector[axis] < 0)] for axis in order if abs(vector[axis]) > _SLANT)
 
 
 def _window(request: EncodingRequest) -> tuple[float, float] | None:
@@ -71,8 +72,7 @@ def _window(request: EncodingRequest) -> tuple[float, float] | None:
     if request.source.modality not in {"CT", "MR"} or not isinstance(request.shown, Volume):
         return None
     uid, frame = request.scene.images[_key(request.scene)]
-    instance = next(each for each in request.source.instances if str(each.SOPInstanceUID) == uid)
-    window = window_of(instance, frame)
+    window = window_of(request.source.instance(uid), frame)
     return (window.centre - window.width / 2, window.centre + window.width / 2) if window else None
 
 
@@ -186,8 +186,9 @@ def _interpolated(voxels: NDArray[np.int16] | NDArray[np.float32], at: NDArray[n
     return np.where(inside, values, np.nan)
 
 
-def _of_pictures(pictures: Pictures, scene: Scene, side: int) -> Iterator[View]:
+def _of_pictures(request: EncodingRequest, pictures: Pictures, side: int) -> Iterator[View]:
     """Yield the pictures that show the largest findings, or the first ones; in proportion where the image says so."""
+    scene = request.scene
     wanted = sorted(scene.marks, key=lambda mark: -mark.size)
     keys = list(dict.fromkeys(mark.key for mark in wanted)) or list(range(len(pictures.frames)))
     for key in keys[:MOST_VIEWS]:
@@ -205,7 +206,7 @@ def _of_pictures(pictures: Pictures, scene: Scene, side: int) -> Iterator[View]:
             at=at,
             grey=bands[0] if is_grey else np.full((side, side), np.nan),
             colour=None if is_grey else np.stack(bands, axis=-1),
-            letters=None,
+            letters=_as_said(request, pictures.sources[key][0]),
             millimetre=None,
             caption=f"image {key + 1} of {len(pictures.frames)}",
             points=tuple(
@@ -214,6 +215,15 @@ def _of_pictures(pictures: Pictures, scene: Scene, side: int) -> Iterator[View]:
                 if mark.is_point and mark.key == key
             ),
         )
+
+
+def _as_said(request: EncodingRequest, uid: str) -> tuple[str, str, str, str] | None:
+    """Return the letters by the Patient Orientation of an image (PS3.3 C.7.6.1.1.1), if it has one."""
+    said = request.source.instance(uid).get("PatientOrientation") or ()
+    if isinstance(said, str) or len(said) != 2 or not all(str(each) and set(str(each)) <= set("LRAPHF") for each in said):
+        return None
+    right, bottom = (str(each) for each in said)
+    return right.translate(_OPPOSITE), right, bottom.translate(_OPPOSITE), bottom
 
 
 def _on_picture(

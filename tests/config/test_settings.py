@@ -318,7 +318,10 @@ def test_a_destination_that_is_this_daemon_itself_is_refused(folder: Path) -> No
             '[[rules]]\nname = "a"\nmodels = ["m"]\nadmit = ["scout"]',
             "4: rules[0].admit[0]: should be 'image', 'localizer'",
         ),
-        ('[[destinations]]\nname = "a"\nobjects = ["PDF"]', "3: destinations[0].objects[0]: should be 'SEG' or 'SR'"),
+        (
+            '[[destinations]]\nname = "a"\nobjects = ["PNG"]',
+            "3: destinations[0].objects[0]: should be 'SEG', 'SR', 'PROBABILITY'",
+        ),
         (DESTINATION.lstrip() + DESTINATION, "8: destinations[1].name: 'pacs' is the name of destinations[0] already"),
         (PEER.lstrip() + PEER, "7: peers[1].ae_title: 'CT1' is the ae_title of peers[0] already"),
         ('[store]\ndirectory = "a\\u0000b"', "2: store.directory: is not a path: "),

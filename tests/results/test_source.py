@@ -186,3 +186,84 @@ def test_a_source_without_any_date_still_gives_one_and_always_the_same(tmp_path:
         f"{what}{part}": None for what in ("Study", "Series", "Acquisition", "Content") for part in ("Date", "Time")
     }
     assert read(make_series(tmp_path, planes=2, attributes=undated)).moment == Moment("19000101", "000000")
+
+
+def test_a_request_that_only_another_image_names_is_named_too_and_each_once(tmp_path: Path) -> None:
+    def order(plane: int, dataset: Dataset) -> None:
+        dataset.RequestAttributesSequence = [item(RequestedProcedureID="RP1"), item(RequestedProcedureID=f"RP{plane}")]
+
+    paths = make_series(tmp_path, planes=4, edit=order)
+    assert sorted(each.RequestedProcedureID for each in read(paths).requests) == ["RP0", "RP1", "RP2", "RP3"]
+
+
+PICTURES = {"FrameOfReferenceUID": None, "ImagePositionPatient": None, "ImageOrientationPatient": None}
+
+
+@pytest.mark.parametrize(
+    ("modality", "sop_class"),
+    [
+        ("CR", "1.2.840.10008.5.1.4.1.1.1"),
+        ("DX", "1.2.840.10008.5.1.4.1.1.1.1"),
+        ("MG", "1.2.840.10008.5.1.4.1.1.1.2"),
+        ("US", "1.2.840.10008.5.1.4.1.1.6.1"),
+        ("XA", "1.2.840.10008.5.1.4.1.1.12.1"),
+        ("OT", "1.2.840.10008.5.1.4.1.1.7"),
+    ],
+)
+def test_pictures_carry_results_in_the_order_of_their_numbers(tmp_path: Path, modality: str, sop_class: str) -> None:
+    attributes = {**PICTURES, "PixelSpacing": None, "Modality": modality, "SOPClassUID": sop_class}
+    paths = make_series(tmp_path, planes=3, attributes=attributes)
+    source = read_source(paths)
+    wanted = sorted((dcmread(path) for path in paths), key=lambda each: each.InstanceNumber)
+    assert source.sop_instance_uids == tuple(each.SOPInstanceUID for each in wanted)
+    assert (source.modality, source.frame_of_reference_uid, source.positions) == (modality, "", {})
+    assert source.instances[0].SamplesPerPixel == 1
+
+
+def test_planes_need_a_frame_of_reference(tmp_path: Path) -> None:
+    paths = make_series(tmp_path, planes=2)
+    geometry = geometry_of(paths)
+    for path in paths:
+        dataset = dcmread(path)
+        del dataset.FrameOfReferenceUID
+        dataset.save_as(path)
+    with pytest.raises(InputRefused, match="no FrameOfReferenceUID"):
+        read_source(paths, geometry)
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    ("name", "modality"),
+    [
+        ("cxr/RG1_J2KI.dcm", "CR"),
+        ("cxr/PatientA.dcm", "CR"),
+        ("cxr/ex-covid_rgb_sc.dcm", ""),
+        ("other/MG_OutOfBoundsOverlay.dcm", "MG"),
+        ("other/US1_J2KR.dcm", "US"),
+        ("other/XA1_J2KR.dcm", "XA"),
+        ("nonimage/waveform_ecg.dcm", "ECG"),
+    ],
+)
+def test_real_pictures_and_waveforms_carry_results(shared_dicom: Path, name: str, modality: str) -> None:
+    path = shared_dicom / name
+    source = read_source([path])
+    dataset = dcmread(path, stop_before_pixels=True)
+    assert (source.modality, source.sop_instance_uids) == (modality, (dataset.SOPInstanceUID,))
+    assert source.study_instance_uid == dataset.StudyInstanceUID
+    assert source.moment.date != "19000101" or not dataset.get("StudyDate")
+
+
+def test_further_inputs_are_named_and_must_be_of_the_same_patient_and_study(tmp_path: Path) -> None:
+    first = make_series(tmp_path / "1", planes=3, seed="1")
+    order = {"RequestAttributesSequence": [item(RequestedProcedureID="RP9")], "SeriesTime": "235959"}
+    second = make_series(tmp_path / "2", planes=2, seed="2", attributes=order)
+    source = read_source(first, geometry_of(first), others=[second, first])
+    assert [len(each.instances) for each in source.inputs] == [3, 2]
+    assert [each.RequestedProcedureID for each in source.requests] == ["RP9"]
+    assert source.moment.time == "235959"
+    stranger = make_series(tmp_path / "3", planes=2, seed="3", patient_id="P-2")
+    with pytest.raises(ContradictoryIdentity, match="different values of PatientID"):
+        read_source(first, geometry_of(first), others=[stranger])
+    elsewhere = make_series(tmp_path / "4", planes=2, seed="4", study="other")
+    with pytest.raises(ContradictoryIdentity, match="StudyInstanceUID"):
+        read_source(first, geometry_of(first), others=[elsewhere])
