@@ -13,7 +13,7 @@ from meddaemon.results.drawing import summary
 from meddaemon.results.envelope import finish
 from meddaemon.results.identity import RESEARCH_MARK, long_string
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.skeleton import SOURCE_IMAGE, begin, source_items
+from meddaemon.results.skeleton import SOURCE_IMAGE, begin, name_body_part, source_items
 
 KIND = ObjectKind.SC
 WRITER = f"pillow {version('pillow')}"
@@ -46,8 +46,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     obj.HighBit = 7
     obj.PixelRepresentation = 0
     obj.add_new("PixelData", "OB", content)
-    for element in request.source.body_part:
-        obj.add(element)
+    name_body_part(obj, request)
     yield finish(obj, request, KIND)
 
 

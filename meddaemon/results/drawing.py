@@ -32,8 +32,8 @@ class Row(NamedTuple):
     numbers: str
 
 
-def summary(request: EncodingRequest) -> NDArray[np.uint8]:
-    """Return the summary [row, column, RGB]."""
+def summary(request: EncodingRequest, *, table: bool = True) -> NDArray[np.uint8]:
+    """Return the summary [row, column, RGB]; without its table it ends below the views."""
     canvas = Image.new("RGB", (WIDTH, HEIGHT))
     draw = ImageDraw.Draw(canvas)
     _heading(draw, request)
@@ -45,6 +45,8 @@ def summary(request: EncodingRequest) -> NDArray[np.uint8]:
     if not views:
         _write(draw, (_GAP, top), "There is no picture of this result.", _GREY)
         top += _LINE + _GAP
+    if not table:
+        return np.asarray(canvas)[:top]
     _table(draw, rows_of(request), top)
     return np.asarray(canvas)
 
@@ -103,7 +105,7 @@ def _panel(view: View, scene: Scene, low: float, high: float) -> Image.Image:
     for mark in scene.marks:
         if not mark.is_point:
             pixels[_edge(scene.inside(mark, view.at))] = mark.colour
-    panel = Image.fromarray(pixels, "RGB")
+    panel = Image.fromarray(pixels)
     draw = ImageDraw.Draw(panel)
     for mark, x, y in view.points:
         draw.ellipse((x - 7, y - 7, x + 7, y + 7), outline=mark.colour, width=2)

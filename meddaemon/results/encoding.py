@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import Analysis, EncodedObject, ResultStatus
-from meddaemon.results import seg, sr
+from meddaemon.results import capture, paper, parametric, presentation, seg, selection, sr, structure
 from meddaemon.results.gate import check
 from meddaemon.results.request import EncodingRequest, ObjectReference
 
@@ -23,7 +23,14 @@ class Encoder:
 
 ENCODERS: tuple[Encoder, ...] = (
     Encoder(kind=ObjectKind.SEG, encode=seg.encode),
+    Encoder(kind=ObjectKind.PM, encode=parametric.encode),
     Encoder(kind=ObjectKind.SR, encode=sr.encode),
+    Encoder(kind=ObjectKind.RTSTRUCT, encode=structure.encode),
+    Encoder(kind=ObjectKind.SC, encode=capture.encode),
+    Encoder(kind=ObjectKind.PR, encode=presentation.encode),
+    Encoder(kind=ObjectKind.PDF, encode=paper.encode),
+    # The last: it names what was written.
+    Encoder(kind=ObjectKind.KO, encode=selection.encode),
 )
 """Every kind of result object, in the order of what refers to what."""
 

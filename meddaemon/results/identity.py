@@ -12,7 +12,7 @@ import numpy as np
 
 from meddaemon import __version__
 from meddaemon.domain.contract import ModelContract
-from meddaemon.domain.result import Analysis, ResultStatus
+from meddaemon.domain.result import Analysis, Drawing, ResultStatus
 from meddaemon.domain.uids import derived_uid, digest_of
 from meddaemon.results.request import EncodingRequest
 
@@ -59,14 +59,17 @@ def _origin(request: EncodingRequest) -> tuple[str, ...]:
 
 
 def _digest(analysis: Analysis) -> str:
-    drawing, _ = analysis.drawn
     voxels = hashlib.sha256()
-    if drawing.labels is not None:
-        for plane in drawing.labels:
+    shape: tuple[int, ...] = ()
+    if analysis.labels is not None:
+        shape = analysis.labels.shape
+        for plane in analysis.labels:
             voxels.update(plane.astype("<u2").tobytes())
-    else:
+    elif analysis.masks is not None:
+        drawing = Drawing(masks=analysis.masks)
+        shape = drawing.shape
         voxels.update(b"masks")
         for segment, plane in product(analysis.segments, range(drawing.shape[0])):
             voxels.update(np.packbits(drawing.mask(segment.number, plane)).tobytes())
     said = (analysis.status, analysis.reason, analysis.segments, analysis.findings)
-    return digest_of(voxels.hexdigest(), str(drawing.shape), repr(said))
+    return digest_of(voxels.hexdigest(), str(shape), repr(said))

@@ -66,6 +66,12 @@ class Scene:
         first, last = max(int(np.ceil(mark.low[0])), 0), min(int(np.floor(mark.high[0])), len(self.images) - 1)
         return list(range(first, last + 1)) or [mark.key]
 
+    def shows(self, mark: Mark, image: int) -> bool:
+        """Return whether an image shows a mark."""
+        if mark.segment is not None:
+            return bool(self.areas[image, mark.segment - 1])
+        return image in self.images_of(mark)
+
     def polygons(self, mark: Mark, image: int) -> list[NDArray[np.float64]]:
         """Return the outlines of a mark on one image, (corners, 2) of (row, column) as `outlines` counts them.
 
