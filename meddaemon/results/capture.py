@@ -27,9 +27,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     """
     pixels = summary(request)
     content = pixels.tobytes()
-    obj = begin(
-        request, KIND, SecondaryCaptureImageStorage, "OT", WRITER, hashlib.sha256(content).hexdigest()
-    )
+    obj = begin(request, KIND, SecondaryCaptureImageStorage, "OT", WRITER, hashlib.sha256(content).hexdigest())
     obj.ConversionType = "WSD"
     obj.ImageType = ["DERIVED", "SECONDARY"]
     obj.BurnedInAnnotation = "YES"

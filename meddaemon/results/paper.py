@@ -110,7 +110,8 @@ def _made_by(request: EncodingRequest) -> Iterator[tuple[str, str]]:
 
 def _findings(rows: Sequence[Row], width: float) -> LongTable:
     """Return the table of findings, each with the colour in which it is drawn."""
-    table = _table([("", "Finding", "Measurements"), *(("", row.name, row.numbers) for row in rows)], (12, 0.3 * width, 0.7 * width - 12))
+    lines = [("", "Finding", "Measurements"), *(("", row.name, row.numbers) for row in rows)]
+    table = _table(lines, (12, 0.3 * width, 0.7 * width - 12))
     table.setStyle(
         [
             ("BACKGROUND", (0, number), (0, number), colors.Color(*(each / 255 for each in row.colour)))

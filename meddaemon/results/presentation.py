@@ -1,7 +1,8 @@
 """Grayscale Softcopy Presentation State: outlines and labels over the images of the source (PS3.3 A.33.1)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from itertools import islice
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from highdicom.color import CIELabColor
@@ -16,7 +17,7 @@ from meddaemon.results.identity import RESEARCH_MARK, long_string
 from meddaemon.results.request import EncodingRequest
 from meddaemon.results.scene import Mark
 from meddaemon.results.skeleton import begin, image_item, item, name_body_part
-from meddaemon.results.window import Rescale, Window, rescale_of, window_of
+from meddaemon.results.window import Rescale, rescale_of, window_of
 
 KIND = ObjectKind.PR
 MOST_IMAGES = 1024
@@ -49,9 +50,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     obj.DisplayedAreaSelectionSequence = list(_areas(request, shown))
     obj.GraphicLayerSequence = list(_layers(request, marks))
     obj.GraphicAnnotationSequence = [
-        _annotation(request, image, mark, graphics)
-        for image, drawn in marks.items()
-        for mark, graphics in drawn
+        _annotation(request, image, mark, graphics) for image, drawn in marks.items() for mark, graphics in drawn
     ]
     if windows := list(_windows(request, shown)):
         obj.SoftcopyVOILUTSequence = windows
@@ -110,24 +109,32 @@ def _images(request: EncodingRequest, images: Sequence[_Image]) -> list[Dataset]
     return list(made.values())
 
 
+class _Area(NamedTuple):
+    """How large an image is: pixels, and of a pixel (rows, columns) mm, or their proportion where nobody knows mm."""
+
+    columns: int
+    rows: int
+    spacing: tuple[float, ...] | None
+    aspect: tuple[int, ...]
+
+
 def _areas(request: EncodingRequest, images: Sequence[_Image]) -> Iterator[Dataset]:
     """Yield the displayed area: all of each image (PS3.3 C.10.4); pixels are as large as the image says."""
-    for group in _alike(images, [_area(request, image) for image in images]):
-        (top_left, bottom_right, spacing, aspect), members = group
-        area = item(
+    for area, members in _alike(images, [_area(request, image) for image in images]):
+        made = item(
             ReferencedImageSequence=_images(request, members),
-            DisplayedAreaTopLeftHandCorner=list(top_left),
-            DisplayedAreaBottomRightHandCorner=list(bottom_right),
+            DisplayedAreaTopLeftHandCorner=[1, 1],
+            DisplayedAreaBottomRightHandCorner=[area.columns, area.rows],
             PresentationSizeMode="SCALE TO FIT",
         )
-        if spacing is not None:
-            area.PresentationPixelSpacing = [_decimal(each) for each in spacing]
+        if area.spacing is not None:
+            made.PresentationPixelSpacing = [_decimal(each) for each in area.spacing]
         else:
-            area.PresentationPixelAspectRatio = list(aspect)
-        yield area
+            made.PresentationPixelAspectRatio = list(area.aspect)
+        yield made
 
 
-def _area(request: EncodingRequest, image: _Image) -> tuple[object, ...]:
+def _area(request: EncodingRequest, image: _Image) -> _Area:
     instance = request.source.instance(image[0])
     spacing: tuple[float, ...] | None = None
     geometry = request.analysis.geometry
@@ -136,14 +143,14 @@ def _area(request: EncodingRequest, image: _Image) -> tuple[object, ...]:
     elif said := instance.get("PixelSpacing") or instance.get("ImagerPixelSpacing"):
         spacing = tuple(float(each) for each in said)
     aspect = tuple(int(each) for each in instance.get("PixelAspectRatio") or (1, 1))
-    return (1, 1), (int(instance.Columns), int(instance.Rows)), spacing, aspect
+    return _Area(int(instance.Columns), int(instance.Rows), spacing, aspect)
 
 
 def _windows(request: EncodingRequest, images: Sequence[_Image]) -> Iterator[Dataset]:
     """Yield the windows that the images themselves have (PS3.3 C.11.8)."""
     windows = [window_of(request.source.instance(uid), frame) for uid, frame in images]
     for window, members in _alike(images, windows):
-        if isinstance(window, Window):
+        if window is not None:
             made = item(
                 ReferencedImageSequence=_images(request, members),
                 WindowCenter=_decimal(window.centre),
@@ -154,8 +161,12 @@ def _windows(request: EncodingRequest, images: Sequence[_Image]) -> Iterator[Dat
             yield made
 
 
-def _alike(images: Sequence[_Image], values: Sequence[object]) -> list[tuple[object, list[_Image]]]:
-    groups: dict[object, list[_Image]] = {}
+_Value = TypeVar("_Value", bound=Hashable)
+
+
+def _alike(images: Sequence[_Image], values: Sequence[_Value]) -> list[tuple[_Value, list[_Image]]]:
+    """Return the images of each value."""
+    groups: dict[_Value, list[_Image]] = {}
     for image, value in zip(images, values, strict=True):
         groups.setdefault(value, []).append(image)
     return list(groups.items())
@@ -199,7 +210,9 @@ def _annotation(
         ReferencedImageSequence=[image_item(request, image)],
         GraphicLayer=layer_of(request, mark),
         GraphicObjectSequence=[
-            _graphic(line) for polygon in polygons for line in lines_of(_within(polygon, instance), closed=len(polygon) > 1)
+            _graphic(line)
+            for polygon in polygons
+            for line in lines_of(_within(polygon, instance), closed=len(polygon) > 1)
         ],
         TextObjectSequence=[text],
     )

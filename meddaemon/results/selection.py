@@ -145,9 +145,7 @@ def _document(
 
 
 def _content(relationship: str, kind: str, name: Code, **attributes: object) -> Dataset:
-    return item(
-        RelationshipType=relationship, ValueType=kind, ConceptNameCodeSequence=[code_item(name)], **attributes
-    )
+    return item(RelationshipType=relationship, ValueType=kind, ConceptNameCodeSequence=[code_item(name)], **attributes)
 
 
 def _reference(kind: str, reference: Dataset) -> Dataset:

@@ -11,6 +11,8 @@ from meddaemon.domain.outlet import ObjectKind
 from meddaemon.results.identity import MANUFACTURER, instance_uid, series_uid
 from meddaemon.results.request import EncodingRequest
 
+STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
+"""Detached Study Management: retired, and type 1 in RT Referenced Study (PS3.3 Table C.8-43)."""
 OF_INTEREST = Code(value="113000", scheme="DCM", meaning="Of Interest")
 MANIFEST = Code(value="113030", scheme="DCM", meaning="Manifest")
 SOURCE_IMAGE = Code(value="121322", scheme="DCM", meaning="Source image for image processing operation")

@@ -14,12 +14,11 @@ from meddaemon.results.envelope import finish
 from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, long_string
 from meddaemon.results.request import EncodingRequest
 from meddaemon.results.scene import Mark
-from meddaemon.results.skeleton import begin, code_item, image_item, item
+from meddaemon.results.skeleton import STUDY_CLASS, begin, code_item, image_item, item
 
 KIND = ObjectKind.RTSTRUCT
 MOST_POINTS = 4_000_000
 """Of all contours together: 100 MB of text."""
-_STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # Detached Study Management, retired; type 1 in RT Referenced Study
 
 
 def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject]:
@@ -41,9 +40,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
         points += sum(len(contour) for _, contour in regions[segment.number])
         if points > MOST_POINTS:
             return
-    obj = begin(
-        request, KIND, RTStructureSetStorage, "RTSTRUCT", number=1, syntax=ImplicitVRLittleEndian
-    )
+    obj = begin(request, KIND, RTStructureSetStorage, "RTSTRUCT", number=1, syntax=ImplicitVRLittleEndian)
     obj.OperatorsName = ""
     obj.FrameOfReferenceUID = geometry.frame_of_reference_uid
     obj.PositionReferenceIndicator = str(request.source.instances[0].get("PositionReferenceIndicator") or "")
@@ -71,9 +68,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     yield finish(obj, request, KIND)
 
 
-def contours(
-    request: EncodingRequest, mark: Mark, geometry: Geometry
-) -> Iterator[tuple[int, NDArray[np.float64]]]:
+def contours(request: EncodingRequest, mark: Mark, geometry: Geometry) -> Iterator[tuple[int, NDArray[np.float64]]]:
     """Yield the contours of a segment, (plane, points in LPS mm), plane by plane."""
     scene = request.scene
     in_plane = geometry.affine_lps[:3, 1:3].T
@@ -89,7 +84,7 @@ def _frame_of_reference(request: EncodingRequest, geometry: Geometry) -> Dataset
         for each in source.instances
     ]
     study = item(
-        ReferencedSOPClassUID=_STUDY_CLASS,
+        ReferencedSOPClassUID=STUDY_CLASS,
         ReferencedSOPInstanceUID=source.study_instance_uid,
         RTReferencedSeriesSequence=[item(SeriesInstanceUID=source.series_instance_uid, ContourImageSequence=images)],
     )
@@ -107,9 +102,7 @@ def _region(request: EncodingRequest, segment: Segment, geometry: Geometry) -> D
     )
 
 
-def _contours(
-    request: EncodingRequest, segment: Segment, traced: Sequence[tuple[int, NDArray[np.float64]]]
-) -> Dataset:
+def _contours(request: EncodingRequest, segment: Segment, traced: Sequence[tuple[int, NDArray[np.float64]]]) -> Dataset:
     made = item(ReferencedROINumber=segment.number, ROIDisplayColor=list(segment.colour))
     if traced:
         made.ContourSequence = [

@@ -220,7 +220,11 @@ def _of_pictures(request: EncodingRequest, pictures: Pictures, side: int) -> Ite
 def _as_said(request: EncodingRequest, uid: str) -> tuple[str, str, str, str] | None:
     """Return the letters by the Patient Orientation of an image (PS3.3 C.7.6.1.1.1), if it has one."""
     said = request.source.instance(uid).get("PatientOrientation") or ()
-    if isinstance(said, str) or len(said) != 2 or not all(str(each) and set(str(each)) <= set("LRAPHF") for each in said):
+    if (
+        isinstance(said, str)
+        or len(said) != 2
+        or not all(str(each) and set(str(each)) <= set("LRAPHF") for each in said)
+    ):
         return None
     right, bottom = (str(each) for each in said)
     return right.translate(_OPPOSITE), right, bottom.translate(_OPPOSITE), bottom

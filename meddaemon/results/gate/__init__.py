@@ -13,13 +13,29 @@ from pydicom.dataset import Dataset
 from meddaemon.domain.errors import ObjectRefusedByGate
 from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import EncodedObject
-from meddaemon.results.gate import common, report, segmentation
+from meddaemon.results.gate import (
+    capture,
+    common,
+    paper,
+    parametric,
+    presentation,
+    report,
+    segmentation,
+    selection,
+    structure,
+)
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.request import EncodingRequest
 
 _CHECKS: Mapping[str, tuple[Check, ...]] = {
     ObjectKind.SEG: segmentation.CHECKS,
     ObjectKind.SR: report.CHECKS,
+    ObjectKind.PM: parametric.CHECKS,
+    ObjectKind.RTSTRUCT: structure.CHECKS,
+    ObjectKind.SC: capture.CHECKS,
+    ObjectKind.PR: presentation.CHECKS,
+    ObjectKind.PDF: paper.CHECKS,
+    ObjectKind.KO: selection.CHECKS,
 }
 """What each kind of object is asked beside what all are asked."""
 

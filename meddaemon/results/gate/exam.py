@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 
 from meddaemon.domain.result import EncodedObject
 from meddaemon.results.request import EncodingRequest, find
+from meddaemon.results.skeleton import STUDY_CLASS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,12 @@ class Exam:
     @cached_property
     def known_instances(self) -> dict[str, str]:
         """SOP Class UID by SOP Instance UID of everything that a result may refer to."""
-        known = {str(each.SOPInstanceUID): str(each.SOPClassUID) for each in self.request.source.instances}
+        source = self.request.source
+        known = {
+            str(each.SOPInstanceUID): str(each.SOPClassUID) for series in source.inputs for each in series.instances
+        }
+        # Structure sets name the study as if it were an instance.
+        known[source.study_instance_uid] = STUDY_CLASS
         known |= {each.sop_instance_uid: each.sop_class_uid for each in self.objects}
         if self.request.predecessor:
             known[self.request.predecessor.sop_instance_uid] = self.request.predecessor.sop_class_uid
