@@ -7,7 +7,7 @@ findings, outbox rows and the job's completion. Delivery drains the outbox on it
 import errno
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from meddaemon.db import announcements, commitments, holds, inquiries, instances
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
 from meddaemon.db.instances import path_of
 from meddaemon.db.jobs import Job, NewJob
-from meddaemon.db.results import StoredArtefact, StoredObject
+from meddaemon.db.results import ObjectRow, StoredArtefact, StoredObject
 from meddaemon.domain.completeness import Step
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import (
@@ -29,6 +29,7 @@ from meddaemon.domain.errors import (
     NotFound,
     StudyHeld,
 )
+from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.picture import Pictures, Signal
 from meddaemon.domain.result import Analysis, Artefact, EncodedObject, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
@@ -51,7 +52,7 @@ from meddaemon.results import nifti
 from meddaemon.results.commitment import report
 from meddaemon.results.delivery import Retry
 from meddaemon.results.dimse import Problem, RemoteEntity
-from meddaemon.results.encoding import EncodingRequest, ObjectReference, applies, encode, why_not
+from meddaemon.results.encoding import EncodingRequest, ObjectReference, encode, why_not
 from meddaemon.results.query import count_instances
 from meddaemon.results.transport import Verdict
 from meddaemon.telemetry import log
@@ -403,31 +404,8 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
         reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
         believed = analysis.status is ResultStatus.PLAUSIBLE
         analysis = replace(analysis, status=ResultStatus.IMPLAUSIBLE if believed else analysis.status, reason=reason)
-    objects: tuple[EncodedObject, ...] = ()
-    if applies(analysis):
-        objects = encode(
-            EncodingRequest(
-                analysis=analysis,
-                contract=contract,
-                # The first input is the one on whose grid the result lies.
-                sources=inputs[contract.inputs[0].slot],
-                editions=settings.editions,
-                kinds=settings.kinds,
-                shown=inferred.prepared.shown,
-                predecessor=next(
-                    (
-                        ObjectReference(
-                            sop_class_uid=each.sop_class_uid,
-                            sop_instance_uid=each.sop_instance_uid,
-                            series_instance_uid=each.series_instance_uid,
-                        )
-                        for each in predecessors
-                        if each.kind == "SR"
-                    ),
-                    None,
-                ),
-            )
-        )
+    # Of everything, also of what nobody believes: a destination says which results it takes.
+    objects = _encoded(settings, contract, inputs, analysis, predecessors, inferred.prepared.shown)
     stored = [_store(settings, staging, encoded) for encoded in objects]
     kept = [_keep(settings, staging, artefact, analysis) for artefact in analysis.artefacts]
     seconds = {**prediction.seconds, "encode": time.monotonic() - started}
@@ -445,8 +423,42 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
             outlets=settings.outlets,
             artefacts=kept,
         )
-    said = {"status": analysis.status.value, "reason": analysis.reason, "objects": [each.kind for each in objects]}
+    said = {"status": analysis.status.value, "reason": analysis.reason, "objects": [each.name for each in objects]}
     _log.info("result", job=job.id, kind=contract.kind.value, **said, **seconds)
+
+
+def _encoded(
+    settings: Settings,
+    contract: ModelContract,
+    inputs: Mapping[str, list[Path]],
+    analysis: Analysis,
+    predecessors: Sequence[ObjectRow],
+    shown: Volume | Pictures | None,
+) -> tuple[EncodedObject, ...]:
+    """Return the objects of a result, which lies on the first input of the model."""
+    first, *others = (inputs[each.slot] for each in contract.inputs)
+    return encode(
+        EncodingRequest(
+            analysis=analysis,
+            contract=contract,
+            sources=first,
+            others=others,
+            editions=settings.editions,
+            kinds=settings.kinds,
+            shown=shown,
+            predecessors=tuple(
+                ObjectReference(
+                    sop_class_uid=each.sop_class_uid,
+                    sop_instance_uid=each.sop_instance_uid,
+                    series_instance_uid=each.series_instance_uid,
+                    part=each.part,
+                    edition=each.edition,
+                )
+                for each in predecessors
+                if each.kind == ObjectKind.SR
+            ),
+        )
+    )
 
 
 def commit(database: Database, store: Path, peers: Mapping[str, RemoteEntity], retry: Retry) -> bool:

@@ -12,6 +12,7 @@ from meddaemon.config.section import AeTitle, File, Name, Section
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.filters import InvalidFilter, Made, parse_filter, parts_of
 from meddaemon.domain.outlet import Edition, ObjectKind, Outlet, ReportForm, SegmentationForm
+from meddaemon.domain.result import ResultStatus
 
 
 def _filter(text: str) -> str:
@@ -39,12 +40,14 @@ def _url(text: str) -> str:
 _Kind = Annotated[ObjectKind, Field(strict=False)]
 _Segmentation = Annotated[SegmentationForm, Field(strict=False)]
 _Report = Annotated[ReportForm, Field(strict=False)]
+_Status = Annotated[ResultStatus, Field(strict=False)]
 
 
 class DestinationSettings(Section):
     """One place that results are sent to; which settings it needs depends on its kind (`NEEDED`).
 
-    `objects` names the kinds of object that it gets, `when` the results (a filter of the results language).
+    `objects` names the kinds of object that it gets, `when` the results (a filter of the results language),
+    `statuses` what must be thought of them: others are documents, too, and leave only where they are asked for.
     `segmentation` and `report` are the forms that it may be given, the preferred one first.
     """
 
@@ -67,6 +70,7 @@ class DestinationSettings(Section):
         ReportForm.COMPREHENSIVE,
     )
     when: Annotated[str, AfterValidator(_filter)] = ""
+    statuses: Annotated[tuple[_Status, ...], Field(min_length=1)] = (ResultStatus.PLAUSIBLE,)
 
     @property
     def outlet(self) -> Outlet:
@@ -74,6 +78,7 @@ class DestinationSettings(Section):
         return Outlet(
             kinds=self.objects,
             when=parse_filter(self.when) if self.when else None,
+            statuses=self.statuses,
             editions=tuple(
                 Edition(segmentation=form, report=report) for form in self.segmentation for report in self.report
             ),

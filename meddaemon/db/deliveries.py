@@ -62,10 +62,13 @@ def post(
 
     `outlets` says what the destinations take that there are; one that is not there any more gets nothing.
     """
+    status = connection.execute(select(tables.result.c.status).where(tables.result.c.id == result_id)).scalar_one()
     takers = {
         name: outlets[name]
         for name in destinations
-        if name in outlets and filters.is_satisfied(connection, result_id, outlets[name].when)
+        if name in outlets
+        and status in outlets[name].statuses
+        and filters.is_satisfied(connection, result_id, outlets[name].when)
     }
     objects = connection.execute(
         select(_object.c.id, _object.c.kind, _object.c.edition)

@@ -5,6 +5,7 @@ from enum import StrEnum
 from itertools import product
 
 from meddaemon.domain.filters import Filter
+from meddaemon.domain.result import ResultStatus
 
 
 class ObjectKind(StrEnum):
@@ -73,9 +74,11 @@ def go_together(one: str, other: str) -> bool:
 class Outlet:
     """One destination: the kinds of object that it takes, and of which results (None: all).
 
-    `editions` are those that it may be given, the preferred one first.
+    `editions` are those that it may be given, the preferred one first. `statuses` are those of the results that it
+    takes: without being asked for, nothing leaves that nobody believes, or that says nothing.
     """
 
     kinds: tuple[str, ...]
     when: Filter | None = None
     editions: tuple[Edition, ...] = (Edition(),)
+    statuses: tuple[ResultStatus, ...] = (ResultStatus.PLAUSIBLE,)

@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from meddaemon.domain.outlet import ObjectKind
-from meddaemon.domain.result import Analysis, EncodedObject, ResultStatus
-from meddaemon.results import capture, paper, parametric, presentation, seg, selection, sr, structure
+from meddaemon.domain.result import Analysis, EncodedObject
+from meddaemon.results import capture, paper, parametric, presentation, report, seg, selection, structure
 from meddaemon.results.gate import check
 from meddaemon.results.request import EncodingRequest, ObjectReference
 
-__all__ = ["ENCODERS", "EncodingRequest", "ObjectReference", "applies", "encode"]
+__all__ = ["ENCODERS", "EncodingRequest", "ObjectReference", "encode", "why_not"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Encoder:
 ENCODERS: tuple[Encoder, ...] = (
     Encoder(kind=ObjectKind.SEG, encode=seg.encode),
     Encoder(kind=ObjectKind.PM, encode=parametric.encode),
-    Encoder(kind=ObjectKind.SR, encode=sr.encode),
+    Encoder(kind=ObjectKind.SR, encode=report.encode),
     Encoder(kind=ObjectKind.RTSTRUCT, encode=structure.encode),
     Encoder(kind=ObjectKind.SC, encode=capture.encode),
     Encoder(kind=ObjectKind.PR, encode=presentation.encode),
@@ -35,18 +35,11 @@ ENCODERS: tuple[Encoder, ...] = (
 """Every kind of result object, in the order of what refers to what."""
 
 
-def applies(analysis: Analysis) -> bool:
-    """Return whether there is anything to write: what is believed and drawn. Other findings have no encoder yet."""
-    return analysis.status is ResultStatus.PLAUSIBLE and analysis.is_drawn
-
-
 def why_not(analysis: Analysis) -> str:
-    """Return why no object is written of a result that is believed; "" where one is."""
-    if analysis.status is not ResultStatus.PLAUSIBLE or applies(analysis):
-        return ""
-    if analysis.segments:
+    """Return why there is no Segmentation of what a model has drawn; "" where there is one, or nothing was drawn."""
+    if analysis.segments and not analysis.is_drawn:
         return "segments on pictures, which have no place in the patient, are measured only"
-    return "nothing is drawn, and only drawings are encoded as yet"
+    return ""
 
 
 def encode(request: EncodingRequest) -> tuple[EncodedObject, ...]:

@@ -67,6 +67,8 @@ def finish(
     obj.SoftwareVersions = list(software_versions(request))
     obj.DeviceSerialNumber = device_serial_number(request)
     obj.ContributingEquipmentSequence = _contributing_equipment(request)
+    if schemes := _private_schemes(request):
+        obj.CodingSchemeIdentificationSequence = schemes
     obj.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     obj.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     return EncodedObject(
@@ -79,6 +81,26 @@ def finish(
         transfer_syntax_uid=str(obj.file_meta.TransferSyntaxUID),
         content=encode(obj),
     )
+
+
+def _private_schemes(request: EncodingRequest) -> list[Dataset]:
+    """Return who is to be asked what the private codes of a result mean (PS3.3 C.12.1.1.1)."""
+    analysis = request.analysis
+    codes_used = [code for each in analysis.segments for code in (each.category, each.type)]
+    for finding in analysis.findings:
+        codes_used.append(finding.code)
+        codes_used.extend(code for each in finding.measurements for code in (each.name, each.unit))
+    items: list[Dataset] = []
+    for scheme in sorted({code.scheme for code in codes_used if code.scheme.startswith("99")}):
+        item = Dataset()
+        item.CodingSchemeDesignator = scheme
+        item.CodingSchemeName = "Private codes"
+        own = scheme == f"99{MANUFACTURER.upper()}"
+        item.CodingSchemeResponsibleOrganization = (
+            MANUFACTURER if own else request.contract.manufacturer or MANUFACTURER
+        )
+        items.append(item)
+    return items
 
 
 def _contributing_equipment(request: EncodingRequest) -> list[Dataset]:

@@ -27,21 +27,21 @@ def device_uid(contract: ModelContract) -> str:
     return derived_uid("device", contract.name, contract.version, contract.digest)
 
 
-def series_uid(request: EncodingRequest, kind: str) -> str:
-    """Return the Series Instance UID of the results of one kind."""
-    return derived_uid("series", kind, *_origin(request))
+def series_uid(request: EncodingRequest, kind: str, *ordinal: str) -> str:
+    """Return the Series Instance UID of the results of one kind, or of those of them that are named by `ordinal`."""
+    return derived_uid("series", kind, *_origin(request), *ordinal)
 
 
 def instance_uid(request: EncodingRequest, kind: str, *ordinal: str) -> str:
     """Return the SOP Instance UID of one result, or of something inside it named by `ordinal`."""
-    predecessor = request.predecessor.sop_instance_uid if request.predecessor else ""
-    return derived_uid("instance", kind, *_origin(request), _digest(request.analysis), predecessor, _WRITER, *ordinal)
+    before = digest_of(*(each.sop_instance_uid for each in request.predecessors))
+    return derived_uid("instance", kind, *_origin(request), _digest(request.analysis), before, _WRITER, *ordinal)
 
 
 def series_description(request: EncodingRequest) -> str:
     """Return the SeriesDescription: what it is, that software made it, and that nobody may diagnose with it."""
-    implausible = request.analysis.status is ResultStatus.IMPLAUSIBLE
-    head = "AI IMPLAUSIBLE" if implausible else "AI"
+    status = request.analysis.status
+    head = "AI" if status is ResultStatus.PLAUSIBLE else f"AI {status.value.replace('_', ' ').upper()}"
     subject = request.contract.series_description or request.contract.title
     room = _LONGEST_LO - len(f"{head}  - {RESEARCH_MARK}")
     return f"{head} {long_string(subject)[:room].rstrip()} - {RESEARCH_MARK}"
@@ -54,22 +54,21 @@ def long_string(text: str) -> str:
 
 def _origin(request: EncodingRequest) -> tuple[str, ...]:
     source, contract = request.source, request.contract
-    inputs = digest_of(*sorted(source.sop_instance_uids))
+    inputs = digest_of(*sorted({uid for series in source.inputs for uid in series.sop_instance_uids}))
     return (source.study_instance_uid, inputs, contract.name, contract.version, contract.digest, request.configuration)
 
 
 def _digest(analysis: Analysis) -> str:
+    said = (analysis.status, analysis.reason, analysis.segments, analysis.findings)
+    if analysis.labels is None and analysis.masks is None:
+        return digest_of(repr(said))
+    drawing = Drawing(labels=analysis.labels, masks=analysis.masks)
     voxels = hashlib.sha256()
-    shape: tuple[int, ...] = ()
-    if analysis.labels is not None:
-        shape = analysis.labels.shape
-        for plane in analysis.labels:
+    if drawing.labels is not None:
+        for plane in drawing.labels:
             voxels.update(plane.astype("<u2").tobytes())
-    elif analysis.masks is not None:
-        drawing = Drawing(masks=analysis.masks)
-        shape = drawing.shape
+    else:
         voxels.update(b"masks")
         for segment, plane in product(analysis.segments, range(drawing.shape[0])):
             voxels.update(np.packbits(drawing.mask(segment.number, plane)).tobytes())
-    said = (analysis.status, analysis.reason, analysis.segments, analysis.findings)
-    return digest_of(voxels.hexdigest(), str(shape), repr(said))
+    return digest_of(voxels.hexdigest(), str(drawing.shape), repr(said))

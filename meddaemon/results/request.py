@@ -16,11 +16,13 @@ from meddaemon.results.source import SourceSeries, read_source
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectReference:
-    """A DICOM object by its identifiers, for references to what was sent before."""
+    """A DICOM object by its identifiers, for references to what was sent before, and what it was of its result."""
 
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str
+    part: str = ""
+    edition: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +32,8 @@ class EncodingRequest:
     `sources` are the files of the instances that the result lies on, `others` those of the further inputs of the
     model, series by series. `series_number` begins the range of
     SeriesNumber that the results take (one each), apart from the numbers scanners use. `configuration` is entropy
-    for the UIDs: whatever besides input and model may change the result. `predecessor` is the SR that this one
-    replaces, when a late instance made the study run again. `editions` and `kinds` are what is asked for: what every
+    for the UIDs: whatever besides input and model may change the result. `predecessors` are the reports that these
+    replace, when a late instance made the study run again. `editions` and `kinds` are what is asked for: what every
     destination together takes. `shown` is the input that the result lies on, None where it is not in memory any more.
     """
 
@@ -40,7 +42,7 @@ class EncodingRequest:
     sources: Sequence[Path]
     series_number: int = 9000
     configuration: str = ""
-    predecessor: ObjectReference | None = None
+    predecessors: tuple[ObjectReference, ...] = ()
     editions: tuple[Edition, ...] = (Edition(),)
     kinds: frozenset[str] = frozenset({ObjectKind.SEG, ObjectKind.SR})
     shown: Volume | Pictures | None = None

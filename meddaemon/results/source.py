@@ -234,6 +234,8 @@ _OF_THE_STUDY = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
 # VRs whose values have a grammar (PS3.5 Table 6.2-1); all other VRs hold free text or sequences here.
 _GRAMMAR = frozenset({VR.AE, VR.AS, VR.CS, VR.DA, VR.DS, VR.DT, VR.IS, VR.TM, VR.UI, VR.UR})
 _NUMERIC = frozenset({VR.FD, VR.FL, VR.SL, VR.SS, VR.SV, VR.UL, VR.US, VR.UV})
+_WAVEFORM_STORAGE = "1.2.840.10008.5.1.4.1.1.9."
+"""What the UIDs of all waveform storage classes begin with (PS3.4 B.5)."""
 _PATIENT_SEXES = frozenset({"M", "F", "O"})
 _CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
 _TIME = re.compile(r"(\d{2})(\d{2})?(\d{2})?(?:\.(\d{1,6}))?")
@@ -386,6 +388,11 @@ def read_source(
                 if series
             ),
         )
+
+
+def is_waveform(instance: Dataset) -> bool:
+    """Return whether an instance is a waveform, which content items name otherwise than an image."""
+    return str(instance.SOPClassUID).startswith(_WAVEFORM_STORAGE)
 
 
 def _read(path: Path) -> Dataset:

@@ -35,7 +35,7 @@ from meddaemon.domain.picture import PictureGrid
 from meddaemon.domain.result import Analysis, Box, Landmark, Measurement, Prediction, ResultStatus
 from meddaemon.domain.volume import Geometry
 from meddaemon.inference.analysis import MAX_OBJECTS, analyse, unasked
-from meddaemon.results.encoding import applies, why_not
+from meddaemon.results.encoding import why_not
 
 BRAIN = Code(value="12738006", scheme="SCT", meaning="Brain")
 NODULE = Code(value="27925004", scheme="SCT", meaning="Nodule")
@@ -408,7 +408,6 @@ def test_segments_on_pictures_have_an_area_on_each_of_them(
     ]
     assert [each.voxel_count for each in analysis.segments] == [7, 4]
     assert (analysis.status, analysis.is_drawn) == (ResultStatus.PLAUSIBLE, False)
-    assert not applies(analysis)
     assert "no place in the patient" in why_not(analysis)
     place = analysis.location(analysis.findings[3])
     assert place is not None

@@ -96,7 +96,7 @@ def test_a_report_that_replaces_another_is_another_report(tmp_path: Path) -> Non
         sop_class_uid="1.2.840.10008.5.1.4.1.1.88.34", sop_instance_uid="2.25.11", series_instance_uid="2.25.12"
     )
     _, first = encode(request)
-    _, second = encode(replace(request, predecessor=before))
+    _, second = encode(replace(request, predecessors=(before,)))
     assert first.sop_instance_uid != second.sop_instance_uid
 
 

@@ -24,7 +24,7 @@ from meddaemon.domain.result import EncodedObject, ResultStatus
 from meddaemon.domain.uids import derived_uid
 from meddaemon.domain.volume import Geometry
 from meddaemon.results.encoding import EncodingRequest, encode
-from meddaemon.results.sr import measured_value
+from meddaemon.results.report import measured_value
 
 CHARSETS = ("chrFren", "chrGerm", "chrH31", "chrI2", "chrRuss", "chrX1")
 

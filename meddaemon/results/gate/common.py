@@ -79,7 +79,8 @@ def _patient_and_study(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterat
 
 def _identifiers(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
     source = exam.request.source
-    taken = {*source.sop_instance_uids, source.series_instance_uid, source.study_instance_uid}
+    taken = {uid for series in source.inputs for uid in (*series.sop_instance_uids, series.series_instance_uid)}
+    taken.add(source.study_instance_uid)
     for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
         uid = str(dataset.get(keyword, ""))
         if len(uid) > _LONGEST_UID or not uid.isascii() or not _is_uid(uid):

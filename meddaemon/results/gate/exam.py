@@ -29,16 +29,12 @@ class Exam:
     @cached_property
     def known_instances(self) -> dict[str, str]:
         """SOP Class UID by SOP Instance UID of everything that a result may refer to."""
-        source = self.request.source
-        known = {
-            str(each.SOPInstanceUID): str(each.SOPClassUID) for series in source.inputs for each in series.instances
-        }
-        # Structure sets name the study as if it were an instance.
-        known[source.study_instance_uid] = STUDY_CLASS
+        inputs = self.request.source.inputs
+        known = {str(each.SOPInstanceUID): str(each.SOPClassUID) for series in inputs for each in series.instances}
         known |= {each.sop_instance_uid: each.sop_class_uid for each in self.objects}
-        if self.request.predecessor:
-            known[self.request.predecessor.sop_instance_uid] = self.request.predecessor.sop_class_uid
-        return known
+        # Structure sets name the study as if it were an instance.
+        known[self.request.source.study_instance_uid] = STUDY_CLASS
+        return known | {each.sop_instance_uid: each.sop_class_uid for each in self.request.predecessors}
 
     def referred(self, kind: str, of: EncodedObject) -> EncodedObject | None:
         """Return the object of that kind which one object may refer to: that of an edition which both are of."""

@@ -65,7 +65,7 @@ def _displayed(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     areas = [(image, area) for area in dataset.DisplayedAreaSelectionSequence for image in _images(area)]
     if sorted(image for image, _ in areas) != sorted(_presented(dataset)):
         yield "Displayed Area Selection Sequence does not name each image once"
-    for (uid, _), area in areas:
+    for (uid, _frame), area in areas:
         instance = exam.request.source.instance(uid)
         corners = [*area.DisplayedAreaTopLeftHandCorner, *area.DisplayedAreaBottomRightHandCorner]
         if corners != [1, 1, instance.Columns, instance.Rows]:

@@ -2,21 +2,32 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from pydicom.dataset import Dataset
-from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, ExplicitVRLittleEndian
 
-from meddaemon.domain.outlet import ObjectKind
+from meddaemon.domain.codes import Code
+from meddaemon.domain.outlet import ObjectKind, ReportForm
 from meddaemon.domain.result import REPORTED_DIGITS, EncodedObject, Finding, ResultStatus, Segment
-from meddaemon.results import sr
+from meddaemon.results import report
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.gate.tree import instances_in, is_code, items_of, name_of, named
-from meddaemon.results.identity import device_uid
+from meddaemon.results.identity import RESEARCH_MARK, device_uid
+from meddaemon.results.report import Part
+from meddaemon.results.report.content import Entry, presence, summary
+from meddaemon.results.source import is_waveform
 
 _LONGEST_DS = 16  # characters of VR DS (PS3.5 Table 6.2-1)
 _DERIVATION = ("121401", "DCM")
+_TOLERANCE_PIXELS = 1e-3  # coordinates are written in single precision
+
+_TEMPLATES: Mapping[str, str] = {Part.VOLUMES: "1411", Part.BOXES: "1410", Part.CLASSES: "1501"}
+_SOP_CLASSES: Mapping[str, str] = {
+    ReportForm.COMPREHENSIVE_3D: Comprehensive3DSRStorage,
+    ReportForm.COMPREHENSIVE: ComprehensiveSRStorage,
+}
 
 _MEANINGS: Mapping[tuple[str, str], str] = {
     ("126000", "DCM"): "Imaging Measurement Report",
@@ -37,23 +48,51 @@ def _transfer_syntax(_: Exam, encoded: EncodedObject, __: Dataset) -> Iterator[s
         yield f"TransferSyntaxUID {encoded.transfer_syntax_uid} is not {ExplicitVRLittleEndian}"
 
 
-def _flags(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
-    plausible = exam.request.analysis.status is ResultStatus.PLAUSIBLE
+def _name(exam: Exam, encoded: EncodedObject, _: Dataset) -> Iterator[str]:
+    """Check that the document is what it is called, and that all are there: what nobody sees missing is lost."""
+    form = encoded.edition.rpartition("/")[2]
+    if encoded.sop_class_uid != _SOP_CLASSES.get(form):
+        yield f"SOPClassUID {encoded.sop_class_uid} is not that of the form {form!r}"
+    documents = [each for each in exam.objects if each.kind == ObjectKind.SR]
+    if encoded is not documents[0]:
+        return
+    segs = [each for each in exam.objects if each.kind == ObjectKind.SEG]
+    wanted = set()
+    for part in report.parts_of(exam.request, segmented=bool(segs)):
+        for edition in exam.request.editions:
+            if part is not Part.VOLUMES:
+                wanted.add((str(part), str(edition.report)))
+            elif any(each.edition == edition.segmentation for each in segs):
+                wanted.add((str(part), str(edition)))
+    found = {(each.part, each.edition) for each in documents}
+    for missing in sorted(wanted - found):
+        yield f"there is no report {' '.join(missing)}"
+    for unasked in sorted(found - wanted):
+        yield f"there is a report {' '.join(unasked)} that nothing asks for"
+
+
+def _flags(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    analysis = exam.request.analysis
+    plausible = analysis.status is ResultStatus.PLAUSIBLE
     wanted = {
         "VerificationFlag": "UNVERIFIED",
         "PreliminaryFlag": "PRELIMINARY",
         "CompletionFlag": "COMPLETE" if plausible else "PARTIAL",
     }
+    if not plausible and not dataset.get("CompletionFlagDescription"):
+        yield "Completion Flag Description does not say why it is partial"
     for keyword, value in wanted.items():
         if dataset.get(keyword) != value:
             yield f"{keyword} is {dataset.get(keyword)}, not {value}"
     if len(dataset.get("ReferencedRequestSequence", ())) != len(exam.request.source.requests):
         yield "Referenced Request Sequence does not hold the requests of the source"
     before = instances_in(dataset, "PredecessorDocumentsSequence")
-    known = {str(item.get("ReferencedSOPInstanceUID")) for item in before}
-    predecessor = exam.request.predecessor
-    if predecessor is not None and predecessor.sop_instance_uid not in known:
-        yield f"Predecessor Documents Sequence does not name {predecessor.sop_instance_uid}"
+    named_before = {str(item.get("ReferencedSOPInstanceUID")) for item in before}
+    documents = [each for each in exam.objects if each.kind == ObjectKind.SR]
+    succession = report.replaced([(each.part, each.edition) for each in documents], exam.request.predecessors)
+    replaced = {each.sop_instance_uid for each in succession[documents.index(encoded)]}
+    for uid in sorted(replaced ^ named_before):
+        yield f"Predecessor Documents Sequence {'names' if uid in named_before else 'does not name'} {uid}"
 
 
 def _root(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
@@ -70,7 +109,8 @@ def _root(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
         (("111028", "DCM"), "image library"),
         (("126010", "DCM"), "imaging measurements"),
     ):
-        if name not in names:
+        # A waveform has no place in a library of images.
+        if name not in names and (meaning != "image library" or _images_of(exam)):
             yield f"has no {meaning}"
     observers = [item.get("UID") for item in dataset.ContentSequence if name_of(item) == ("121012", "DCM")]
     if observers != [device_uid(exam.request.contract)]:
@@ -89,11 +129,18 @@ def _library(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
         for item in items_of(library)
         if item.get("ValueType") == "IMAGE"
     )
-    if listed != Counter(exam.request.source.sop_instance_uids):
-        yield f"image library lists {listed.total()} images and not each of {len(exam.request.source.instances)} once"
+    images = _images_of(exam)
+    if listed != Counter(images):
+        yield f"image library lists {listed.total()} images and not each of {len(images)} once"
 
 
-def _evidence(_: Exam, __: EncodedObject, dataset: Dataset) -> Iterator[str]:
+def _images_of(exam: Exam) -> list[str]:
+    """Return the SOP Instance UIDs of the images among the inputs."""
+    instances = [each for series in exam.request.source.inputs for each in series.instances]
+    return [str(each.SOPInstanceUID) for each in instances if not is_waveform(each)]
+
+
+def _evidence(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     held = {
         str(instance.ReferencedSOPInstanceUID)
         for keyword in ("CurrentRequestedProcedureEvidenceSequence", "PertinentOtherEvidenceSequence")
@@ -101,6 +148,9 @@ def _evidence(_: Exam, __: EncodedObject, dataset: Dataset) -> Iterator[str]:
         for series in study.ReferencedSeriesSequence
         for instance in series.ReferencedSOPSequence
     }
+    for series in exam.request.source.inputs:
+        if missing := set(series.sop_instance_uids) - held:
+            yield f"{len(missing)} of {len(series.instances)} instances of an input are not in evidence"
     for item in items_of(dataset):
         for reference in item.get("ReferencedSOPSequence", ()):
             if str(reference.ReferencedSOPInstanceUID) not in held:
@@ -109,19 +159,23 @@ def _evidence(_: Exam, __: EncodedObject, dataset: Dataset) -> Iterator[str]:
 
 def _coordinates(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     """Check 2-D regions: inside their image (0,0 is the top left corner of the top left pixel), polygons closed."""
-    rows, columns = exam.request.analysis.drawn[1].shape[1:]
+    images = {str(each.SOPInstanceUID): each for each in exam.request.source.instances}
     for item in items_of(dataset):
         if item.get("ValueType") != "SCOORD":
             continue
+        (reference,) = [each.ReferencedSOPSequence[0] for each in item.get("ContentSequence", ())] or [Dataset()]
+        image = images.get(str(reference.get("ReferencedSOPInstanceUID")))
+        if image is None:
+            yield "SCOORD is not selected from an image of the source"
+            image = exam.request.source.instances[0]
         points = np.array(item.GraphicData, float).reshape(-1, 2)
-        if (points < 0).any() or (points > [columns, rows]).any():
-            yield f"SCOORD leaves its image of {rows} rows and {columns} columns"
+        if (points < 0).any() or (points > [image.Columns, image.Rows]).any():
+            yield f"SCOORD leaves its image of {image.Rows} rows and {image.Columns} columns"
         if item.GraphicType == "POLYLINE" and not np.array_equal(points[0], points[-1]):
             yield "SCOORD polyline is not closed"
 
 
 def _groups(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
-    analysis = exam.request.analysis
     found = [
         group
         for container in dataset.ContentSequence
@@ -129,39 +183,132 @@ def _groups(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[st
         for group in container.get("ContentSequence", ())
         if name_of(group) == ("125007", "DCM")
     ]
-    expected = [
-        (segment, finding) for segment in analysis.segments for finding in sr.findings_of(exam.request, segment)
-    ]
+    segmented = any(each.kind == ObjectKind.SEG for each in exam.objects)
+    expected: Sequence[Entry] = report.parts_of(exam.request, segmented=segmented).get(Part(encoded.part), ())
     if len(found) != len(expected):
         yield f"{len(found)} measurement groups for {len(expected)} findings"
         return
     tracking = Counter(str(item.get("UID")) for group in found for item in named(group, ("112040", "DCM")))
     if tracking.total() != len(found) or any(count > 1 for count in tracking.values()):
         yield "tracking unique identifiers are absent or not unique"
-    for number, (group, (segment, finding)) in enumerate(zip(found, expected, strict=True), 1):
-        for failure in _group(exam, encoded, group, finding, segment):
+    for number, (group, entry) in enumerate(zip(found, expected, strict=True), 1):
+        for failure in _group(exam, encoded, group, entry):
             yield f"group {number}: {failure}"
 
 
-def _group(exam: Exam, encoded: EncodedObject, group: Dataset, finding: Finding, segment: Segment) -> Iterator[str]:
+def _group(exam: Exam, encoded: EncodedObject, group: Dataset, entry: Entry) -> Iterator[str]:
     templates = group.get("ContentTemplateSequence") or [Dataset()]
-    if templates[0].get("TemplateIdentifier") != "1411":
-        yield "does not name template 1411"
+    if templates[0].get("TemplateIdentifier") != _TEMPLATES[encoded.part]:
+        yield f"does not name template {_TEMPLATES[encoded.part]}"
+    finding, segment = entry.finding, entry.segment
     identifiers = [str(item.get("TextValue")) for item in named(group, ("112039", "DCM"))]
-    if identifiers != [segment.tracking_id]:
-        yield f"tracking identifier is {identifiers}, not the segment's"
-    first = next(iter(sr.findings_of(exam.request, segment)))
+    if identifiers != [entry.tracking_id]:
+        yield f"tracking identifier is {identifiers}, not that of the finding"
     uids = [str(item.get("UID")) for item in named(group, ("112040", "DCM"))]
-    if finding is first and uids != [segment.tracking_uid]:
-        yield f"tracking unique identifier is {uids}, not the segment's"
+    own = segment if segment is not None and encoded.part == Part.VOLUMES else None
+    first = own is not None and finding == report.findings_of(exam.request, own)[0]
+    wanted_uid = own.tracking_uid if own is not None and first else entry.tracking_uid
+    if uids != [wanted_uid]:
+        yield f"tracking unique identifier is {uids}, not that of the finding"
     if not any(is_code(item.get("ConceptCodeSequence"), finding.code) for item in named(group, ("121071", "DCM"))):
         yield f"Finding is not {finding.code}"
     contract = exam.request.contract
     for name, wanted in (("111001", contract.name), ("111003", contract.version)):
         if [str(item.get("TextValue")) for item in named(group, (name, "DCM"))] != [wanted]:
             yield f"algorithm identification ({name}, DCM) is not {wanted!r}"
-    yield from _referenced_segment(exam, encoded, group, segment)
+    yield from _judged(exam, group, finding)
+    yield from _laterality(group, segment)
     yield from _measurements(group, finding)
+    if encoded.part == Part.VOLUMES and segment is not None:
+        yield from _referenced_segment(exam, encoded, group, segment)
+    elif encoded.part == Part.BOXES:
+        yield from _region(exam, group, finding)
+    else:
+        yield from _about(exam, group, finding)
+
+
+def _judged(exam: Exam, group: Dataset, finding: Finding) -> Iterator[str]:
+    """Check whether something is said to be there, what became of the run, and that nobody may take it for more."""
+    for name, wanted in (
+        (("705057003", "SCT"), presence(finding, exam.request)),
+        (("111017", "DCM"), summary(exam.request)),
+    ):
+        said = [each.get("ConceptCodeSequence") for each in named(group, name)]
+        if len(said) != (wanted is not None) or any(wanted and not is_code(each, wanted) for each in said):
+            yield f"({', '.join(name)}) is not {wanted or 'left out'}"
+    analysis = exam.request.analysis
+    comments = " ".join(str(item.get("TextValue")) for item in named(group, ("121106", "DCM")))
+    if RESEARCH_MARK not in comments:
+        yield f"has no comment {RESEARCH_MARK!r}"
+    if analysis.status is not ResultStatus.PLAUSIBLE and analysis.reason not in comments:
+        yield "does not say why it is not to be believed"
+    # Nobody could look: a number would be made up.
+    if analysis.status is ResultStatus.NOT_EVALUABLE and any(item.ValueType == "NUM" for item in group.ContentSequence):
+        yield "has a number, but nothing was evaluated"
+
+
+def _laterality(group: Dataset, segment: Segment | None) -> Iterator[str]:
+    wanted: Code | None = None if segment is None else segment.laterality
+    said = [
+        modifier.get("ConceptCodeSequence")
+        for site in named(group, ("363698007", "SCT"))
+        for modifier in named(site, ("272741003", "SCT"))
+    ]
+    if len(said) != (wanted is not None) or any(wanted and not is_code(each, wanted) for each in said):
+        yield f"laterality is not {wanted or 'left out'}"
+
+
+def _region(exam: Exam, group: Dataset, finding: Finding) -> Iterator[str]:
+    """Hold a region against the box or landmark: on its image, on its frame, on its pixels."""
+    place = exam.request.analysis.location(finding)
+    regions = list(named(group, ("111030", "DCM")))
+    if place is None or len(regions) != 1 or regions[0].get("ValueType") != "SCOORD":
+        yield f"{len(regions)} regions for one finding"
+        return
+    reference = regions[0].ContentSequence[0].ReferencedSOPSequence[0]
+    yield from _image(exam, reference, (place.sop_instance_uid, place.frame_number))
+    images = [each for each in exam.request.source.instances if each.SOPInstanceUID == place.sop_instance_uid]
+    points = np.array(regions[0].GraphicData, float).reshape(-1, 2)
+    # Pixels are counted by their centres here, and by their corners there.
+    corners = [
+        np.clip(np.array(corner[-2:], float) + 0.5, 0, (images[0].Rows, images[0].Columns))[::-1]
+        for corner in (place.low, place.high)
+    ]
+    if (regions[0].GraphicType == "POINT") != (finding.landmark is not None):
+        yield f"region is a {regions[0].GraphicType}"
+    if np.abs([points.min(axis=0) - corners[0], points.max(axis=0) - corners[1]]).max() > _TOLERANCE_PIXELS:
+        yield f"region does not lie on rows {place.low[-2]:g} to {place.high[-2]:g} and their columns"
+    if finding.box is not None and len({tuple(point) for point in points.tolist()}) != len(
+        {(x, y) for x in points[:, 0] for y in points[:, 1]}
+    ):
+        yield "region is no box"
+
+
+def _about(exam: Exam, group: Dataset, finding: Finding) -> Iterator[str]:
+    """Hold the images and the waveform that a group is about against those of the finding."""
+    sources = list(named(group, ("121112", "DCM")))
+    images = [item.ReferencedSOPSequence[0] for item in sources if item.get("ValueType") == "IMAGE"]
+    if len(images) != (finding.source is not None):
+        yield f"is about {len(images)} images, not {'one' if finding.source else 'all'}"
+    for reference in images:
+        yield from _image(exam, reference, finding.source or ("", 0))
+    waveforms = {
+        str(item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
+        for item in sources
+        if item.get("ValueType") == "WAVEFORM"
+    }
+    if waveforms != {str(each.SOPInstanceUID) for each in exam.request.source.instances if is_waveform(each)}:
+        yield f"is about {len(waveforms)} waveforms"
+
+
+def _image(exam: Exam, reference: Dataset, wanted: tuple[str, int]) -> Iterator[str]:
+    uid, number = wanted
+    if str(reference.get("ReferencedSOPInstanceUID")) != uid:
+        yield f"lies on image {reference.get('ReferencedSOPInstanceUID')}, not {uid}"
+    images = [each for each in exam.request.source.instances if str(each.SOPInstanceUID) == uid]
+    frame = reference.get("ReferencedFrameNumber")
+    if any((number if "NumberOfFrames" in image else None) != frame for image in images):
+        yield f"lies on frame {frame}, not {number}"
 
 
 def _referenced_segment(exam: Exam, encoded: EncodedObject, group: Dataset, segment: Segment) -> Iterator[str]:
@@ -180,10 +327,12 @@ def _referenced_segment(exam: Exam, encoded: EncodedObject, group: Dataset, segm
 
 def _measurements(group: Dataset, finding: Finding) -> Iterator[str]:
     numbers = [item for item in group.ContentSequence if item.get("ValueType") == "NUM"]
-    if len(numbers) != len(finding.measurements):
-        yield f"{len(numbers)} numbers for {len(finding.measurements)} measurements"
+    # What could not be measured is no number: readers take one without value for an error, or for zero.
+    measured = [each for each in finding.measurements if each.value is not None]
+    if len(numbers) != len(measured):
+        yield f"{len(numbers)} numbers for {len(measured)} measurements"
         return
-    for item, measurement in zip(numbers, finding.measurements, strict=True):
+    for item, measurement in zip(numbers, measured, strict=True):
         if not is_code(item.get("ConceptNameCodeSequence"), measurement.name):
             yield f"number is not called {measurement.name}"
         derived = [each.get("ConceptCodeSequence") for each in named(item, _DERIVATION)]
@@ -210,5 +359,5 @@ def _is_finite(text: str) -> bool:
         return False
 
 
-CHECKS: tuple[Check, ...] = (_transfer_syntax, _flags, _root, _library, _evidence, _coordinates, _groups)
+CHECKS: tuple[Check, ...] = (_transfer_syntax, _name, _flags, _root, _library, _evidence, _coordinates, _groups)
 """What a report after TID 1500 is asked."""
