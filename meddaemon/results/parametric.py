@@ -102,11 +102,39 @@ def _map(request: EncodingRequest, artefact: Artefact, number: int) -> Dataset:
     uid = instance_uid(request, KIND, *ordinal, "dimensions")
     for each in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
         each.DimensionOrganizationUID = uid
+    _ascend(made)
     name_body_part(made, request)
     _name_anatomy(made)
     made.LossyImageCompression = made.get("LossyImageCompression") or "00"
+    made.ContentCreatorName = ""  # a person's name, and there was none
     made.ImageComments = long_string(contract.title)
     return made
+
+
+def _ascend(made: Dataset) -> None:
+    """Put the frames into the order in which they lie along the normal of rows and columns.
+
+    highdicom writes them against it, and dcmqi (1.5.7) takes the values in the order of the frames whatever their
+    positions: it would show the map upside down.
+    """
+    frames = made.PerFrameFunctionalGroupsSequence
+    order = np.argsort(heights_of(made), kind="stable")
+    values = np.frombuffer(made.FloatPixelData, "<f4").reshape(len(frames), -1)
+    made.PerFrameFunctionalGroupsSequence = [frames[int(index)] for index in order]
+    made.FloatPixelData = values[order].tobytes()
+    for number, frame in enumerate(made.PerFrameFunctionalGroupsSequence, 1):
+        frame.FrameContentSequence[0].DimensionIndexValues = [number]
+
+
+def heights_of(dataset: Dataset) -> list[float]:
+    """Return how far each frame lies along the normal of rows and columns, in mm."""
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    directions = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+    normal = np.cross(directions[:3], directions[3:])
+    return [
+        float(normal @ np.array(frame.PlanePositionSequence[0].ImagePositionPatient, float))
+        for frame in dataset.PerFrameFunctionalGroupsSequence
+    ]
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:

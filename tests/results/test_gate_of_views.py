@@ -78,6 +78,14 @@ def swap_maps(dataset: Dataset) -> None:
     )
 
 
+def upside_down(dataset: Dataset) -> None:
+    """Right by the positions, and not as readers read it."""
+    frames = list(dataset.PerFrameFunctionalGroupsSequence)
+    values = np.frombuffer(dataset.FloatPixelData, "<f4").reshape(len(frames), -1)
+    dataset.PerFrameFunctionalGroupsSequence = frames[::-1]
+    dataset.FloatPixelData = values[::-1].tobytes()
+
+
 def louder(dataset: Dataset) -> None:
     values = np.frombuffer(dataset.FloatPixelData, "<f4").copy()
     values[5] += 1e-4
@@ -174,6 +182,7 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
     ("no creation date", "PR", lambda d: put(d, "PresentationCreationDate", ""), "PresentationCreationDate"),
     ("one value", "PM", louder, "does not hold the values"),
     ("frames name each other's images", "PM", swap_maps, "mm from its image"),
+    ("upside down", "PM", upside_down, "in the order in which they lie"),
     ("scaled", "PM", of(mapping, "RealWorldValueSlope", 2.0), "as they stand"),
     ("another unit", "PM", of(lambda d: mapping(d).MeasurementUnitsCodeSequence[0], "CodeValue", "%"), "unit is not"),
     (

@@ -10,7 +10,7 @@ from meddaemon.domain.result import Artefact, EncodedObject
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.gate.tree import is_code
 from meddaemon.results.identity import RESEARCH_MARK
-from meddaemon.results.parametric import QUANTITIES, is_mapped
+from meddaemon.results.parametric import QUANTITIES, heights_of, is_mapped
 
 _OFF_MM = 1e-3
 _DRIFT_MM = 0.1  # as a Segmentation: a volume is fitted to all its planes
@@ -79,6 +79,12 @@ def _frames(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[st
         wanted = artefact.values[plane_of[key]].astype("<f4").ravel()
         if not np.array_equal(found, wanted, equal_nan=True):
             yield f"frame {number} does not hold the values of plane {plane_of[key]}"
+    heights = heights_of(dataset)
+    if heights != sorted(heights):
+        yield "frames are not in the order in which they lie, and readers take them for it"
+    indices = [int(frame.FrameContentSequence[0].DimensionIndexValues) for frame in frames]
+    if indices != list(range(1, len(frames) + 1)):
+        yield f"dimension indices are {indices[:8]}, not those of the frames"
     if len(seen) != len(plane_of):
         yield f"holds {len(seen)} of {len(plane_of)} planes"
 
