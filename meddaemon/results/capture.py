@@ -13,7 +13,7 @@ from meddaemon.results.drawing import summary
 from meddaemon.results.envelope import finish
 from meddaemon.results.identity import RESEARCH_MARK, long_string
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.skeleton import SOURCE_IMAGE, begin, name_body_part, source_items
+from meddaemon.results.skeleton import SOURCE_IMAGE, begin, source_items
 
 KIND = ObjectKind.SC
 WRITER = f"pillow {version('pillow')}"
@@ -44,7 +44,8 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     obj.HighBit = 7
     obj.PixelRepresentation = 0
     obj.add_new("PixelData", "OB", content)
-    name_body_part(obj, request)
+    # Of a body part that is paired the side would have to be said, and nobody knows which are (PS3.3 C.7.3.1).
+    obj.Laterality = ""
     yield finish(obj, request, KIND)
 
 

@@ -25,7 +25,7 @@ from meddaemon.results.drawing import Row, plain, rows_of, status_of, summary
 from meddaemon.results.envelope import finish
 from meddaemon.results.identity import RESEARCH_MARK, long_string
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.skeleton import begin, code_item, name_body_part, source_items
+from meddaemon.results.skeleton import begin, code_item, source_items
 
 KIND = ObjectKind.PDF
 MOST_ROWS = 1000
@@ -53,7 +53,6 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     obj.MIMETypeOfEncapsulatedDocument = "application/pdf"
     obj.EncapsulatedDocumentLength = len(content)
     obj.add_new("EncapsulatedDocument", "OB", content + b"\0" * (len(content) % 2))
-    name_body_part(obj, request)
     yield finish(obj, request, KIND)
 
 

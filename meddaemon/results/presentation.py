@@ -16,7 +16,7 @@ from meddaemon.results.envelope import finish
 from meddaemon.results.identity import RESEARCH_MARK, long_string
 from meddaemon.results.request import EncodingRequest
 from meddaemon.results.scene import Mark
-from meddaemon.results.skeleton import begin, image_item, item, name_body_part
+from meddaemon.results.skeleton import begin, image_item, item
 from meddaemon.results.window import Rescale, rescale_of, window_of
 
 KIND = ObjectKind.PR
@@ -56,7 +56,8 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
         obj.SoftcopyVOILUTSequence = windows
     inverse = request.source.instance(shown[0][0]).get("PhotometricInterpretation") == "MONOCHROME1"
     obj.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
-    name_body_part(obj, request)
+    # Of a body part that is paired the side would have to be said, and nobody knows which are (PS3.3 C.7.3.1).
+    obj.Laterality = ""
     yield finish(obj, request, KIND)
 
 

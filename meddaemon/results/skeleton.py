@@ -54,14 +54,6 @@ def begin(
     return obj
 
 
-def name_body_part(obj: Dataset, request: EncodingRequest) -> None:
-    """Say which part of the body is shown, as the source does; else that its side is not known (PS3.3 C.7.3.1)."""
-    for element in request.source.body_part:
-        obj.add(element)
-    if "BodyPartExamined" not in obj:
-        obj.Laterality = ""
-
-
 def item(**attributes: Any) -> Dataset:
     """Return a sequence item with these attributes."""
     made = Dataset()
