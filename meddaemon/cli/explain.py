@@ -209,12 +209,16 @@ def _results(connection: Connection, study_id: int) -> Iterator[str]:
 def _carried(connection: Connection, head: results.ResultHead) -> Iterator[str]:
     """Yield what carries a result: its objects, what is kept beside them, and where the objects went."""
     if why := head.provenance.get("not_encoded"):
-        yield f"    no DICOM object carries it: {why}"
+        yield f"    no Segmentation carries it: {why}"
     for item in results.objects_of(connection, head.id):
-        yield f"    {item.kind} {item.sop_instance_uid}, {item.size} bytes"
+        name = " ".join(filter(None, (item.kind, item.part, item.edition)))
+        yield f"    {name} {item.sop_instance_uid}, {item.size} bytes"
     for kept in results.artefacts(connection, result_id=head.id):
         yield f"    {kept.kind.value} of {shown(kept.of)}: {kept.voxels}, {kept.size} bytes"
-    for sent in deliveries.listing(connection, result_ids=[head.id]):
+    posted = deliveries.listing(connection, result_ids=[head.id])
+    if not posted and head.status is not ResultStatus.PLAUSIBLE:
+        yield f"    goes nowhere: no destination has {head.status.value!r} among its statuses"
+    for sent in posted:
         status = f", status {sent.status:04X}H" if sent.status is not None else ""
         reason = f": {shown(sent.reason)}" if sent.reason else ""
         state = sent.state.value if sent.wanted or sent.sent_at else "not to be sent any more"

@@ -136,4 +136,4 @@ def test_the_command_line_shows_every_kind(database: Database, database_url: str
     assert f"not_evaluable\n    {reason}\n    Nodule: not measured" in explained
     assert "Nodule: Certainty of Finding 75 %, 0.0 1.0 1.5 mm LPS" in explained
     assert "Brain: Certainty of Finding 2.5 %, not present" in explained
-    assert "no DICOM object carries it: nothing is drawn" in explained
+    assert "goes nowhere: no destination has 'not_evaluable' among its statuses" in explained

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from meddaemon.db.deliveries import Delivery, DeliveryRow
 from meddaemon.db.engine import Database, DatabaseUnavailable
 from meddaemon.domain.errors import LeaseLost, NotFound
 from meddaemon.domain.outlet import Outlet
+from meddaemon.domain.result import ResultStatus
 from meddaemon.domain.states import DELIVERY_TRANSITIONS, DeliveryEvent, DeliveryState, JobState
 
 KILLED = Path(__file__).with_name("killed_before_commit.py")
@@ -176,6 +178,28 @@ def test_each_destination_gets_the_kinds_that_it_takes(database: Database, study
         ("SR", "pacs", result_id, DeliveryState.PENDING),
         ("SR", "research", result_id, DeliveryState.PENDING),
     ]
+
+
+@pytest.mark.parametrize("status", ResultStatus)
+def test_what_nobody_believes_leaves_only_where_it_is_asked_for(
+    database: Database, study: int, status: ResultStatus
+) -> None:
+    enqueue(database, study, destinations=("pacs", "research"))
+    job = claim(database)
+    with database.write() as connection:
+        results.record(
+            connection,
+            jobs.complete(connection, job),
+            replace(analysis(), status=status, reason="too much"),
+            stored_objects(job),
+            model_version="1",
+            series_instance_uid="1.2.3.1",
+            provenance={},
+            seconds={},
+            outlets={"pacs": Outlet(kinds=("SR",)), "research": Outlet(kinds=("SR",), statuses=tuple(ResultStatus))},
+        )
+    believed = status is ResultStatus.PLAUSIBLE
+    assert [row.destination for row in _listing(database)] == [*(["pacs"] if believed else []), "research"]
 
 
 def test_a_claim_names_the_object_and_its_file(database: Database, study: int) -> None:

@@ -176,4 +176,3 @@ SAMPLES = {
     "not_evaluated": not_evaluated,
     "unbelievable": unbelievable,
 }
-

@@ -178,7 +178,9 @@ def test_the_replaced_report_and_the_requests_are_named(tmp_path: Path) -> None:
     before = ObjectReference(
         sop_class_uid="1.2.840.10008.5.1.4.1.1.88.34", sop_instance_uid="2.25.11", series_instance_uid="2.25.12"
     )
-    request = request_for(make_series(tmp_path, attributes={"RequestAttributesSequence": [order]}), predecessors=(before,))
+    request = request_for(
+        make_series(tmp_path, attributes={"RequestAttributesSequence": [order]}), predecessors=(before,)
+    )
     report = document(request)
     study = report.PredecessorDocumentsSequence[0]
     assert study.StudyInstanceUID == request.source.study_instance_uid

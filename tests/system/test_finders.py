@@ -314,7 +314,7 @@ def test_a_box_on_a_radiograph_names_its_image_and_its_pixels(told: Told) -> Non
     assert (row["value"], row["sop_instance_uid"], row["frame_number"]) == (87.5, "1.2.3.11", 1)
     edges = [row[f"{end}_{axis}"] for end in ("low", "high") for axis in ("plane", "row", "column")]
     assert edges == [None, 3.5, 10.5, None, 6.5, 15.5]
-    assert (row["x"], row["objects"]) == (None, 0)
+    assert (row["x"], row["objects"]) == (None, 2)
     assert "row 5.0 column 13.0" in told.explained["box"]
 
 
@@ -348,5 +348,5 @@ def test_a_segment_on_pictures_has_an_area_on_each_and_it_is_said_why_nothing_is
         "1.2.3.51": (pytest.approx(15 * 0.5 * 0.2), "mm2", True),
         "1.2.3.52": (0, "mm2", False),
     }
-    assert {(row["segment"], row["status"], row["objects"]) for row in told.rows["drawn"]} == {("Cyst", "plausible", 0)}
+    assert {(row["segment"], row["status"], row["objects"]) for row in told.rows["drawn"]} == {("Cyst", "plausible", 2)}
     assert "segments on pictures, which have no place in the patient, are measured only" in told.explained["drawn"]

@@ -285,20 +285,13 @@ def _region(exam: Exam, group: Dataset, finding: Finding) -> Iterator[str]:
 
 
 def _about(exam: Exam, group: Dataset, finding: Finding) -> Iterator[str]:
-    """Hold the images and the waveform that a group is about against those of the finding."""
+    """Hold the images that a group is about against those of the finding."""
     sources = list(named(group, ("121112", "DCM")))
     images = [item.ReferencedSOPSequence[0] for item in sources if item.get("ValueType") == "IMAGE"]
     if len(images) != (finding.source is not None):
         yield f"is about {len(images)} images, not {'one' if finding.source else 'all'}"
     for reference in images:
         yield from _image(exam, reference, finding.source or ("", 0))
-    waveforms = {
-        str(item.ReferencedSOPSequence[0].ReferencedSOPInstanceUID)
-        for item in sources
-        if item.get("ValueType") == "WAVEFORM"
-    }
-    if waveforms != {str(each.SOPInstanceUID) for each in exam.request.source.instances if is_waveform(each)}:
-        yield f"is about {len(waveforms)} waveforms"
 
 
 def _image(exam: Exam, reference: Dataset, wanted: tuple[str, int]) -> Iterator[str]:

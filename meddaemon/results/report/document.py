@@ -23,15 +23,14 @@ _CLASSES = {ReportForm.COMPREHENSIVE_3D: hd.Comprehensive3DSR, ReportForm.COMPRE
 # As every reader of TID 1600 knows it; the code dictionary of pydicom says "Source (attribute)".
 _SOURCE = hd.CodedConcept(value="260753009", scheme_designator="SCT", meaning="Source")
 
-# CID 29 (acquisition modality); CID 100 (quantitative diagnostic imaging procedure) knows procedures of some only.
+# CID 29 (acquisition modality) and CID 100 (quantitative diagnostic imaging procedure), of which validators know only
+# what it had in 2019: no radiographs, no angiographs.
 _MODALITIES: dict[str, PydicomCode] = {code.value: code for code in codes.cid29.concepts.values()}
 _PROCEDURES = {
     "CT": codes.cid100.CTUnspecifiedBodyRegion,
     "MR": codes.cid100.MRIUnspecifiedBodyRegion,
     "PT": codes.cid100.PETUnspecifiedBodyRegion,
     "NM": codes.cid100.NMUnspecifiedBodyRegion,
-    "XA": codes.cid100.Angiography,
-    **dict.fromkeys(("CR", "DX", "MG", "RF", "RG", "IO", "PX"), codes.cid100.XRUnspecifiedBodyRegion),
 }
 
 

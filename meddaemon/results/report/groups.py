@@ -26,11 +26,9 @@ from meddaemon.results.report.content import (
 )
 from meddaemon.results.request import EncodingRequest
 from meddaemon.results.seg import algorithm_parameters, pydicom_code
-from meddaemon.results.source import is_waveform
 
 # Highdicom knows no name for it; every reader knows it as a qualitative evaluation.
 PRESENCE = Code(value="705057003", scheme="SCT", meaning="Presence")
-_SOURCE_OF_MEASUREMENT = hd.CodedConcept(value="121112", scheme_designator="DCM", meaning="Source of Measurement")
 
 _Group: TypeAlias = (
     hd.VolumetricROIMeasurementsAndQualitativeEvaluations
@@ -83,17 +81,7 @@ def _class(request: EncodingRequest, entry: Entry, _: EncodedObject | None) -> _
     if about is not None:
         image = _image(request, about[0])
         images.append(hd.SourceImageForMeasurementGroup(str(image.SOPClassUID), about[0], _frames(image, about[1])))
-    written = hd.MeasurementsAndQualitativeEvaluations(**_said(request, entry), source_images=images)
-    for waveform in (each for each in request.source.instances if is_waveform(each)):
-        written[0].ContentSequence.append(
-            hd.WaveformContentItem(
-                name=_SOURCE_OF_MEASUREMENT,
-                referenced_sop_class_uid=str(waveform.SOPClassUID),
-                referenced_sop_instance_uid=str(waveform.SOPInstanceUID),
-                relationship_type=Relation.CONTAINS,
-            )
-        )
-    return written
+    return hd.MeasurementsAndQualitativeEvaluations(**_said(request, entry), source_images=images)
 
 
 _GROUPS: Mapping[Part, Callable[[EncodingRequest, Entry, EncodedObject | None], _Group]] = {
