@@ -33,7 +33,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     obj.BurnedInAnnotation = "YES"
     obj.PatientOrientation = ""
     obj.DerivationDescription = long_string(f"{request.contract.title} - {RESEARCH_MARK}")
-    if sources := source_items(request, SOURCE_IMAGE):
+    if sources := source_items(request, SOURCE_IMAGE, images=True):
         obj.SourceImageSequence = sources
     _say_lossy(obj, request)
     obj.SamplesPerPixel = 3

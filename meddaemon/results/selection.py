@@ -16,7 +16,7 @@ from meddaemon.domain.result import EncodedObject
 from meddaemon.results.envelope import finish
 from meddaemon.results.identity import RESEARCH_MARK, device_uid, long_string
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.skeleton import MANIFEST, OF_INTEREST, begin, code_item, evidence, image_item, item
+from meddaemon.results.skeleton import MANIFEST, OF_INTEREST, begin, code_item, evidence, image_item, is_image, item
 
 KIND = ObjectKind.KO
 KEY, ROOT = "key", "manifest"
@@ -68,7 +68,7 @@ def key_images(request: EncodingRequest) -> list[tuple[tuple[str, int], list[str
     shown += [
         (finding.source, finding.code.meaning)
         for finding in request.analysis.findings
-        if finding.source is not None and finding.present
+        if finding.source is not None and finding.present and is_image(request.source.instance(finding.source[0]))
     ]
     named: dict[tuple[str, int], list[str]] = {}
     for image, name in shown:

@@ -77,17 +77,23 @@ def image_item(request: EncodingRequest, image: tuple[str, int]) -> Dataset:
     return made
 
 
-def source_items(request: EncodingRequest, purpose: Code | None = None) -> list[Dataset]:
-    """Return a reference to each instance of every input, with the purpose of the reference where one is given."""
+def source_items(request: EncodingRequest, purpose: Code | None = None, *, images: bool = False) -> list[Dataset]:
+    """Return a reference to each instance of every input, or to each image, with the purpose where one is given."""
     made = [
         item(ReferencedSOPClassUID=str(each.SOPClassUID), ReferencedSOPInstanceUID=str(each.SOPInstanceUID))
         for series in request.source.inputs
         for each in series.instances
+        if not images or is_image(each)
     ]
     for each in made:
         if purpose is not None:
             each.PurposeOfReferenceCodeSequence = [code_item(purpose)]
     return made
+
+
+def is_image(instance: Dataset) -> bool:
+    """Return whether an instance of the source is an image; a waveform is none."""
+    return "Rows" in instance
 
 
 def evidence(request: EncodingRequest, referred: Sequence[tuple[str, str, str]]) -> list[Dataset]:

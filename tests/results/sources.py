@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from dicom_factory import make_enhanced, make_series
-from other_objects import image
+from other_objects import image, recording
 from pydicom import Dataset, dcmread
 from result_samples import BRAIN, KIDNEY, LEFT, analysis_of, ball, contract, geometry_of, request_for
 
@@ -178,6 +178,26 @@ def pictures(*, colour: bool = False, **attributes: Any) -> Callable[[Path], Enc
     return request
 
 
+def waveform(folder: Path) -> EncodingRequest:
+    """An ECG, and what it is said to show: no image at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = recording(folder)
+    dataset = dcmread(path)
+    dataset.PatientName, dataset.StudyID, dataset.InstanceNumber = "Doe^Jane", "S", 1
+    dataset.save_as(path)
+    return EncodingRequest(
+        analysis=Analysis(
+            status=ResultStatus.PLAUSIBLE,
+            reason="",
+            segments=(),
+            findings=(finding(0), finding(1, source=("1.2.3", 1))),
+        ),
+        contract=contract(),
+        sources=[path],
+        kinds=EVERYTHING,
+    )
+
+
 def of_status(status: ResultStatus) -> Callable[[Path], EncodingRequest]:
     """A result that nobody can believe, or that says nothing."""
 
@@ -234,6 +254,7 @@ SOURCES: Mapping[str, Callable[[Path], EncodingRequest]] = {
     "lossy": volume(attributes={"LossyImageCompression": "01", "LossyImageCompressionRatio": "8.5"}),
     "grey pictures": pictures(),
     "colour pictures": pictures(colour=True, Modality="US"),
+    "waveform": waveform,
     "implausible": of_status(ResultStatus.IMPLAUSIBLE),
     "not evaluable": of_status(ResultStatus.NOT_EVALUABLE),
     "nothing found": nothing_found,

@@ -56,7 +56,8 @@ def _pixels(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
 
 def _sources(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     named = Counter(str(item.ReferencedSOPInstanceUID) for item in dataset.get("SourceImageSequence", ()))
-    wanted = Counter(uid for series in exam.request.source.inputs for uid in series.sop_instance_uids)
+    inputs = exam.request.source.inputs
+    wanted = Counter(str(each.SOPInstanceUID) for series in inputs for each in series.instances if "Rows" in each)
     if named != wanted:
         yield f"Source Image Sequence names {named.total()} instances and not each of {wanted.total()} once"
     lossy = any(each.get("LossyImageCompression") == "01" for each in exam.request.source.instances)
