@@ -251,7 +251,13 @@ SOURCES: Mapping[str, Callable[[Path], EncodingRequest]] = {
     "multi-frame": multi_frame,
     "one plane": volume(planes=1),
     "MONOCHROME1": volume(attributes={"PhotometricInterpretation": "MONOCHROME1"}),
-    "lossy": volume(attributes={"LossyImageCompression": "01", "LossyImageCompressionRatio": "8.5"}),
+    "lossy": volume(
+        attributes={
+            "LossyImageCompression": "01",
+            "LossyImageCompressionRatio": "8.5",
+            "LossyImageCompressionMethod": "ISO_10918_1",
+        }
+    ),
     "grey pictures": pictures(),
     "colour pictures": pictures(colour=True, Modality="US"),
     "waveform": waveform,
