@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import Analysis, EncodedObject
-from meddaemon.results import probability, report, seg
+from meddaemon.results import capture, paper, parametric, presentation, probability, report, seg, selection, structure
 from meddaemon.results.gate import check
 from meddaemon.results.request import EncodingRequest, ObjectReference
 
@@ -23,8 +23,15 @@ class Encoder:
 
 ENCODERS: tuple[Encoder, ...] = (
     Encoder(kind=ObjectKind.SEG, encode=seg.encode),
-    Encoder(kind=ObjectKind.SR, encode=report.encode),
     Encoder(kind=ObjectKind.PROBABILITY, encode=probability.encode),
+    Encoder(kind=ObjectKind.PM, encode=parametric.encode),
+    Encoder(kind=ObjectKind.SR, encode=report.encode),
+    Encoder(kind=ObjectKind.RTSTRUCT, encode=structure.encode),
+    Encoder(kind=ObjectKind.SC, encode=capture.encode),
+    Encoder(kind=ObjectKind.PR, encode=presentation.encode),
+    Encoder(kind=ObjectKind.PDF, encode=paper.encode),
+    # The last: it names what was written.
+    Encoder(kind=ObjectKind.KO, encode=selection.encode),
 )
 """Every kind of result object, in the order of what refers to what."""
 

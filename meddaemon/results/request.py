@@ -10,6 +10,7 @@ from meddaemon.domain.outlet import Edition, ObjectKind, go_together
 from meddaemon.domain.picture import Pictures
 from meddaemon.domain.result import Analysis, EncodedObject
 from meddaemon.domain.volume import Volume
+from meddaemon.results.scene import Scene, scene_of
 from meddaemon.results.source import SourceSeries, read_source
 
 
@@ -51,6 +52,11 @@ class EncodingRequest:
     def source(self) -> SourceSeries:
         """The normalised headers of `sources` and `others`, read once."""
         return read_source(self.sources, self.analysis.geometry, others=self.others)
+
+    @cached_property
+    def scene(self) -> Scene:
+        """What there is to show on which image, counted once."""
+        return scene_of(self.analysis, self.shown)
 
 
 def find(objects: Iterable[EncodedObject], kind: str, edition: str = "", part: str = "") -> EncodedObject | None:

@@ -208,6 +208,11 @@ _GEOMETRY = (
     "PatientOrientation",
     "ImagerPixelSpacing",
     "PixelAspectRatio",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "RescaleType",
+    "ModalityLUTSequence",
+    "VOILUTFunction",
 )
 _MULTI_FRAME = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _PLANE = (
@@ -281,6 +286,14 @@ class InputSeries:
     def sop_instance_uids(self) -> tuple[str, ...]:
         """The instances, in the order of the planes or of the pictures."""
         return tuple(str(instance.SOPInstanceUID) for instance in self.instances)
+
+    def instance(self, uid: str) -> Dataset:
+        """Return the instance of that UID. Raises KeyError where there is none."""
+        return self._by_uid[uid]
+
+    @cached_property
+    def _by_uid(self) -> dict[str, Dataset]:
+        return {str(instance.SOPInstanceUID): instance for instance in self.instances}
 
 
 @dataclass(frozen=True, kw_only=True)

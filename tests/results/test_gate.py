@@ -295,8 +295,8 @@ def test_two_objects_of_a_kind_and_unknown_kinds_are_refused(
 ) -> None:
     with pytest.raises(ObjectRefusedByGate, match="2 objects are SEG binary"):
         check((*written, written[0]), request_made)
-    with pytest.raises(ObjectRefusedByGate, match="PDF binary: nothing is known"):
-        check((*written, replace(written[0], kind="PDF")), request_made)
+    with pytest.raises(ObjectRefusedByGate, match="XYZ binary: nothing is known"):
+        check((*written, replace(written[0], kind="XYZ")), request_made)
 
 
 def test_objects_of_another_analysis_are_refused(

@@ -13,7 +13,18 @@ from pydicom.dataset import Dataset
 from meddaemon.domain.errors import ObjectRefusedByGate
 from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import EncodedObject
-from meddaemon.results.gate import common, probability, report, segmentation
+from meddaemon.results.gate import (
+    capture,
+    common,
+    paper,
+    parametric,
+    presentation,
+    probability,
+    report,
+    segmentation,
+    selection,
+    structure,
+)
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.request import EncodingRequest
 
@@ -21,6 +32,12 @@ _CHECKS: Mapping[str, tuple[Check, ...]] = {
     ObjectKind.SEG: segmentation.CHECKS,
     ObjectKind.SR: report.CHECKS,
     ObjectKind.PROBABILITY: probability.CHECKS,
+    ObjectKind.PM: parametric.CHECKS,
+    ObjectKind.RTSTRUCT: structure.CHECKS,
+    ObjectKind.SC: capture.CHECKS,
+    ObjectKind.PR: presentation.CHECKS,
+    ObjectKind.PDF: paper.CHECKS,
+    ObjectKind.KO: selection.CHECKS,
 }
 """What each kind of object is asked beside what all are asked."""
 

@@ -13,6 +13,7 @@ from pydicom.dataset import Dataset
 from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import EncodedObject
 from meddaemon.results.request import EncodingRequest, find
+from meddaemon.results.skeleton import STUDY_CLASS
 
 _MUCH_PIXEL_DATA = (ObjectKind.SEG, ObjectKind.PROBABILITY)
 """Kinds whose pixel data are looked at where they are: a copy of them may be hundreds of megabytes."""
@@ -41,6 +42,8 @@ class Exam:
         inputs = self.request.source.inputs
         known = {str(each.SOPInstanceUID): str(each.SOPClassUID) for series in inputs for each in series.instances}
         known |= {each.sop_instance_uid: each.sop_class_uid for each in self.objects}
+        # Structure sets name the study as if it were an instance.
+        known[self.request.source.study_instance_uid] = STUDY_CLASS
         return known | {each.sop_instance_uid: each.sop_class_uid for each in self.request.predecessors}
 
     def referred(self, kind: str, of: EncodedObject) -> EncodedObject | None:

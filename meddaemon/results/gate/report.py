@@ -301,7 +301,7 @@ def _image(exam: Exam, reference: Dataset, wanted: tuple[str, int]) -> Iterator[
         yield f"lies on image {reference.get('ReferencedSOPInstanceUID')}, not {uid}"
     images = [each for each in exam.request.source.instances if str(each.SOPInstanceUID) == uid]
     frame = reference.get("ReferencedFrameNumber")
-    if any((number if "NumberOfFrames" in image else None) != frame for image in images):
+    if any((number if int(image.get("NumberOfFrames") or 1) > 1 else None) != frame for image in images):
         yield f"lies on frame {frame}, not {number}"
 
 

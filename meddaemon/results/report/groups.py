@@ -113,7 +113,7 @@ def _image(request: EncodingRequest, sop_instance_uid: str) -> Dataset:
 
 def _frames(image: Dataset, number: int) -> list[int] | None:
     """Return the number of the frame, of an image that has frames (PS3.3 10.3, Referenced Frame Number)."""
-    return [number] if "NumberOfFrames" in image else None
+    return [number] if int(image.get("NumberOfFrames") or 1) > 1 else None
 
 
 def _said(request: EncodingRequest, entry: Entry) -> dict[str, Any]:
