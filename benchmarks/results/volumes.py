@@ -39,7 +39,10 @@ def series(folder: Path, planes: int, size: int) -> list[Path]:
     for plane in range(planes):
         image = Dataset()
         image.SOPClassUID, image.SOPInstanceUID = CTImageStorage, derived_uid("benchmark", str(plane))
-        image.StudyInstanceUID, image.SeriesInstanceUID = derived_uid("benchmark study"), derived_uid("benchmark series")
+        image.StudyInstanceUID, image.SeriesInstanceUID = (
+            derived_uid("benchmark study"),
+            derived_uid("benchmark series"),
+        )
         image.FrameOfReferenceUID, image.PositionReferenceIndicator = derived_uid("benchmark frame"), ""
         image.Modality, image.PatientID, image.SeriesNumber = "CT", "benchmark", 1
         image.Rows, image.Columns, image.PixelSpacing, image.SliceThickness = size, size, [0.8, 0.8], 1.5

@@ -42,8 +42,10 @@ class Drawing:
     def numbers(self, plane: int) -> Labels:
         """Return the segment of each pixel of one plane, [row, column]; of several that share one, any of them."""
         if self.masks is None:
-            return self._labels[plane]
-        numbers = np.zeros(self.shape[1:], np.min_scalar_type(len(self.masks)))
+            labels: Labels = self._labels[plane]
+            return labels
+        narrow, size = len(self.masks) < 256, self.shape[1:]
+        numbers: Labels = np.zeros(size, np.uint8) if narrow else np.zeros(size, np.uint16)
         for number, mask in enumerate(self.masks, 1):
             numbers[mask[plane]] = number
         return numbers

@@ -72,7 +72,7 @@ def kept_of(analysis: Analysis) -> list[tuple[Segment, Values]]:
 
 
 def fraction(values: Values) -> NDArray[np.uint8]:
-    """Return probabilities from 0 to 1 as whole numbers from 0 to `CERTAIN`; what strays beyond is taken for its end."""
+    """Return probabilities from 0 to 1 as whole numbers from 0 to `CERTAIN`; what strays beyond is its end."""
     scaled = np.rint(np.clip(values.astype(np.float32), 0, 1) * CERTAIN)
     return scaled.astype(np.uint8)
 

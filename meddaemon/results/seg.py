@@ -22,7 +22,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
 from meddaemon.domain.outlet import ObjectKind, SegmentationForm
-from meddaemon.domain.result import Analysis, EncodedObject, Segment
+from meddaemon.domain.result import Analysis, EncodedObject, Labels, Segment
 from meddaemon.domain.volume import Geometry
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.frames import Frame, Plane, native_bits, planes_of, run_lengths, with_frames
@@ -101,7 +101,8 @@ def encode_label_map(request: EncodingRequest) -> EncodedObject:
     """Write what the analysis draws as a label map (PS3.3 A.51, Label Map Segmentation) in RLE Lossless.
 
     There is a frame for every plane. Its values are the numbers of the segments, which are those of the BINARY one;
-    0 is background. Raises `InputRefused` as `encode_seg` does, and where segments overlap.
+    0 is background. Above 255 segments they take 16 bits; OHIF (cornerstone adapters 5.14) then shows the 257th as the
+    first, in BINARY too. Raises `InputRefused` as `encode_seg` does, and where segments overlap.
     """
     drawing, geometry = request.analysis.drawn
     if why := why_no_label_map(request.analysis):
@@ -110,11 +111,14 @@ def encode_label_map(request: EncodingRequest) -> EncodedObject:
     drawn_on = numbered(geometry)
     planes = planes_of(header)
     frames = [Frame(plane=plane, place=place) for place, plane in enumerate(planes, 1)]
-    width = np.uint8 if header.BitsAllocated == 8 else np.uint16
-    images = (drawing.numbers(drawn_on[plane.source]).astype(width, copy=False) for plane in planes)
+    narrow = header.BitsAllocated == 8
+
+    def image(plane: Plane) -> Labels:
+        numbers = drawing.numbers(drawn_on[plane.source])
+        return numbers.astype(np.uint8, copy=False) if narrow else numbers.astype(np.uint16, copy=False)
 
     def encoded(header: Dataset) -> bytes:
-        return with_frames(header, frames, run_lengths(images, header))
+        return with_frames(header, frames, run_lengths(map(image, planes), header))
 
     return finish(header, request, KIND, encoded, edition=SegmentationForm.LABELMAP)
 

@@ -1,6 +1,5 @@
 """A label map and the probabilities say what the BINARY Segmentation says, and readers get back what was put in."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -9,17 +8,17 @@ from typing import Any
 import highdicom as hd
 import numpy as np
 import pytest
-from dicom_factory import ORIENTATIONS, make_enhanced, make_series
+from dicom_factory import ORIENTATIONS, make_series
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
 from pydicom.dataset import FileMetaDataset
-from pydicom.encaps import encapsulate, generate_frames
+from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
-from result_samples import BRAIN, KIDNEY, analysis_of, ball, contract, geometry_of, request_for
+from result_samples import BRAIN, KIDNEY, analysis_of, ball, geometry_of, request_for
 
-from meddaemon.domain.errors import InputRefused, ObjectRefusedByGate
+from meddaemon.domain.errors import InputRefused
 from meddaemon.domain.outlet import Edition, ObjectKind, SegmentationForm
 from meddaemon.domain.result import Artefact, ArtefactKind, EncodedObject
 from meddaemon.domain.volume import Geometry
@@ -27,7 +26,7 @@ from meddaemon.results import rle
 from meddaemon.results.encoding import EncodingRequest, encode
 from meddaemon.results.gate import check
 from meddaemon.results.request import find
-from meddaemon.results.seg import encode_label_map, encode_seg
+from meddaemon.results.seg import encode_label_map, encode_seg, why_no_label_map
 
 BOTH = (Edition(), Edition(segmentation=SegmentationForm.LABELMAP))
 LABEL_MAP_ONLY = BOTH[1:]
@@ -129,6 +128,8 @@ def test_segments_that_overlap_go_as_binary_to_those_who_want_a_label_map(tmp_pa
     assert find([written], ObjectKind.SEG, "labelmap") is written
     assert find([written], ObjectKind.SEG, "binary") is written
     assert written.content == encode_seg(request).content
+    assert why_no_label_map(request.analysis).startswith("segments overlap")
+    assert not why_no_label_map(drawn(paths, whole.astype(np.uint8), 1).analysis)
     with pytest.raises(InputRefused, match="segments overlap"):
         encode_label_map(request)
 
@@ -189,7 +190,10 @@ def test_probabilities_come_back(tmp_path: Path, orientation: str) -> None:
     labels = [item.SegmentLabel for item in dataset.SegmentSequence]
     assert labels == ["Segment 1", "Segment 3"]
     described = dcmread(BytesIO(binary.content)).SegmentSequence
-    assert [item.TrackingUID for item in dataset.SegmentSequence] == [described[0].TrackingUID, described[2].TrackingUID]
+    assert [item.TrackingUID for item in dataset.SegmentSequence] == [
+        described[0].TrackingUID,
+        described[2].TrackingUID,
+    ]
     found = on_our_grid(fractional, geometry, combine_segments=False, rescale_fractional=True)
     np.testing.assert_allclose(found[..., 0], first, atol=0.5 / 255 + 1e-6)
     np.testing.assert_allclose(found[..., 1], third, atol=0.5 / 255 + 1e-6)

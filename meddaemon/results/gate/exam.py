@@ -66,7 +66,7 @@ def distinct(dataset: Dataset, seen: set[bytes] | None = None) -> Iterator[Datas
     seen = set() if seen is None else seen
     yield dataset
     for tag in dataset.keys():  # noqa: SIM118  to iterate a data set is to convert every value
-        element = dataset.get_item(tag)
+        element: Any = dataset.get_item(tag)
         if element.VR not in ("SQ", None):
             continue
         if outermost or not isinstance(element, RawDataElement) or element.value is None:

@@ -62,16 +62,14 @@ def _read(dataset: Dataset) -> FrameTable:
     )
 
 
-def _each(
-    items: _Items, tag: BaseTag, read: Callable[[_Items], _T], otherwise: _T | None = None
-) -> Iterator[_T]:
+def _each(items: _Items, tag: BaseTag, read: Callable[[_Items], _T], otherwise: _T | None = None) -> Iterator[_T]:
     """Yield what one functional group of each frame says; those that are written alike are read once.
 
     Raises `KeyError` where a frame has none and nothing holds `otherwise`.
     """
     known: dict[bytes, _T] = {}
     for item in items:
-        element = item.get_item(tag) if tag in item else None
+        element: Any = item.get_item(tag) if tag in item else None
         if element is None:
             if otherwise is None:
                 raise KeyError(tag)

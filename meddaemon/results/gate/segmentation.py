@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
-from pydicom.pixels import iter_pixels
+from pydicom.pixels.utils import iter_pixels
 from pydicom.uid import (
     UID,
     ExplicitVRLittleEndian,
@@ -119,7 +119,8 @@ def places(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
         steps = np.diff(frames.positions, axis=0)
         aside = frames.positions[-1] - frames.positions[0]
         aside = aside - (aside @ geometry.axes[:, 0]) * geometry.axes[:, 0]
-        if len(steps) and (np.abs(steps - steps[0]).max() > _GRID_TOLERANCE_MM or np.abs(aside).max() > _GRID_TOLERANCE_MM):
+        strays = max(np.abs(aside).max(), np.abs(steps - steps[:1]).max(initial=0))
+        if strays > _GRID_TOLERANCE_MM:
             yield "DimensionOrganizationType is 3D, but the frames do not follow each other evenly and straight"
 
 
@@ -171,6 +172,8 @@ def _label_maps(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterato
         if key in planes and not np.array_equal(image, drawing.numbers(planes[key])):
             yield f"frame {index + 1} does not show what is drawn on plane {planes[key]}"
         counts += np.bincount(image.ravel(), minlength=numbers + 1)
+    for plane in sorted(set(planes.values()) - {planes.get(key) for key in frames.sources}):
+        yield f"plane {plane} has no frame"
     yield from _compare_counts(exam, counts)
 
 
@@ -209,7 +212,7 @@ def dimensions(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator
     frames = frame_table(exam, encoded.name)
     indices = frames.indices
     pointers = [str(keyword_for_tag(each.DimensionIndexPointer)) for each in dataset.DimensionIndexSequence]
-    wanted = ["ImagePositionPatient"] if not frames.segments.any() else ["ReferencedSegmentNumber", "ImagePositionPatient"]
+    wanted = ["ReferencedSegmentNumber", "ImagePositionPatient"][0 if frames.segments.any() else 1 :]
     if pointers != wanted or indices.shape[1:] != (len(wanted),):
         yield f"dimensions {pointers} are not {wanted}, or the frames do not have an index value for each"
         return
@@ -218,13 +221,13 @@ def dimensions(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator
         if first.setdefault(index, number) != number:
             yield f"frames {first[index]} and {number} share the dimension index {index}"
     if len(wanted) > 1:
-        for number in np.flatnonzero(indices[:, 0] != frames.segments):
-            shown = frames.segments[number]
-            yield f"frame {number + 1} has dimension index {tuple(indices[number].tolist())}, but shows segment {shown}"
+        for row in np.flatnonzero(indices[:, 0] != frames.segments):
+            shown = frames.segments[row]
+            yield f"frame {row + 1} has dimension index {tuple(indices[row].tolist())}, but shows segment {shown}"
     ranks, firsts = np.unique(indices[:, -1], return_index=True)
     positions = frames.positions[firsts]
-    for number in np.flatnonzero((positions[np.searchsorted(ranks, indices[:, -1])] != frames.positions).any(axis=1)):
-        yield f"frame {number + 1} has position index {indices[number, -1]} of another position"
+    for row in np.flatnonzero((positions[np.searchsorted(ranks, indices[:, -1])] != frames.positions).any(axis=1)):
+        yield f"frame {row + 1} has position index {indices[row, -1]} of another position"
     if len(np.unique(positions, axis=0)) != len(positions):
         yield "one position has several position indices"
     if len(ranks) > 2:
