@@ -26,6 +26,8 @@ from meddaemon.results.encoding import ENCODERS, EncodingRequest, encode
 from meddaemon.results.gate import check
 from meddaemon.results.source import TYPE_2
 
+LABEL_MAP = "1.2.840.10008.5.1.4.1.1.66.7"
+
 ON_VOLUMES = frozenset(ObjectKind) - {ObjectKind.PROBABILITY}
 ON_PICTURES = frozenset({ObjectKind.SR, ObjectKind.SC, ObjectKind.PR, ObjectKind.PDF, ObjectKind.KO})
 WRITTEN: dict[str, frozenset[ObjectKind]] = {
@@ -73,7 +75,8 @@ def names_are_good(objects: Sequence[EncodedObject]) -> None:
         assert each.edition in marks
         assert max(len(each.kind), len(each.part), len(each.edition)) <= 16
         dataset = read(each)
-        assert UID(each.sop_class_uid).type == "SOP Class"
+        # pydicom's dictionary is older than Label Map Segmentation.
+        assert UID(each.sop_class_uid).type == "SOP Class" or each.sop_class_uid == LABEL_MAP
         assert dataset.SOPInstanceUID == dataset.file_meta.MediaStorageSOPInstanceUID == each.sop_instance_uid
         assert dataset.SOPClassUID == dataset.file_meta.MediaStorageSOPClassUID == each.sop_class_uid
         assert dataset.SeriesInstanceUID == each.series_instance_uid

@@ -122,7 +122,8 @@ def test_what_happens_on_the_wire(objects: list[Outgoing], fate: Fate, verdicts:
     with pacs.listening() as target:
         wire = Wire(target=target, fates=[fate, Through()])
         with wire.listening() as port:
-            answers = sent(pacs, port, objects, seconds=2)
+            # Only silence is waited for: a busy machine may take its time to answer.
+            answers = sent(pacs, port, objects, seconds=2 if isinstance(fate, Silent) else 30)
             assert sorted(each.verdict.value for each in answers) == sorted(each.value for each in verdicts)
             assert said in next(each.reason for each in answers if each.verdict is not TAKEN)
             failed = [each.outgoing for each in answers if each.verdict is not TAKEN]
