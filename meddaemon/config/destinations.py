@@ -1,6 +1,8 @@
 """Where results go, as it is written: `[[destinations]]`."""
 
+import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -11,6 +13,7 @@ from meddaemon.config.problems import Problems
 from meddaemon.config.section import AeTitle, File, Name, Section
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.filters import InvalidFilter, Made, parse_filter, parts_of
+from meddaemon.domain.notices import NoticeForm, Target
 from meddaemon.domain.outlet import Edition, ObjectKind, Outlet, ReportForm, SegmentationForm, TransferForm
 from meddaemon.domain.result import ResultStatus
 
@@ -36,6 +39,15 @@ def _url(text: str) -> str:
     return text
 
 
+def _host_and_port(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if text and (not re.fullmatch(r"[^\s/]{1,253}", host) or not port.isdecimal() or not 0 < int(port) < 2**16):
+        raise ValueError('must be a host and a port, such as "ris.example.org:2575"')
+    return text
+
+
+_APPLICATION = r"^[A-Za-z0-9 ._:/-]*(\|[A-Za-z0-9 ._:/-]*)?$"
+"""Application and facility of an HL7 message; nothing in them needs an escape."""
 # Written as text.
 _Kind = Annotated[ObjectKind, Field(strict=False)]
 _Segmentation = Annotated[SegmentationForm, Field(strict=False)]
@@ -50,7 +62,8 @@ class DestinationSettings(Section):
     `objects` names the kinds of object that it gets, `when` the results (a filter of the results language),
     `statuses` what must be thought of them: others are documents, too, and leave only where they are asked for.
     `segmentation` and `report` are the forms that it may be given, `transfer_syntaxes` the encodings, the preferred one
-    first. Up to `connections` at once are open to it, while `window` is open.
+    first. Up to `connections` at once are open to it, while `window` is open. Who is told of what is done there stands
+    in `announce_to` and `hl7`.
     """
 
     name: Name
@@ -81,6 +94,19 @@ class DestinationSettings(Section):
     custody_fallback: Literal["", "query"] = ""
     reported_by: tuple[AeTitle, ...] = ()
     announce_to: tuple[AeTitle, ...] = ()
+    hl7: Annotated[str, Field(max_length=259), AfterValidator(_host_and_port)] = ""
+    hl7_sender: Annotated[str, Field(max_length=128, pattern=_APPLICATION)] = "MEDDAEMON"
+    hl7_receiver: Annotated[str, Field(max_length=128, pattern=_APPLICATION)] = ""
+    hl7_tls: bool = False
+    hl7_ca: File = ""
+
+    @property
+    def told(self) -> tuple[Target, ...]:
+        """Who is told that a result is done there."""
+        return (
+            *(Target(form=NoticeForm.IAN, target=each) for each in self.announce_to),
+            *((Target(form=NoticeForm.HL7, target=self.hl7),) if self.hl7 else ()),
+        )
 
     @property
     def outlet(self) -> Outlet:
@@ -131,6 +157,15 @@ def check_destination(written: Mapping[str, object], keys: Keys, problems: Probl
         problems.add(keys, "needs user and password_file, or neither")
     if written.get("token_file") and written.get("user"):
         problems.add((*keys, "token_file"), "there is a user already: one of both")
+    _check_messages(written, keys, problems)
     secret = written.get("token_file") or written.get("user")
     if secret and str(written.get("url", "")).startswith("http://"):
         problems.add((*keys, "url"), "would send a secret in clear text: use https")
+
+
+def _check_messages(written: Mapping[str, object], keys: Keys, problems: Problems) -> None:
+    for other, base in (("hl7_receiver", "hl7"), ("hl7_tls", "hl7"), ("hl7_ca", "hl7_tls")):
+        if written.get(other) and not written.get(base):
+            problems.add((*keys, other), f"means nothing without {base}")
+    if written.get("hl7") and find_spec("hl7apy") is None:
+        problems.add((*keys, "hl7"), "HL7 needs hl7apy: pip install 'meddaemon[messages]'")

@@ -429,7 +429,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
             each.model_copy(
                 update={
                     key: places.file(getattr(each, key), ("destinations", index, key))
-                    for key in ("ca", "token_file", "password_file", "directory")
+                    for key in ("ca", "token_file", "password_file", "directory", "hl7_ca")
                 }
             )
             for index, each in enumerate(document.destinations)
