@@ -63,7 +63,7 @@ class DestinationSettings(Section):
     `statuses` what must be thought of them: others are documents, too, and leave only where they are asked for.
     `segmentation` and `report` are the forms that it may be given, `transfer_syntaxes` the encodings, the preferred one
     first. Up to `connections` at once are open to it, while `window` is open. Who is told of what is done there stands
-    in `announce_to` and `hl7`.
+    in `announce_to`, `hl7` and `fhir_url`.
     """
 
     name: Name
@@ -99,6 +99,11 @@ class DestinationSettings(Section):
     hl7_receiver: Annotated[str, Field(max_length=128, pattern=_APPLICATION)] = ""
     hl7_tls: bool = False
     hl7_ca: File = ""
+    fhir_url: Annotated[str, Field(max_length=300), AfterValidator(_url)] = ""
+    fhir_token_file: File = ""
+    fhir_user: Annotated[str, Field(pattern=r"^[^:\x00-\x1f]*$")] = ""
+    fhir_password_file: File = ""
+    fhir_ca: File = ""
 
     @property
     def told(self) -> tuple[Target, ...]:
@@ -106,6 +111,7 @@ class DestinationSettings(Section):
         return (
             *(Target(form=NoticeForm.IAN, target=each) for each in self.announce_to),
             *((Target(form=NoticeForm.HL7, target=self.hl7),) if self.hl7 else ()),
+            *((Target(form=NoticeForm.FHIR, target=self.fhir_url),) if self.fhir_url else ()),
         )
 
     @property
@@ -128,6 +134,8 @@ class DestinationSettings(Section):
         return {"dicomweb": self.url, "folder": self.directory}.get(self.kind, "the AE that a study came from")
 
 
+MESSAGE_FILES = ("hl7_ca", "fhir_ca", "fhir_token_file", "fhir_password_file")
+"""Settings of messages that name files."""
 NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"dicom": ("ae_title", "host", "port"), "dicomweb": ("url",), "folder": ("directory",), "sender": ()}
 )
@@ -167,5 +175,15 @@ def _check_messages(written: Mapping[str, object], keys: Keys, problems: Problem
     for other, base in (("hl7_receiver", "hl7"), ("hl7_tls", "hl7"), ("hl7_ca", "hl7_tls")):
         if written.get(other) and not written.get(base):
             problems.add((*keys, other), f"means nothing without {base}")
-    if written.get("hl7") and find_spec("hl7apy") is None:
-        problems.add((*keys, "hl7"), "HL7 needs hl7apy: pip install 'meddaemon[messages]'")
+    for key, package in (("hl7", "hl7apy"), ("fhir_url", "fhirclient")):
+        if written.get(key) and find_spec(package) is None:
+            problems.add((*keys, key), f"needs {package}: pip install 'meddaemon[messages]'")
+    for other in ("fhir_token_file", "fhir_user", "fhir_password_file", "fhir_ca"):
+        if written.get(other) and not written.get("fhir_url"):
+            problems.add((*keys, other), "means nothing without fhir_url")
+    if bool(written.get("fhir_user")) is not bool(written.get("fhir_password_file")):
+        problems.add(keys, "needs fhir_user and fhir_password_file, or neither")
+    if written.get("fhir_token_file") and written.get("fhir_user"):
+        problems.add((*keys, "fhir_token_file"), "there is a user already: one of both")
+    if str(written.get("fhir_url", "")).startswith("http://"):
+        problems.add((*keys, "fhir_url"), "would send patients in clear text: use https")

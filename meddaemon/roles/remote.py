@@ -94,6 +94,8 @@ def teller_of(settings: Settings, database: Database, destination: DestinationSe
             return partial(ian.tell, remotes, destination.ae_title)
         case NoticeForm.HL7:
             return _by_hl7(settings, database, destination)
+        case NoticeForm.FHIR:
+            return _by_fhir(settings, database, destination)
 
 
 def _by_hl7(settings: Settings, database: Database, destination: DestinationSettings) -> Tell:
@@ -112,9 +114,31 @@ def _by_hl7(settings: Settings, database: Database, destination: DestinationSett
         connection_timeout_seconds=settings.delivery.connection_timeout_seconds,
         response_timeout_seconds=settings.delivery.dimse_timeout_seconds,
     )
+    return partial(hl7.tell, {destination.hl7: interface}, database, settings.store.results, _detects(settings))
+
+
+def _by_fhir(settings: Settings, database: Database, destination: DestinationSettings) -> Tell:
+    from meddaemon.results.notices import fhir  # noqa: PLC0415  an extra, which the settings have asked for
+
+    trusted = destination.fhir_ca or settings.tls.ca
+    service = Service(
+        url=destination.fhir_url,
+        token=_secret(destination.fhir_token_file),
+        user=destination.fhir_user,
+        password=_secret(destination.fhir_password_file),
+        trusted=Path(trusted) if trusted else None,
+        identity=identity_of(settings),
+        pace=pace_of(settings),
+        connection_timeout_seconds=settings.delivery.connection_timeout_seconds,
+        response_timeout_seconds=settings.delivery.dimse_timeout_seconds,
+    )
+    return partial(fhir.tell, {destination.fhir_url: service}, database, settings.store.results, _detects(settings))
+
+
+def _detects(settings: Settings) -> frozenset[str]:
+    """Return the models that look for objects."""
     kinds = {ModelKind.DETECTION, ModelKind.LANDMARKS}
-    detects = frozenset(name for name, contract in settings.contracts.items() if contract.kind in kinds)
-    return partial(hl7.tell, {destination.hl7: interface}, database, settings.store.results, detects)
+    return frozenset(name for name, contract in settings.contracts.items() if contract.kind in kinds)
 
 
 def _application(written: str) -> tuple[str, str]:

@@ -94,6 +94,15 @@ def test_how_it_is_sent_to(tmp_path: Path) -> None:
         ('kind = "sender"\nhl7 = "ris"\n', "4: destinations[0].hl7: must be a host and a port"),
         ('kind = "sender"\nhl7_tls = true\n', "4: destinations[0].hl7_tls: means nothing without hl7"),
         ('kind = "sender"\nhl7 = "ris:1"\nhl7_sender = "A^B"\n', "5: destinations[0].hl7_sender: "),
+        (
+            'kind = "sender"\nfhir_url = "http://f/r4"\n',
+            "4: destinations[0].fhir_url: would send patients in clear text",
+        ),
+        ('kind = "sender"\nfhir_ca = "ca"\n', "4: destinations[0].fhir_ca: means nothing without fhir_url"),
+        (
+            'kind = "sender"\nfhir_url = "https://f/r4"\nfhir_user = "me"\n',
+            "needs fhir_user and fhir_password_file, or neither",
+        ),
         ('kind = "sender"\nwhen = "volume >"\n', "4: destinations[0].when: character 9: a number expected"),
         ('kind = "sender"\nwhen = "not since 30d"\n', "4: destinations[0].when: since and until have no place here"),
     ],

@@ -1,5 +1,6 @@
 """Whom and what a message is about, as the objects of the result have it, which took it over from the source."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,25 @@ _READ = [
     "TimezoneOffsetFromUTC",
     "ReferencedRequestSequence",
 ]
+_NOWHEN = "19000101"
+"""What results have for a date where the source has none."""
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+
+
+class NotWritable(ValueError):
+    """What identifies the patient cannot be written as it is; the text names the field, never the value."""
+
+
+def verbatim(field: str, text: str) -> str:
+    """Return text that identifies somebody. Raises NotWritable where no message can hold it as it is."""
+    if _CONTROL.search(text):
+        raise NotWritable(f"{field} has a control character in it")
+    return text
+
+
+def on_one_line(text: str) -> str:
+    """Return text that describes something, without control characters."""
+    return " ".join(_CONTROL.sub(" ", text).split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +69,8 @@ class Header:
 
     `names` are the groups of the patient's name (alphabetic, ideographic, phonetic), each of family, given and middle
     name, prefix and suffix. Dates are of VR DA, times of VR TM, `offset` from UTC is `&ZZXX` or "". `procedure` is what
-    was asked for, or done; `placer_order` and `filler_order` are "" unless all requests agree.
+    was asked for, or done; `date` is "" where the source has none; `placer_order` and `filler_order` are "" unless all
+    requests agree.
     """
 
     patient_id: str
@@ -86,6 +107,7 @@ def header_of(results: Path, objects: Sequence[Available]) -> Header | Reply:
 
 def _header(stored: Dataset) -> Header:
     requests = stored.get("ReferencedRequestSequence") or []
+    date = _text(stored, "SeriesDate")
     issuers = stored.get("IssuerOfPatientIDQualifiersSequence") or []
     accession_issuers = stored.get("IssuerOfAccessionNumberSequence") or []
     issuer = _issuer(issuers)
@@ -109,7 +131,7 @@ def _header(stored: Dataset) -> Header:
         study_instance_uid=_text(stored, "StudyInstanceUID"),
         study_description=_text(stored, "StudyDescription"),
         procedure=procedures[0] if procedures else None,
-        date=_text(stored, "SeriesDate"),
+        date=date if date != _NOWHEN else "",
         time=_text(stored, "SeriesTime"),
         offset=_text(stored, "TimezoneOffsetFromUTC"),
         placer_order=_agreed(requests, "PlacerOrderNumberImagingServiceRequest"),

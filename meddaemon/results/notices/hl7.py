@@ -20,11 +20,12 @@ from hl7apy.exceptions import HL7apyException
 
 from meddaemon.db.engine import Database
 from meddaemon.db.notices import Notice
-from meddaemon.db.reported import ReportedFinding, ReportedResult, reported_result
-from meddaemon.domain.codes import ABSENT, PRESENT, UNDETERMINED, Code
-from meddaemon.domain.result import Measurement, ResultStatus, reported
+from meddaemon.db.reported import ReportedResult, reported_result
+from meddaemon.domain.codes import Code
+from meddaemon.domain.result import Measurement, reported
 from meddaemon.domain.uids import digest_of
-from meddaemon.results.notices.header import Header, Issuer, header_of
+from meddaemon.results.notices.content import ANY_PROCEDURE, MARK, STATUSES, doubt_of, name_of, presence_of
+from meddaemon.results.notices.header import Header, Issuer, NotWritable, header_of, on_one_line, verbatim
 from meddaemon.results.notices.outbox import NOT_CONFIGURED, Reply
 from meddaemon.results.transport import Verdict, printable
 from meddaemon.tls import Identity, TlsUnusable, client_context
@@ -36,27 +37,12 @@ MESSAGE_BYTES = 2**22
 _BEGIN, _END = b"\x0b", b"\x1c\x0d"
 _ESCAPES = str.maketrans({"\\": "\\E\\", "|": "\\F\\", "^": "\\S\\", "&": "\\T\\", "~": "\\R\\"})
 """Of HL7 v2.5.1 section 2.7; hl7apy leaves them as they are, and takes what looks like one for one."""
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _PRELIMINARY, _NOT_OBTAINED = "P", "X"
 """Observation Result Status (HL7 table 0085)."""
-_NOWHEN = "19000101"
-"""What results have for a date where the source has none."""
 
 STUDY_UID = Code(value="110180", scheme="DCM", meaning="Study Instance UID")
 INSTANCE_UID = Code(value="SOP_INSTANCE", scheme="99MEDDAEMON", meaning="SOP Instance UID")
 STATUS = Code(value="RESULT_STATUS", scheme="99MEDDAEMON", meaning="Status of the result")
-ANY_PROCEDURE = Code(value="18748-4", scheme="LN", meaning="Diagnostic imaging study")
-"""What was done where neither request nor study say it."""
-MARK = "Preliminary result of software, NOT FOR DIAGNOSTIC USE"
-_STATUSES = {
-    ResultStatus.PLAUSIBLE: "Plausible",
-    ResultStatus.IMPLAUSIBLE: "Implausible",
-    ResultStatus.NOT_EVALUABLE: "Not evaluable",
-}
-
-
-class NotWritable(ValueError):
-    """What identifies the patient cannot be written as it is; the text names the field, never the value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,39 +139,21 @@ def _observations(notice: Notice, header: Header, result: ReportedResult, *, det
     for ordinal, each in enumerate(notice.objects, 1):
         value = _hd(Issuer(universal_id=each.sop_instance_uid))
         yield _Observed(name=INSTANCE_UID, value_type="HD", value=value, group=f"{each.kind}.{ordinal}")
-    doubt = "" if result.status is ResultStatus.PLAUSIBLE else f"{_STATUSES[result.status]}: {result.reason}"
-    status = Code(value=result.status.value, scheme=STATUS.scheme, meaning=_STATUSES[result.status])
+    doubt = doubt_of(result)
+    status = Code(value=result.status.value, scheme=STATUS.scheme, meaning=STATUSES[result.status])
     yield _Observed(name=STATUS, value_type="CWE", value=_coded(status), note=doubt)
     for ordinal, finding in enumerate(result.findings, 1):
-        presence = _presence(finding, result.status, detects=detects)
+        presence = presence_of(finding, result.status, detects=detects)
         value = _coded(presence) + (f"^^^^^^{_said(finding.label)}" if finding.label else "")
         yield _Observed(name=finding.code, value_type="CWE", value=value, group=str(ordinal), note=doubt)
         for measurement in finding.measurements:
             yield _measured(measurement, str(ordinal), doubt)
 
 
-def _presence(finding: ReportedFinding, status: ResultStatus, *, detects: bool) -> Code:
-    """Return whether something is there, as the report says it."""
-    if status is ResultStatus.NOT_EVALUABLE:
-        return UNDETERMINED
-    if finding.present:
-        return PRESENT
-    unmeasured = bool(finding.measurements) and all(each.value is None for each in finding.measurements)
-    return UNDETERMINED if unmeasured and not detects else ABSENT
-
-
 def _measured(measurement: Measurement, group: str, note: str) -> _Observed:
-    name, derivation = measurement.name, measurement.derivation
-    if derivation is not None:
-        # Under the code of the thing itself, whoever does not look at the method would take a spread for it.
-        name = Code(
-            value=f"{name.value}-{derivation.value}",
-            scheme="99MEDDAEMON",
-            meaning=f"{name.meaning}, {derivation.meaning}",
-        )
-    value = measurement.value
+    derivation, value = measurement.derivation, measurement.value
     return _Observed(
-        name=name,
+        name=name_of(measurement),
         value_type="" if value is None else "NM",
         value="" if value is None else f"{Decimal(repr(reported(value))):f}",
         unit=_coded(measurement.unit),
@@ -249,7 +217,7 @@ def _write_request(obr: Any, header: Header, result: ReportedResult) -> None:
     filler = _identifying("Filler Order Number", header.filler_order)
     issuer = _hd(header.accession_issuer, "^") if accession else ""
     time = header.time[: len("HHMMSS.FFFF")]
-    observed_at = "" if header.date in {"", _NOWHEN} else f"{header.date}{time}{header.offset if time else ''}"
+    observed_at = "" if not header.date else f"{header.date}{time}{header.offset if time else ''}"
     for field, value in (
         ("obr_1", "1"),
         ("obr_2", _identifying("Placer Order Number", header.placer_order)),
@@ -287,14 +255,12 @@ def _hd(issuer: Issuer, separator: str = "^") -> str:
 
 def _identifying(field: str, text: str) -> str:
     """Return text that identifies somebody, escaped. Raises NotWritable where it cannot be written as it is."""
-    if _CONTROL.search(text):
-        raise NotWritable(f"{field} has a control character in it")
-    return text.translate(_ESCAPES)
+    return verbatim(field, text).translate(_ESCAPES)
 
 
 def _said(text: str) -> str:
     """Return text that describes something, on one line, escaped."""
-    return " ".join(_CONTROL.sub(" ", text).split()).translate(_ESCAPES)
+    return on_one_line(text).translate(_ESCAPES)
 
 
 def _timestamp(at: datetime) -> str:
