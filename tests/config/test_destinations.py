@@ -133,6 +133,6 @@ def test_who_is_told_by_hl7(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (there,) = found.destinations
     assert there.told == (Target(form=NoticeForm.HL7, target="ris:2575"),)
     assert (there.hl7_sender, there.hl7_ca) == ("MEDDAEMON", str(tmp_path / "ris.pem"))
-    monkeypatch.setattr("sys.path", [each for each in sys.path if not (Path(each) / "hl7apy").exists()])
+    monkeypatch.setitem(sys.modules, "hl7apy", None)
     with pytest.raises(InvalidConfiguration, match=r"pip install 'meddaemon\[messages\]'"):
         settings(tmp_path, text)
