@@ -41,6 +41,8 @@ def main() -> int:
     """Load what the arguments name, then fork whenever the connection asks for it."""
     control = socket.socket(fileno=int(sys.argv[1]))
     try:
+        # pandas, which MONAI loads, takes it where it is there, and it begins a thread as soon as it is loaded.
+        sys.modules["pyarrow"] = None  # type: ignore[assignment]
         run: Main = import_module(sys.argv[2]).main
         for library in sys.argv[3:]:
             # What is absent is missed by the child that needs it, and named by it.

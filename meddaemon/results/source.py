@@ -9,10 +9,10 @@ its VR: archives match patients and orders on the exact value.
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,13 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
-from pydicom.uid import CTImageStorage
+from pydicom.uid import (
+    CTImageStorage,
+    NuclearMedicineImageStorage,
+    UltrasoundImageStorage,
+    UltrasoundMultiFrameImageStorage,
+    XRayAngiographicImageStorage,
+)
 from pydicom.valuerep import VR, validate_value
 
 from meddaemon.domain.errors import ContradictoryIdentity, InputRefused
@@ -236,6 +242,14 @@ _READ = list(
         )
     )
 )
+
+# Archives hold images of classes that are retired (PS3.4 B.6).
+_SUCCESSORS = {
+    "1.2.840.10008.5.1.4.1.1.3": UltrasoundMultiFrameImageStorage,
+    "1.2.840.10008.5.1.4.1.1.5": NuclearMedicineImageStorage,
+    "1.2.840.10008.5.1.4.1.1.6": UltrasoundImageStorage,
+    "1.2.840.10008.5.1.4.1.1.12.3": XRayAngiographicImageStorage,
+}
 
 _IDENTIFIERS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 _OF_THE_STUDY = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
@@ -446,13 +460,22 @@ def _read(path: Path) -> Dataset:
         raise InputRefused("unreadable_source", f"{path.name} is not a DICOM file") from error
 
 
+@cache
+def _iods() -> Mapping[str, str]:
+    """Return highdicom's table of SOP classes, in which those that are retired have the modules of their successors."""
+    table = get_sop_class_iod_map()
+    for retired, successor in _SUCCESSORS.items():
+        table.setdefault(retired, table[successor])
+    return table
+
+
 def _refuse_unidentified(datasets: Sequence[Dataset]) -> None:
     """Refuse inputs that nothing can be derived from."""
     if not datasets:
         raise InputRefused("no_source", "a result needs at least one source instance")
     for keyword in _IDENTIFIERS:
         _refuse_without(datasets, keyword)
-    unknown = {str(dataset.SOPClassUID) for dataset in datasets} - set(get_sop_class_iod_map())
+    unknown = {str(dataset.SOPClassUID) for dataset in datasets} - set(_iods())
     if unknown:
         raise InputRefused("unknown_sop_class", f"no result can be derived from {sorted(unknown)}")
 

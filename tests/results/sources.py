@@ -260,6 +260,7 @@ SOURCES: Mapping[str, Callable[[Path], EncodingRequest]] = {
     ),
     "grey pictures": pictures(),
     "colour pictures": pictures(colour=True, Modality="US"),
+    "pictures of a retired class": pictures(Modality="US", SOPClassUID="1.2.840.10008.5.1.4.1.1.6"),
     "waveform": waveform,
     "implausible": of_status(ResultStatus.IMPLAUSIBLE),
     "not evaluable": of_status(ResultStatus.NOT_EVALUABLE),

@@ -33,6 +33,7 @@ ON_PICTURES = frozenset({ObjectKind.SR, ObjectKind.SC, ObjectKind.PR, ObjectKind
 WRITTEN: dict[str, frozenset[ObjectKind]] = {
     "grey pictures": ON_PICTURES,
     "colour pictures": ON_PICTURES - {ObjectKind.PR},
+    "pictures of a retired class": ON_PICTURES,
     "waveform": frozenset({ObjectKind.SR, ObjectKind.SC, ObjectKind.PDF, ObjectKind.KO}),
     "not evaluable": frozenset({ObjectKind.SR, ObjectKind.SC, ObjectKind.PDF, ObjectKind.KO}),
     "nothing found": frozenset({ObjectKind.SEG, ObjectKind.SR, ObjectKind.SC, ObjectKind.PDF, ObjectKind.KO}),

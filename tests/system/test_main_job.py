@@ -71,7 +71,7 @@ def test_a_study_comes_back_as_seg_and_sr_and_can_be_queried(tmp_path: Path, pac
             wait_until(lambda: pacs.of("SR"), what="the SR")
             send([*files, *across], daemon.port())
             explained = wait_until(
-                lambda: home.cli("explain", "1") if "SR to pacs: sent" in home.cli("explain", "1").stdout else None,
+                lambda: home.cli("explain", "1") if "SR volumes to pacs: sent" in home.cli("explain", "1").stdout else None,
                 what="the delivery to be recorded",
             )
             results = home.cli("results", "--model", "toy", "--code", "volume", "--format", "json")
