@@ -575,7 +575,8 @@ def upgrade() -> None:
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("result_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("destination", sa.String(length=100), nullable=False),
-        sa.Column("ae_title", sa.String(length=16), nullable=False),
+        sa.Column("form", sa.String(length=8), nullable=False),
+        sa.Column("target", sa.String(length=300), nullable=False),
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("available_at", sa.Double(), nullable=False),
@@ -587,7 +588,7 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["result_id"], ["result.id"], name=op.f("fk_notice_result_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_notice")),
         sa.UniqueConstraint(
-            "result_id", "destination", "ae_title", name=op.f("uq_notice_result_id_destination_ae_title")
+            "result_id", "destination", "form", "target", name=op.f("uq_notice_result_id_destination_form_target")
         ),
     )
 
@@ -611,7 +612,7 @@ def upgrade() -> None:
         (
             "ix_notice_open",
             "notice",
-            ["destination", "available_at"],
+            ["destination", "form", "available_at"],
             "state IN ('pending', 'retryable', 'sending')",
         ),
         ("ix_delivery_unconfirmed", "delivery", ["destination", "custody_at"], "state = 'sent' AND done_at IS NULL"),

@@ -251,7 +251,8 @@ def _carried(connection: Connection, head: results.ResultHead, outlets: Mapping[
         yield f"    done at {standing.destination}: {shown(standing.done_at) if standing.done_at else so_far}"
     for notice in notices.listing(connection, result_id=head.id):
         reason = f": {shown(notice.reason)}" if notice.reason else ""
-        yield f"    {notice.ae_title} is told of {notice.destination}: {notice.state.value}{reason}"
+        told = f"{shown(notice.target)} is told of {notice.destination} ({notice.form.value})"
+        yield f"    {told}: {notice.state.value}{reason}"
 
 
 def _form(item: results.ObjectRow | deliveries.DeliveryRow) -> str:

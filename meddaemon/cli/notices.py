@@ -6,7 +6,7 @@ from meddaemon.cli.opening import Before, Config, Limit, Output, open_database, 
 from meddaemon.cli.output import Format, print_rows
 from meddaemon.db import notices
 
-notices_app = typer.Typer(help="Look at notices of availability and change them.", no_args_is_help=True)
+notices_app = typer.Typer(help="Look at notices that results are done, and change them.", no_args_is_help=True)
 
 
 @notices_app.command("list")
@@ -20,7 +20,8 @@ def notices_list(
         "id": "id",
         "result": "result_id",
         "destination": "destination",
-        "ae title": "ae_title",
+        "form": "form",
+        "target": "target",
         "state": "state",
         "attempts": "attempt",
         "sent": "sent_at",

@@ -1,6 +1,8 @@
 """Where results go, as it is written: `[[destinations]]`."""
 
+import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -11,6 +13,7 @@ from meddaemon.config.problems import Problems
 from meddaemon.config.section import AeTitle, File, Name, Section
 from meddaemon.config.toml_file import Keys
 from meddaemon.domain.filters import InvalidFilter, Made, parse_filter, parts_of
+from meddaemon.domain.notices import NoticeForm, Target
 from meddaemon.domain.outlet import Edition, ObjectKind, Outlet, ReportForm, SegmentationForm, TransferForm
 from meddaemon.domain.result import ResultStatus
 
@@ -36,6 +39,15 @@ def _url(text: str) -> str:
     return text
 
 
+def _host_and_port(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if text and (not re.fullmatch(r"[^\s/]{1,253}", host) or not port.isdecimal() or not 0 < int(port) < 2**16):
+        raise ValueError('must be a host and a port, such as "ris.example.org:2575"')
+    return text
+
+
+_APPLICATION = r"^[A-Za-z0-9 ._:/-]*(\|[A-Za-z0-9 ._:/-]*)?$"
+"""Application and facility of an HL7 message; nothing in them needs an escape."""
 # Written as text.
 _Kind = Annotated[ObjectKind, Field(strict=False)]
 _Segmentation = Annotated[SegmentationForm, Field(strict=False)]
@@ -50,7 +62,8 @@ class DestinationSettings(Section):
     `objects` names the kinds of object that it gets, `when` the results (a filter of the results language),
     `statuses` what must be thought of them: others are documents, too, and leave only where they are asked for.
     `segmentation` and `report` are the forms that it may be given, `transfer_syntaxes` the encodings, the preferred one
-    first. Up to `connections` at once are open to it, while `window` is open.
+    first. Up to `connections` at once are open to it, while `window` is open. Who is told of what is done there stands
+    in `announce_to`, `hl7` and `fhir_url`.
     """
 
     name: Name
@@ -81,6 +94,25 @@ class DestinationSettings(Section):
     custody_fallback: Literal["", "query"] = ""
     reported_by: tuple[AeTitle, ...] = ()
     announce_to: tuple[AeTitle, ...] = ()
+    hl7: Annotated[str, Field(max_length=259), AfterValidator(_host_and_port)] = ""
+    hl7_sender: Annotated[str, Field(max_length=128, pattern=_APPLICATION)] = "MEDDAEMON"
+    hl7_receiver: Annotated[str, Field(max_length=128, pattern=_APPLICATION)] = ""
+    hl7_tls: bool = False
+    hl7_ca: File = ""
+    fhir_url: Annotated[str, Field(max_length=300), AfterValidator(_url)] = ""
+    fhir_token_file: File = ""
+    fhir_user: Annotated[str, Field(pattern=r"^[^:\x00-\x1f]*$")] = ""
+    fhir_password_file: File = ""
+    fhir_ca: File = ""
+
+    @property
+    def told(self) -> tuple[Target, ...]:
+        """Who is told that a result is done there."""
+        return (
+            *(Target(form=NoticeForm.IAN, target=each) for each in self.announce_to),
+            *((Target(form=NoticeForm.HL7, target=self.hl7),) if self.hl7 else ()),
+            *((Target(form=NoticeForm.FHIR, target=self.fhir_url),) if self.fhir_url else ()),
+        )
 
     @property
     def outlet(self) -> Outlet:
@@ -102,6 +134,8 @@ class DestinationSettings(Section):
         return {"dicomweb": self.url, "folder": self.directory}.get(self.kind, "the AE that a study came from")
 
 
+MESSAGE_FILES = ("hl7_ca", "fhir_ca", "fhir_token_file", "fhir_password_file")
+"""Settings of messages that name files."""
 NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"dicom": ("ae_title", "host", "port"), "dicomweb": ("url",), "folder": ("directory",), "sender": ()}
 )
@@ -131,6 +165,25 @@ def check_destination(written: Mapping[str, object], keys: Keys, problems: Probl
         problems.add(keys, "needs user and password_file, or neither")
     if written.get("token_file") and written.get("user"):
         problems.add((*keys, "token_file"), "there is a user already: one of both")
+    _check_messages(written, keys, problems)
     secret = written.get("token_file") or written.get("user")
     if secret and str(written.get("url", "")).startswith("http://"):
         problems.add((*keys, "url"), "would send a secret in clear text: use https")
+
+
+def _check_messages(written: Mapping[str, object], keys: Keys, problems: Problems) -> None:
+    for other, base in (("hl7_receiver", "hl7"), ("hl7_tls", "hl7"), ("hl7_ca", "hl7_tls")):
+        if written.get(other) and not written.get(base):
+            problems.add((*keys, other), f"means nothing without {base}")
+    for key, package in (("hl7", "hl7apy"), ("fhir_url", "fhirclient")):
+        if written.get(key) and find_spec(package) is None:
+            problems.add((*keys, key), f"needs {package}: pip install 'meddaemon[messages]'")
+    for other in ("fhir_token_file", "fhir_user", "fhir_password_file", "fhir_ca"):
+        if written.get(other) and not written.get("fhir_url"):
+            problems.add((*keys, other), "means nothing without fhir_url")
+    if bool(written.get("fhir_user")) is not bool(written.get("fhir_password_file")):
+        problems.add(keys, "needs fhir_user and fhir_password_file, or neither")
+    if written.get("fhir_token_file") and written.get("fhir_user"):
+        problems.add((*keys, "fhir_token_file"), "there is a user already: one of both")
+    if str(written.get("fhir_url", "")).startswith("http://"):
+        problems.add((*keys, "fhir_url"), "would send patients in clear text: use https")

@@ -26,7 +26,7 @@ from meddaemon.config.admission import admitted
 from meddaemon.config.conditions import COMPUTED_ATTRIBUTES, parse_condition
 from meddaemon.config.contracts import find_contracts, load_contract, model_names
 from meddaemon.config.custody import CustodySettings, check_announced, check_custody, check_reporters
-from meddaemon.config.destinations import DestinationSettings, check_destination
+from meddaemon.config.destinations import MESSAGE_FILES, DestinationSettings, check_destination
 from meddaemon.config.digest import RECORDS_NAME
 from meddaemon.config.problems import Problems, did_you_mean, frozen, tables, texts
 from meddaemon.config.requirements import parse_requirement
@@ -429,7 +429,7 @@ def load(path: Path | None, environ: Mapping[str, str]) -> Settings:
             each.model_copy(
                 update={
                     key: places.file(getattr(each, key), ("destinations", index, key))
-                    for key in ("ca", "token_file", "password_file", "directory")
+                    for key in ("ca", "token_file", "password_file", "directory", *MESSAGE_FILES)
                 }
             )
             for index, each in enumerate(document.destinations)

@@ -1,5 +1,7 @@
 """Notices that a result is done at a destination: one for each who wants to be told, told until he has heard.
 
+Each is told in one form (`domain.notices`): the same result, destination, form and target make one notice for ever.
+
 They live like deliveries: claimed under a lease with a fencing token, tried again with a growing delay, held for a
 person where the peer will not listen.
 """
@@ -15,6 +17,7 @@ from meddaemon.db.clock import after, now
 from meddaemon.db.insertion import insert_unless_there
 from meddaemon.db.paging import earlier
 from meddaemon.domain.errors import LeaseLost, NotFound
+from meddaemon.domain.notices import NoticeForm, Target
 from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
 
 _notice, _delivery, _object = tables.notice, tables.delivery, tables.result_object
@@ -23,11 +26,14 @@ RESULTS_AT_ONCE = 200
 
 @dataclass(frozen=True, kw_only=True)
 class Available:
-    """One object that is at a destination."""
+    """One object that is at a destination, and the file that holds it."""
 
+    kind: str
     sop_class_uid: str
     sop_instance_uid: str
     series_instance_uid: str
+    sha256: str
+    size: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +41,11 @@ class Notice:
     """A notice that is being told: of which objects of a study, and to whom."""
 
     id: int
-    ae_title: str
+    result_id: int
+    target: str
     study_instance_uid: str
     objects: tuple[Available, ...]
+    created_at: datetime
     attempt: int
     fence: int
 
@@ -49,7 +57,8 @@ class NoticeRow:
     id: int
     result_id: int
     destination: str
-    ae_title: str
+    form: NoticeForm
+    target: str
     state: DeliveryState
     attempt: int
     reason: str
@@ -63,7 +72,7 @@ def is_anything_new(connection: Connection, destination: str) -> bool:
     return connection.execute(new.limit(1)).first() is not None
 
 
-def post(connection: Connection, destination: str, ae_titles: Collection[str]) -> int:
+def post(connection: Connection, destination: str, targets: Collection[Target]) -> int:
     """Make the notices of results that have become done at a destination as a whole; return of how many.
 
     Of a result of which an object is not done yet, or held, nobody is told. Where nobody wants to be told, that is
@@ -87,8 +96,9 @@ def post(connection: Connection, destination: str, ae_titles: Collection[str]) -
     ).scalars()
     done = sorted(whole)
     for result_id in done:
-        for ae_title in ae_titles:
-            values = {"result_id": result_id, "destination": destination, "ae_title": ae_title, "reason": ""}
+        for told in targets:
+            values = {"result_id": result_id, "destination": destination, "reason": ""}
+            values |= {"form": told.form, "target": told.target}
             fresh = {"state": DeliveryState.PENDING, "attempt": 0, "fence": 0}
             times = {"available_at": now(), "created_at": now()}
             insert_unless_there(connection, _notice, {**values, **fresh, **times})
@@ -98,9 +108,9 @@ def post(connection: Connection, destination: str, ae_titles: Collection[str]) -
     return len(done)
 
 
-def claim(connection: Connection, destination: str, *, lease_seconds: float) -> Notice | None:
+def claim(connection: Connection, destination: str, form: NoticeForm, *, lease_seconds: float) -> Notice | None:
     """Lease the notice of a destination that has waited for longest, or whose sender died; None when none waits."""
-    mine = (tables.notice_open, _notice.c.destination == destination)
+    mine = (tables.notice_open, _notice.c.destination == destination, _notice.c.form == form)
     connection.execute(
         update(_notice)
         .where(*mine, _notice.c.state == DeliveryState.SENDING, _notice.c.lease_expires_at < now())
@@ -141,16 +151,21 @@ def claim(connection: Connection, destination: str, *, lease_seconds: float) -> 
     ).all()
     return Notice(
         id=row.id,
-        ae_title=row.ae_title,
+        result_id=row.result_id,
+        target=row.target,
         study_instance_uid=objects[0].study_instance_uid,
         objects=tuple(
             Available(
+                kind=each.kind,
                 sop_class_uid=each.sop_class_uid,
                 sop_instance_uid=each.sop_instance_uid,
                 series_instance_uid=each.series_instance_uid,
+                sha256=each.sha256,
+                size=each.size,
             )
             for each in objects
         ),
+        created_at=row.created_at,
         attempt=row.attempt,
         fence=row.fence,
     )
@@ -195,7 +210,8 @@ def listing(
             id=row.id,
             result_id=row.result_id,
             destination=row.destination,
-            ae_title=row.ae_title,
+            form=NoticeForm(row.form),
+            target=row.target,
             state=DeliveryState(row.state),
             attempt=row.attempt,
             reason=row.reason,

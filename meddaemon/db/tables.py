@@ -512,14 +512,16 @@ Index(
     postgresql_where=delivery_unnoticed,
 )
 
-# Who is told that a result is done at a destination (Instance Availability Notification).
+# Who is told that a result is done at a destination, and in which form (`domain.notices`).
 notice = Table(
     "notice",
     metadata,
     _id(),
     _references("result.id"),
     Column("destination", String(100), nullable=False),
-    Column("ae_title", _AeTitle, nullable=False),
+    Column("form", String(8), nullable=False),
+    # An AE title, a host with its port, a URL: whatever the form is told to.
+    Column("target", Plain(300), nullable=False),
     Column("state", String(16), nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("available_at", Utc, nullable=False),
@@ -528,12 +530,13 @@ notice = Table(
     Column("reason", Plain(), nullable=False),
     Column("created_at", Utc, nullable=False),
     Column("sent_at", Utc),
-    UniqueConstraint("result_id", "destination", "ae_title"),
+    UniqueConstraint("result_id", "destination", "form", "target"),
 )
 notice_open = text(f"state IN ('{DeliveryState.PENDING}', '{DeliveryState.RETRYABLE}', '{DeliveryState.SENDING}')")
 Index(
     "ix_notice_open",
     notice.c.destination,
+    notice.c.form,
     notice.c.available_at,
     sqlite_where=notice_open,
     postgresql_where=notice_open,

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -46,7 +46,7 @@ _JSON = "application/dicom+json"
 _FAILED, _STORED = "00081198", "00081199"
 _SOP_INSTANCE_UID = "00080018"
 _UID, _FAILURE_REASON, _WARNING_REASON = "00081155", "00081197", "00081196"
-_PASSING = frozenset(
+PASSING = frozenset(
     {
         HTTPStatus.REQUEST_TIMEOUT,
         HTTPStatus.TOO_MANY_REQUESTS,
@@ -85,6 +85,15 @@ class Service:
             if still(outgoing):
                 yield self._store(outgoing)
 
+    def post(self, content: bytes, media_type: str) -> "Said":
+        """Post content to the URL of the service itself. Raises OSError, HTTPException, TlsUnusable."""
+        headers = {**self._headers, "Accept": media_type, "Content-Type": media_type}
+        with closing(self._connected()) as connection, self._limited(connection.sock, len(content)):
+            # A server that refuses without reading to the end has answered all the same.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.request("POST", urlsplit(self.url).path or "/", content, headers)
+            return _said_by(connection.getresponse())
+
     def problem(self) -> str:
         """Return why the service does not answer, "" where it does, whatever it says."""
         try:
@@ -94,7 +103,7 @@ class Service:
                 )
                 status = connection.getresponse().status
         except (OSError, HTTPException, TlsUnusable) as failure:
-            return _said(failure)
+            return failed(failure)
         return "" if status < HTTPStatus.BAD_REQUEST else f"answers HTTP {status}"
 
     def has(self, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> bool | str:
@@ -106,7 +115,7 @@ class Service:
                 response = connection.getresponse()
                 content_type, body = response.headers.get_content_type(), response.read(ANSWER_BYTES)
         except (OSError, HTTPException, TlsUnusable) as failure:
-            return _said(failure)
+            return failed(failure)
         # Nothing matches, or nobody knows the study or the series (PS3.18 10.6.3).
         if response.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND}:
             return False
@@ -130,13 +139,13 @@ class Service:
             with as_syntax(outgoing.path, stored, syntaxes[0]) as path, closing(self._connected()) as connection:
                 said = self._asked(connection, path)
         except (OSError, HTTPException, TlsUnusable) as failure:
-            return answer(Verdict.TRY_AGAIN, _said(failure))
+            return answer(Verdict.TRY_AGAIN, failed(failure))
         except NotTranscoded as failure:
             return answer(Verdict.HOLD, f"the stored object {failure}")
         verdict, reason, code = judged(said.status, said.content_type, said.body, outgoing.sop_instance_uid)
-        return answer(verdict, reason, code, _pause(said.retry_after) if verdict is Verdict.TRY_AGAIN else 0.0)
+        return answer(verdict, reason, code, pause_of(said.retry_after) if verdict is Verdict.TRY_AGAIN else 0.0)
 
-    def _asked(self, connection: HTTPConnection, path: Path) -> "_Said":
+    def _asked(self, connection: HTTPConnection, path: Path) -> "Said":
         boundary = secrets.token_hex(16)
         # The transfer syntax might be told here, too: Orthanc's plugin then takes the part for something else, stores
         # nothing, and answers 200.
@@ -160,13 +169,7 @@ class Service:
             # A server that refuses without reading to the end has answered all the same.
             with suppress(BrokenPipeError, ConnectionResetError):
                 connection.request("POST", self._studies, body(), headers)
-            response = connection.getresponse()
-            return _Said(
-                status=response.status,
-                content_type=response.headers.get_content_type(),
-                retry_after=response.headers.get("Retry-After", ""),
-                body=response.read(ANSWER_BYTES),
-            )
+            return _said_by(connection.getresponse())
 
     @contextmanager
     def _limited(self, connection: socket.socket, size: int) -> Iterator[None]:
@@ -216,7 +219,7 @@ class Service:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Said:
+class Said:
     """An answer, as far as it is of interest."""
 
     status: int
@@ -225,7 +228,16 @@ class _Said:
     body: bytes
 
 
-def _pause(retry_after: str) -> float:
+def _said_by(response: HTTPResponse) -> Said:
+    return Said(
+        status=response.status,
+        content_type=response.headers.get_content_type(),
+        retry_after=response.headers.get("Retry-After", ""),
+        body=response.read(ANSWER_BYTES),
+    )
+
+
+def pause_of(retry_after: str) -> float:
     """Return the seconds that a server asks to be left alone (RFC 9110 10.2.3), 0 where it does not."""
     if retry_after.strip().isdecimal():
         return float(retry_after.strip()[:9])
@@ -254,7 +266,7 @@ def judged(status: int, content_type: str, body: bytes, sop_instance_uid: str) -
     if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
         said += ": check the credentials of this destination"
     # 202 is that something was not stored as it is (PS3.18 10.5.3): the object, if nothing is said of it.
-    passing = status in _PASSING or status == HTTPStatus.ACCEPTED
+    passing = status in PASSING or status == HTTPStatus.ACCEPTED
     return Verdict.TRY_AGAIN if passing else Verdict.HOLD, said, None
 
 
@@ -290,7 +302,7 @@ def _values(item: Mapping[str, Any], tag: str) -> list[Any]:
     return values if isinstance(values, list) else []
 
 
-def _said(failure: Exception) -> str:
+def failed(failure: Exception) -> str:
     """Return what went wrong; what a server sent in place of an answer is not repeated."""
     if isinstance(failure, TlsUnusable):
         return str(failure)

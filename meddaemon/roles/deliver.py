@@ -20,15 +20,16 @@ from meddaemon.config.settings import PeerSettings, Settings
 from meddaemon.db import announcements, gates, jobs, studies
 from meddaemon.db.engine import Database
 from meddaemon.domain.custody import Proof
+from meddaemon.domain.notices import NoticeForm
 from meddaemon.domain.schedule import Window
 from meddaemon.ingest.custody import CustodyReports
 from meddaemon.ingest.volume import Volume, open_volume
 from meddaemon.results.custody import confirm
 from meddaemon.results.delivery import Retry
 from meddaemon.results.delivery import deliver as deliver_to
-from meddaemon.results.notices.ian import announce
+from meddaemon.results.notices.outbox import announce
 from meddaemon.roles.process import DRAIN_SECONDS, SIGN_OF_LIFE_SECONDS, TICK_SECONDS, announced, database_of, guarded
-from meddaemon.roles.remote import custodian_of, pace_of, remote_of, way_to
+from meddaemon.roles.remote import custodian_of, pace_of, remote_of, teller_of, way_to
 from meddaemon.telemetry import log
 
 FORGET_SECONDS = 3600.0
@@ -82,12 +83,15 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 # One that keeps its association open for a report holds up no other.
                 "custody" if Proof(destination.custody) is not Proof.SENT else "default",
             )
-            every(
-                settings.delivery.poll_seconds,
-                f"availability at {destination.name}",
-                partial(_announce, database, settings, destination, stop),
-                "custody" if destination.announce_to else "default",
-            )
+            # Where nobody is told, that is noted.
+            forms = {each.form for each in destination.told} or {NoticeForm.IAN}
+            for form in sorted(forms):
+                every(
+                    settings.delivery.poll_seconds,
+                    f"availability at {destination.name} by {form.value}",
+                    partial(_announce, database, settings, destination, form, stop),
+                    "custody" if destination.told else "default",
+                )
         _remove_windows(database, settings.windows)
         if settings.windows:
             every(WINDOW_SECONDS, "windows", lambda: _keep_windows(database, settings.windows))
@@ -244,11 +248,12 @@ def _confirm(database: Database, settings: Settings, destination: DestinationSet
         pass
 
 
-def _announce(database: Database, settings: Settings, destination: DestinationSettings, stop: threading.Event) -> None:
-    remotes = {peer.ae_title: remote_of(settings, peer) for peer in settings.listening_peers}
-    remotes[destination.ae_title] = remote_of(settings, destination)
-    told, retry = destination.announce_to, _retry(settings)
-    while not stop.is_set() and announce(database, destination.name, destination.ae_title, told, remotes, retry):
+def _announce(
+    database: Database, settings: Settings, destination: DestinationSettings, form: NoticeForm, stop: threading.Event
+) -> None:
+    tell = teller_of(settings, database, destination, form)
+    told, retry = destination.told, _retry(settings, destination.maximum_tries)
+    while not stop.is_set() and announce(database, destination.name, form, told, tell, retry):
         pass
 
 

@@ -8,11 +8,16 @@ from pathlib import Path
 
 from meddaemon.config.destinations import DestinationSettings
 from meddaemon.config.settings import PeerSettings, Settings
+from meddaemon.db.engine import Database
+from meddaemon.domain.contract import ModelKind
 from meddaemon.domain.custody import CustodyPolicy
+from meddaemon.domain.notices import NoticeForm
 from meddaemon.results.custody import Custodian, DicomCustodian, Hear, WebCustodian
 from meddaemon.results.dicomweb import Service
 from meddaemon.results.dimse import BackToSender, ClientTls, RemoteEntity, echo, store
 from meddaemon.results.folder import Folder
+from meddaemon.results.notices import ian
+from meddaemon.results.notices.outbox import Tell
 from meddaemon.results.transport import Pace, Send
 from meddaemon.tls import Identity
 
@@ -78,6 +83,68 @@ def custodian_of(
         service = WebCustodian(service=service_of(settings, destination))
         return lambda _: service
     return lambda _: asked(remote_of(settings, destination))
+
+
+def teller_of(settings: Settings, database: Database, destination: DestinationSettings, form: NoticeForm) -> Tell:
+    """Return what tells in one form that a result is done at a destination."""
+    match form:
+        case NoticeForm.IAN:
+            remotes = {peer.ae_title: remote_of(settings, peer) for peer in settings.listening_peers}
+            remotes[destination.ae_title] = remote_of(settings, destination)
+            return partial(ian.tell, remotes, destination.ae_title)
+        case NoticeForm.HL7:
+            return _by_hl7(settings, database, destination)
+        case NoticeForm.FHIR:
+            return _by_fhir(settings, database, destination)
+
+
+def _by_hl7(settings: Settings, database: Database, destination: DestinationSettings) -> Tell:
+    from meddaemon.results.notices import hl7  # noqa: PLC0415  an extra, which the settings have asked for
+
+    host, _, port = destination.hl7.rpartition(":")
+    trusted = destination.hl7_ca or settings.tls.ca
+    interface = hl7.Interface(
+        host=host.strip("[]"),
+        port=int(port),
+        sender=_application(destination.hl7_sender),
+        receiver=_application(destination.hl7_receiver),
+        tls=destination.hl7_tls,
+        trusted=Path(trusted) if trusted else None,
+        identity=identity_of(settings),
+        connection_timeout_seconds=settings.delivery.connection_timeout_seconds,
+        response_timeout_seconds=settings.delivery.dimse_timeout_seconds,
+    )
+    return partial(hl7.tell, {destination.hl7: interface}, database, settings.store.results, _detects(settings))
+
+
+def _by_fhir(settings: Settings, database: Database, destination: DestinationSettings) -> Tell:
+    from meddaemon.results.notices import fhir  # noqa: PLC0415  an extra, which the settings have asked for
+
+    trusted = destination.fhir_ca or settings.tls.ca
+    service = Service(
+        url=destination.fhir_url,
+        token=_secret(destination.fhir_token_file),
+        user=destination.fhir_user,
+        password=_secret(destination.fhir_password_file),
+        trusted=Path(trusted) if trusted else None,
+        identity=identity_of(settings),
+        pace=pace_of(settings),
+        connection_timeout_seconds=settings.delivery.connection_timeout_seconds,
+        response_timeout_seconds=settings.delivery.dimse_timeout_seconds,
+    )
+    return partial(fhir.tell, {destination.fhir_url: service}, database, settings.store.results, _detects(settings))
+
+
+def _detects(settings: Settings) -> frozenset[str]:
+    """Return the models that look for objects."""
+    kinds = {ModelKind.DETECTION, ModelKind.LANDMARKS}
+    return frozenset(name for name, contract in settings.contracts.items() if contract.kind in kinds)
+
+
+def _application(written: str) -> tuple[str, str]:
+    """Return the application and the facility that a setting names."""
+    application, _, facility = written.partition("|")
+    return application, facility
 
 
 def problem_with(settings: Settings, destination: DestinationSettings) -> str:

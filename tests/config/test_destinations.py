@@ -1,5 +1,6 @@
 """Each kind of destination has what it needs and nothing that means nothing to it."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from meddaemon.config.settings import Settings, load
 from meddaemon.domain.custody import CustodyPolicy, Proof
 from meddaemon.domain.errors import InvalidConfiguration
 from meddaemon.domain.filters import Number
+from meddaemon.domain.notices import NoticeForm, Target
 from meddaemon.domain.outlet import ObjectKind, TransferForm
 
 HEAD = '[[destinations]]\nname = "there"\n'
@@ -89,6 +91,18 @@ def test_how_it_is_sent_to(tmp_path: Path) -> None:
             'ae_title = "PACS"\nhost = "p"\nport = 104\nannounce_to = ["PACS", "RIS"]\n',
             "6: destinations[0].announce_to[1]: 'RIS' is neither this destination nor in [[peers]] with host and port",
         ),
+        ('kind = "sender"\nhl7 = "ris"\n', "4: destinations[0].hl7: must be a host and a port"),
+        ('kind = "sender"\nhl7_tls = true\n', "4: destinations[0].hl7_tls: means nothing without hl7"),
+        ('kind = "sender"\nhl7 = "ris:1"\nhl7_sender = "A^B"\n', "5: destinations[0].hl7_sender: "),
+        (
+            'kind = "sender"\nfhir_url = "http://f/r4"\n',
+            "4: destinations[0].fhir_url: would send patients in clear text",
+        ),
+        ('kind = "sender"\nfhir_ca = "ca"\n', "4: destinations[0].fhir_ca: means nothing without fhir_url"),
+        (
+            'kind = "sender"\nfhir_url = "https://f/r4"\nfhir_user = "me"\n',
+            "needs fhir_user and fhir_password_file, or neither",
+        ),
         ('kind = "sender"\nwhen = "volume >"\n', "4: destinations[0].when: character 9: a number expected"),
         ('kind = "sender"\nwhen = "not since 30d"\n', "4: destinations[0].when: since and until have no place here"),
     ],
@@ -111,3 +125,14 @@ def test_what_a_destination_must_prove(tmp_path: Path) -> None:
         proof=Proof.COMMITMENT, fallback=True, reported_by=("OTHER",), maximum_requests=7, association_seconds=0
     )
     assert owed_reports(found.destinations)
+
+
+def test_who_is_told_by_hl7(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = 'kind = "sender"\nhl7 = "ris:2575"\nhl7_receiver = "RIS|CLINIC"\nhl7_tls = true\nhl7_ca = "ris.pem"\n'
+    found = settings(tmp_path, text)
+    (there,) = found.destinations
+    assert there.told == (Target(form=NoticeForm.HL7, target="ris:2575"),)
+    assert (there.hl7_sender, there.hl7_ca) == ("MEDDAEMON", str(tmp_path / "ris.pem"))
+    monkeypatch.setitem(sys.modules, "hl7apy", None)
+    with pytest.raises(InvalidConfiguration, match=r"pip install 'meddaemon\[messages\]'"):
+        settings(tmp_path, text)

@@ -437,7 +437,7 @@ def test_every_setting_is_read_by_somebody() -> None:
     code = "\n".join(path.read_text() for path in sources)
     # Those below are read here, on the way from the file to rules, contracts and the database URL.
     here = {"rules.enabled", "rules.required_series", "models.directories", "models.enabled", "destinations.kind"}
-    here |= {"windows.times", "windows.time_zone", "destinations.custody_fallback"}
+    here |= {"windows.times", "windows.time_zone", "destinations.custody_fallback", "destinations.announce_to"}
     assert {each for each in _keys(Document) if not re.search(rf"\.{each.split('.')[1]}\b", code)} <= here
 
 

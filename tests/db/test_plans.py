@@ -23,6 +23,7 @@ from meddaemon.db import (
     tables,
 )
 from meddaemon.db.engine import Database
+from meddaemon.domain.notices import NoticeForm
 
 # Of each index, the column that the look must start from ("" where the order of the index is what counts).
 ASKED_ALL_THE_TIME: dict[str, tuple[Callable[[Connection], object], dict[str, str]]] = {
@@ -48,7 +49,7 @@ ASKED_ALL_THE_TIME: dict[str, tuple[Callable[[Connection], object], dict[str, st
         {"ix_delivery_unnoticed": "destination"},
     ),
     "look for notices": (
-        lambda connection: notices.claim(connection, "pacs", lease_seconds=60),
+        lambda connection: notices.claim(connection, "pacs", NoticeForm.IAN, lease_seconds=60),
         {"ix_notice_open": "destination"},
     ),
     "look for due studies": (studies.due_ids, {"ix_study_due_at": "due_at<"}),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from test_delivery import OBJECTS, RETRY, post_reports
 
 from meddaemon.db import announcements, custody, notices, tables
 from meddaemon.db.engine import Database
+from meddaemon.domain.notices import NoticeForm, Target
 from meddaemon.domain.states import DeliveryState
 from meddaemon.ingest.announcements import AnnouncementProvider
 from meddaemon.results.dimse import RemoteEntity
-from meddaemon.results.notices.ian import announce
+from meddaemon.results.notices import ian
+from meddaemon.results.notices.outbox import announce
 
 
 @pytest.fixture
@@ -76,7 +79,8 @@ def settle(database: Database) -> None:
 
 
 def say(database: Database, to: dict[str, RemoteEntity], *ae_titles: str) -> bool:
-    return announce(database, "pacs", "PACS", ae_titles, to, RETRY)
+    targets = [Target(form=NoticeForm.IAN, target=each) for each in ae_titles]
+    return announce(database, "pacs", NoticeForm.IAN, targets, partial(ian.tell, to, "PACS"), RETRY)
 
 
 def rows(database: Database) -> list[notices.NoticeRow]:
@@ -109,7 +113,7 @@ def test_it_is_told_once_when_all_of_it_is_done(result: Database) -> None:
         for item in series.ReferencedSOPSequence
     ] == [(BasicTextSRStorage, each, "ONLINE", "PACS") for each in UIDS]
     assert [row.state for row in rows(result)] == [DeliveryState.SENT]
-    assert "RIS is told of pacs: sent" in told(result)
+    assert "RIS is told of pacs (ian): sent" in told(result)
 
 
 def test_our_own_provider_takes_it(result: Database) -> None:
@@ -159,7 +163,7 @@ def test_who_is_away_hears_later_and_who_is_gone_is_a_persons(result: Database) 
     settle(result)
     assert say(result, to, "RIS", "GONE")
     assert say(result, to, "RIS", "GONE")
-    assert {row.ae_title: row.state for row in rows(result)} == {
+    assert {row.target: row.state for row in rows(result)} == {
         "RIS": DeliveryState.RETRYABLE,
         "GONE": DeliveryState.HELD,
     }

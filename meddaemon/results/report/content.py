@@ -5,17 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from meddaemon.domain.codes import Code
+from meddaemon.domain.codes import ABSENT, PRESENT, UNDETERMINED, Code
 from meddaemon.domain.contract import ModelKind
 from meddaemon.domain.errors import InputRefused
 from meddaemon.domain.result import Analysis, Finding, Measurement, ResultStatus, Segment, reported
 from meddaemon.domain.uids import derived_uid
 from meddaemon.results.request import EncodingRequest
 
-PRESENT = Code(value="52101004", scheme="SCT", meaning="Present")
-ABSENT = Code(value="272519000", scheme="SCT", meaning="Absent")
-UNDETERMINED = Code(value="373068000", scheme="SCT", meaning="Undetermined")
-"""Whether something is there (PS3.16 CID 240)."""
 NOTHING_FOUND = Code(value="111241", scheme="DCM", meaning="All algorithms succeeded; without findings")
 NOTHING_SUCCEEDED = Code(value="111245", scheme="DCM", meaning="No algorithms succeeded; without findings")
 """What became of the run as a whole, where it found nothing (PS3.16 CID 6047)."""
