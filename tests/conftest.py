@@ -12,6 +12,11 @@ from databases import (  # noqa: F401  fixtures
     migrated,
     postgresql_server,
 )
+from hypothesis import HealthCheck, settings
+
+# No test has a time of its own: on a busy machine a file that is written takes what it takes.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 SHARED = Path(os.environ.get("MEDDAEMON_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

@@ -8,6 +8,7 @@ the one that is copied; it ends when the test run does.
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -47,6 +48,12 @@ class Copy:
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def start(

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,9 @@ def test_scripts_are_executable_and_parse(script: str) -> None:
     assert os.access(path, os.X_OK)
     subprocess.run(["bash", "-n", path], check=True, timeout=30)
     assert "set -euo pipefail" in path.read_text()
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """Pytest keeps modules by their names: of two, one would not run."""
+    names = Counter(path.name for path in (REPOSITORY / "tests").rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []

@@ -17,6 +17,7 @@ from tests.dicom_factory import make_series
 from tests.running import Home, Role, wait_until
 from tests.system.site import Pacs, head, make_site, send
 
+REPORTED = "SR volumes to pacs: sent"
 VOLUME_ML = 24 * 2.0 * 1.5 * 1.25 / 1000
 """The toy's object: 24 voxels of the factory's default spacing."""
 
@@ -71,7 +72,7 @@ def test_a_study_comes_back_as_seg_and_sr_and_can_be_queried(tmp_path: Path, pac
             wait_until(lambda: pacs.of("SR"), what="the SR")
             send([*files, *across], daemon.port())
             explained = wait_until(
-                lambda: home.cli("explain", "1") if "SR volumes to pacs: sent" in home.cli("explain", "1").stdout else None,
+                lambda: next((said for said in [home.cli("explain", "1")] if REPORTED in said.stdout), None),
                 what="the delivery to be recorded",
             )
             results = home.cli("results", "--model", "toy", "--code", "volume", "--format", "json")
