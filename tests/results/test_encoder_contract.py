@@ -39,6 +39,12 @@ WRITTEN: dict[str, frozenset[ObjectKind]] = {
     "nothing found": frozenset({ObjectKind.SEG, ObjectKind.SR, ObjectKind.SC, ObjectKind.PDF, ObjectKind.KO}),
 }
 """What there must be at least, where that is not everything that a volume can have."""
+BEYOND_THEM = {
+    # OHIF reads no Segmentation of type FRACTIONAL (its issue 1346); dcmqrscp takes nothing that is compressed, and what
+    # is delivered to such a one is not.
+    (ObjectKind.PROBABILITY, "ohif"),
+    (ObjectKind.PROBABILITY, "dcmqrscp"),
+}
 WITHOUT_MAPS = ("overlapping", "no ", "nothing but", "Latin", "Russian", "Chinese", "Japanese", "Korean", "Unicode")
 
 
@@ -175,10 +181,13 @@ def test_no_validator_finds_an_error_in_any_object(name: str, tmp_path: Path) ->
     print(name, done.stdout, sep="\n")  # noqa: T201
     rows = {line.split()[0]: line for line in done.stdout.splitlines() if line.split(" ")[0] in files}
     assert set(rows) == set(files), done.stdout + done.stderr
-    for row in rows.values():
-        found = re.findall(r"(\d+)/\d+", row)
-        assert len(found) > 1
-        assert set(found) == {"0"}, done.stdout
+    (tools,) = (line.split()[1:] for line in done.stdout.splitlines() if line.startswith("file "))
+    wrong = set()
+    for file, row in rows.items():
+        cells = dict(zip(tools, re.split(r"\s{2,}", row.strip())[1:], strict=True))
+        assert len(re.findall(r"\d+/\d+", row)) > 1
+        wrong |= {(files[file].kind, tool) for tool, cell in cells.items() if re.match("[1-9]", cell)}
+    assert wrong <= BEYOND_THEM, done.stdout
     entities = (tmp_path / "messages" / "ALL.dcentvfy.txt").read_text(errors="replace").splitlines()
     ours = [line for line in entities if line.startswith("Error") and any(f"together/{file}" in line for file in files)]
     # A structure set names the study as an instance (PS3.3 C.8.8.5, type 1), and dcentvfy looks for its file.
