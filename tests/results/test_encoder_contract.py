@@ -40,8 +40,8 @@ WRITTEN: dict[str, frozenset[ObjectKind]] = {
 }
 """What there must be at least, where that is not everything that a volume can have."""
 BEYOND_THEM = {
-    # OHIF reads no Segmentation of type FRACTIONAL (its issue 1346); dcmqrscp takes nothing that is compressed, and what
-    # is delivered to such a one is not.
+    # OHIF reads no Segmentation of type FRACTIONAL (its issue 1346); dcmqrscp takes nothing that is compressed, and
+    # what is delivered to such a one is not.
     (ObjectKind.PROBABILITY, "ohif"),
     (ObjectKind.PROBABILITY, "dcmqrscp"),
 }

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -109,7 +109,10 @@ def named_like(name: str) -> Callable[[Path, Path], EncodingRequest]:
             dataset.SpecificCharacterSet = donor.SpecificCharacterSet
             dataset.PatientName = donor.PatientName
 
-        return request_for(make_series(folder / "source", rows=16, orientation="oblique", edit=graft, charset=None))
+        # Each is a patient of its own: validators look at all of them together.
+        own = {"seed": name, "study": name, "patient_id": name}
+        paths = make_series(folder / name, rows=16, orientation="oblique", edit=graft, charset=None, **own)
+        return request_for(paths)
 
     return request
 
@@ -154,16 +157,17 @@ def test_the_brain_measures_what_deepbet_says(shared_dicom: Path, tmp_path: Path
     assert measured_value(measurement) == pytest.approx(1469, abs=1)
 
 
-def refused_by_validators(asked: EncodingRequest, folder: Path, script: str) -> list[str]:
-    """What any validator has against the objects of a result beside its sources; prints their report."""
+def refused_by_validators(asked: Sequence[EncodingRequest], folder: Path, script: str) -> list[str]:
+    """What any validator has against the objects of results beside their sources; prints their report."""
     together = folder / "together"
     together.mkdir()
     names = []
-    for encoded in encode(asked):
-        names.append(f"{encoded.name.replace(' ', '_').replace('/', '-')}.dcm")
-        (together / names[-1]).write_bytes(encoded.content)
-    for number, path in enumerate(asked.sources):
-        shutil.copy(path, together / f"source{number:04d}.dcm")
+    for result, request in enumerate(asked):
+        for encoded in encode(request):
+            names.append(f"{encoded.name.replace(' ', '_').replace('/', '-')}-{result}.dcm")
+            (together / names[-1]).write_bytes(encoded.content)
+        for number, path in enumerate(request.sources):
+            shutil.copy(path, together / f"source{result}-{number:04d}.dcm")
     done = subprocess.run(
         ["bash", script, "--net", str(together), str(folder / "messages")],
         env=os.environ | {"JOBS": "2"},
@@ -195,14 +199,24 @@ def validators() -> str:
 
 @pytest.mark.peer
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["factory", *(pytest.param(name, marks=pytest.mark.shared) for name in SERIES)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "factory",
+        *(
+            pytest.param(name, marks=pytest.mark.shared)
+            for name in ("charsets", *(each for each in SERIES if each not in CHARSETS))
+        ),
+    ],
+)
 def test_no_validator_finds_an_error(
     name: str, tmp_path: Path, validators: str, request: pytest.FixtureRequest
 ) -> None:
     if name == "factory":
-        asked = request_for(make_series(tmp_path / "source", rows=16, modality="CT", orientation="sagittal"))
+        asked = [request_for(make_series(tmp_path / "source", rows=16, modality="CT", orientation="sagittal"))]
     else:
-        asked = SERIES[name](request.getfixturevalue("shared_dicom"), tmp_path)
+        names = CHARSETS if name == "charsets" else (name,)
+        asked = [SERIES[each](request.getfixturevalue("shared_dicom"), tmp_path) for each in names]
     assert refused_by_validators(asked, tmp_path, validators) == []
 
 
@@ -222,4 +236,4 @@ def test_no_validator_finds_an_error_in_a_report_of_any_kind(
         path = request.getfixturevalue("shared_dicom") / name
         asked = request_of([path], CLASSES, {"scores": (0.9, 0.1)})
     older = Edition(report=ReportForm.COMPREHENSIVE)
-    assert refused_by_validators(replace(asked, editions=(Edition(), older)), tmp_path, validators) == []
+    assert refused_by_validators([replace(asked, editions=(Edition(), older))], tmp_path, validators) == []
