@@ -327,9 +327,11 @@ class PreparedJob:
     inputs: Mapping[str, list[Path]]
     ready: Prepared | Prediction
 
-    @property
     def shown(self) -> Volume | Pictures | None:
-        """The input that the result lies on: the first; None where nobody looks at it, as at a waveform."""
+        """Return the input that the result lies on: the first; None where nobody looks at it, as at a waveform.
+
+        Every input is mapped and checked anew: ask once.
+        """
         if isinstance(self.ready, Prediction):
             return None
         first = self.ready.values()[self.contract.inputs[0].slot]
@@ -404,13 +406,14 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
     started = time.monotonic()
     with database.read() as connection:
         predecessors = results.predecessor_objects(connection, job)
-    analysis = analyse(prediction, contract, entropy=job.key, shown=inferred.prepared.shown)
+    shown = inferred.prepared.shown()
+    analysis = analyse(prediction, contract, entropy=job.key, shown=shown)
     if job.caveat:
         reason = "; ".join(filter(None, (job.caveat, analysis.reason)))
         believed = analysis.status is ResultStatus.PLAUSIBLE
         analysis = replace(analysis, status=ResultStatus.IMPLAUSIBLE if believed else analysis.status, reason=reason)
     # Of everything, also of what nobody believes: a destination says which results it takes.
-    objects = _encoded(settings, contract, inputs, analysis, predecessors, inferred.prepared.shown)
+    objects = _encoded(settings, contract, inputs, analysis, predecessors, shown)
     stored = [_store(settings, staging, encoded) for encoded in objects]
     kept = [_keep(settings, staging, artefact, analysis) for artefact in analysis.artefacts]
     seconds = {**prediction.seconds, "encode": time.monotonic() - started}
