@@ -10,12 +10,12 @@ from datetime import datetime
 
 from sqlalchemy import Connection, func, select, update
 
-from meddaemon.db import tables
+from meddaemon.db import leases, tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.insertion import insert_unless_there
 from meddaemon.db.paging import earlier
 from meddaemon.domain.commitment import CommitmentRequest, ReferencedInstance
-from meddaemon.domain.errors import LeaseLost, NotFound
+from meddaemon.domain.errors import NotFound
 from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
 
 _commitment = tables.commitment
@@ -111,12 +111,7 @@ def claim(connection: Connection, *, lease_seconds: float) -> Claim | None:
     row = connection.execute(
         update(_commitment)
         .where(_commitment.c.id == candidate)
-        .values(
-            state=delivery_target(DeliveryEvent.CLAIM),
-            attempt=_commitment.c.attempt + 1,
-            fence=_commitment.c.fence + 1,
-            lease_expires_at=after(lease_seconds),
-        )
+        .values(leases.claimed(_commitment, lease_seconds))
         .returning(*_commitment.c)
     ).one()
     request = CommitmentRequest(
@@ -132,28 +127,22 @@ def claim(connection: Connection, *, lease_seconds: float) -> Claim | None:
 
 def accept(connection: Connection, claim: Claim, *, failed: int) -> None:
     """Record that the peer has heard the report, with so many failures in it. Raises LeaseLost."""
-    _apply(connection, DeliveryEvent.ACCEPT, claim, failed=failed, reason="", reported_at=now())
+    leases.give_up(connection, _commitment, DeliveryEvent.ACCEPT, claim, failed=failed, reason="", reported_at=now())
 
 
 def fail(connection: Connection, claim: Claim, *, reason: str, delay_seconds: float) -> None:
     """Record that the peer could not be told, and when to try again. Raises LeaseLost."""
-    _apply(connection, DeliveryEvent.FAIL, claim, reason=reason, available_at=after(delay_seconds))
+    leases.give_up(connection, _commitment, DeliveryEvent.FAIL, claim, reason=reason, available_at=after(delay_seconds))
 
 
 def refuse(connection: Connection, claim: Claim, *, reason: str) -> None:
     """Record that the peer will not listen: a person must look. Raises LeaseLost."""
-    _apply(connection, DeliveryEvent.REFUSE, claim, reason=reason)
+    leases.give_up(connection, _commitment, DeliveryEvent.REFUSE, claim, reason=reason)
 
 
 def requeue(connection: Connection, commitment_id: int) -> None:
     """Report again at once. Raises NotFound."""
-    row = connection.execute(
-        update(_commitment)
-        .where(_commitment.c.id == commitment_id, _commitment.c.state.in_(delivery_sources(DeliveryEvent.REQUEUE)))
-        .values(state=delivery_target(DeliveryEvent.REQUEUE), available_at=now(), attempt=0)
-        .returning(_commitment.c.id)
-    ).first()
-    if row is None:
+    if not leases.requeue(connection, _commitment, commitment_id):
         raise NotFound(f"no commitment {commitment_id} that is held or waits for another attempt")
 
 
@@ -187,18 +176,3 @@ def state_counts(connection: Connection) -> Mapping[DeliveryState, int]:
         for which in (tables.commitment_open, tables.commitment_held)
         for state, count in connection.execute(counted.where(which))
     }
-
-
-def _apply(connection: Connection, event: DeliveryEvent, claim: Claim, **values: object) -> None:
-    row = connection.execute(
-        update(_commitment)
-        .where(
-            _commitment.c.id == claim.id,
-            _commitment.c.fence == claim.fence,
-            _commitment.c.state.in_(delivery_sources(event)),
-        )
-        .values(state=delivery_target(event), lease_expires_at=None, **values)
-        .returning(_commitment.c.id)
-    ).first()
-    if row is None:
-        raise LeaseLost(f"commitment {claim.id}: attempt {claim.attempt} is over")

@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import ColumnElement, Connection, ScalarSelect, exists, false, func, insert, select, true, update
+from sqlalchemy import Connection, ScalarSelect, exists, false, func, insert, select, true, update
 
-from meddaemon.db import filters, tables
+from meddaemon.db import filters, leases, tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.paging import earlier
 from meddaemon.domain.errors import LeaseLost, NotFound
@@ -319,14 +319,7 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
     if not waiting:
         return []
     connection.execute(
-        update(_delivery)
-        .where(_delivery.c.id.in_(waiting))
-        .values(
-            state=delivery_target(DeliveryEvent.CLAIM),
-            attempt=_delivery.c.attempt + 1,
-            fence=_delivery.c.fence + 1,
-            lease_expires_at=after(lease_seconds),
-        )
+        update(_delivery).where(_delivery.c.id.in_(waiting)).values(leases.claimed(_delivery, lease_seconds))
     )
     rows = (
         connection.execute(
@@ -379,7 +372,7 @@ def sender_of_object() -> ScalarSelect[str]:
 
 def accept(connection: Connection, delivery: Delivery, *, status: int, note: str) -> None:
     """Record that the destination took the object. Raises LeaseLost."""
-    _apply(connection, DeliveryEvent.ACCEPT, delivery, status=status, reason=note, sent_at=now())
+    leases.give_up(connection, _delivery, DeliveryEvent.ACCEPT, delivery, status=status, reason=note, sent_at=now())
 
 
 def fail(
@@ -401,10 +394,10 @@ def fail(
     values: dict[str, object] = {} if faults is None else {"faults": faults, "faulted_at": now()}
     if faults is not None and maximum_tries is not None and faults >= maximum_tries:
         reason = f"failed {faults} times while others were taken: {reason}"
-        _apply(connection, DeliveryEvent.REFUSE, delivery, status=status, reason=reason, **values)
+        leases.give_up(connection, _delivery, DeliveryEvent.REFUSE, delivery, status=status, reason=reason, **values)
         return True
     values["available_at"] = after(delay_seconds)
-    _apply(connection, DeliveryEvent.FAIL, delivery, status=status, reason=reason, **values)
+    leases.give_up(connection, _delivery, DeliveryEvent.FAIL, delivery, status=status, reason=reason, **values)
     return False
 
 
@@ -413,7 +406,7 @@ def _faults(connection: Connection, delivery: Delivery) -> int | None:
 
     It does if the destination has taken something else since the last one.
     """
-    faults = connection.execute(select(_delivery.c.faults).where(*_held(delivery))).scalar()
+    faults = connection.execute(select(_delivery.c.faults).where(leases.is_held(_delivery, delivery))).scalar()
     if faults is None:
         return None
     since = select(func.coalesce(_delivery.c.faulted_at, _delivery.c.created_at)).where(_delivery.c.id == delivery.id)
@@ -428,7 +421,7 @@ def _faults(connection: Connection, delivery: Delivery) -> int | None:
 
 def refuse(connection: Connection, delivery: Delivery, *, status: int | None, reason: str) -> None:
     """Record that the destination will not take the object: it is held for a person. Raises LeaseLost."""
-    _apply(connection, DeliveryEvent.REFUSE, delivery, status=status, reason=reason)
+    leases.give_up(connection, _delivery, DeliveryEvent.REFUSE, delivery, status=status, reason=reason)
 
 
 def renew(connection: Connection, waiting: Iterable[Delivery], *, lease_seconds: float) -> set[int]:
@@ -441,7 +434,11 @@ def renew(connection: Connection, waiting: Iterable[Delivery], *, lease_seconds:
     for delivery in sorted(waiting, key=lambda each: each.id):
         row = connection.execute(
             update(_delivery)
-            .where(*_held(delivery), _delivery.c.state == DeliveryState.SENDING, _delivery.c.wanted == true())
+            .where(
+                leases.is_held(_delivery, delivery),
+                _delivery.c.state == DeliveryState.SENDING,
+                _delivery.c.wanted == true(),
+            )
             .values(lease_expires_at=after(lease_seconds))
             .returning(_delivery.c.id)
         ).first()
@@ -452,30 +449,21 @@ def renew(connection: Connection, waiting: Iterable[Delivery], *, lease_seconds:
 
 def release(connection: Connection, delivery: Delivery) -> None:
     """Give back what was claimed and not sent. Raises LeaseLost."""
-    _apply(connection, DeliveryEvent.RELEASE, delivery, attempt=_delivery.c.attempt - 1)
+    leases.give_up(connection, _delivery, DeliveryEvent.RELEASE, delivery, attempt=_delivery.c.attempt - 1)
 
 
 def requeue(connection: Connection, delivery_id: int) -> None:
     """Send a held or waiting delivery again at once. Raises NotFound."""
-    row = connection.execute(
-        update(_delivery)
-        .where(
-            _delivery.c.id == delivery_id,
-            _delivery.c.state.in_(delivery_sources(DeliveryEvent.REQUEUE)),
-            _delivery.c.wanted == true(),
-        )
-        .values(
-            state=delivery_target(DeliveryEvent.REQUEUE),
-            available_at=now(),
-            attempt=0,
-            losses=0,
-            faults=0,
-            custody_reason="",
-            **UNASKED,
-        )
-        .returning(_delivery.c.id)
-    ).first()
-    if row is None:
+    if not leases.requeue(
+        connection,
+        _delivery,
+        delivery_id,
+        _delivery.c.wanted == true(),
+        losses=0,
+        faults=0,
+        custody_reason="",
+        **UNASKED,
+    ):
         raise NotFound(f"no delivery {delivery_id} of a current result that is held or waits for another attempt")
 
 
@@ -556,18 +544,3 @@ def _expire(connection: Connection, destination: str) -> None:
                 reason="the sender stopped before it recorded an answer",
             )
         )
-
-
-def _held(delivery: Delivery) -> tuple[ColumnElement[bool], ...]:
-    return (_delivery.c.id == delivery.id, _delivery.c.fence == delivery.fence)
-
-
-def _apply(connection: Connection, event: DeliveryEvent, delivery: Delivery, **values: object) -> None:
-    row = connection.execute(
-        update(_delivery)
-        .where(*_held(delivery), _delivery.c.state.in_(delivery_sources(event)))
-        .values(state=delivery_target(event), lease_expires_at=None, **values)
-        .returning(_delivery.c.id)
-    ).first()
-    if row is None:
-        raise LeaseLost(f"delivery {delivery.id}: attempt {delivery.attempt} is over")

@@ -12,11 +12,11 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select, true, update
 
-from meddaemon.db import tables
+from meddaemon.db import leases, tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.insertion import insert_unless_there
 from meddaemon.db.paging import earlier
-from meddaemon.domain.errors import LeaseLost, NotFound
+from meddaemon.domain.errors import NotFound
 from meddaemon.domain.notices import NoticeForm, Target
 from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
 
@@ -129,12 +129,7 @@ def claim(connection: Connection, destination: str, form: NoticeForm, *, lease_s
     row = connection.execute(
         update(_notice)
         .where(_notice.c.id == candidate)
-        .values(
-            state=delivery_target(DeliveryEvent.CLAIM),
-            attempt=_notice.c.attempt + 1,
-            fence=_notice.c.fence + 1,
-            lease_expires_at=after(lease_seconds),
-        )
+        .values(leases.claimed(_notice, lease_seconds))
         .returning(*_notice.c)
     ).one()
     objects = connection.execute(
@@ -173,28 +168,22 @@ def claim(connection: Connection, destination: str, form: NoticeForm, *, lease_s
 
 def accept(connection: Connection, notice: Notice, *, note: str) -> None:
     """Record that the peer has heard it. Raises LeaseLost."""
-    _apply(connection, DeliveryEvent.ACCEPT, notice, reason=note, sent_at=now())
+    leases.give_up(connection, _notice, DeliveryEvent.ACCEPT, notice, reason=note, sent_at=now())
 
 
 def fail(connection: Connection, notice: Notice, *, reason: str, delay_seconds: float) -> None:
     """Record that the peer could not be told, and when to try again. Raises LeaseLost."""
-    _apply(connection, DeliveryEvent.FAIL, notice, reason=reason, available_at=after(delay_seconds))
+    leases.give_up(connection, _notice, DeliveryEvent.FAIL, notice, reason=reason, available_at=after(delay_seconds))
 
 
 def refuse(connection: Connection, notice: Notice, *, reason: str) -> None:
     """Record that the peer will not listen: a person must look. Raises LeaseLost."""
-    _apply(connection, DeliveryEvent.REFUSE, notice, reason=reason)
+    leases.give_up(connection, _notice, DeliveryEvent.REFUSE, notice, reason=reason)
 
 
 def requeue(connection: Connection, notice_id: int) -> None:
     """Tell it again at once. Raises NotFound."""
-    row = connection.execute(
-        update(_notice)
-        .where(_notice.c.id == notice_id, _notice.c.state.in_(delivery_sources(DeliveryEvent.REQUEUE)))
-        .values(state=delivery_target(DeliveryEvent.REQUEUE), available_at=now(), attempt=0)
-        .returning(_notice.c.id)
-    ).first()
-    if row is None:
+    if not leases.requeue(connection, _notice, notice_id):
         raise NotFound(f"no notice {notice_id} that is held or waits for another attempt")
 
 
@@ -220,18 +209,3 @@ def listing(
         )
         for row in reversed(connection.execute(query).all())
     ]
-
-
-def _apply(connection: Connection, event: DeliveryEvent, notice: Notice, **values: object) -> None:
-    row = connection.execute(
-        update(_notice)
-        .where(
-            _notice.c.id == notice.id,
-            _notice.c.fence == notice.fence,
-            _notice.c.state.in_(delivery_sources(event)),
-        )
-        .values(state=delivery_target(event), lease_expires_at=None, **values)
-        .returning(_notice.c.id)
-    ).first()
-    if row is None:
-        raise LeaseLost(f"notice {notice.id}: attempt {notice.attempt} is over")
