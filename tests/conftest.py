@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import copies
 import pytest
 from databases import (  # noqa: F401  fixtures
     database,
@@ -17,6 +18,9 @@ from hypothesis import HealthCheck, settings
 # No test has a time of its own: on a busy machine a file that is written takes what it takes.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+# Torch and MONAI take five seconds to load, and hardly a test here is about that.
+copies.copy_model_servers()
 
 SHARED = Path(os.environ.get("MEDDAEMON_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

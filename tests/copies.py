@@ -1,10 +1,12 @@
 """Processes of meddaemon that begin as copies of one that has imported everything.
 
-To start Python and to import what a role needs takes more than a second of a core, and tests start hundreds of roles.
-A copy is a process like any other: own session, own files, killed and waited for by its id. Run as a program, this is
-the one that is copied; it ends when the test run does.
+To start Python and to import what a role needs takes more than a second of a core, what a model needs five, and tests
+start hundreds. A copy is a process like any other: own session, own files, killed and waited for by its id. Run as a
+program, this is one of the two that are copied, roles and fork servers of models; they end when the test run does.
 """
 
+import fcntl
+import gc
 import json
 import os
 import select
@@ -12,13 +14,25 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-_PRELOADED = ("listen", "deliver", "work", "web")
+_ROLES = ("listen", "deliver", "work", "web")
+_FORKSERVER = "meddaemon.inference.forkserver"
+_THREADS = os.environ.get("OMP_NUM_THREADS")
+"""What the libraries of the copies were loaded with: whoever wants another number loads them itself."""
 _WORD = 16
+_SECONDS = 120.0
+"""How long it may take to load what is copied."""
+
+
+REAL = subprocess.Popen
+"""How processes are started that are no copies."""
 
 
 class Copy:
@@ -28,7 +42,11 @@ class Copy:
         self.args = list(arguments)
         self.returncode: int | None = None
         self._said = said
-        self.pid = int(said.recv(_WORD))
+        said.settimeout(_SECONDS)
+        told = said.recv(_WORD)
+        if not told:
+            raise RuntimeError("what was to be copied has ended")
+        self.pid = int(told)
 
     def poll(self) -> int | None:
         """Return how it ended, None as long as it runs."""
@@ -56,6 +74,23 @@ class Copy:
         self.send_signal(signal.SIGKILL)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Order:
+    """What a copy is to be: its arguments, folder and environment; and under which numbers it has its descriptors."""
+
+    arguments: Sequence[str]
+    folder: str
+    environment: Mapping[str, str]
+    numbers: Sequence[int]
+
+    def copied(self, address: str, descriptors: Sequence[int]) -> Copy:
+        """Have it made by the process that listens there."""
+        said = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        said.connect(address)
+        socket.send_fds(said, [json.dumps(asdict(self)).encode()], descriptors)
+        return Copy(said, self.arguments)
+
+
 def start(
     arguments: Sequence[str],
     *,
@@ -65,76 +100,155 @@ def start(
     errors: BinaryIO | None = None,
 ) -> Copy:
     """Run `meddaemon` with these arguments in a session of its own; what it says goes to `output` and `errors`."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    request = {"arguments": list(arguments), "folder": str(folder), "environment": dict(environment)}
-    with theirs:
-        descriptors = [theirs.fileno(), output.fileno(), (errors or output).fileno()]
-        socket.send_fds(_original()[0], [json.dumps(request).encode()], descriptors)
-    return Copy(ours, ["meddaemon", *arguments])
+    arguments = ["meddaemon", *arguments]
+    order = _Order(arguments=arguments, folder=str(folder), environment=dict(environment), numbers=[1, 2])
+    return order.copied(_originals() + "roles", [output.fileno(), (errors or output).fileno()])
 
 
 @cache
-def _original() -> "tuple[socket.socket, subprocess.Popen[bytes]]":
-    """Start the process that is copied, and return how it is spoken to; it ends when that is closed."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with theirs:
-        process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())], stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()]
-        )
-    return ours, process
+def _originals() -> str:
+    """Start the processes that are copied, and return how their addresses begin; they end when this process does."""
+    prefix = f"\0meddaemon-copies-{os.getpid()}-"
+    ended, _alive = os.pipe()  # closed by our end
+    listener = _listening(prefix + "roles")
+    subprocess.Popen(
+        [sys.executable, __file__, "roles", prefix[1:], str(ended), str(listener.fileno())],
+        stdin=subprocess.DEVNULL,
+        pass_fds=[ended, listener.fileno()],
+    )
+    os.close(ended)
+    listener.close()
+    return prefix
 
 
-def _copied(orders: socket.socket) -> list[str]:
-    """Obey orders until there are no more; return in each copy, with its arguments."""
+def copy_model_servers(prefix: str = "") -> None:
+    """Have the fork servers of model processes that this process starts be copies, too."""
+
+    class Popen(REAL):  # type: ignore[misc,valid-type]
+        def __new__(cls, arguments: Sequence[str], **said: Any) -> Any:
+            if (
+                _FORKSERVER not in arguments
+                or "torch" not in arguments
+                or os.environ.get("OMP_NUM_THREADS") != _THREADS
+            ):
+                return super().__new__(cls)
+            (control,) = said["pass_fds"]
+            first = list(arguments).index(_FORKSERVER)
+            order = _Order(
+                arguments=list(arguments)[first:],
+                folder=said["cwd"],
+                environment=said["env"],
+                numbers=[1, 2, control],
+            )
+            return order.copied((prefix or _originals()) + "models", [said["stdout"], said["stderr"], control])
+
+    subprocess.Popen = Popen  # type: ignore[misc]
+
+
+def _listening(address: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind(address)
+    listener.listen(64)
+    return listener
+
+
+def _copied(alive: int, listener: socket.socket, others: dict[socket.socket, Callable[[], None]]) -> list[str]:
+    """Obey orders until the tests end; return in each copy, with its arguments.
+
+    What comes first to one of the `others` has that done, once.
+    """
     running: dict[int, tuple[int, socket.socket]] = {}
     while True:
-        for ready in select.select([orders, *running], [], [])[0]:
-            if ready is not orders:
+        for ready in select.select([alive, listener, *others, *running], [], [])[0]:
+            if ready == alive:
+                sys.exit()
+            elif ready in others:
+                others.pop(ready)()
+                ready.close()
+            elif ready is listener:
+                said = listener.accept()[0]
+                message, descriptors, _, _ = socket.recv_fds(said, 1 << 20, 3)
+                if not message:
+                    said.close()
+                    continue
+                pid = os.fork()
+                if pid == 0:
+                    for each in (alive, *running):
+                        os.close(each)
+                    for unix in (listener, *others):
+                        unix.close()
+                    return _begin(_Order(**json.loads(message)), said, descriptors)
+                for each in descriptors:
+                    os.close(each)
+                running[os.pidfd_open(pid)] = pid, said
+            else:
                 pid, said = running.pop(ready)
                 code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
                 os.close(ready)
-                with said:
+                with said, suppress(BrokenPipeError, ConnectionResetError):
                     said.send(str(code).encode())
-                continue
-            message, descriptors, _, _ = socket.recv_fds(orders, 1 << 20, 3)
-            if not message:
-                sys.exit()
-            said, outputs = socket.socket(fileno=descriptors[0]), descriptors[1:]
-            pid = os.fork()
-            if pid == 0:
-                return _begin(json.loads(message), orders, said, outputs, list(running))
-            for each in outputs:
-                os.close(each)
-            running[os.pidfd_open(pid)] = pid, said
 
 
-def _begin(
-    request: dict[str, object], orders: socket.socket, said: socket.socket, outputs: list[int], others: list[int]
-) -> list[str]:
+def _begin(order: _Order, said: socket.socket, descriptors: Sequence[int]) -> list[str]:
     """Become a process of its own."""
     os.setsid()
-    orders.close()
-    for each in others:
-        os.close(each)
-    os.chdir(str(request["folder"]))
-    for number, output in enumerate(outputs, 1):
-        os.dup2(output, number)
-        os.close(output)
-    os.environ.clear()
-    os.environ.update(request["environment"])  # type: ignore[call-overload]
-    said.send(str(os.getpid()).encode())
+    os.chdir(order.folder)
+    # Out of the way of the numbers that they are to have.
+    high = [fcntl.fcntl(each, fcntl.F_DUPFD, 100) for each in descriptors]
+    answer = socket.socket(fileno=fcntl.fcntl(said, fcntl.F_DUPFD, 100))
     said.close()
-    return list(request["arguments"])  # type: ignore[call-overload]
+    for each in descriptors:
+        os.close(each)
+    for each, number in zip(high, order.numbers, strict=True):
+        os.dup2(each, number)
+        os.close(each)
+    os.environ.clear()
+    os.environ.update(order.environment)
+    with answer:
+        answer.send(str(os.getpid()).encode())
+    return list(order.arguments)
+
+
+def _be_roles(prefix: str, alive: int, listener: socket.socket) -> None:
+    """Have what every role needs loaded, and be `meddaemon` in each copy."""
+    for role in _ROLES:
+        import_module(f"meddaemon.roles.{role}")
+    cli = import_module("meddaemon.cli")
+
+    def models() -> None:
+        subprocess.Popen(
+            [sys.executable, __file__, "models", prefix[1:], str(alive), str(waiting.fileno())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[alive, waiting.fileno()],
+            env=import_module("meddaemon.inference.processes")._environment(),
+        )
+
+    waiting = _listening(prefix + "models")
+    sys.argv[:] = _copied(alive, listener, {waiting: models})
+    copy_model_servers(prefix)
+    cli.main()
+
+
+def _be_models(alive: int, listener: socket.socket) -> int:
+    """Have what every model process needs loaded, and be a fork server in each copy."""
+    forkserver = import_module(_FORKSERVER)
+    sys.modules["pyarrow"] = None  # type: ignore[assignment]  # as the fork server does, and why
+    runtime = import_module("meddaemon.inference.runtime")
+    for each in runtime.model_server()._arguments:
+        import_module(each)
+    assert sum(1 for _ in Path("/proc/self/task").iterdir()) == 1, "a copy would deadlock"
+    gc.collect()
+    gc.freeze()
+    sys.argv[:] = _copied(alive, listener, {})
+    return int(forkserver.main())
 
 
 if __name__ == "__main__":
-    from importlib import import_module
-
     # As `python -m meddaemon` finds its modules: not among the tests.
     sys.path[0] = str(Path(__file__).resolve().parents[1])
-    for role in _PRELOADED:
-        import_module(f"meddaemon.roles.{role}")
-    from meddaemon.cli import main
-
-    sys.argv[:] = ["meddaemon", *_copied(socket.socket(fileno=int(sys.argv[1])))]
-    main()
+    _kind, _prefix, _alive, _fd = sys.argv[1:]
+    _listener = socket.socket(fileno=int(_fd))
+    if _kind == "roles":
+        _be_roles("\0" + _prefix, int(_alive), _listener)
+    else:
+        sys.exit(_be_models(int(_alive), _listener))

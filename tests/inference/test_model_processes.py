@@ -2,11 +2,13 @@
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import copies
 import pytest
 
 from meddaemon.domain.errors import ModelFailed
@@ -36,7 +38,8 @@ def wait_until_gone(pid: int) -> None:
             os.sched_yield()
 
 
-def test_a_child_has_torch_at_once_and_the_server_one_thread() -> None:
+def test_a_child_has_torch_at_once_and_the_server_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "Popen", copies.REAL)
     server = model_server()
     server.fork(deadline=soon()).end()
     started = time.monotonic()
