@@ -5,6 +5,7 @@ start hundreds. A copy is a process like any other: own session, own files, kill
 program, this is one of the two that are copied, roles and fork servers of models; they end when the test run does.
 """
 
+import ctypes
 import fcntl
 import gc
 import json
@@ -14,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,6 +28,7 @@ _ROLES = ("listen", "deliver", "work", "web")
 _FORKSERVER = "meddaemon.inference.forkserver"
 _THREADS = os.environ.get("OMP_NUM_THREADS")
 """What the libraries of the copies were loaded with: whoever wants another number loads them itself."""
+_PR_SET_CHILD_SUBREAPER = 36
 _WORD = 16
 _SECONDS = 120.0
 """How long it may take to load what is copied."""
@@ -35,33 +38,31 @@ REAL = subprocess.Popen
 """How processes are started that are no copies."""
 
 
-class Copy:
-    """A process that was copied, as `subprocess.Popen` shows one."""
+class _Process:
+    """A process that was copied, as `subprocess.Popen` shows one; `ended` can be read from as soon as it has ended."""
 
-    def __init__(self, said: socket.socket, arguments: Sequence[str]) -> None:
+    def __init__(self, pid: int, arguments: Sequence[str], ended: int) -> None:
+        self.pid = pid
         self.args = list(arguments)
         self.returncode: int | None = None
-        self._said = said
-        said.settimeout(_SECONDS)
-        told = said.recv(_WORD)
-        if not told:
-            raise RuntimeError("what was to be copied has ended")
-        self.pid = int(told)
+        self._ended = ended
 
     def poll(self) -> int | None:
         """Return how it ended, None as long as it runs."""
-        if self.returncode is None and select.select([self._said], [], [], 0)[0]:
-            self.returncode = int(self._said.recv(_WORD))
-            self._said.close()
+        if self.returncode is None and select.select([self._ended], [], [], 0)[0]:
+            self.returncode = self._code()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """Wait for its end. Raises `subprocess.TimeoutExpired`."""
-        if self.returncode is None and not select.select([self._said], [], [], timeout)[0]:
+        if self.returncode is None and not select.select([self._ended], [], [], timeout)[0]:
             raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
         code = self.poll()
         assert code is not None
         return code
+
+    def _code(self) -> int:
+        raise NotImplementedError
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -72,6 +73,33 @@ class Copy:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+class Copy(_Process):
+    """A copy whose end is told by the process that was copied."""
+
+    def __init__(self, said: socket.socket, arguments: Sequence[str]) -> None:
+        said.settimeout(_SECONDS)
+        told = said.recv(_WORD)
+        if not told:
+            raise RuntimeError("what was to be copied has ended")
+        super().__init__(int(told), arguments, said.fileno())
+        self._said = said
+
+    def _code(self) -> int:
+        with self._said:
+            return int(self._said.recv(_WORD))
+
+
+class _Child(_Process):
+    """A copy that is a child of this process."""
+
+    def __init__(self, pid: int, arguments: Sequence[str]) -> None:
+        super().__init__(pid, arguments, os.pidfd_open(pid))
+
+    def _code(self) -> int:
+        os.close(self._ended)
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,6 +171,54 @@ def copy_model_servers(prefix: str = "") -> None:
             return order.copied((prefix or _originals()) + "models", [said["stdout"], said["stderr"], control])
 
     subprocess.Popen = Popen  # type: ignore[misc]
+
+
+def _copy_roles() -> None:
+    """Have the roles that a supervisor starts be copies: children of its own, as otherwise. Returns in each of them.
+
+    They are grandchildren of a process that does nothing but make them, which has opened nothing yet, and left to the
+    supervisor by a parent who ends at once (prctl(2), PR_SET_CHILD_SUBREAPER).
+    """
+    supervisor = os.getpid()
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    if os.fork() == 0:
+        ours.close()
+        _be_born(theirs, supervisor)
+        return
+    theirs.close()
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+    class Popen(subprocess.Popen):  # type: ignore[type-arg]
+        def __new__(cls, arguments: Sequence[str], **said: Any) -> Any:
+            if list(arguments[1:3]) != ["-m", "meddaemon"] or set(said) != {"env"}:
+                return super().__new__(cls, arguments, **said)
+            ours.send(json.dumps([arguments[2:], dict(said["env"])]).encode())
+            return _Child(int(ours.recv(_WORD)), arguments)
+
+    subprocess.Popen = Popen  # type: ignore[misc]
+
+
+def _be_born(orders: socket.socket, supervisor: int) -> None:
+    """Have roles born until the supervisor ends; return in each of them."""
+    while message := orders.recv(1 << 20):
+        if middle := os.fork():
+            os.waitpid(middle, 0)
+            continue
+        if os.fork():
+            os._exit(0)
+        deadline = time.monotonic() + _SECONDS
+        while os.getppid() != supervisor:
+            if time.monotonic() > deadline:
+                os._exit(1)
+            time.sleep(0.001)
+        arguments, environment = json.loads(message)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv[:] = arguments
+        orders.send(str(os.getpid()).encode())
+        orders.close()
+        return
+    os._exit(0)
 
 
 def _listening(address: str) -> socket.socket:
@@ -226,6 +302,8 @@ def _be_roles(prefix: str, alive: int, listener: socket.socket) -> None:
     waiting = _listening(prefix + "models")
     sys.argv[:] = _copied(alive, listener, {waiting: models})
     copy_model_servers(prefix)
+    if "serve" in sys.argv:
+        _copy_roles()
     cli.main()
 
 
