@@ -38,7 +38,7 @@ class _Repertoire:
         if not code.startswith(self.prefix) or len(code) != len(self.prefix) + self.width:
             return b""
         code = code[len(self.prefix) :]
-        if (min(code) > 0xA0) is not (self.high or self.width == 2):
+        if not min(code) > (0xA0 if self.high or self.width == 2 else 0x20):
             return b""
         return code if self.high or self.width == 1 else bytes(byte & 0x7F for byte in code)
 
@@ -109,7 +109,7 @@ class CharacterSets:
         low, high = first = self._initial
         content = bytearray()
         for at, character in enumerate(text):
-            if character < " " or character in delimiters:
+            if (character < " " and character != "\x1b") or character in delimiters:
                 content += self._closed(low, high)
                 low, high = first
                 content += character.encode("ascii")
