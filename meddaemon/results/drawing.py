@@ -1,6 +1,7 @@
 """The summary of a result as a picture: views with what was found, and a table. It names no patient."""
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -165,7 +166,7 @@ def _write(
     anchor: str = "la",
 ) -> None:
     """Write one line, shortened to `width` pixels, at a place that is its anchor (Pillow's, of the first font)."""
-    pieces = next(each for each in _shorter(line_of(text)) if _width(each, size) <= width)
+    pieces = _fitting(line_of(text), size, width)
     x, y = at
     x -= {"l": 0.0, "m": 0.5, "r": 1.0}[anchor[0]] * _width(pieces, size)
     ascent, descent = sized(fonts()[0], size).getmetrics()
@@ -176,12 +177,17 @@ def _write(
         x += drawn.getlength(piece)
 
 
-def _shorter(line: str) -> Iterator[list[tuple[str, Font]]]:
-    """Yield a line in pieces, and shorter and shorter ones."""
-    yield runs(line, both_ways=shapes_both_ways())
-    for length in range(len(line) - 1, 0, -1):
-        yield runs(f"{line[:length].rstrip()}...", both_ways=shapes_both_ways())
-    yield []
+def _fitting(line: str, size: int, width: int) -> list[tuple[str, Font]]:
+    """Return as much of a line as fits, in pieces."""
+
+    def cut(length: int) -> list[tuple[str, Font]]:
+        return runs(f"{line[:length].rstrip()}...", both_ways=shapes_both_ways())
+
+    whole = runs(line, both_ways=shapes_both_ways())
+    if _width(whole, size) <= width:
+        return whole
+    fitting = bisect(range(len(line)), width, key=lambda length: _width(cut(length), size))
+    return cut(fitting - 1) if fitting else []
 
 
 def _width(pieces: Sequence[tuple[str, Font]], size: int) -> float:

@@ -67,6 +67,7 @@ def runs(line: str, *, both_ways: bool) -> list[tuple[str, Font]]:
     return [("".join(each for each, _ in pieces), font) for font, pieces in groupby(_each(shown), lambda each: each[1])]
 
 
+@cache
 def shapes_both_ways() -> bool:
     """Return whether Pillow joins letters and orders them from right to left: it needs libfribidi for it."""
     return bool(features.check("raqm") and features.check("fribidi"))
