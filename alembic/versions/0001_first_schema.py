@@ -415,6 +415,8 @@ def upgrade() -> None:
         sa.Column("type_value", sa.String(length=16), nullable=False),
         sa.Column("type_scheme", sa.String(length=16), nullable=False),
         sa.Column("type_meaning", sa.String(length=64), nullable=False),
+        sa.Column("laterality_value", sa.String(length=16), server_default="", nullable=False),
+        sa.Column("laterality_meaning", sa.String(length=64), server_default="", nullable=False),
         sa.Column("voxel_count", sa.BigInteger(), nullable=False),
         sa.Column("tracking_uid", sa.String(length=64), nullable=False),
         sa.ForeignKeyConstraint(["result_id"], ["result.id"], name=op.f("fk_segment_result_id"), ondelete="CASCADE"),
