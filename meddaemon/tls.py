@@ -97,6 +97,18 @@ def client_context(identity: Identity | None, trusted: Path | None, *, check_nam
     return context
 
 
+def connected(host: str, port: int, seconds: float, context: ssl.SSLContext | None) -> socket.socket:
+    """Return a connection that is open, by TLS where there is a context for it. Raises OSError."""
+    plain = socket.create_connection((host, port), timeout=seconds)
+    if context is None:
+        return plain
+    try:
+        return context.wrap_socket(plain, server_hostname=host)
+    except OSError:
+        plain.close()
+        raise
+
+
 def certificates(file: Path) -> frozenset[bytes]:
     """Return the certificates (DER) in a PEM file. Raises TlsUnusable where there is none."""
     try:

@@ -126,13 +126,6 @@ class DestinationSettings(Section):
             ),
         )
 
-    @property
-    def address(self) -> str:
-        """Where that is, for a person."""
-        if self.kind == "dicom":
-            return f"{self.ae_title} at {self.host}:{self.port}"
-        return {"dicomweb": self.url, "folder": self.directory}.get(self.kind, "the AE that a study came from")
-
 
 MESSAGE_FILES = ("hl7_ca", "fhir_ca", "fhir_token_file", "fhir_password_file")
 """Settings of messages that name files."""

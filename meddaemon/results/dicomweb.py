@@ -94,17 +94,12 @@ class Service:
                 connection.request("POST", urlsplit(self.url).path or "/", content, headers)
             return _said_by(connection.getresponse())
 
-    def problem(self) -> str:
-        """Return why the service does not answer, "" where it does, whatever it says."""
-        try:
-            with closing(self._connected()) as connection:
-                connection.request(
-                    "GET", f"{urlsplit(self.url).path.rstrip('/')}/studies?limit=1", headers=self._headers
-                )
-                status = connection.getresponse().status
-        except (OSError, HTTPException, TlsUnusable) as failure:
-            return failed(failure)
-        return "" if status < HTTPStatus.BAD_REQUEST else f"answers HTTP {status}"
+    def get(self, path: str, media_type: str) -> "Said":
+        """Get what is below the URL of the service. Raises OSError, HTTPException, TlsUnusable."""
+        headers = {**self._headers, "Accept": media_type}
+        with closing(self._connected()) as connection, self._limited(connection.sock, 0):
+            connection.request("GET", f"{urlsplit(self.url).path.rstrip('/')}{path}", headers=headers)
+            return _said_by(connection.getresponse())
 
     def has(self, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> bool | str:
         """Return whether the service finds an instance by its UIDs (QIDO-RS), or why it did not say."""

@@ -4,7 +4,6 @@ The same notice is the same message, byte by byte, under the same Message Contro
 """
 
 import re
-import socket
 import time
 from collections.abc import Collection, Iterator
 from contextlib import closing
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 from hl7apy.consts import VALIDATION_LEVEL
@@ -41,7 +41,7 @@ from meddaemon.results.notices.content import (
 from meddaemon.results.notices.header import Header, Issuer, NotWritable, on_one_line, verbatim
 from meddaemon.results.notices.outbox import Reply
 from meddaemon.results.transport import Verdict, printable
-from meddaemon.tls import Identity, TlsUnusable, client_context
+from meddaemon.tls import Identity, TlsUnusable, client_context, connected
 
 ANSWER_BYTES = 2**16
 """More of an acknowledgement is not read."""
@@ -303,7 +303,9 @@ def send(interface: Interface, content: bytes, identifier: str) -> Reply:
     if len(content) > MESSAGE_BYTES:
         return Reply(verdict=Verdict.HOLD, reason=f"a message of {len(content)} bytes is too long")
     try:
-        with closing(_connected(interface)) as connection:
+        context = client_context(interface.identity, interface.trusted, check_name=True) if interface.tls else None
+        seconds = interface.connection_timeout_seconds
+        with closing(connected(interface.host, interface.port, seconds, context)) as connection:
             until = time.monotonic() + interface.response_timeout_seconds
             connection.settimeout(interface.response_timeout_seconds)
             connection.sendall(_BEGIN + content + _END)
@@ -319,21 +321,7 @@ def send(interface: Interface, content: bytes, identifier: str) -> Reply:
     return judged(answer, identifier)
 
 
-def _connected(interface: Interface) -> socket.socket:
-    """Return a connection that is open. Raises OSError, TlsUnusable."""
-    context = client_context(interface.identity, interface.trusted, check_name=True) if interface.tls else None
-    seconds = interface.connection_timeout_seconds
-    plain = socket.create_connection((interface.host, interface.port), timeout=seconds)
-    if context is None:
-        return plain
-    try:
-        return context.wrap_socket(plain, server_hostname=interface.host)
-    except OSError:
-        plain.close()
-        raise
-
-
-def _answer(connection: socket.socket, until: float) -> bytes | None:
+def _answer(connection: socket, until: float) -> bytes | None:
     """Return what stands in the frame that is answered; None where there is none. Raises TimeoutError, OSError."""
     received = b""
     while _END not in received:
