@@ -657,7 +657,8 @@ _VIEWS = {
     finding.code_value AS finding_value, finding.code_scheme AS finding_scheme, finding.code_meaning AS finding,
     finding.present, segment.label AS segment, measurement.code_value AS measurement_value,
     measurement.code_scheme AS measurement_scheme, measurement.code_meaning AS measurement,
-    measurement.derivation_meaning AS derivation, measurement.value, measurement.unit_value AS unit""",
+    measurement.derivation_meaning AS derivation, measurement.value, measurement.unit_value AS unit,
+    measurement.key""",
         """JOIN finding ON finding.result_id = result.id JOIN measurement ON measurement.finding_id = finding.id
     LEFT JOIN segment ON segment.id = finding.segment_id""",
     ),
@@ -673,7 +674,9 @@ _VIEWS = {
     result_object.part, result_object.edition, result_object.sop_instance_uid,
     delivery.destination, delivery.state, delivery.attempt,
     delivery.status AS dimse_status, delivery.reason AS delivery_reason, delivery.wanted,
-    {delivery.created_at} AS posted_at, {delivery.sent_at} AS sent_at""",
+    {delivery.created_at} AS posted_at, {delivery.sent_at} AS sent_at, {delivery.committed_at} AS committed_at,
+    {delivery.verified_at} AS verified_at, {delivery.done_at} AS done_at, delivery.custody_reason,
+    delivery.losses""",
         """JOIN result_object ON result_object.result_id = result.id
     JOIN delivery ON delivery.result_object_id = result_object.id""",
     ),

@@ -199,6 +199,7 @@ def deliveries_list(
         "done": "done_at",
         "next": "available_at",
         "reason": "reason",
+        "not confirmed": "custody_reason",
     }
     print_rows(rows, columns, output)
 

@@ -50,15 +50,18 @@ class DeliveryRow:
 
     id: int
     result_id: int
+    object_id: int
     kind: str
     part: str
     edition: str
+    sop_instance_uid: str
     destination: str
     state: DeliveryState
     attempt: int
     status: int | None
     reason: str
     wanted: bool
+    posted_at: datetime
     available_at: datetime
     sent_at: datetime | None
     committed_at: datetime | None
@@ -472,7 +475,14 @@ def listing(
 ) -> list[DeliveryRow]:
     """Return the latest deliveries, of some results or of all, oldest first; with `before`, those made before it."""
     query = (
-        select(_delivery, _object.c.result_id, _object.c.kind, _object.c.part, _object.c.edition)
+        select(
+            _delivery,
+            _object.c.result_id,
+            _object.c.kind,
+            _object.c.part,
+            _object.c.edition,
+            _object.c.sop_instance_uid,
+        )
         .join(_object, _object.c.id == _delivery.c.result_object_id)
         .where(*earlier(_delivery.c.id, before))
         .order_by(_delivery.c.id.desc())
@@ -484,15 +494,18 @@ def listing(
         DeliveryRow(
             id=row.id,
             result_id=row.result_id,
+            object_id=row.result_object_id,
             kind=row.kind,
             part=row.part,
             edition=row.edition,
+            sop_instance_uid=row.sop_instance_uid,
             destination=row.destination,
             state=DeliveryState(row.state),
             attempt=row.attempt,
             status=row.status,
             reason=row.reason,
             wanted=row.wanted,
+            posted_at=row.created_at,
             available_at=row.available_at,
             sent_at=row.sent_at,
             committed_at=row.committed_at,
