@@ -120,6 +120,8 @@ class DestinationSettings(Section):
         return Outlet(
             kinds=self.objects,
             when=parse_filter(self.when) if self.when else None,
+            asked=self.when,
+            window=self.window,
             statuses=self.statuses,
             editions=tuple(
                 Edition(segmentation=form, report=report) for form in self.segmentation for report in self.report
