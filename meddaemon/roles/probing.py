@@ -217,7 +217,7 @@ def _fhir(settings: Settings, destination: DestinationSettings) -> list[Check]:
     def check(well: bool | None, said: str) -> list[Check]:
         return [Check(what=f"FHIR of {destination.name}", well=well, said=f"{destination.fhir_url}: {said}")]
 
-    said = _got(partial(fhir_service_of, settings, destination), "/metadata", "application/fhir+json")
+    said = _got(fhir_service_of(settings, destination), "/metadata", "application/fhir+json")
     if isinstance(said, str):
         return check(False, said)
     if problem := _refused(said):
@@ -241,7 +241,7 @@ def _web(what: str, settings: Settings, destination: DestinationSettings) -> Che
         return Check(what=what, well=well, said=f"{destination.url}: {said}")
 
     path = f"/studies?StudyInstanceUID={_NOBODY}&limit=1"
-    said = _got(partial(service_of, settings, destination), path, "application/dicom+json")
+    said = _got(service_of(settings, destination), path, "application/dicom+json")
     if isinstance(said, str):
         return check(False, said)
     if problem := _refused(said):
@@ -255,12 +255,8 @@ def _web(what: str, settings: Settings, destination: DestinationSettings) -> Che
     return check(None, f"{silent}; whether it stores is known when something is sent")
 
 
-def _got(service_of: Callable[[], Service], path: str, media_type: str) -> Said | str:
+def _got(service: Service, path: str, media_type: str) -> Said | str:
     """Return what a server answers, or why it does not."""
-    try:
-        service = service_of()
-    except OSError as failure:
-        return f"{failure.filename}: {failure.strerror}"
     service = replace(
         service,
         connection_timeout_seconds=_brief(service.connection_timeout_seconds),
@@ -328,4 +324,4 @@ def _words(failure: OSError) -> str:
         case ConnectionRefusedError():
             return "nobody listens there: check host and port, and whether it runs"
         case _:
-            return failure.strerror or type(failure).__name__
+            return ": ".join(filter(None, (failure.filename, failure.strerror or type(failure).__name__)))

@@ -47,7 +47,7 @@ def pace_of(settings: Settings) -> Pace:
 
 
 def way_to(settings: Settings, destination: DestinationSettings) -> Send:
-    """Return what sends objects to a destination. Raises OSError where its secret cannot be read."""
+    """Return what sends objects to a destination."""
     match destination.kind:
         case "dicomweb":
             return service_of(settings, destination).store
@@ -67,10 +67,7 @@ def way_to(settings: Settings, destination: DestinationSettings) -> Send:
 def custodian_of(
     settings: Settings, destination: DestinationSettings, policy: CustodyPolicy, hear: Hear, stop: threading.Event
 ) -> Callable[[str], Custodian | None]:
-    """Return what says whom to ask whether a destination has what it took, by the AE that a study came from.
-
-    Raises OSError where its secret cannot be read.
-    """
+    """Return what says whom to ask whether a destination has what it took, by the AE that a study came from."""
 
     def asked(remote: RemoteEntity | None) -> Custodian | None:
         if remote is None:
@@ -125,12 +122,12 @@ def _by_fhir(settings: Settings, database: Database, destination: DestinationSet
 
 
 def fhir_service_of(settings: Settings, destination: DestinationSettings) -> Service:
-    """Return the FHIR server that a destination names. Raises OSError where its secret cannot be read."""
+    """Return the FHIR server that a destination names."""
     return Service(
         url=destination.fhir_url,
-        token=_secret(destination.fhir_token_file),
+        token=_file(destination.fhir_token_file),
         user=destination.fhir_user,
-        password=_secret(destination.fhir_password_file),
+        password=_file(destination.fhir_password_file),
         trusted=_trusted(settings, destination.fhir_ca),
         identity=identity_of(settings),
         pace=pace_of(settings),
@@ -171,12 +168,12 @@ def _application(written: str) -> tuple[str, str]:
 
 
 def service_of(settings: Settings, destination: DestinationSettings) -> Service:
-    """Return the DICOMweb service that a destination names. Raises OSError where its secret cannot be read."""
+    """Return the DICOMweb service that a destination names."""
     return Service(
         url=destination.url,
-        token=_secret(destination.token_file),
+        token=_file(destination.token_file),
         user=destination.user,
-        password=_secret(destination.password_file),
+        password=_file(destination.password_file),
         trusted=_trusted(settings, destination.ca),
         identity=identity_of(settings),
         transfer_forms=destination.transfer_syntaxes,
@@ -186,9 +183,9 @@ def service_of(settings: Settings, destination: DestinationSettings) -> Service:
     )
 
 
-def _secret(file: str) -> str:
-    """Return what is in a file; read each time, so that one that was exchanged counts."""
-    return Path(file).read_text("utf-8").strip() if file else ""
+def _file(name: str) -> Path | str:
+    """Return the file that a setting names, "" where it names none."""
+    return Path(name) if name else ""
 
 
 def _tls_to(settings: Settings, destination: DestinationSettings | PeerSettings) -> ClientTls | None:
