@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
+from meddaemon.cli.oddities import oddities
 from meddaemon.cli.output import shown
 from meddaemon.config.settings import Settings
 from meddaemon.db import commitments, custody, deliveries, gates, holds, instances, jobs, processes, studies
@@ -33,6 +34,7 @@ def examine(settings: Settings, *, with_network: bool) -> Iterator[Check]:
         yield Check(what="settings", well=None, said=warning)
     yield from _certificates(settings)
     yield from _database(settings)
+    yield from oddities(settings)
     if with_network:
         yield from probe(settings)
 

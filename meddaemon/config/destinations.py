@@ -131,6 +131,8 @@ class DestinationSettings(Section):
 
 MESSAGE_FILES = ("hl7_ca", "fhir_ca", "fhir_token_file", "fhir_password_file")
 """Settings of messages that name files."""
+_DOCUMENTS = frozenset({ObjectKind.SR, ObjectKind.RTSTRUCT, ObjectKind.PR, ObjectKind.PDF, ObjectKind.KO})
+"""Objects that have no pixels."""
 NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"dicom": ("ae_title", "host", "port"), "dicomweb": ("url",), "folder": ("directory",), "sender": ()}
 )
@@ -161,6 +163,11 @@ def check_destination(written: Mapping[str, object], keys: Keys, problems: Probl
     if written.get("token_file") and written.get("user"):
         problems.add((*keys, "token_file"), "there is a user already: one of both")
     _check_messages(written, keys, problems)
+    forms, objects = (written.get(key) for key in ("transfer_syntaxes", "objects"))
+    documents = _DOCUMENTS.intersection(map(str, objects if isinstance(objects, list) else ("SR",)))
+    if isinstance(forms, list) and forms and documents and not {"explicit", "implicit"} & set(map(str, forms)):
+        said = f'{", ".join(sorted(documents))} could never leave: nothing in them can be compressed; add "explicit"'
+        problems.add((*keys, "transfer_syntaxes"), said)
     secret = written.get("token_file") or written.get("user")
     if secret and str(written.get("url", "")).startswith("http://"):
         problems.add((*keys, "url"), "would send a secret in clear text: use https")

@@ -141,7 +141,10 @@ def _why_not(
     if not known and status not in outlet.statuses:
         return [f"it takes no result that is {status}"]
     if not known and not filters.is_satisfied(connection, result_id, outlet.when):
-        return ["it is none of the results that this destination takes"]
+        lacking = filters.lacks(connection, result_id, outlet.when)
+        asked = f" ({outlet.asked})" if outlet.asked else ""
+        why = f": nothing here is called {' or '.join(map(repr, lacking))}, in a unit that compares" if lacking else ""
+        return [f"it is none of the results that this destination takes{asked}{why}"]
     there = {each.kind for each in made}
     reasons = [f"{kind} was not made" for kind in outlet.kinds if kind not in there]
     got = [*_wanted(outlet, made, known), *(each for each in made if known.get(each.id) not in (None, _REPLACED))]

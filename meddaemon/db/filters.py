@@ -45,6 +45,22 @@ def is_satisfied(connection: Connection, result_id: int, wanted: Filter | None) 
     return connection.execute(found).first() is not None
 
 
+def lacks(connection: Connection, result_id: int, wanted: Filter | None) -> list[str]:
+    """Return the measurements that a filter asks for and a result does not have, or in no unit that compares."""
+    if wanted is None:
+        return []
+    rows = connection.execute(select(_measurement).join(_finding).where(_finding.c.result_id == result_id))
+    measured = [
+        filters.Measured(
+            names=(row.key, *(() if row.derivation_value else (row.code_value, row.code_meaning))),
+            value=row.value,
+            unit=row.unit_value,
+        )
+        for row in rows
+    ]
+    return filters.unmeasured(wanted, measured)
+
+
 def condition(wanted: Filter) -> ColumnElement[bool]:
     """Return the filter over a join of result, study, finding, measurement and (outer) segment."""
     match wanted:

@@ -197,13 +197,22 @@ def folded(text: str) -> str:
     return text.translate(_FOLDED)
 
 
+def unmeasured(condition: Filter, measured: Collection[Measured]) -> list[str]:
+    """Return the names of measurements that a filter asks for, and none of these has in a unit that compares."""
+    numbers = (part for part in parts_of(condition) if isinstance(part, Number))
+    return [test.measurement for test in numbers if not any(_asks_for(test, each) for each in measured)]
+
+
+def _asks_for(test: Number, measured: Measured) -> bool:
+    named = folded(test.measurement) in map(folded, measured.names)
+    return named and (not test.factors or measured.unit in dict(test.factors))
+
+
 def _compares(test: Number, measured: Measured) -> bool:
-    if measured.value is None or folded(test.measurement) not in map(folded, measured.names):
+    if measured.value is None or not _asks_for(test, measured):
         return False
-    factors = dict(test.factors)
-    if test.factors and measured.unit not in factors:
-        return False
-    return COMPARISONS[test.comparison](measured.value * factors.get(measured.unit, 1.0), test.value)
+    factor = dict(test.factors).get(measured.unit, 1.0)
+    return COMPARISONS[test.comparison](measured.value * factor, test.value)
 
 
 def _factors(unit: str) -> tuple[tuple[str, float], ...]:
