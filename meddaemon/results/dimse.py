@@ -34,12 +34,14 @@ from meddaemon.results.transport import (
     printable,
     verdict_of,
 )
-from meddaemon.tls import Identity, TlsUnusable, client_context
+from meddaemon.tls import Identity, TlsUnusable, client_context, unreached, why_not
 
 VERIFICATION = "1.2.840.10008.1.1"
 """Verification SOP Class (PS3.4 Annex A)."""
 MAXIMUM_CONTEXTS = 128
 """Presentation context ids are the odd numbers from 1 to 255 (PS3.8 9.3.2.2)."""
+_LOOK_SECONDS = 2.0
+"""How long it may take to find out why there is no association."""
 BREAKS = 4
 """How often a peer may break off before the rest of what is sent at once waits for another time."""
 
@@ -383,6 +385,7 @@ def associate(
     entity.network_timeout = remote.response_timeout_seconds
     where = f"{remote.ae_title} at {remote.host}:{remote.port}"
     try:
+        context = _context(remote)
         association = entity.associate(
             remote.host,
             remote.port,
@@ -390,12 +393,12 @@ def associate(
             ae_title=remote.ae_title,
             max_pdu=0x20000,
             ext_neg=list(roles),
-            tls_args=_tls_args(remote),
+            tls_args=None if context is None else (context, remote.host),
             evt_handlers=[*handlers, *([(evt.EVT_PDU_SENT, _half_sent)] if is_armed("half_sent") else [])],
         )
     except (OSError, ValueError, TlsUnusable) as failure:
         # A host name that cannot be resolved, or cannot be a host name; certificates that cannot be used.
-        reason = getattr(failure, "strerror", "") or str(failure) or type(failure).__name__
+        reason = why_not(failure) if isinstance(failure, OSError) else str(failure)
         return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {reason}")
     if association.is_established:
         reach("associated")
@@ -416,7 +419,9 @@ def associate(
             verdict=Verdict.HOLD, reason=f"{where} accepts no presentation context for this", refuses_contexts=True
         )
     if association.is_aborted:
-        return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} aborted, or nobody listens there")
+        # The library does not tell.
+        why = unreached(remote.host, remote.port, min(remote.connection_timeout_seconds, _LOOK_SECONDS), context)
+        return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {why or 'aborts'}")
     return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} does not answer")
 
 
@@ -426,16 +431,7 @@ def _half_sent(event: evt.Event) -> None:
         reach("half_sent")
 
 
-def context_of(remote: RemoteEntity) -> SSLContext | None:
-    """Return how TLS is spoken with it; files are read each time, so that those that were exchanged count.
-
-    Raises TlsUnusable.
-    """
+def _context(remote: RemoteEntity) -> SSLContext | None:
+    """Return how TLS is spoken with it; files are read each time, so that those that were exchanged count."""
     tls = remote.tls
     return None if tls is None else client_context(tls.identity, tls.trusted, check_name=tls.check_name)
-
-
-def _tls_args(remote: RemoteEntity) -> tuple[SSLContext, str] | None:
-    """Return what pynetdicom wants for TLS."""
-    context = context_of(remote)
-    return None if context is None else (context, remote.host)

@@ -4,11 +4,8 @@ All are asked at the same time, and each has seconds, however patient deliveries
 """
 
 import json
-import socket
-import ssl
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from http import HTTPStatus
@@ -35,18 +32,16 @@ from meddaemon.domain.commitment import STORAGE_COMMITMENT_PUSH_MODEL
 from meddaemon.domain.custody import Proof
 from meddaemon.domain.outlet import ObjectKind, ReportForm, SegmentationForm
 from meddaemon.results.dicomweb import Said, Service, failed
-from meddaemon.results.dimse import Problem, RemoteEntity, context_of, offers
+from meddaemon.results.dimse import Problem, offers
 from meddaemon.results.folder import Folder
 from meddaemon.results.gate.segmentation import LABEL_MAP_SEGMENTATION_STORAGE
 from meddaemon.results.notices.ian import INSTANCE_AVAILABILITY_NOTIFICATION
 from meddaemon.results.query import STUDY_ROOT_FIND
 from meddaemon.roles.remote import fhir_service_of, hl7_context_of, host_and_port, remote_of, service_of
-from meddaemon.tls import TlsUnusable, connected, reason_of
+from meddaemon.tls import TlsUnusable, unreached, why_not
 
 SECONDS = 5.0
 """How long each step of a probe may take; a delivery may wait longer."""
-_ALERT_SECONDS = 1.0
-"""How long a server is given to say that it does not like our certificate: TLS 1.3 tells it after the handshake."""
 _AT_ONCE = 16
 _NOBODY = "2.25.0"
 """A study that nobody has."""
@@ -173,9 +168,7 @@ def _entity(
     where = f"{remote.ae_title} at {remote.host}:{remote.port}"
     taken = offers(remote, wanted)
     if isinstance(taken, Problem) and not taken.refuses_contexts:
-        why = _unreached(remote)
-        said = f"{where}: {why}" if why else f"{taken.reason}; we call as {remote.calling_ae_title}"
-        return [Check(what=what, well=False, said=said)]
+        return [Check(what=what, well=False, said=f"{taken.reason}; we call as {remote.calling_ae_title}")]
     accepted = frozenset() if isinstance(taken, Problem) else taken
     checks = [Check(what=what, well=True, said=f"{where} takes associations from {remote.calling_ae_title}")]
     for sop_class, want in wanted.items():
@@ -190,22 +183,13 @@ def _entity(
     return checks
 
 
-def _unreached(remote: RemoteEntity) -> str:
-    """Return why there is no connection to a remote AE, and what to do; "" where there is one."""
-    try:
-        context = context_of(remote)
-    except TlsUnusable as failure:
-        return str(failure)
-    return _not_connected(remote.host, remote.port, context)
-
-
 # --- what is not DICOM ------------------------------------------------------------------------------------------------
 
 
 def _hl7(settings: Settings, destination: DestinationSettings) -> list[Check]:
     host, port = host_and_port(destination.hl7)
     try:
-        problem = _not_connected(host, port, hl7_context_of(settings, destination))
+        problem = unreached(host, port, SECONDS, hl7_context_of(settings, destination))
     except TlsUnusable as failure:
         problem = str(failure)
     by = "TLS" if destination.hl7_tls else "TCP"
@@ -265,7 +249,7 @@ def _got(service: Service, path: str, media_type: str) -> Said | str:
     try:
         return service.get(path, media_type)
     except OSError as failure:
-        return _words(failure)
+        return why_not(failure)
     except (HTTPException, TlsUnusable) as failure:
         return failed(failure)
 
@@ -293,35 +277,3 @@ def _interactions(capable: Mapping[str, Any]) -> set[str]:
 
 def _brief(seconds: float) -> float:
     return min(seconds, SECONDS)
-
-
-def _not_connected(host: str, port: int, context: ssl.SSLContext | None) -> str:
-    """Return why there is no connection, and what to do; "" where there is one."""
-    try:
-        with closing(connected(host, port, SECONDS, context)) as connection:
-            if context is not None:
-                connection.settimeout(_ALERT_SECONDS)
-                # Whoever says nothing has nothing against us.
-                with suppress(TimeoutError):
-                    if not connection.recv(1):
-                        return "hangs up when TLS is agreed: check [tls] certificate, which it may not accept"
-    except OSError as failure:
-        return _words(failure)
-    return ""
-
-
-def _words(failure: OSError) -> str:
-    """Return why a connection failed, and what to do."""
-    match failure:
-        case ssl.SSLCertVerificationError():
-            return f"{reason_of(failure)}: check who vouches for it (ca), and the host name"
-        case ssl.SSLError():
-            return f"no TLS ({reason_of(failure)}): check whether it speaks TLS there, and [tls] certificate"
-        case socket.gaierror():
-            return "nobody knows this host name: check it, and the name servers"
-        case TimeoutError():
-            return f"no answer within {SECONDS:g} s: check host, port and firewalls"
-        case ConnectionRefusedError():
-            return "nobody listens there: check host and port, and whether it runs"
-        case _:
-            return ": ".join(filter(None, (failure.filename, failure.strerror or type(failure).__name__)))

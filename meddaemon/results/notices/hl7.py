@@ -41,7 +41,7 @@ from meddaemon.results.notices.content import (
 from meddaemon.results.notices.header import Header, Issuer, NotWritable, on_one_line, verbatim
 from meddaemon.results.notices.outbox import Reply
 from meddaemon.results.transport import Verdict, printable
-from meddaemon.tls import Identity, TlsUnusable, client_context, connected
+from meddaemon.tls import Identity, TlsUnusable, client_context, connected, why_not
 
 ANSWER_BYTES = 2**16
 """More of an acknowledgement is not read."""
@@ -315,7 +315,7 @@ def send(interface: Interface, content: bytes, identifier: str) -> Reply:
     except TlsUnusable as failure:
         return Reply(verdict=Verdict.TRY_AGAIN, reason=str(failure))
     except OSError as failure:
-        return Reply(verdict=Verdict.TRY_AGAIN, reason=f"cannot be reached: {printable(failure.strerror or '')}")
+        return Reply(verdict=Verdict.TRY_AGAIN, reason=f"cannot be reached: {why_not(failure)}")
     if answer is None:
         return Reply(verdict=Verdict.TRY_AGAIN, reason="no acknowledgement: it hung up, or sent something else")
     return judged(answer, identifier)
