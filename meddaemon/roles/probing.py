@@ -98,7 +98,9 @@ def _peer(settings: Settings, peer: PeerSettings) -> list[Check]:
             wanted |= _wanted(destination, told=peer.ae_title, only_told=True)
     if peer.query:
         wanted[STUDY_ROOT_FIND] = _Want("take query out of its [[peers]]: how much it has cannot be asked")
-    return _entity(f"peer {peer.ae_title}", settings, peer, wanted)
+    checks = _entity(f"peer {peer.ae_title}", settings, peer, wanted)
+    # A modality that only hears of commitment may be switched off.
+    return checks if wanted else [replace(check, well=check.well or None) for check in checks]
 
 
 # --- DICOM ------------------------------------------------------------------------------------------------------------

@@ -100,13 +100,15 @@ def test_who_is_not_there_and_who_does_not_know_us(tmp_path: Path) -> None:
     text += '[[destinations]]\nname = "back"\nkind = "sender"\n'
     text += f'[[destinations]]\nname = "folder"\nkind = "folder"\ndirectory = "{tmp_path}/none"\n'
     text += f'[[peers]]\nae_title = "RIS"\nhost = "127.0.0.1"\nport = {closed_port()}\nquery = true\n'
+    text += f'[[peers]]\nae_title = "SCANNER"\nhost = "127.0.0.1"\nport = {closed_port()}\n'
     found = said(probed(tmp_path, text))
-    assert {well for name, (well, _) in found.items() if name != "destination back"} == {False}
+    back = "destination back"
+    assert {well for name, (well, _) in found.items() if name != back} == {False}
     assert "nobody listens there: check host and port" in found["destination gone"][1]
     assert "nobody listens there: check host and port" in found["HL7 of gone"][1]
     assert "nobody listens there: check host and port" in found["peer RIS"][1]
     assert "no-such-host.invalid:104: nobody knows this host name" in found["destination unknown"][1]
-    assert found["destination back"] == (True, "back to RIS; what comes from any other AE is held")
+    assert found[back] == (True, "back to RIS, SCANNER; what comes from any other AE is held")
     assert "is its volume mounted?" in found["destination folder"][1]
 
 
