@@ -206,7 +206,7 @@ def _compares(test: Number, measured: Measured) -> bool:
     return COMPARISONS[test.comparison](measured.value * factors.get(measured.unit, 1.0), test.value)
 
 
-def _factors(unit: str) -> tuple[tuple[str, float], ...]:
+def factors_of(unit: str) -> tuple[tuple[str, float], ...]:
     """Return each unit that measures what `unit` does, with how much of `unit` it is."""
     for quantity in _QUANTITIES:
         if unit in quantity:
@@ -337,7 +337,7 @@ class _Parser:
         self._skip()
         begun = self._at
         if self._text.startswith('"', begun):
-            return _factors(str(self._text_value()))
+            return factors_of(str(self._text_value()))
         found = self._UNIT.match(self._text, begun)
         if found is None or found[0].lower() in {"and", "or"}:
             return ()
@@ -347,7 +347,7 @@ class _Parser:
             close = difflib.get_close_matches(found[0], known, 1, 0.3)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise self._wrong(f"the unit {found[0]!r} is not known: put one of UCUM in quotation marks{hint}", begun)
-        return _factors(found[0])
+        return factors_of(found[0])
 
     def _moment(self) -> datetime:
         self._skip()
