@@ -11,7 +11,7 @@ from meddaemon.db.instances import path_of
 from meddaemon.db.outcomes import FoundRow, Outcome
 from meddaemon.db.results import ObjectRow
 from meddaemon.domain.errors import ReferenceRefused
-from meddaemon.domain.filters import factors_of, folded
+from meddaemon.domain.filters import folded, in_units
 from meddaemon.evaluation import classification, detection
 from meddaemon.evaluation.cases import (
     Matches,
@@ -373,10 +373,10 @@ def _number(pair: Pair, said: Value, vocabulary: Vocabulary) -> tuple[str, str, 
         name = f"{name}, {found.names[-1]}"
     if found.value is None:
         raise _Incomparable(f"{result} could not tell {name}")
-    factors = dict(factors_of(said.unit))
-    if found.unit not in factors:
+    amounts = in_units(said.number, said.unit)
+    if found.unit not in amounts:
         raise _Incomparable(f"{result} gives {name} in {found.unit!r}, the reference in {said.unit!r}")
-    expected = said.number / factors[found.unit]
+    expected = amounts[found.unit]
     case = NumberCase(
         case=pair.case, study=pair.study, value=found.value, reference=expected, error=found.value - expected
     )
