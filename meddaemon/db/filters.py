@@ -90,13 +90,9 @@ def _measures(test: filters.Number) -> ColumnElement[bool]:
     name = folded(test.measurement)
     compare = _COMPARE[test.comparison]
     values: ColumnElement[bool] = compare(measured.c.value, test.value)
-    if test.factors:
-        values = or_(
-            *(
-                and_(measured.c.unit_value == unit, compare(measured.c.value * factor, test.value))
-                for unit, factor in test.factors
-            )
-        )
+    if test.bounds:
+        # Values stand alone on their side: so the database knows how many there are, and may go by an index.
+        values = or_(*(and_(measured.c.unit_value == unit, compare(measured.c.value, at)) for unit, at in test.bounds))
     # What is derived of several, a spread for one, shares the code of what it is derived of, and has a key of its own.
     by_code = or_(func.lower(measured.c.code_value) == name, func.lower(measured.c.code_meaning) == name)
     named = or_(measured.c.key == name, and_(measured.c.derivation_value == "", by_code))

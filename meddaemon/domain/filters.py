@@ -106,14 +106,13 @@ class Text:
 class Number:
     """A measurement of the finding with this code or meaning, whose value compares so.
 
-    `factors` are the units in which it may be stored, each with what its values are to be multiplied by before they
-    are compared; empty for any unit as it is.
+    `bounds` are the units in which it may be stored, each with `value` in that unit; empty for any unit as it is.
     """
 
     measurement: str
     comparison: str
     value: float
-    factors: tuple[tuple[str, float], ...] = ()
+    bounds: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -205,22 +204,22 @@ def unmeasured(condition: Filter, measured: Collection[Measured]) -> list[str]:
 
 def _asks_for(test: Number, measured: Measured) -> bool:
     named = folded(test.measurement) in map(folded, measured.names)
-    return named and (not test.factors or measured.unit in dict(test.factors))
+    return named and (not test.bounds or measured.unit in dict(test.bounds))
 
 
 def _compares(test: Number, measured: Measured) -> bool:
     if measured.value is None or not _asks_for(test, measured):
         return False
-    factor = dict(test.factors).get(measured.unit, 1.0)
-    return COMPARISONS[test.comparison](measured.value * factor, test.value)
+    at = dict(test.bounds).get(measured.unit, test.value)
+    return COMPARISONS[test.comparison](measured.value, at)
 
 
-def _factors(unit: str) -> tuple[tuple[str, float], ...]:
-    """Return each unit that measures what `unit` does, with how much of `unit` it is."""
+def in_units(value: float, unit: str) -> dict[str, float]:
+    """Return a quantity in each unit that measures what `unit` does; one that is not known is only itself."""
     for quantity in _QUANTITIES:
         if unit in quantity:
-            return tuple((other, much / quantity[unit]) for other, much in quantity.items())
-    return ((unit, 1.0),)
+            return {other: value * (quantity[unit] / much) for other, much in quantity.items()}
+    return {unit: value}
 
 
 class _Parser:
@@ -301,7 +300,9 @@ class _Parser:
             known = difflib.get_close_matches(name.lower(), FIELDS, 1)
             hint = f"; did you mean the field {known[0]}?" if known else ""
             raise self._wrong(f"a number expected, which {name!r} is compared with{hint}")
-        return Number(name, compared, float(value), self._unit())
+        unit = self._unit()
+        bounds = in_units(float(value), unit) if unit else {}
+        return Number(name, compared, float(value), tuple(bounds.items()))
 
     def _text_test(self, field: str) -> Filter:
         if self._took_word("in"):
@@ -341,22 +342,22 @@ class _Parser:
             raise self._wrong("the quotation mark is not closed")
         return self._match(self._WORD)
 
-    def _unit(self) -> tuple[tuple[str, float], ...]:
+    def _unit(self) -> str:
         """Take a unit, if there is one."""
         self._skip()
         begun = self._at
         if self._text.startswith('"', begun):
-            return _factors(str(self._text_value()))
+            return str(self._text_value())
         found = self._UNIT.match(self._text, begun)
         if found is None or found[0].lower() in {"and", "or"}:
-            return ()
+            return ""
         self._at = found.end()
         known = [unit for quantity in _QUANTITIES for unit in quantity]
         if found[0] not in known:
             close = difflib.get_close_matches(found[0], known, 1, 0.3)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise self._wrong(f"the unit {found[0]!r} is not known: put one of UCUM in quotation marks{hint}", begun)
-        return _factors(found[0])
+        return found[0]
 
     def _moment(self) -> datetime:
         self._skip()

@@ -7,7 +7,7 @@ from meddaemon.db.outcomes import FoundRow, Outcome
 from meddaemon.domain.errors import ReferenceRefused
 from meddaemon.domain.result import ResultStatus
 from meddaemon.evaluation.masks import is_nifti
-from meddaemon.evaluation.references import Case, Labels, Masks, Reference
+from meddaemon.evaluation.references import Case, Labels, Masks, Reference, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +99,8 @@ def _refuse_repetition(pairs: Sequence[Pair]) -> None:
     seen: dict[tuple[type, int, str, int], str] = {}
     for pair in pairs:
         case, says, origin = pair.reference.case, pair.reference.says, pair.reference.origin
-        if isinstance(says, Masks):
-            continue  # each may draw another segment, which is looked at when they are compared
+        if isinstance(says, Masks | Values):
+            continue  # each may be of another segment or number, which is looked at when they are compared
         other = seen.setdefault((type(says), pair.outcome.result_id, case.sop_instance_uid, case.frame_number), origin)
         if other != origin:
             raise ReferenceRefused(f"{origin}: {other} speaks of {case} already: leave one of them out")
@@ -154,24 +154,32 @@ def key_of(finding: FoundRow) -> str:
     return f"{finding.code_scheme}:{finding.code_value}"
 
 
+def findings_of(outcome: Outcome, case: Case) -> tuple[FoundRow, ...] | str:
+    """Return the findings of a result that are about a case; where they are about other images only, the reason."""
+    if not case.sop_instance_uid:
+        images = {
+            (each.sop_instance_uid, each.frame_number)
+            for each in outcome.findings
+            if each.sop_instance_uid and not each.low
+        }
+        if len(images) > 1:
+            return f"result {outcome.result_id} answers for {len(images)} images: name the image (sop_instance_uid)"
+        return outcome.findings
+    wanted = (case.sop_instance_uid, case.frame_number)
+    chosen = tuple(each for each in outcome.findings if (each.sop_instance_uid, each.frame_number) == wanted)
+    if not chosen:
+        return f"result {outcome.result_id} says nothing of this image by itself: name the study or series only"
+    return chosen
+
+
 def answers_of(outcome: Outcome, case: Case) -> dict[str, Answer] | str:
     """Return what a result says of a case, by finding; where it says it of other images only, the reason.
 
     Several findings of one code are one answer: there if any is, and as sure as the surest.
     """
-    images = {
-        (each.sop_instance_uid, each.frame_number)
-        for each in outcome.findings
-        if each.sop_instance_uid and not each.low
-    }
-    chosen = outcome.findings
-    if case.sop_instance_uid:
-        wanted = (case.sop_instance_uid, case.frame_number)
-        chosen = tuple(each for each in chosen if (each.sop_instance_uid, each.frame_number) == wanted)
-        if not chosen:
-            return f"result {outcome.result_id} says nothing of this image by itself: name the study or series only"
-    elif len(images) > 1:
-        return f"result {outcome.result_id} answers for {len(images)} images: name the image (sop_instance_uid)"
+    chosen = findings_of(outcome, case)
+    if isinstance(chosen, str):
+        return chosen
     answers: dict[str, Answer] = {}
     for each in chosen:
         before = answers.get(key_of(each), Answer(present=False, score=None))

@@ -17,6 +17,7 @@ from meddaemon.evaluation.detection import Detection
 from meddaemon.evaluation.estimates import CONFIDENCE
 from meddaemon.evaluation.evaluate import Comparison, Options
 from meddaemon.evaluation.references import Reference
+from meddaemon.evaluation.regression import Regression
 from meddaemon.evaluation.segmentation import Segmentation
 
 FORMAT: Literal["meddaemon-evaluation"] = "meddaemon-evaluation"
@@ -50,6 +51,7 @@ class Method:
     resamples: int
     seed: int
     hit_distance_mm: float
+    hit_iou: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,7 @@ class Report:
     classification: Classification | None
     segmentation: Segmentation | None
     detection: Detection | None
+    regression: Regression | None
 
 
 def report_of(
@@ -124,6 +127,7 @@ def report_of(
             resamples=options.bootstrap.resamples,
             seed=options.bootstrap.seed,
             hit_distance_mm=options.hit_distance_mm,
+            hit_iou=options.hit_iou,
         ),
         notes=(*notes, *(mixed if len(digests) > 1 else ()), *(doubted if implausible else ())),
         cases=Cases(
@@ -136,6 +140,7 @@ def report_of(
         classification=comparison.classification,
         segmentation=comparison.segmentation,
         detection=comparison.detection,
+        regression=comparison.regression,
     )
 
 
