@@ -134,6 +134,19 @@ class Vocabulary:
 
         Raises ReferenceRefused where no result speaks of it, or two findings are called so.
         """
+        found = self._called(said)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ReferenceRefused(f"{origin}: {said!r} may be any of {', '.join(found)}: name one by its code")
+        known = ", ".join(f"{meaning} ({code})" for code, meaning in self.names.items()) or "none"
+        raise ReferenceRefused(f"{origin}: no result speaks of {said!r}; the findings of the results are: {known}")
+
+    def knows(self, said: str) -> bool:
+        """Return whether any result speaks of what a reference calls so."""
+        return bool(self._called(said))
+
+    def _called(self, said: str) -> list[str]:
         wanted = said.casefold()
         for called in (
             lambda code, _: code.casefold(),
@@ -141,12 +154,9 @@ class Vocabulary:
             lambda _, meaning: meaning.casefold(),
         ):
             found = [code for code, meaning in self.names.items() if called(code, meaning) == wanted]
-            if len(found) == 1:
-                return found[0]
             if found:
-                raise ReferenceRefused(f"{origin}: {said!r} may be any of {', '.join(found)}: name one by its code")
-        known = ", ".join(f"{meaning} ({code})" for code, meaning in self.names.items()) or "none"
-        raise ReferenceRefused(f"{origin}: no result speaks of {said!r}; the findings of the results are: {known}")
+                return found
+        return []
 
 
 def key_of(finding: FoundRow) -> str:

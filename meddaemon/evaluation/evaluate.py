@@ -1,7 +1,7 @@
 """From references and results to everything that is said of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import file_digest
 from pathlib import Path
 
@@ -87,15 +87,16 @@ def evaluate(matches: Matches, results_folder: Path, options: Options) -> Compar
     """Compare every pair. Raises ReferenceRefused where a reference cannot be read or names what nobody knows."""
     gathered = _Findings()
     vocabulary = Vocabulary.of([*{each.outcome.result_id: each.outcome for each in matches.pairs}.values()])
-    labelled = [each for each in matches.pairs if isinstance(each.reference.says, Labels)]
-    targeted = [each for each in matches.pairs if isinstance(each.reference.says, Targets)]
-    measured = [each for each in matches.pairs if isinstance(each.reference.says, Masks | Volumes)]
+    pairs = [known for each in matches.pairs if (known := _within(each, vocabulary, gathered))]
+    labelled = [each for each in pairs if isinstance(each.reference.says, Labels)]
+    targeted = [each for each in pairs if isinstance(each.reference.says, Targets)]
+    measured = [each for each in pairs if isinstance(each.reference.says, Masks | Volumes)]
     classes = _classify(labelled, vocabulary, options, gathered) if labelled else None
     segments = _segment(measured, vocabulary, results_folder, options, gathered) if measured else None
     # A report that only says that nothing is there is no reference for places unless another one names some.
     asked = any(isinstance(each.reference.says, Targets) and each.reference.says.asked for each in targeted)
     found = _detect(targeted, vocabulary, options, gathered) if asked else None
-    valued = [each for each in matches.pairs if isinstance(each.reference.says, Values)]
+    valued = [each for each in pairs if isinstance(each.reference.says, Values)]
     numbers = _measure(valued, vocabulary, options, gathered) if valued else None
     return Comparison(
         compared=tuple(gathered.compared),
@@ -107,6 +108,29 @@ def evaluate(matches: Matches, results_folder: Path, options: Options) -> Compar
         regression=numbers,
         remarks=tuple(dict.fromkeys(gathered.remarks)),
     )
+
+
+def _within(pair: Pair, vocabulary: Vocabulary, gathered: _Findings) -> Pair | None:
+    """Return what a report says of what results speak of, None where that is nothing; of a table, all that it says."""
+    says = pair.reference.says
+    if not pair.reference.of_report:
+        return pair
+    known: Labels | Volumes | Targets
+    if isinstance(says, Labels):
+        known = replace(says, present={name: there for name, there in says.present.items() if vocabulary.knows(name)})
+        beyond, empty = [name for name in says.present if name not in known.present], not known.present
+        if beyond:
+            reason = f"no result speaks of {', '.join(beyond)}: the rest was compared"
+            gathered.refused.append(Unmatched(reference=pair.reference, reason=reason))
+    elif isinstance(says, Volumes):
+        known = Volumes(millilitres={name: much for name, much in says.millilitres.items() if vocabulary.knows(name)})
+        empty = not known.millilitres
+    elif isinstance(says, Targets):
+        known = replace(says, targets=tuple(each for each in says.targets if vocabulary.knows(each.finding)))
+        empty = bool(says.targets) and not known.targets
+    else:
+        return pair
+    return None if empty else replace(pair, reference=replace(pair.reference, says=known))
 
 
 def _classify(pairs: Sequence[Pair], vocabulary: Vocabulary, options: Options, gathered: _Findings) -> Classification:
@@ -177,7 +201,7 @@ def _segment(
     for pair in pairs:
         try:
             if isinstance(pair.reference.says, Volumes):
-                found = list(_volumes(pair, pair.reference.says, vocabulary))
+                found = list(_volumes(pair, pair.reference.says, vocabulary, gathered))
             elif isinstance(pair.reference.says, Masks):
                 found = list(_masks(pair, pair.reference.says, results_folder, gathered))
             else:
@@ -185,7 +209,8 @@ def _segment(
         except (_Incomparable, NoOverlap) as why:
             gathered.refused.append(Unmatched(reference=pair.reference, reason=str(why)))
             continue
-        gathered.compared.append(pair)
+        if found:
+            gathered.compared.append(pair)
         drawn = isinstance(pair.reference.says, Masks)
         for each in found:
             of_segment = cases.setdefault(each.segment, {})
@@ -209,13 +234,15 @@ class _Incomparable(Exception):
     """A result and its reference cannot be compared; the message says why."""
 
 
-def _volumes(pair: Pair, says: Volumes, vocabulary: Vocabulary) -> Iterable[SegmentCase]:
+def _volumes(pair: Pair, says: Volumes, vocabulary: Vocabulary, gathered: _Findings) -> Iterable[SegmentCase]:
     for said, expected in says.millilitres.items():
         code = vocabulary.find(said, pair.reference.origin)
         measured = [each.volume_ml for each in pair.outcome.findings if key_of(each) == code]
         known = [each for each in measured if each is not None]
         if not known:
-            raise _Incomparable(f"result {pair.outcome.result_id} has no volume of {vocabulary.names[code]}")
+            reason = f"result {pair.outcome.result_id} has no volume of {vocabulary.names[code]}"
+            gathered.refused.append(Unmatched(reference=pair.reference, reason=reason))
+            continue
         yield compare_volumes(sum(known), expected, segment=vocabulary.names[code], case=pair.case, study=pair.study)
 
 
@@ -242,6 +269,9 @@ def _masks(pair: Pair, says: Masks, results_folder: Path, gathered: _Findings) -
     paired, unknown = same_segments(drawn.segments, reference.segments)
     if unknown:
         gathered.remarks.append((pair.case, f"the result does not know {', '.join(unknown)} of the reference"))
+    met = {number for _, mine, _ in paired for number in mine}
+    if paired and (others := [each.label for each in drawn.segments if each.number not in met]):
+        gathered.remarks.append((pair.case, f"the reference says nothing of {', '.join(others)} of the result"))
     if not paired:
         there = ", ".join(each.label for each in drawn.segments)
         raise _Incomparable(f"the reference draws nothing that the result knows, which is: {there}")
@@ -348,8 +378,7 @@ def _measure(pairs: Sequence[Pair], vocabulary: Vocabulary, options: Options, ga
             gathered.compared.append(pair)
     return Regression(
         numbers=tuple(
-            judge_number(name, unit, list(cases.values()), options.bootstrap)
-            for (name, unit), cases in numbers.items()
+            judge_number(name, unit, list(cases.values()), options.bootstrap) for (name, unit), cases in numbers.items()
         )
     )
 

@@ -176,7 +176,11 @@ class _Table:
             raise ReferenceRefused(f"{self._path}: a table of more than {_MOST_BYTES >> 20} MB: cut it into several")
         try:
             with self._path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file, strict=True)
+                heading = file.readline()
+                file.seek(0)
+                # Spreadsheets of half of Europe have semicolons between columns.
+                delimiter = ";" if ";" in heading and "," not in heading else ","
+                reader = csv.DictReader(file, strict=True, delimiter=delimiter)
                 self._columns = tuple(column.strip() for column in reader.fieldnames or ())
                 reader.fieldnames = self._columns
                 self._check_heading()

@@ -97,7 +97,7 @@ class Volumes:
 
 @dataclass(frozen=True, kw_only=True)
 class Value:
-    """One number of a finding, in a unit (UCUM); `measurement` is "" for what a regression finds, the finding itself."""
+    """One number of a finding, in a unit (UCUM); `measurement` is "" where the finding itself is a number."""
 
     finding: str
     measurement: str
@@ -120,3 +120,5 @@ class Reference:
     case: Case
     origin: str
     says: Masks | Labels | Targets | Volumes | Values
+    of_report: bool = False
+    """Whether a report says it, which may well speak of more than the model was made for."""
