@@ -226,13 +226,12 @@ def _carried(connection: Connection, head: results.ResultHead, outlets: Mapping[
     """Yield what carries a result: its objects, what is kept beside them, and where the objects went."""
     if why := head.provenance.get("not_encoded"):
         yield f"    no Segmentation carries it: {why}"
-    objects = results.objects_of(connection, head.id)
-    for item in objects:
+    for item in results.objects_of(connection, head.id):
         yield f"    {name_of(item)} {item.sop_instance_uid}, {item.size} bytes"
     for kept in results.artefacts(connection, result_id=head.id):
         yield f"    {kept.kind.value} of {shown(kept.of)}: {kept.voxels}, {kept.size} bytes"
     posted = deliveries.listing(connection, result_ids=[head.id])
-    if objects and not posted and head.status is not ResultStatus.PLAUSIBLE:
+    if not posted and head.status is not ResultStatus.PLAUSIBLE:
         yield f"    goes nowhere: no destination has {head.status.value!r} among its statuses"
     yield from delivered(connection, head, outlets)
 
