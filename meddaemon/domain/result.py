@@ -265,6 +265,17 @@ class Location:
     frame_of_reference_uid: str = ""
     centre_lps: tuple[float, float, float] | None = None
 
+    def on_image(self, rows: int, columns: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return its low and high corner (row, column) as DICOM counts them, cut to the image; there must be corners.
+
+        Coordinates of DICOM begin at the top left corner of the first pixel (PS3.3 C.18.6.1.1), ours at its centre.
+        """
+        low, high = (
+            (min(max(corner[-2] + 0.5, 0.0), rows), min(max(corner[-1] + 0.5, 0.0), columns))
+            for corner in (self.low, self.high)
+        )
+        return low, high
+
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
