@@ -87,7 +87,7 @@ class CharacterSets:
             return True
         first, *others = self.terms or ("",)
         if not others:
-            return first in ("", "ISO_IR 6") or (first.startswith("ISO_IR ") and first[7:] in _HIGH)
+            return not first or (first.startswith("ISO_IR ") and first[7:] in _HIGH)
         return first in ("", *self._extended("6", *_HIGH)) and {*others} <= {*self._extended(*_HIGH, *_EXTENSIONS)}
 
     @property
@@ -202,7 +202,7 @@ def character_sets(value: str | Sequence[str] | None) -> CharacterSets:
     terms = (value,) if isinstance(value, str) else tuple(value or ())
     # Some are written with other signs between their parts.
     right = tuple(_MISSPELT.sub(_spelt, str(term or "").strip()) for term in terms)
-    return CharacterSets(() if right == ("",) else right)
+    return CharacterSets(() if right in {("",), ("ISO_IR 6",)} else right)
 
 
 def _spelt(term: re.Match[str]) -> str:

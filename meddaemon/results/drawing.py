@@ -1,5 +1,6 @@
 """The summary of a result as a picture: views with what was found, and a table. It names no patient."""
 
+import math
 from bisect import bisect
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -186,7 +187,7 @@ def _fitting(line: str, size: int, width: int) -> list[tuple[str, Font]]:
     whole = runs(line, both_ways=shapes_both_ways())
     if _width(whole, size) <= width:
         return whole
-    fitting = bisect(range(len(line)), width, key=lambda length: _width(cut(length), size))
+    fitting = bisect(range(len(line)), width, key=lambda length: math.ceil(_width(cut(length), size)))
     return cut(fitting - 1) if fitting else []
 
 

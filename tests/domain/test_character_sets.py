@@ -111,7 +111,7 @@ def test_only_what_the_standard_defines_is_written(value: str | list[str] | None
 
 
 def test_no_value_is_ascii() -> None:
-    assert character_sets(None) == character_sets("") == CharacterSets()
+    assert character_sets(None) == character_sets("") == character_sets("ISO_IR 6") == CharacterSets()
     assert str(character_sets(["", "ISO 2022 IR 87"])) == "\\ISO 2022 IR 87"
     with pytest.raises(UnicodeEncodeError):
         character_sets(None).encode("é")
