@@ -4,16 +4,26 @@ FROM python:3.11-slim
 # Where the CPU build of PyTorch is; the registry's own build brings several GB of CUDA libraries. For a GPU, give an
 # index with a CUDA build: --build-arg TORCH_INDEX=...
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Extras of pyproject.toml. Nothing can be installed in the running container: what settings ask for belongs here, and
+# what a contract (openvino) or a person (parquet, evaluate) does may be added: --build-arg EXTRAS=...
+ARG EXTRAS=brain,messages,postgres
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
+# Letters of every script that results may be labelled in.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends \
+    fonts-dejavu-core fonts-droid-fallback fonts-tlwg-loma-ttf libfribidi0 \
+ && rm -rf /var/lib/apt/lists/*
+
 WORKDIR /opt/meddaemon
 COPY config/constraints.txt config/
-RUN pip install -c config/constraints.txt --index-url "$TORCH_INDEX" torch
+# Itself only: that index has not every version of what it depends on, which the next step takes from the registry.
+RUN pip install --no-deps -c config/constraints.txt --index-url "$TORCH_INDEX" torch
 COPY pyproject.toml README.md LICENSE ./
 COPY alembic alembic
 COPY meddaemon meddaemon
-RUN pip install -c config/constraints.txt '.[brain,postgres]'
+RUN pip install -c config/constraints.txt ".[$EXTRAS]"
 COPY config /etc/meddaemon
 
 # The store is the only place that the daemon writes to, besides /tmp.

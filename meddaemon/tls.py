@@ -9,6 +9,7 @@ import re
 import socket
 import ssl
 from collections.abc import Iterable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,8 @@ CIPHERS = (
 _PEM = re.compile(r"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _VERSION, _UTC_TIME = 0xA0, 0x17
 _REMEMBERED = 1000
+_ALERT_SECONDS = 1.0
+"""How long a server is given to say that it does not like our certificate: TLS 1.3 tells it after the handshake."""
 
 
 class TlsUnusable(MeddaemonError):
@@ -95,6 +98,50 @@ def client_context(identity: Identity | None, trusted: Path | None, *, check_nam
     else:
         _trust(context, trusted)
     return context
+
+
+def connected(host: str, port: int, seconds: float, context: ssl.SSLContext | None) -> socket.socket:
+    """Return a connection that is open, by TLS where there is a context for it. Raises OSError."""
+    plain = socket.create_connection((host, port), timeout=seconds)
+    if context is None:
+        return plain
+    try:
+        return context.wrap_socket(plain, server_hostname=host)
+    except OSError:
+        plain.close()
+        raise
+
+
+def unreached(host: str, port: int, seconds: float, context: ssl.SSLContext | None) -> str:
+    """Return why there is no connection, and what to do; "" where there is one. Nothing is said over it."""
+    try:
+        with closing(connected(host, port, seconds, context)) as connection:
+            if context is not None:
+                connection.settimeout(_ALERT_SECONDS)
+                # Whoever says nothing has nothing against us.
+                with suppress(TimeoutError):
+                    if not connection.recv(1):
+                        return "hangs up when TLS is agreed: check [tls] certificate, which it may not accept"
+    except OSError as failure:
+        return why_not(failure)
+    return ""
+
+
+def why_not(failure: OSError) -> str:
+    """Return why a connection failed, and what to do."""
+    match failure:
+        case ssl.SSLCertVerificationError():
+            return f"{reason_of(failure)}: check who vouches for it (ca), and the host name"
+        case ssl.SSLError():
+            return f"no TLS ({reason_of(failure)}): check whether it speaks TLS there, and [tls] certificate"
+        case socket.gaierror():
+            return "nobody knows this host name: check it, and the name servers"
+        case TimeoutError():
+            return "no answer in time: check host, port and firewalls"
+        case ConnectionRefusedError():
+            return "nobody listens there: check host and port, and whether it runs"
+        case _:
+            return ": ".join(filter(None, (failure.filename, failure.strerror or type(failure).__name__)))
 
 
 def certificates(file: Path) -> frozenset[bytes]:

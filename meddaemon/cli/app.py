@@ -268,7 +268,7 @@ def demo(
 
 @app.command()
 def doctor(
-    network: Annotated[bool, typer.Option(help="Also ask every destination with C-ECHO.")] = True,
+    network: Annotated[bool, typer.Option(help="Also ask destinations, and whom they tell, what they take.")] = True,
     config: Config = None,
 ) -> None:
     """Look at settings, store, database, models, processes and destinations; exit 1 when one is not well."""

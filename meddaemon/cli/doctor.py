@@ -3,10 +3,10 @@
 import importlib.util
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from meddaemon.cli.oddities import oddities
 from meddaemon.cli.output import shown
 from meddaemon.config.settings import Settings
 from meddaemon.db import commitments, custody, deliveries, gates, holds, instances, jobs, processes, studies
@@ -16,22 +16,13 @@ from meddaemon.domain.errors import MeddaemonError
 from meddaemon.domain.states import DeliveryState, JobState
 from meddaemon.inference import sandbox
 from meddaemon.ingest.volume import VolumeGone, check_volume
+from meddaemon.roles.probing import Check, probe
 from meddaemon.roles.process import EXPIRY_WARNING_DAYS, SIGN_OF_LIFE_SECONDS
-from meddaemon.roles.remote import problem_with
 from meddaemon.tls import TlsUnusable, expires_at
 
 
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing that was looked at; `well` is None for a remark that is neither good nor bad."""
-
-    what: str
-    well: bool | None
-    said: str
-
-
 def examine(settings: Settings, *, with_network: bool) -> Iterator[Check]:
-    """Yield one check after the other; with the network also C-ECHO to every destination."""
+    """Yield one check after the other; with the network also of everybody whom we call."""
     yield _store(settings)
     yield _inference()
     yield _sandbox(settings)
@@ -43,11 +34,9 @@ def examine(settings: Settings, *, with_network: bool) -> Iterator[Check]:
         yield Check(what="settings", well=None, said=warning)
     yield from _certificates(settings)
     yield from _database(settings)
+    yield from oddities(settings)
     if with_network:
-        for destination in settings.destinations:
-            problem = problem_with(settings, destination)
-            said = f"{destination.address} answers C-ECHO" if destination.kind == "dicom" else destination.address
-            yield Check(what=f"destination {destination.name}", well=not problem, said=problem or said)
+        yield from probe(settings)
 
 
 def _model(name: str, contract: ModelContract) -> Check:

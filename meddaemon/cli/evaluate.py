@@ -32,11 +32,15 @@ def evaluate(
     hit_distance: Annotated[
         float, typer.Option(min=0, help="Detections hit a lesion also where they are so near to its centre, in mm.")
     ] = 0.0,
+    hit_iou: Annotated[
+        list[float] | None,
+        typer.Option(min=0.01, max=1, help="Count hits by overlap, too: intersection over union from this on."),
+    ] = None,
     resamples: Annotated[int, typer.Option(min=100, max=100_000, help="Samples of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the bootstrap.")] = 0,
     config: Config = None,
 ) -> None:
-    """Compare stored results with a reference: accuracy, AUC, Dice, distances, volumes, FROC, with intervals."""
+    """Compare stored results with a reference: accuracy, AUC, Dice, distances, FROC, errors, with intervals."""
     missing = [name for name in _LIBRARIES if find_spec(name) is None]
     if missing:
         fail(f"evaluation needs {', '.join(missing)}: pip install 'meddaemon[evaluate]'")
@@ -64,6 +68,7 @@ def evaluate(
     options = Options(
         bootstrap=Bootstrap(resamples=resamples, seed=seed),
         hit_distance_mm=hit_distance,
+        hit_iou=tuple(sorted(set(hit_iou or ()))),
         groups=_groups(contract),
     )
     comparison = compare(matches, settings.store.results, options)

@@ -5,26 +5,24 @@ from textwrap import shorten
 from types import MappingProxyType
 from typing import Any
 
+from meddaemon.cli.delivered import delivered, name_of
 from meddaemon.cli.output import shown
 from meddaemon.db import (
     announcements,
-    custody,
     deliveries,
     gates,
     history,
     holds,
     inquiries,
     jobs,
-    notices,
-    requests,
     results,
     studies,
 )
 from meddaemon.db.engine import Connection
 from meddaemon.domain.errors import NotFound
-from meddaemon.domain.outlet import Edition, Outlet
+from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.result import ResultStatus
-from meddaemon.domain.states import DeliveryState, JobEvent, StudyState, sources
+from meddaemon.domain.states import JobEvent, StudyState, sources
 
 NO_OUTLETS: Mapping[str, Outlet] = MappingProxyType({})
 
@@ -226,52 +224,17 @@ def _results(connection: Connection, study_id: int, outlets: Mapping[str, Outlet
 
 def _carried(connection: Connection, head: results.ResultHead, outlets: Mapping[str, Outlet]) -> Iterator[str]:
     """Yield what carries a result: its objects, what is kept beside them, and where the objects went."""
-    if why := head.provenance.get("not_encoded"):
-        yield f"    no Segmentation carries it: {why}"
+    for what, why in head.provenance.items():
+        if what.startswith("left out "):
+            yield f"    {shown(what)}: {shown(why)}"
     for item in results.objects_of(connection, head.id):
-        name = " ".join(filter(None, (item.kind, item.part, item.edition)))
-        yield f"    {name} {item.sop_instance_uid}, {item.size} bytes"
+        yield f"    {name_of(item)} {item.sop_instance_uid}, {item.size} bytes"
     for kept in results.artefacts(connection, result_id=head.id):
         yield f"    {kept.kind.value} of {shown(kept.of)}: {kept.voxels}, {kept.size} bytes"
     posted = deliveries.listing(connection, result_ids=[head.id])
     if not posted and head.status is not ResultStatus.PLAUSIBLE:
         yield f"    goes nowhere: no destination has {head.status.value!r} among its statuses"
-    for sent in posted:
-        status = f", status {sent.status:04X}H" if sent.status is not None else ""
-        reason = f": {shown(sent.reason)}" if sent.reason else ""
-        state = sent.state.value if sent.wanted or sent.sent_at else "not to be sent any more"
-        yield f"    {_form(sent)} to {sent.destination}: {state}, {sent.attempt} attempts{status}{reason}"
-        yield from _custody(connection, sent)
-    if head.current and outlets:
-        named = requests.destinations_of(connection, head.job_id)
-        for name, why in deliveries.unsent(connection, head.id, destinations=named, outlets=outlets):
-            yield f"    not to {name}: {shown(why)}"
-    for standing in custody.standings(connection, result_ids=[head.id]):
-        so_far = f"not yet, {standing.done} of {standing.objects} objects are"
-        yield f"    done at {standing.destination}: {shown(standing.done_at) if standing.done_at else so_far}"
-    for notice in notices.listing(connection, result_id=head.id):
-        reason = f": {shown(notice.reason)}" if notice.reason else ""
-        told = f"{shown(notice.target)} is told of {notice.destination} ({notice.form.value})"
-        yield f"    {told}: {notice.state.value}{reason}"
-
-
-def _form(item: results.ObjectRow | deliveries.DeliveryRow) -> str:
-    """Return what an object is called; its edition only where that is not the usual one."""
-    return " ".join(filter(None, (item.kind, item.part, "" if item.edition in Edition().parts else item.edition)))
-
-
-def _custody(connection: Connection, sent: deliveries.DeliveryRow) -> Iterator[str]:
-    """Yield what a destination said of an object that it took, and what is asked of it next."""
-    if sent.losses:
-        yield f"      lost there {sent.losses} times"
-    for request in custody.requests_of(connection, sent.id):
-        answer = "no report" if request.taken_at else shown(request.reason) or "not sent"
-        if request.reported_at:
-            answer = f"reported {shown(request.reported_at)}, {request.committed} of {request.objects} committed"
-        yield f"      storage commitment asked for {shown(request.asked_at)}, {request.transaction_uid}: {answer}"
-    if sent.state is DeliveryState.SENT and sent.done_at is None and (sent.custody_reason or sent.custody_asked):
-        why = f": {shown(sent.custody_reason)}" if sent.custody_reason else ""
-        yield f"      not confirmed{why}; asked again after {shown(sent.custody_at)}"
+    yield from delivered(connection, head, outlets)
 
 
 def _said(row: results.ResultRow) -> str:

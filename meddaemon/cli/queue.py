@@ -1,12 +1,13 @@
 """`meddaemon jobs` and `meddaemon deliveries`: what waits, what runs, what went wrong, and what to do about it."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated
 
 import typer
 
+from meddaemon.cli.delivered import waits, why_not_now
 from meddaemon.cli.opening import Before, Config, Limit, Output, fail, open_database, open_settings, reading
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.db import deliveries as outbox
@@ -184,8 +185,14 @@ def deliveries_list(
     output: Output = Format.TABLE, limit: Limit = 50, before: Before = None, config: Config = None
 ) -> None:
     """List deliveries, newest last."""
+    outlets = open_settings(config).outlets
     with reading(config) as connection:
         rows = outbox.listing(connection, limit=limit, before=before)
+        shut = {name: why_not_now(connection, name, outlets) for name in {row.destination for row in rows}}
+    rows = [
+        replace(row, reason="; ".join(filter(None, (row.reason, shut[row.destination])))) if waits(row) else row
+        for row in rows
+    ]
     columns = {
         "id": "id",
         "result": "result_id",
@@ -199,6 +206,7 @@ def deliveries_list(
         "done": "done_at",
         "next": "available_at",
         "reason": "reason",
+        "not confirmed": "custody_reason",
     }
     print_rows(rows, columns, output)
 

@@ -12,10 +12,31 @@ from meddaemon.cli.opening import USAGE, Before, Config, Limit, Output, fail, op
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.cli.parquet import ExportFormat, ExtraMissing, pages, write_parquet
 from meddaemon.db import results, studies
+from meddaemon.db.filters import doubts
 from meddaemon.db.instances import path_of
 from meddaemon.db.results import ArtefactRow, ResultRow
 from meddaemon.domain.filters import InvalidFilter, parse_filter
 from meddaemon.results.nifti import SUFFIX
+
+_COLUMNS = {
+    "id": "id",
+    "result": "result_id",
+    "study": "study_id",
+    "model": "model",
+    "version": "model_version",
+    "status": "status",
+    "finding": "finding",
+    "present": "present",
+    "measurement": "measurement",
+    "key": "key",
+    "derivation": "derivation",
+    "value": "value",
+    "unit": "unit",
+    "where": "place",
+    "objects": "objects",
+    "made": "created_at",
+    "accession": "accession_number",
+}
 
 
 def query(
@@ -38,15 +59,17 @@ def query(
     output: Annotated[ExportFormat, typer.Option("--format", "-f", help="How to print.")] = ExportFormat.TABLE,
     to: Annotated[Path | None, typer.Option(help="The file to write; Parquet needs one.")] = None,
     limit: Limit = 1000,
-    everything: Annotated[bool, typer.Option("--all", help="Parquet: every row, however many.")] = False,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every row, however many: as csv, jsonl or parquet.")
+    ] = False,
     before: Before = None,
     config: Config = None,
 ) -> None:
     """Query findings and measurements."""
     if (output is ExportFormat.PARQUET) != (to is not None):
         raise typer.BadParameter("Parquet goes to a file, which --to names, and nothing else does")
-    if everything and to is None:
-        raise typer.BadParameter("--all is for Parquet; page by page, --before goes through everything")
+    if everything and output in {ExportFormat.TABLE, ExportFormat.JSON}:
+        raise typer.BadParameter("--all is for csv, jsonl and parquet; page by page, --before goes through everything")
     try:
         filtered = parse_filter(wanted) if wanted is not None else None
     except InvalidFilter as invalid:
@@ -72,28 +95,23 @@ def query(
             except ExtraMissing as missing:
                 fail(str(missing))
             typer.echo(f"{number} rows in {to}", err=True)
-            return
-        rows = ask(limit=limit, before=before)
-    columns = {
-        "id": "id",
-        "result": "result_id",
-        "study": "study_id",
-        "model": "model",
-        "version": "model_version",
-        "status": "status",
-        "finding": "finding",
-        "present": "present",
-        "measurement": "measurement",
-        "key": "key",
-        "derivation": "derivation",
-        "value": "value",
-        "unit": "unit",
-        "where": "place",
-        "objects": "objects",
-        "made": "created_at",
-        "accession": "accession_number",
-    }
-    print_rows(rows, columns, Format(output))
+            more = number == limit and not everything
+        elif everything:
+            number = 0
+            for page in pages(ask, None, before):
+                print_rows(page, _COLUMNS, Format(output), kind=ResultRow, headed=not number)
+                number += len(page)
+            more = False
+        else:
+            rows = ask(limit=limit + 1, before=before)
+            print_rows(rows[:limit], _COLUMNS, Format(output), kind=ResultRow)
+            number, more = len(rows), len(rows) > limit
+        if not number and filtered is not None:
+            for doubt in doubts(connection, filtered):
+                typer.echo(f"meddaemon: {shown(doubt)}", err=True)
+    if more:
+        last = f"from --before {rows[limit - 1].id} on" if to is None else "beyond --limit"
+        typer.echo(f"meddaemon: there may be more {last}; --all gives everything (csv, jsonl, parquet)", err=True)
 
 
 def artefacts(

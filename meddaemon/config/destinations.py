@@ -120,22 +120,19 @@ class DestinationSettings(Section):
         return Outlet(
             kinds=self.objects,
             when=parse_filter(self.when) if self.when else None,
+            asked=self.when,
+            window=self.window,
             statuses=self.statuses,
             editions=tuple(
                 Edition(segmentation=form, report=report) for form in self.segmentation for report in self.report
             ),
         )
 
-    @property
-    def address(self) -> str:
-        """Where that is, for a person."""
-        if self.kind == "dicom":
-            return f"{self.ae_title} at {self.host}:{self.port}"
-        return {"dicomweb": self.url, "folder": self.directory}.get(self.kind, "the AE that a study came from")
-
 
 MESSAGE_FILES = ("hl7_ca", "fhir_ca", "fhir_token_file", "fhir_password_file")
 """Settings of messages that name files."""
+_DOCUMENTS = frozenset({ObjectKind.SR, ObjectKind.RTSTRUCT, ObjectKind.PR, ObjectKind.PDF, ObjectKind.KO})
+"""Objects that have no pixels."""
 NEEDED: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"dicom": ("ae_title", "host", "port"), "dicomweb": ("url",), "folder": ("directory",), "sender": ()}
 )
@@ -166,6 +163,11 @@ def check_destination(written: Mapping[str, object], keys: Keys, problems: Probl
     if written.get("token_file") and written.get("user"):
         problems.add((*keys, "token_file"), "there is a user already: one of both")
     _check_messages(written, keys, problems)
+    forms, objects = (written.get(key) for key in ("transfer_syntaxes", "objects"))
+    documents = _DOCUMENTS.intersection(map(str, objects if isinstance(objects, list) else ("SR",)))
+    if isinstance(forms, list) and forms and documents and not {"explicit", "implicit"} & set(map(str, forms)):
+        said = f'{", ".join(sorted(documents))} could never leave: nothing in them can be compressed; add "explicit"'
+        problems.add((*keys, "transfer_syntaxes"), said)
     secret = written.get("token_file") or written.get("user")
     if secret and str(written.get("url", "")).startswith("http://"):
         problems.add((*keys, "url"), "would send a secret in clear text: use https")

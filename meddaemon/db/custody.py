@@ -470,7 +470,7 @@ def _apply_to_open(connection: Connection, request: Request, **values: object) -
 def _lose(connection: Connection, mine: Iterable[ColumnElement[bool]], losses: int, maximum: int, reason: str) -> None:
     """Have it sent again, under the same UID; or, after so many times, held for a person."""
     if losses >= maximum:
-        reason = f"taken and not there, {losses + 1} times: {reason}"
+        reason = f"taken and not there, {losses + 1} times: {reason}; look what becomes of it there"
         _apply(connection, DeliveryEvent.DOUBT, *mine, reason=reason, custody_reason=reason, losses=losses + 1)
     else:
         _apply(

@@ -50,15 +50,18 @@ class DeliveryRow:
 
     id: int
     result_id: int
+    object_id: int
     kind: str
     part: str
     edition: str
+    sop_instance_uid: str
     destination: str
     state: DeliveryState
     attempt: int
     status: int | None
     reason: str
     wanted: bool
+    posted_at: datetime
     available_at: datetime
     sent_at: datetime | None
     committed_at: datetime | None
@@ -138,7 +141,10 @@ def _why_not(
     if not known and status not in outlet.statuses:
         return [f"it takes no result that is {status}"]
     if not known and not filters.is_satisfied(connection, result_id, outlet.when):
-        return ["it is none of the results that this destination takes"]
+        lacking = filters.lacks(connection, result_id, outlet.when)
+        asked = f" ({outlet.asked})" if outlet.asked else ""
+        why = f": nothing here is called {' or '.join(map(repr, lacking))}, in a unit that compares" if lacking else ""
+        return [f"it is none of the results that this destination takes{asked}{why}"]
     there = {each.kind for each in made}
     reasons = [f"{kind} was not made" for kind in outlet.kinds if kind not in there]
     got = [*_wanted(outlet, made, known), *(each for each in made if known.get(each.id) not in (None, _REPLACED))]
@@ -472,7 +478,14 @@ def listing(
 ) -> list[DeliveryRow]:
     """Return the latest deliveries, of some results or of all, oldest first; with `before`, those made before it."""
     query = (
-        select(_delivery, _object.c.result_id, _object.c.kind, _object.c.part, _object.c.edition)
+        select(
+            _delivery,
+            _object.c.result_id,
+            _object.c.kind,
+            _object.c.part,
+            _object.c.edition,
+            _object.c.sop_instance_uid,
+        )
         .join(_object, _object.c.id == _delivery.c.result_object_id)
         .where(*earlier(_delivery.c.id, before))
         .order_by(_delivery.c.id.desc())
@@ -484,15 +497,18 @@ def listing(
         DeliveryRow(
             id=row.id,
             result_id=row.result_id,
+            object_id=row.result_object_id,
             kind=row.kind,
             part=row.part,
             edition=row.edition,
+            sop_instance_uid=row.sop_instance_uid,
             destination=row.destination,
             state=DeliveryState(row.state),
             attempt=row.attempt,
             status=row.status,
             reason=row.reason,
             wanted=row.wanted,
+            posted_at=row.created_at,
             available_at=row.available_at,
             sent_at=row.sent_at,
             committed_at=row.committed_at,

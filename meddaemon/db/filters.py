@@ -1,6 +1,7 @@
 """Filters of the results language as SQL; values are bound, never written into it."""
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -8,7 +9,7 @@ from sqlalchemy import ColumnElement, Connection, String, and_, cast, exists, fa
 
 from meddaemon.db import tables
 from meddaemon.domain import filters
-from meddaemon.domain.filters import COMPARISONS, Filter, folded
+from meddaemon.domain.filters import COMPARISONS, Filter, folded, parts_of
 
 _finding, _measurement, _segment = tables.finding, tables.measurement, tables.segment
 _result, _study = tables.result, tables.study
@@ -45,6 +46,22 @@ def is_satisfied(connection: Connection, result_id: int, wanted: Filter | None) 
     return connection.execute(found).first() is not None
 
 
+def lacks(connection: Connection, result_id: int, wanted: Filter | None) -> list[str]:
+    """Return the measurements that a filter asks for and a result does not have, or in no unit that compares."""
+    if wanted is None:
+        return []
+    rows = connection.execute(select(_measurement).join(_finding).where(_finding.c.result_id == result_id))
+    measured = [
+        filters.Measured(
+            names=(row.key, *(() if row.derivation_value else (row.code_value, row.code_meaning))),
+            value=row.value,
+            unit=row.unit_value,
+        )
+        for row in rows
+    ]
+    return filters.unmeasured(wanted, measured)
+
+
 def condition(wanted: Filter) -> ColumnElement[bool]:
     """Return the filter over a join of result, study, finding, measurement and (outer) segment."""
     match wanted:
@@ -74,14 +91,73 @@ def _measures(test: filters.Number) -> ColumnElement[bool]:
     name = folded(test.measurement)
     compare = _COMPARE[test.comparison]
     values: ColumnElement[bool] = compare(measured.c.value, test.value)
-    if test.factors:
-        values = or_(
-            *(
-                and_(measured.c.unit_value == unit, compare(measured.c.value * factor, test.value))
-                for unit, factor in test.factors
-            )
-        )
+    if test.bounds:
+        # Values stand alone on their side: so the database knows how many there are, and may go by an index.
+        values = or_(*(and_(measured.c.unit_value == unit, compare(measured.c.value, at)) for unit, at in test.bounds))
     # What is derived of several, a spread for one, shares the code of what it is derived of, and has a key of its own.
     by_code = or_(func.lower(measured.c.code_value) == name, func.lower(measured.c.code_meaning) == name)
     named = or_(measured.c.key == name, and_(measured.c.derivation_value == "", by_code))
     return exists(select(measured.c.id).where(measured.c.finding_id == _finding.c.id, named, values))
+
+
+def doubts(connection: Connection, wanted: Filter) -> list[str]:
+    """Return what a filter asks for that no result has: names that nobody uses, and units that measure other things.
+
+    It reads all names that there are: for who got no answer and wonders why.
+    """
+    said = [
+        doubt
+        for part in parts_of(wanted)
+        for doubt in (
+            _unused_names(connection, part)
+            if isinstance(part, filters.Text)
+            else _unused_numbers(connection, part)
+            if isinstance(part, filters.Number)
+            else ()
+        )
+    ]
+    return list(dict.fromkeys(said))
+
+
+_NAMED = ("finding", "segment", "measurement", "model", "version")
+_SHOWN = 20
+
+
+def _unused_names(connection: Connection, test: filters.Text) -> Iterator[str]:
+    if test.field not in _NAMED:
+        return
+    columns = _COLUMNS[test.field]
+    known = [row for row in connection.execute(select(*columns).distinct()) if any(row)]
+    names = [str(name) for row in known for name in row if name]
+    for value in test.values:
+        alike = (folded(value) in folded(name) if test.contained else folded(value) == folded(name) for name in names)
+        if not any(alike):
+            yield f"no result has the {test.field} {value!r}; {_instead(value, names, [str(row[-1]) for row in known])}"
+
+
+def _unused_numbers(connection: Connection, test: filters.Number) -> Iterator[str]:
+    columns = [_measurement.c[name] for name in ("key", "code_value", "code_meaning", "derivation_value", "unit_value")]
+    known = connection.execute(select(*columns).distinct()).all()
+    wanted = folded(test.measurement)
+    called = [
+        row
+        for row in known
+        if wanted == row.key or (not row.derivation_value and wanted in map(folded, (row.code_value, row.code_meaning)))
+    ]
+    units = list(dict.fromkeys(row.unit_value for row in called))
+    if not called:
+        names = [name for row in known for name in (row.key, row.code_value, row.code_meaning) if name]
+        yield f"no result has the measurement {test.measurement!r}; " + _instead(
+            test.measurement, names, [row.key for row in known]
+        )
+    elif test.bounds and not set(units) & {unit for unit, _ in test.bounds}:
+        yield f"{test.measurement} is in {', '.join(units)}, and the filter asks for a unit of something else"
+
+
+def _instead(value: str, names: list[str], usual: list[str]) -> str:
+    close = difflib.get_close_matches(folded(value), [folded(name) for name in names], 1)
+    if close:
+        return f"did you mean {next(name for name in names if folded(name) == close[0])!r}?"
+    there = sorted({name for name in usual if name})
+    more = ", ..." if len(there) > _SHOWN else ""
+    return f"there are {', '.join(map(repr, there[:_SHOWN]))}{more}" if there else "there is none"

@@ -10,6 +10,7 @@ from meddaemon.db import tables
 from meddaemon.db.requests import is_asked_for
 from meddaemon.db.results import ObjectRow, objects_of
 from meddaemon.domain.codes import CERTAINTY_OF_FINDING, MILLILITRE, VOLUME
+from meddaemon.domain.filters import Measured
 from meddaemon.domain.result import ResultStatus
 
 _job, _result, _study = tables.job, tables.result, tables.study
@@ -22,8 +23,9 @@ class FoundRow:
     """One finding of a result: what it is, whether it is there, how sure that is, and where it lies.
 
     `certainty` is from 0 to 1, None where the finding has none or it could not be told. `segment` is the label of what
-    was drawn, "" for a finding that is not. Corners are edges of pixels (row, column) and `centre_lps` is in mm, each
-    None where there is none; `sop_instance_uid` is "" for a finding about the study as a whole.
+    was drawn, "" for a finding that is not. Corners are edges of pixels (row, column), `planes` those of voxels, and
+    `centre_lps` is in mm, each None where there is none; `sop_instance_uid` is "" for a finding about the study as a
+    whole. `measured` are all its numbers.
     """
 
     code_value: str
@@ -37,7 +39,9 @@ class FoundRow:
     frame_number: int
     low: tuple[float, float] | None
     high: tuple[float, float] | None
+    planes: tuple[float, float] | None
     centre_lps: tuple[float, float, float] | None
+    measured: tuple[Measured, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,8 +141,10 @@ def _findings(connection: Connection, result_id: int) -> list[FoundRow]:
             segment.c.label,
             place.c.sop_instance_uid,
             place.c.frame_number,
+            place.c.low_plane,
             place.c.low_row,
             place.c.low_column,
+            place.c.high_plane,
             place.c.high_row,
             place.c.high_column,
             place.c.x,
@@ -151,20 +157,26 @@ def _findings(connection: Connection, result_id: int) -> list[FoundRow]:
         .order_by(finding.c.id)
     ).all()
     values = connection.execute(
-        select(measured.c.finding_id, measured.c.code_value, measured.c.value)
+        select(measured)
         .join(finding, finding.c.id == measured.c.finding_id)
-        .where(
-            finding.c.result_id == result_id,
-            measured.c.derivation_value == "",
-            (measured.c.code_value == CERTAINTY_OF_FINDING.value)
-            | and_(measured.c.code_value == VOLUME.value, measured.c.unit_value == MILLILITRE.value),
-        )
+        .where(finding.c.result_id == result_id)
+        .order_by(measured.c.id)
     ).all()
-    numbers = {(each.finding_id, each.code_value): each.value for each in values}
+    numbers = {
+        (each.finding_id, each.code_value): each.value
+        for each in values
+        if not each.derivation_value and (each.code_value != VOLUME.value or each.unit_value == MILLILITRE.value)
+    }
+    all_of: dict[int, list[Measured]] = {}
+    for each in values:
+        # What is derived of several shares the code of what it is derived of, and goes by its key only.
+        names = (each.key,) if each.derivation_value else (each.code_value, each.code_meaning, each.key)
+        all_of.setdefault(each.finding_id, []).append(Measured(names=names, value=each.value, unit=each.unit_value))
     found = []
     for row in rows:
         certainty = numbers.get((row.id, CERTAINTY_OF_FINDING.value))
         low, high = ((row.low_row, row.low_column), (row.high_row, row.high_column))
+        planes = (row.low_plane, row.high_plane)
         found.append(
             FoundRow(
                 code_value=row.code_value,
@@ -178,7 +190,9 @@ def _findings(connection: Connection, result_id: int) -> list[FoundRow]:
                 frame_number=row.frame_number or 0,
                 low=None if None in low else low,
                 high=None if None in high else high,
+                planes=None if None in planes else planes,
                 centre_lps=None if row.x is None else (row.x, row.y, row.z),
+                measured=tuple(all_of.get(row.id, ())),
             )
         )
     return found

@@ -1,23 +1,36 @@
-"""A result as messages tell it: findings with their numbers, and what is thought of them."""
+"""A result as messages tell it: findings with their numbers and places, and what is thought of them."""
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Row, Select, select
 
 from meddaemon.db import tables
 from meddaemon.domain.codes import Code
-from meddaemon.domain.result import Measurement, ResultStatus
+from meddaemon.domain.result import Location, Measurement, ResultStatus
+
+_ANATOMICAL_STRUCTURE = frozenset({"91723000", "123037004"})
+"""Category of what is anatomy (PS3.16 CID 7150), as it is coded, and as it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedFinding:
-    """One finding; `label` is what the contract calls its segment, "" without one."""
+    """One finding; `label` is what the contract calls its segment, "" without one.
+
+    `site` is the anatomy that is its segment, `laterality` the side. `place` is where it lies, if it has a box, a
+    landmark or an image of its own; `low` and `high` are its corners on that image (row, column), as DICOM counts them.
+    """
 
     code: Code
     label: str
     present: bool
     measurements: tuple[Measurement, ...]
+    site: Code | None = None
+    laterality: Code | None = None
+    place: Location | None = None
+    low: tuple[float, float] | None = None
+    high: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +62,10 @@ def reported_result(connection: Connection, result_id: int) -> ReportedResult:
                 key=row.key,
             )
         )
-    rows = connection.execute(
-        select(finding, tables.segment.c.label)
-        .outerjoin(tables.segment, tables.segment.c.id == finding.c.segment_id)
-        .where(finding.c.result_id == result_id)
-        .order_by(finding.c.id)
-    )
+    places = {place.finding_id: place for place in connection.execute(_places(result_id))}
+    in_result = connection.execute(select(tables.segment).where(tables.segment.c.result_id == result_id))
+    segments = {segment.id: segment for segment in in_result}
+    rows = connection.execute(select(finding).where(finding.c.result_id == result_id).order_by(finding.c.id))
     return ReportedResult(
         model=head.model,
         model_version=head.model_version,
@@ -64,10 +75,58 @@ def reported_result(connection: Connection, result_id: int) -> ReportedResult:
         findings=tuple(
             ReportedFinding(
                 code=Code(value=row.code_value, scheme=row.code_scheme, meaning=row.code_meaning),
-                label=row.label or "",
                 present=row.present,
                 measurements=tuple(numbers.get(row.id, ())),
+                **_on(segments.get(row.segment_id)),
+                **_at(places.get(row.id)),
             )
             for row in rows
         ),
     )
+
+
+def _on(segment: Row[Any] | None) -> dict[str, Any]:
+    """Return what a finding takes from its segment."""
+    if segment is None:
+        return {"label": ""}
+    site = Code(value=segment.type_value, scheme=segment.type_scheme, meaning=segment.type_meaning)
+    side = Code(value=segment.laterality_value, scheme="SCT", meaning=segment.laterality_meaning)
+    return {
+        "label": segment.label,
+        "site": site if segment.category_value in _ANATOMICAL_STRUCTURE else None,
+        "laterality": side if side.value else None,
+    }
+
+
+def _places(result_id: int) -> Select[Any]:
+    location, finding, instance = tables.location, tables.finding, tables.instance
+    image = (instance.c.sop_instance_uid == location.c.sop_instance_uid) & instance.c.conflict.is_(False)
+    return (
+        select(location, instance.c.header)
+        .join(finding, finding.c.id == location.c.finding_id)
+        .outerjoin(instance, image)
+        .where(finding.c.result_id == result_id)
+    )
+
+
+def _at(row: Row[Any] | None) -> dict[str, Any]:
+    """Return where a finding lies."""
+    if row is None:
+        return {}
+    place = Location(
+        low=_corner(row.low_plane, row.low_row, row.low_column),
+        high=_corner(row.high_plane, row.high_row, row.high_column),
+        sop_instance_uid=row.sop_instance_uid,
+        frame_number=row.frame_number,
+        frame_of_reference_uid=row.frame_of_reference_uid,
+        centre_lps=None if row.x is None else (row.x, row.y, row.z),
+    )
+    rows, columns = ((row.header or {}).get(keyword) for keyword in ("Rows", "Columns"))
+    if not (place.low and rows and columns):
+        return {"place": place}
+    low, high = place.on_image(int(rows[0]), int(columns[0]))
+    return {"place": place, "low": low, "high": high}
+
+
+def _corner(*numbers: float | None) -> tuple[float, ...]:
+    return tuple(each for each in numbers if each is not None)

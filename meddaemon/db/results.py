@@ -224,6 +224,8 @@ def _record_findings(connection: Connection, result_id: int, analysis: Analysis)
                 type_value=segment.type.value,
                 type_scheme=segment.type.scheme,
                 type_meaning=segment.type.meaning,
+                laterality_value=segment.laterality.value if segment.laterality else "",
+                laterality_meaning=segment.laterality.meaning if segment.laterality else "",
                 voxel_count=segment.voxel_count,
                 tracking_uid=segment.tracking_uid,
             )

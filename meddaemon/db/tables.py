@@ -296,6 +296,9 @@ segment = Table(
     Column("type_value", String(16), nullable=False),
     Column("type_scheme", String(16), nullable=False),
     Column("type_meaning", String(64), nullable=False),
+    # Which side it is of (PS3.16 CID 244); empty without one.
+    Column("laterality_value", String(16), nullable=False, server_default=""),
+    Column("laterality_meaning", String(64), nullable=False, server_default=""),
     Column("voxel_count", BigInteger, nullable=False),
     Column("tracking_uid", _Uid, nullable=False),
     UniqueConstraint("result_id", "number"),

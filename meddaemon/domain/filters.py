@@ -7,8 +7,8 @@
                | measurement ( "=" | "!=" | "<" | "<=" | ">" | ">=" ) number [ unit ]
                | "present" | ( "since" | "until" ) moment
 
-A field is one of `FIELDS`; a measurement is any other word, or a name in quotation marks: its key (`volume`, `mean`,
-`long_axis`), its code, or its meaning. What is derived of several, a mean or a spread, goes by its key only.
+A field is one of `FIELDS`; a measurement is any other word, or a name in quotation marks (" or '): its key (`volume`,
+`mean`, `long_axis`), its code, or its meaning. What is derived of several, a mean or a spread, goes by its key only.
 What is asked is one measurement of one finding at a time; a comparison of a measurement asks for any of the same
 finding. Text is compared without regard to case; `~` asks whether it is contained. Units are converted where they
 measure the same (UCUM); without a unit, numbers are compared as they are stored. A moment is an ISO 8601 date or time,
@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from types import MappingProxyType
 from typing import TypeAlias
+
+from meddaemon.domain.result import ResultStatus
 
 MAXIMUM_LENGTH = 2000
 MAXIMUM_DEPTH = 20
@@ -49,7 +51,7 @@ COMPARISONS: Mapping[str, Callable[[float, float], bool]] = MappingProxyType(
 )
 
 _QUANTITIES: tuple[Mapping[str, float], ...] = (
-    {"mm3": 1e-3, "uL": 1e-3, "mL": 1.0, "ml": 1.0, "cm3": 1.0, "dL": 1e2, "L": 1e3, "l": 1e3, "dm3": 1e3},
+    {"mm3": 1e-3, "uL": 1e-3, "mL": 1.0, "ml": 1.0, "cm3": 1.0, "cc": 1.0, "dL": 1e2, "L": 1e3, "l": 1e3, "dm3": 1e3},
     {"um": 1e-3, "mm": 1.0, "cm": 10.0, "m": 1e3},
     {"mm2": 1.0, "cm2": 1e2, "m2": 1e6},
     {"%": 1.0, "1": 100.0},
@@ -62,6 +64,8 @@ _QUANTITIES: tuple[Mapping[str, float], ...] = (
 """Units that measure the same, and how much of the first kind each is; those of speech beside those of UCUM."""
 
 
+_UNWRITABLE = re.compile("[\x00\ud800-\udfff]")
+"""What no database takes; half of a character is what Python makes of a command line that is not UTF-8."""
 _FOLDED = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 
@@ -106,14 +110,13 @@ class Text:
 class Number:
     """A measurement of the finding with this code or meaning, whose value compares so.
 
-    `factors` are the units in which it may be stored, each with what its values are to be multiplied by before they
-    are compared; empty for any unit as it is.
+    `bounds` are the units in which it may be stored, each with `value` in that unit; empty for any unit as it is.
     """
 
     measurement: str
     comparison: str
     value: float
-    factors: tuple[tuple[str, float], ...] = ()
+    bounds: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,8 @@ def parse_filter(text: str, *, now: datetime | None = None) -> Filter:
     """
     if len(text) > MAXIMUM_LENGTH:
         raise InvalidFilter(MAXIMUM_LENGTH + 1, f"is longer than {MAXIMUM_LENGTH} characters")
+    if strange := _UNWRITABLE.search(text):
+        raise InvalidFilter(strange.start() + 1, "is no character: write the filter in UTF-8")
     return _Parser(text, now or datetime.now(UTC)).parse()
 
 
@@ -197,28 +202,40 @@ def folded(text: str) -> str:
     return text.translate(_FOLDED)
 
 
+def unmeasured(condition: Filter, measured: Collection[Measured]) -> list[str]:
+    """Return the names of measurements that a filter asks for, and none of these has in a unit that compares."""
+    numbers = (part for part in parts_of(condition) if isinstance(part, Number))
+    return [test.measurement for test in numbers if not any(_asks_for(test, each) for each in measured)]
+
+
+def _asks_for(test: Number, measured: Measured) -> bool:
+    named = folded(test.measurement) in map(folded, measured.names)
+    return named and (not test.bounds or measured.unit in dict(test.bounds))
+
+
 def _compares(test: Number, measured: Measured) -> bool:
-    if measured.value is None or folded(test.measurement) not in map(folded, measured.names):
+    if measured.value is None or not _asks_for(test, measured):
         return False
-    factors = dict(test.factors)
-    if test.factors and measured.unit not in factors:
-        return False
-    return COMPARISONS[test.comparison](measured.value * factors.get(measured.unit, 1.0), test.value)
+    at = dict(test.bounds).get(measured.unit, test.value)
+    return COMPARISONS[test.comparison](measured.value, at)
 
 
-def _factors(unit: str) -> tuple[tuple[str, float], ...]:
-    """Return each unit that measures what `unit` does, with how much of `unit` it is."""
+def in_units(value: float, unit: str) -> dict[str, float]:
+    """Return a quantity in each unit that measures what `unit` does; one that is not known is only itself."""
     for quantity in _QUANTITIES:
         if unit in quantity:
-            return tuple((other, much / quantity[unit]) for other, much in quantity.items())
-    return ((unit, 1.0),)
+            return {other: value * (quantity[unit] / much) for other, much in quantity.items()}
+    return {unit: value}
+
+
+_MARKS = ('"', "'")
 
 
 class _Parser:
     _SPACE = re.compile(r"\s*")
     _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
-    _QUOTED = re.compile(r'"((?:[^"\\]|\\.)*)"')
-    _COMPARISON = re.compile(r"!=|<=|>=|=|<|>|~")
+    _QUOTED = re.compile(r"""(["'])((?:(?!\1)[^\\]|\\.)*)\1""", re.DOTALL)
+    _COMPARISON = re.compile(r"!=|<=|>=|==?|<|>|~")
     _NUMBER = re.compile(r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?")
     _UNIT = re.compile(r"[A-Za-z%\[{][A-Za-z0-9%\[\]{}'/^.*-]*")
     _MOMENT = re.compile(r"\d[0-9A-Za-z:.+-]*")
@@ -277,7 +294,7 @@ class _Parser:
     def _test(self) -> Filter:
         begun = self._at
         name = self._text_value()
-        quoted = self._text.startswith('"', begun)
+        quoted = self._text.startswith(_MARKS, begun)
         if name is None or (name.lower() in _WORDS and not quoted):
             raise self._wrong(f"a field ({', '.join(FIELDS)}), a measurement, present, since or until expected", begun)
         if name.lower() in FIELDS and not quoted:
@@ -292,9 +309,12 @@ class _Parser:
             known = difflib.get_close_matches(name.lower(), FIELDS, 1)
             hint = f"; did you mean the field {known[0]}?" if known else ""
             raise self._wrong(f"a number expected, which {name!r} is compared with{hint}")
-        return Number(name, compared, float(value), self._unit())
+        unit = self._unit()
+        bounds = in_units(float(value), unit) if unit else {}
+        return Number(name, compared, float(value), tuple(bounds.items()))
 
     def _text_test(self, field: str) -> Filter:
+        begun = self._at
         if self._took_word("in"):
             if not self._took("("):
                 raise self._wrong("a list in parentheses expected after `in`")
@@ -303,18 +323,24 @@ class _Parser:
                 values.append(self._required_text())
             if not self._took(")"):
                 raise self._wrong("a comma or a closing parenthesis expected")
-            return Text(field, tuple(values))
+            return self._known(Text(field, tuple(values)), begun)
         compared = self._comparison(field)
         if compared not in {"=", "!=", "~"}:
             raise self._wrong(f"the field {field} is text: it is compared with = != ~ or in, not {compared}")
-        test = Text(field, (self._required_text(),), contained=compared == "~")
+        test = self._known(Text(field, (self._required_text(),), contained=compared == "~"), begun)
         return Not(test) if compared == "!=" else test
+
+    def _known(self, test: Text, begun: int) -> Text:
+        """Return a test whose values may be: of states there are only so many."""
+        if test.field == "status" and not test.contained and not set(map(folded, test.values)) <= {*ResultStatus}:
+            raise self._wrong(f"a status is {', '.join(ResultStatus)}", begun)
+        return test
 
     def _comparison(self, name: str) -> str:
         found = self._match(self._COMPARISON)
         if found is None:
             raise self._wrong(f"a comparison expected after {name!r}")
-        return found
+        return "=" if found == "==" else found
 
     def _required_text(self) -> str:
         value = self._text_value() or self._match(self._MOMENT)
@@ -327,32 +353,32 @@ class _Parser:
         self._skip()
         if quoted := self._QUOTED.match(self._text, self._at):
             self._at = quoted.end()
-            return re.sub(r"\\(.)", r"\1", quoted[1])
-        if self._text.startswith('"', self._at):
+            return re.sub(r"\\(.)", r"\1", quoted[2], flags=re.DOTALL)
+        if self._text.startswith(_MARKS, self._at):
             raise self._wrong("the quotation mark is not closed")
         return self._match(self._WORD)
 
-    def _unit(self) -> tuple[tuple[str, float], ...]:
+    def _unit(self) -> str:
         """Take a unit, if there is one."""
         self._skip()
         begun = self._at
-        if self._text.startswith('"', begun):
-            return _factors(str(self._text_value()))
+        if self._text.startswith(_MARKS, begun):
+            return str(self._text_value())
         found = self._UNIT.match(self._text, begun)
         if found is None or found[0].lower() in {"and", "or"}:
-            return ()
+            return ""
         self._at = found.end()
         known = [unit for quantity in _QUANTITIES for unit in quantity]
         if found[0] not in known:
             close = difflib.get_close_matches(found[0], known, 1, 0.3)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise self._wrong(f"the unit {found[0]!r} is not known: put one of UCUM in quotation marks{hint}", begun)
-        return _factors(found[0])
+        return found[0]
 
     def _moment(self) -> datetime:
         self._skip()
         begun = self._at
-        said = self._text_value() if self._text.startswith('"', begun) else self._match(self._MOMENT)
+        said = self._text_value() if self._text.startswith(_MARKS, begun) else self._match(self._MOMENT)
         if said is None:
             raise self._wrong("a moment expected: 2026-11-01, 2026-11-01T18:00 or an age such as 30d, 12h, 6w")
         if age := self._AGE.fullmatch(said):

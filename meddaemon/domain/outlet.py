@@ -150,10 +150,13 @@ class Outlet:
     """One destination: the kinds of object that it takes, and of which results (None: all).
 
     `editions` are those that it may be given, the preferred one first. `statuses` are those of the results that it
-    takes: without being asked for, nothing leaves that nobody believes, or that says nothing.
+    takes: without being asked for, nothing leaves that nobody believes, or that says nothing. `window` is that in which
+    it is sent to, "" at any time; `asked` is the condition as it is written.
     """
 
     kinds: tuple[str, ...]
     when: Filter | None = None
+    asked: str = ""
+    window: str = ""
     editions: tuple[Edition, ...] = (Edition(),)
     statuses: tuple[ResultStatus, ...] = (ResultStatus.PLAUSIBLE,)

@@ -265,6 +265,17 @@ class Location:
     frame_of_reference_uid: str = ""
     centre_lps: tuple[float, float, float] | None = None
 
+    def on_image(self, rows: int, columns: int) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Return its low and high corner (row, column) as DICOM counts them, cut to the image; there must be corners.
+
+        Coordinates of DICOM begin at the top left corner of the first pixel (PS3.3 C.18.6.1.1), ours at its centre.
+        """
+        low, high = (
+            (min(max(corner[-2] + 0.5, 0.0), rows), min(max(corner[-1] + 0.5, 0.0), columns))
+            for corner in (self.low, self.high)
+        )
+        return low, high
+
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
@@ -319,6 +330,14 @@ class Analysis:
             frame_of_reference_uid=self.geometry.frame_of_reference_uid,
             centre_lps=self.geometry.point(centre, row, column),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """What was asked for, or might be looked for, and is not in the objects of a result: `PM map 2`, and why."""
+
+    what: str
+    why: str
 
 
 @dataclass(frozen=True, kw_only=True)

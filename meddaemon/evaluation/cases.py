@@ -7,7 +7,7 @@ from meddaemon.db.outcomes import FoundRow, Outcome
 from meddaemon.domain.errors import ReferenceRefused
 from meddaemon.domain.result import ResultStatus
 from meddaemon.evaluation.masks import is_nifti
-from meddaemon.evaluation.references import Case, Labels, Masks, Reference
+from meddaemon.evaluation.references import Case, Labels, Masks, Reference, Values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,8 +99,8 @@ def _refuse_repetition(pairs: Sequence[Pair]) -> None:
     seen: dict[tuple[type, int, str, int], str] = {}
     for pair in pairs:
         case, says, origin = pair.reference.case, pair.reference.says, pair.reference.origin
-        if isinstance(says, Masks):
-            continue  # each may draw another segment, which is looked at when they are compared
+        if isinstance(says, Masks | Values):
+            continue  # each may be of another segment or number, which is looked at when they are compared
         other = seen.setdefault((type(says), pair.outcome.result_id, case.sop_instance_uid, case.frame_number), origin)
         if other != origin:
             raise ReferenceRefused(f"{origin}: {other} speaks of {case} already: leave one of them out")
@@ -134,6 +134,19 @@ class Vocabulary:
 
         Raises ReferenceRefused where no result speaks of it, or two findings are called so.
         """
+        found = self._called(said)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ReferenceRefused(f"{origin}: {said!r} may be any of {', '.join(found)}: name one by its code")
+        known = ", ".join(f"{meaning} ({code})" for code, meaning in self.names.items()) or "none"
+        raise ReferenceRefused(f"{origin}: no result speaks of {said!r}; the findings of the results are: {known}")
+
+    def knows(self, said: str) -> bool:
+        """Return whether any result speaks of what a reference calls so."""
+        return bool(self._called(said))
+
+    def _called(self, said: str) -> list[str]:
         wanted = said.casefold()
         for called in (
             lambda code, _: code.casefold(),
@@ -141,12 +154,9 @@ class Vocabulary:
             lambda _, meaning: meaning.casefold(),
         ):
             found = [code for code, meaning in self.names.items() if called(code, meaning) == wanted]
-            if len(found) == 1:
-                return found[0]
             if found:
-                raise ReferenceRefused(f"{origin}: {said!r} may be any of {', '.join(found)}: name one by its code")
-        known = ", ".join(f"{meaning} ({code})" for code, meaning in self.names.items()) or "none"
-        raise ReferenceRefused(f"{origin}: no result speaks of {said!r}; the findings of the results are: {known}")
+                return found
+        return []
 
 
 def key_of(finding: FoundRow) -> str:
@@ -154,24 +164,32 @@ def key_of(finding: FoundRow) -> str:
     return f"{finding.code_scheme}:{finding.code_value}"
 
 
+def findings_of(outcome: Outcome, case: Case) -> tuple[FoundRow, ...] | str:
+    """Return the findings of a result that are about a case; where they are about other images only, the reason."""
+    if not case.sop_instance_uid:
+        images = {
+            (each.sop_instance_uid, each.frame_number)
+            for each in outcome.findings
+            if each.sop_instance_uid and not each.low
+        }
+        if len(images) > 1:
+            return f"result {outcome.result_id} answers for {len(images)} images: name the image (sop_instance_uid)"
+        return outcome.findings
+    wanted = (case.sop_instance_uid, case.frame_number)
+    chosen = tuple(each for each in outcome.findings if (each.sop_instance_uid, each.frame_number) == wanted)
+    if not chosen:
+        return f"result {outcome.result_id} says nothing of this image by itself: name the study or series only"
+    return chosen
+
+
 def answers_of(outcome: Outcome, case: Case) -> dict[str, Answer] | str:
     """Return what a result says of a case, by finding; where it says it of other images only, the reason.
 
     Several findings of one code are one answer: there if any is, and as sure as the surest.
     """
-    images = {
-        (each.sop_instance_uid, each.frame_number)
-        for each in outcome.findings
-        if each.sop_instance_uid and not each.low
-    }
-    chosen = outcome.findings
-    if case.sop_instance_uid:
-        wanted = (case.sop_instance_uid, case.frame_number)
-        chosen = tuple(each for each in chosen if (each.sop_instance_uid, each.frame_number) == wanted)
-        if not chosen:
-            return f"result {outcome.result_id} says nothing of this image by itself: name the study or series only"
-    elif len(images) > 1:
-        return f"result {outcome.result_id} answers for {len(images)} images: name the image (sop_instance_uid)"
+    chosen = findings_of(outcome, case)
+    if isinstance(chosen, str):
+        return chosen
     answers: dict[str, Answer] = {}
     for each in chosen:
         before = answers.get(key_of(each), Answer(present=False, score=None))

@@ -12,6 +12,8 @@ ONE_STUDY = "an interval needs two studies or more"
 _ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 _Z = 1.959963984540054
 """The standard normal quantile of 1 - (1 - CONFIDENCE) / 2."""
+LIMITS = _Z
+"""Limits of agreement are so many standard deviations from the bias (Bland and Altman 1986)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,7 @@
 """From references and results to everything that is said of them."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import file_digest
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from meddaemon.db.instances import path_of
 from meddaemon.db.outcomes import FoundRow, Outcome
 from meddaemon.db.results import ObjectRow
 from meddaemon.domain.errors import ReferenceRefused
+from meddaemon.domain.filters import folded, in_units
 from meddaemon.evaluation import classification, detection
 from meddaemon.evaluation.cases import (
     Matches,
@@ -18,15 +19,29 @@ from meddaemon.evaluation.cases import (
     Unmatched,
     Vocabulary,
     answers_of,
+    findings_of,
     key_of,
     truth_of,
 )
 from meddaemon.evaluation.classification import NONE, Classification, Judged
-from meddaemon.evaluation.detection import Detected, Detection
+from meddaemon.evaluation.detection import Detected, Detection, overlap
 from meddaemon.evaluation.estimates import Bootstrap
 from meddaemon.evaluation.grid import NoOverlap, brought_together
 from meddaemon.evaluation.masks import SEGMENTATIONS, Drawn, Named, is_nifti, read_label_map, read_segmentation
-from meddaemon.evaluation.references import Labels, Masks, Rectangle, Sphere, Target, Targets, Volumes
+from meddaemon.evaluation.references import (
+    Cuboid,
+    Labels,
+    Masks,
+    Place,
+    Rectangle,
+    Sphere,
+    Target,
+    Targets,
+    Value,
+    Values,
+    Volumes,
+)
+from meddaemon.evaluation.regression import NumberCase, Regression, judge_number
 from meddaemon.evaluation.segmentation import Segmentation, SegmentCase, compare, compare_volumes, judge_segment
 
 
@@ -41,6 +56,7 @@ class Comparison:
     classification: Classification | None
     segmentation: Segmentation | None
     detection: Detection | None
+    regression: Regression | None
     remarks: tuple[tuple[str, str], ...]
     """What was done to cases before they were compared: (case, what)."""
 
@@ -56,10 +72,14 @@ class _Findings:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How results are compared. `groups` says of findings (`scheme:value`) which exclude each other."""
+    """How results are compared. `groups` says of findings (`scheme:value`) which exclude each other.
+
+    A detection hits a lesion by its centre, within `hit_distance_mm` at least, and by each overlap of `hit_iou`.
+    """
 
     bootstrap: Bootstrap = field(default_factory=Bootstrap)
     hit_distance_mm: float = 0.0
+    hit_iou: tuple[float, ...] = ()
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -67,14 +87,17 @@ def evaluate(matches: Matches, results_folder: Path, options: Options) -> Compar
     """Compare every pair. Raises ReferenceRefused where a reference cannot be read or names what nobody knows."""
     gathered = _Findings()
     vocabulary = Vocabulary.of([*{each.outcome.result_id: each.outcome for each in matches.pairs}.values()])
-    labelled = [each for each in matches.pairs if isinstance(each.reference.says, Labels)]
-    targeted = [each for each in matches.pairs if isinstance(each.reference.says, Targets)]
-    measured = [each for each in matches.pairs if isinstance(each.reference.says, Masks | Volumes)]
+    pairs = [known for each in matches.pairs if (known := _within(each, vocabulary, gathered))]
+    labelled = [each for each in pairs if isinstance(each.reference.says, Labels)]
+    targeted = [each for each in pairs if isinstance(each.reference.says, Targets)]
+    measured = [each for each in pairs if isinstance(each.reference.says, Masks | Volumes)]
     classes = _classify(labelled, vocabulary, options, gathered) if labelled else None
     segments = _segment(measured, vocabulary, results_folder, options, gathered) if measured else None
     # A report that only says that nothing is there is no reference for places unless another one names some.
     asked = any(isinstance(each.reference.says, Targets) and each.reference.says.asked for each in targeted)
     found = _detect(targeted, vocabulary, options, gathered) if asked else None
+    valued = [each for each in pairs if isinstance(each.reference.says, Values)]
+    numbers = _measure(valued, vocabulary, options, gathered) if valued else None
     return Comparison(
         compared=tuple(gathered.compared),
         missing=matches.missing,
@@ -82,8 +105,32 @@ def evaluate(matches: Matches, results_folder: Path, options: Options) -> Compar
         classification=classes,
         segmentation=segments,
         detection=found,
+        regression=numbers,
         remarks=tuple(dict.fromkeys(gathered.remarks)),
     )
+
+
+def _within(pair: Pair, vocabulary: Vocabulary, gathered: _Findings) -> Pair | None:
+    """Return what a report says of what results speak of, None where that is nothing; of a table, all that it says."""
+    says = pair.reference.says
+    if not pair.reference.of_report:
+        return pair
+    known: Labels | Volumes | Targets
+    if isinstance(says, Labels):
+        known = replace(says, present={name: there for name, there in says.present.items() if vocabulary.knows(name)})
+        beyond, empty = [name for name in says.present if name not in known.present], not known.present
+        if beyond:
+            reason = f"no result speaks of {', '.join(beyond)}: the rest was compared"
+            gathered.refused.append(Unmatched(reference=pair.reference, reason=reason))
+    elif isinstance(says, Volumes):
+        known = Volumes(millilitres={name: much for name, much in says.millilitres.items() if vocabulary.knows(name)})
+        empty = not known.millilitres
+    elif isinstance(says, Targets):
+        known = replace(says, targets=tuple(each for each in says.targets if vocabulary.knows(each.finding)))
+        empty = bool(says.targets) and not known.targets
+    else:
+        return pair
+    return None if empty else replace(pair, reference=replace(pair.reference, says=known))
 
 
 def _classify(pairs: Sequence[Pair], vocabulary: Vocabulary, options: Options, gathered: _Findings) -> Classification:
@@ -154,7 +201,7 @@ def _segment(
     for pair in pairs:
         try:
             if isinstance(pair.reference.says, Volumes):
-                found = list(_volumes(pair, pair.reference.says, vocabulary))
+                found = list(_volumes(pair, pair.reference.says, vocabulary, gathered))
             elif isinstance(pair.reference.says, Masks):
                 found = list(_masks(pair, pair.reference.says, results_folder, gathered))
             else:
@@ -162,7 +209,8 @@ def _segment(
         except (_Incomparable, NoOverlap) as why:
             gathered.refused.append(Unmatched(reference=pair.reference, reason=str(why)))
             continue
-        gathered.compared.append(pair)
+        if found:
+            gathered.compared.append(pair)
         drawn = isinstance(pair.reference.says, Masks)
         for each in found:
             of_segment = cases.setdefault(each.segment, {})
@@ -186,13 +234,15 @@ class _Incomparable(Exception):
     """A result and its reference cannot be compared; the message says why."""
 
 
-def _volumes(pair: Pair, says: Volumes, vocabulary: Vocabulary) -> Iterable[SegmentCase]:
+def _volumes(pair: Pair, says: Volumes, vocabulary: Vocabulary, gathered: _Findings) -> Iterable[SegmentCase]:
     for said, expected in says.millilitres.items():
         code = vocabulary.find(said, pair.reference.origin)
         measured = [each.volume_ml for each in pair.outcome.findings if key_of(each) == code]
         known = [each for each in measured if each is not None]
         if not known:
-            raise _Incomparable(f"result {pair.outcome.result_id} has no volume of {vocabulary.names[code]}")
+            reason = f"result {pair.outcome.result_id} has no volume of {vocabulary.names[code]}"
+            gathered.refused.append(Unmatched(reference=pair.reference, reason=reason))
+            continue
         yield compare_volumes(sum(known), expected, segment=vocabulary.names[code], case=pair.case, study=pair.study)
 
 
@@ -219,6 +269,9 @@ def _masks(pair: Pair, says: Masks, results_folder: Path, gathered: _Findings) -
     paired, unknown = same_segments(drawn.segments, reference.segments)
     if unknown:
         gathered.remarks.append((pair.case, f"the result does not know {', '.join(unknown)} of the reference"))
+    met = {number for _, mine, _ in paired for number in mine}
+    if paired and (others := [each.label for each in drawn.segments if each.number not in met]):
+        gathered.remarks.append((pair.case, f"the reference says nothing of {', '.join(others)} of the result"))
     if not paired:
         there = ", ".join(each.label for each in drawn.segments)
         raise _Incomparable(f"the reference draws nothing that the result knows, which is: {there}")
@@ -307,35 +360,103 @@ def _is_called(mine: Named, other: Named) -> bool:
     return mine.label.casefold() == other.label.casefold()
 
 
-def _detect(pairs: Sequence[Pair], vocabulary: Vocabulary, options: Options, gathered: _Findings) -> Detection:
-    located = [code for code in vocabulary.names if _is_located(code, pairs)] or list(vocabulary.names)
-    cases: dict[str, list[Detected]] = {code: [] for code in located}
+def _measure(pairs: Sequence[Pair], vocabulary: Vocabulary, options: Options, gathered: _Findings) -> Regression:
+    numbers: dict[tuple[str, str], dict[str, NumberCase]] = {}
     for pair in pairs:
-        says = pair.reference.says
-        if not isinstance(says, Targets):
-            continue
-        wanted: dict[str, list[Target]] = {}
-        for target in says.targets:
-            wanted.setdefault(vocabulary.find(target.finding, pair.reference.origin), []).append(target)
-        gathered.compared.append(pair)
-        for code in dict.fromkeys([*located, *wanted]):
-            targets = wanted.get(code, [])
-            cases.setdefault(code, []).append(_detected(pair, code, targets, options.hit_distance_mm))
-    return Detection(
-        findings=tuple(
-            detection.judge_detection(vocabulary.names[code], of_code, options.bootstrap)
-            for code, of_code in cases.items()
-            if of_code
+        said = pair.reference.says.values if isinstance(pair.reference.says, Values) else ()
+        compared = 0
+        for each in said:
+            try:
+                name, unit, case = _number(pair, each, vocabulary)
+            except _Incomparable as why:
+                gathered.refused.append(Unmatched(reference=pair.reference, reason=str(why)))
+                continue
+            if numbers.setdefault((name, unit), {}).setdefault(pair.case, case) is not case:
+                raise ReferenceRefused(f"{each.origin}: another line gives {name} of {pair.case}: leave one out")
+            compared += 1
+        if compared:
+            gathered.compared.append(pair)
+    return Regression(
+        numbers=tuple(
+            judge_number(name, unit, list(cases.values()), options.bootstrap) for (name, unit), cases in numbers.items()
         )
     )
 
 
-def _detected(pair: Pair, code: str, targets: Sequence[Target], least_mm: float) -> Detected:
+def _number(pair: Pair, said: Value, vocabulary: Vocabulary) -> tuple[str, str, NumberCase]:
+    """Return what a number is called, its unit and the case. Raises _Incomparable."""
+    code, result = vocabulary.find(said.finding, said.origin), f"result {pair.outcome.result_id}"
+    chosen = findings_of(pair.outcome, pair.reference.case)
+    if isinstance(chosen, str):
+        raise _Incomparable(chosen)
+    findings = [each for each in chosen if key_of(each) == code]
+    wanted = folded(said.measurement or code.partition(":")[2])
+    measured = [each for one in findings for each in one.measured if wanted in map(folded, each.names)]
+    name = vocabulary.names[code]
+    if len(measured) != 1:
+        there = ", ".join(dict.fromkeys(each.names[-1] for one in findings for each in one.measured)) or "none"
+        asked = said.measurement or "the number that it is itself"
+        raise _Incomparable(f"{result} has {len(measured)} of {asked} of {name}; its numbers of that are: {there}")
+    (found,) = measured
+    if said.measurement:
+        name = f"{name}, {found.names[-1]}"
+    if found.value is None:
+        raise _Incomparable(f"{result} could not tell {name}")
+    amounts = in_units(said.number, said.unit)
+    if found.unit not in amounts:
+        raise _Incomparable(f"{result} gives {name} in {found.unit!r}, the reference in {said.unit!r}")
+    expected = amounts[found.unit]
+    case = NumberCase(
+        case=pair.case, study=pair.study, value=found.value, reference=expected, error=found.value - expected
+    )
+    return name, found.unit, case
+
+
+def _detect(pairs: Sequence[Pair], vocabulary: Vocabulary, options: Options, gathered: _Findings) -> Detection:
+    located = [code for code in vocabulary.names if _is_located(code, pairs)] or list(vocabulary.names)
+    wanted: list[tuple[Pair, dict[str, list[Target]]]] = []
+    for pair in pairs:
+        targets = pair.reference.says.targets if isinstance(pair.reference.says, Targets) else ()
+        of_pair: dict[str, list[Target]] = {}
+        for target in targets:
+            of_pair.setdefault(vocabulary.find(target.finding, pair.reference.origin), []).append(target)
+        gathered.compared.append(pair)
+        if options.hit_iou and any(isinstance(each.place, Sphere) for each in targets):
+            reason = "its lesions are spheres, which have no overlap with a box: only centres are compared"
+            gathered.refused.append(Unmatched(reference=pair.reference, reason=reason))
+        wanted.append((pair, of_pair))
+    located = list(dict.fromkeys([*located, *(code for _, of_pair in wanted for code in of_pair)]))
+    return Detection(
+        findings=tuple(
+            detection.judge_detection(vocabulary.names[code], cases, options.bootstrap, iou=iou)
+            for code in located
+            for iou in (None, *options.hit_iou)
+            if (
+                cases := [
+                    _detected(pair, code, of_pair.get(code, []), options.hit_distance_mm, iou)
+                    for pair, of_pair in wanted
+                    if iou is None or not any(isinstance(each.place, Sphere) for each in of_pair.get(code, []))
+                ]
+            )
+        )
+    )
+
+
+def _detected(pair: Pair, code: str, targets: Sequence[Target], least_mm: float, iou: float | None) -> Detected:
     found = [each for each in pair.outcome.findings if key_of(each) == code and _is_somewhere(each)]
+
+    def hit(index: int, target: int) -> float | None:
+        place = targets[target].place
+        if iou is None:
+            return _distance(found[index], place, least_mm)
+        part = _overlap(found[index], place)
+        return 1 - part if part >= iou else None
+
     hits, misses = detection.assign(
         [each.certainty if each.certainty is not None else 1.0 for each in found],
         len(targets),
-        lambda index, target: _distance(found[index], targets[target].place, least_mm),
+        hit,
+        repeated_is_wrong=iou is not None,
     )
     return Detected(case=pair.case, study=pair.study, targets=len(targets), hits=hits, misses=misses)
 
@@ -348,16 +469,34 @@ def _is_somewhere(finding: FoundRow) -> bool:
     return finding.centre_lps is not None or finding.low is not None
 
 
-def _distance(found: FoundRow, target: Sphere | Rectangle, least_mm: float) -> float | None:
+def _distance(found: FoundRow, target: Place, least_mm: float) -> float | None:
     """Return how far the centre of a detection lies from that of a target which it hits; None where it does not."""
     if isinstance(target, Sphere):
         if found.centre_lps is None:
             return None
         apart = float(np.linalg.norm(np.subtract(found.centre_lps, target.centre_lps)))
         return apart if apart <= max(target.radius_mm, least_mm) else None
-    same = (found.sop_instance_uid, found.frame_number) == (target.sop_instance_uid, target.frame_number)
-    if not same or found.low is None or found.high is None:
+    box = _box_of(found, target)
+    if box is None:
         return None
-    centre = np.add(found.low, found.high) / 2
+    centre = np.add(*box) / 2
     inside = bool((centre >= target.low).all() and (centre <= target.high).all())
     return float(np.linalg.norm(centre - np.add(target.low, target.high) / 2)) if inside else None
+
+
+def _overlap(found: FoundRow, target: Place) -> float:
+    """Return the intersection over union of a detection and a target; that of voxels is that of mm."""
+    if isinstance(target, Sphere) or (box := _box_of(found, target)) is None:
+        return 0.0
+    return overlap(*box, target.low, target.high)
+
+
+def _box_of(found: FoundRow, target: Rectangle | Cuboid) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Return the corners of a detection in the coordinates of a target; None where it lies on another image."""
+    if found.low is None or found.high is None:
+        return None
+    if isinstance(target, Cuboid):
+        low, high = found.planes or (None, None)
+        return None if low is None or high is None else ((low, *found.low), (high, *found.high))
+    same = (found.sop_instance_uid, found.frame_number) == (target.sop_instance_uid, target.frame_number)
+    return (found.low, found.high) if same else None

@@ -1,5 +1,6 @@
 """Masks from files: DICOM Segmentations (PS3.3 A.51, A.52: BINARY and LABELMAP) and NIfTI label maps."""
 
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def read_label_map(path: Path, names: Sequence[Named] = ()) -> Drawn:
         image = nibabel.load(path)
         voxels = np.asarray(image.dataobj)
         header = image.header
-    except (ImageFileError, OSError, ValueError, EOFError) as wrong:
+    except (ImageFileError, OSError, ValueError, EOFError, zlib.error) as wrong:
         if isinstance(wrong, FileNotFoundError):
             raise ReferenceRefused(f"{path}: there is no such file") from wrong
         raise ReferenceRefused(f"{path}: it is not a NIfTI file that can be read ({type(wrong).__name__})") from wrong
@@ -90,6 +91,8 @@ def read_label_map(path: Path, names: Sequence[Named] = ()) -> Drawn:
         voxels = voxels[..., 0]
     if voxels.ndim != 3:
         raise ReferenceRefused(f"{path}: it has {voxels.ndim} axes; a label map has 3: write one volume a file")
+    if not voxels.size:
+        raise ReferenceRefused(f"{path}: it has no voxel: write it anew")
     if not int(header.get("sform_code", 0)) and not int(header.get("qform_code", 0)):
         raise ReferenceRefused(
             f"{path}: it does not say where it lies (sform_code and qform_code are 0): write it anew"
@@ -120,7 +123,7 @@ def read_label_map(path: Path, names: Sequence[Named] = ()) -> Drawn:
 
 def _segmentation(dataset: Dataset, path: Path) -> Drawn:
     if str(dataset.get("SOPClassUID", "")) not in SEGMENTATIONS:
-        raise ReferenceRefused(f"{path}: it is a {UID(str(dataset.get('SOPClassUID', '')))}.name, no Segmentation")
+        raise ReferenceRefused(f"{path}: it is a {UID(str(dataset.get('SOPClassUID', ''))).name}, no Segmentation")
     kind = str(dataset.SegmentationType)
     if kind not in {"BINARY", "LABELMAP"}:
         raise ReferenceRefused(f"{path}: it is {kind}: it has no edge before somebody has chosen a threshold")

@@ -7,6 +7,7 @@ from meddaemon.evaluation import plots
 from meddaemon.evaluation.classification import Classification
 from meddaemon.evaluation.detection import Detection
 from meddaemon.evaluation.estimates import Estimate
+from meddaemon.evaluation.regression import Regression
 from meddaemon.evaluation.report import CaseShown, Report
 from meddaemon.evaluation.segmentation import Segmentation
 
@@ -32,6 +33,7 @@ def as_html(report: Report) -> str:
         *(_classes(report.classification) if report.classification else ()),
         *(_segments(report.segmentation) if report.segmentation else ()),
         *(_detections(report.detection) if report.detection else ()),
+        *(_numbers(report.regression) if report.regression else ()),
         *_listing("Compared", report.cases.compared),
         *_listing("Missing: no result to compare with", report.cases.missing),
         *_listing("Refused: not compared, or not in full", report.cases.refused),
@@ -123,7 +125,7 @@ def _segments(found: Segmentation) -> Iterable[str]:
     )
     if any(case.dice is not None for each in found.segments for case in each.cases):
         yield plots.overlap(found.segments)
-    yield from (plots.agreement(each) for each in found.segments if len(each.cases) > 1)
+    yield from (plots.volumes(each) for each in found.segments if len(each.cases) > 1)
     for each in found.segments:
         yield f"<h3>{escape(each.name)}: every case</h3>"
         yield _table(
@@ -170,13 +172,14 @@ def _detections(found: Detection) -> Iterable[str]:
             "false positives",
             "sensitivity",
             "FROC score",
+            "average precision",
             *(f"at {r}" for r in rates),
         ),
         [
             (
-                escape(each.name),
+                escape(plots.criterion(each)),
                 *map(str, (each.cases, each.targets, each.hits, each.false_positives)),
-                *map(_estimate, (each.sensitivity, each.score)),
+                *map(_estimate, (each.sensitivity, each.score, each.average_precision)),
                 *(_number(value) for _, value in each.at),
             )
             for each in found.findings
@@ -184,6 +187,51 @@ def _detections(found: Detection) -> Iterable[str]:
     )
     if curves := [each for each in found.findings if each.curve]:
         yield plots.froc(curves)
+
+
+def _numbers(found: Regression) -> Iterable[str]:
+    yield "<h2>Numbers</h2>"
+    yield _table(
+        (
+            "number",
+            "unit",
+            "bias",
+            "lower limit of agreement",
+            "upper limit of agreement",
+            "mean absolute error",
+            "RMSE",
+            "Pearson",
+            "Spearman",
+            "Lin's concordance",
+        ),
+        [
+            (
+                escape(each.name),
+                escape(each.unit),
+                *map(
+                    _estimate,
+                    (
+                        each.bias,
+                        each.lower_limit,
+                        each.upper_limit,
+                        each.absolute_error,
+                        each.root_mean_square_error,
+                        each.pearson,
+                        each.spearman,
+                        each.concordance,
+                    ),
+                ),
+            )
+            for each in found.numbers
+        ],
+    )
+    for each in found.numbers:
+        yield f"<h3>{escape(each.name)}: every case</h3>"
+        yield plots.numbers(each)
+        yield _table(
+            ("case", *(f"{what} / {each.unit}" for what in ("result", "reference", "error"))),
+            [(escape(case.case), *map(_number, (case.value, case.reference, case.error))) for case in each.cases],
+        )
 
 
 def _listing(title: str, cases: Sequence[CaseShown]) -> Iterable[str]:

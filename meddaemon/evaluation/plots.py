@@ -5,11 +5,13 @@ from collections.abc import Callable, Sequence
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from meddaemon.evaluation.classification import ClassTable, GroupTable
 from meddaemon.evaluation.detection import RATES, Froc
+from meddaemon.evaluation.regression import NumberTable
 from meddaemon.evaluation.segmentation import SegmentTable
 
 _SETTINGS = {
@@ -88,19 +90,44 @@ def overlap(tables: Sequence[SegmentTable]) -> str:
     return _svg(draw, (7.0, 1.2 + 0.35 * min(len(tables), _MOST_NAMES)))
 
 
-def agreement(table: SegmentTable) -> str:
-    """Draw the difference of volumes over their mean, with bias and limits of agreement (Bland and Altman 1986)."""
+def volumes(table: SegmentTable) -> str:
+    """Draw how volumes agree."""
+    pairs = [(each.volume_ml, each.reference_volume_ml) for each in table.cases]
+    lines = (table.volume_bias_ml.value, *(table.limits_of_agreement_ml or ()))
+    return _svg(lambda figure: _agreement(figure.add_subplot(), pairs, lines, "mL", table.name), (5.5, 3.4))
+
+
+def numbers(table: NumberTable) -> str:
+    """Draw results over their reference, with the line on which both are equal, and how they agree."""
+    pairs = [(each.value, each.reference) for each in table.cases]
+    lines = (table.bias.value, table.lower_limit.value, table.upper_limit.value)
 
     def draw(figure: Figure) -> None:
-        axes = figure.add_subplot()
-        means = [(each.volume_ml + each.reference_volume_ml) / 2 for each in table.cases]
-        axes.plot(means, [each.volume_error_ml for each in table.cases], ".", color=_BLUE)
-        axes.axhline(table.volume_bias_ml.value or 0.0, color=_RED, linewidth=1.2)
-        for limit in table.limits_of_agreement_ml or ():
-            axes.axhline(limit, color=_RED, linewidth=0.8, linestyle="--")
-        axes.set(xlabel="mean of both volumes / mL", ylabel="result - reference / mL", title=table.name)
+        left, right = figure.subplots(1, 2, width_ratios=(1, 1.4))
+        found, expected = zip(*pairs, strict=True)
+        ends = min(*found, *expected), max(*found, *expected)
+        left.plot(ends, ends, color=_GREY, linewidth=0.8, linestyle="--")
+        left.plot(expected, found, ".", color=_BLUE)
+        left.set(xlabel=f"reference / {table.unit}", ylabel=f"result / {table.unit}", aspect="equal")
+        _agreement(right, pairs, lines, table.unit, table.name)
 
-    return _svg(draw, (5.5, 3.4))
+    return _svg(draw, (9.0, 3.6))
+
+
+def _agreement(
+    axes: Axes, pairs: Sequence[tuple[float, float]], lines: Sequence[float | None], unit: str, title: str
+) -> None:
+    """Draw differences over means, with bias and limits of agreement (Bland and Altman 1986)."""
+    axes.plot([sum(pair) / 2 for pair in pairs], [found - expected for found, expected in pairs], ".", color=_BLUE)
+    for place, line in enumerate(lines):
+        if line is not None:
+            axes.axhline(line, color=_RED, linewidth=0.8 if place else 1.2, linestyle="--" if place else "-")
+    axes.set(xlabel=f"mean of both / {unit}", ylabel=f"result - reference / {unit}", title=title)
+
+
+def criterion(table: Froc) -> str:
+    """Return a finding and what counts as a hit of it, in words."""
+    return f"{table.name}, " + ("by centre" if table.iou is None else f"IoU from {table.iou:g}")
 
 
 def froc(tables: Sequence[Froc]) -> str:
@@ -112,7 +139,7 @@ def froc(tables: Sequence[Froc]) -> str:
             x, y = zip(*table.curve, strict=True)
             # Right of its last point sensitivity stays as it is: the model reports nothing less sure.
             end = max(x[-1], RATES[-1])
-            axes.step([*x, end], [*y, y[-1]], where="post", linewidth=1.5, label=table.name)
+            axes.step([*x, end], [*y, y[-1]], where="post", linewidth=1.5, label=criterion(table))
         axes.set_xscale("symlog", base=2, linthresh=RATES[0])
         axes.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
         axes.minorticks_off()

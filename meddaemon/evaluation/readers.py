@@ -13,13 +13,28 @@ from pydicom.uid import UID
 
 from meddaemon.domain.errors import ReferenceRefused
 from meddaemon.evaluation.masks import SEGMENTATIONS, Named, is_nifti
-from meddaemon.evaluation.references import Case, Labels, Masks, Rectangle, Reference, Sphere, Target, Targets
+from meddaemon.evaluation.references import (
+    Case,
+    Cuboid,
+    Labels,
+    Masks,
+    Place,
+    Rectangle,
+    Reference,
+    Sphere,
+    Target,
+    Targets,
+    Value,
+    Values,
+)
 from meddaemon.evaluation.reports import REPORTS, report_references
 
 _CASE = ("study_instance_uid", "series_instance_uid", "sop_instance_uid", "frame_number")
 _SPHERE = ("x", "y", "z", "diameter_mm")
 _RECTANGLE = ("low_row", "low_column", "high_row", "high_column")
-COLUMNS = (*_CASE, "finding", "present", "mask", *_SPHERE, *_RECTANGLE)
+_CUBOID = ("low_plane", "low_row", "low_column", "high_plane", "high_row", "high_column")
+_VALUE = ("measurement", "value", "unit")
+COLUMNS = tuple(dict.fromkeys((*_CASE, "finding", "present", "mask", *_SPHERE, *_RECTANGLE, *_CUBOID, *_VALUE)))
 """Every column that a table may have."""
 _TRUTH: Mapping[str, bool] = MappingProxyType(
     {"1": True, "yes": True, "true": True, "present": True, "0": False, "no": False, "false": False, "absent": False}
@@ -144,6 +159,9 @@ class _Table:
             frozenset({"finding", "present"}): self._judged,
             frozenset({"finding", *_SPHERE}): lambda lines: self._targets(lines, self._sphere),
             frozenset({"finding", *_RECTANGLE}): lambda lines: self._targets(lines, self._rectangle),
+            frozenset({"finding", *_CUBOID}): lambda lines: self._targets(lines, self._cuboid),
+            frozenset({"finding", "value", "unit"}): self._values,
+            frozenset({"finding", *_VALUE}): self._values,
         }
         if frozenset(said) not in kinds:
             forms = "; ".join(sorted(", ".join(sorted(each)) for each in kinds))
@@ -158,7 +176,11 @@ class _Table:
             raise ReferenceRefused(f"{self._path}: a table of more than {_MOST_BYTES >> 20} MB: cut it into several")
         try:
             with self._path.open(encoding="utf-8-sig", newline="") as file:
-                reader = csv.DictReader(file, strict=True)
+                heading = file.readline()
+                file.seek(0)
+                # Spreadsheets of half of Europe have semicolons between columns.
+                delimiter = ";" if ";" in heading and "," not in heading else ","
+                reader = csv.DictReader(file, strict=True, delimiter=delimiter)
                 self._columns = tuple(column.strip() for column in reader.fieldnames or ())
                 reader.fieldnames = self._columns
                 self._check_heading()
@@ -231,7 +253,32 @@ class _Table:
             found.append(Reference(case=case, origin=of_case[0].where, says=Labels(present=present, closed=False)))
         return found
 
-    def _targets(self, lines: list[_Line], place: Callable[[_Line], Sphere | Rectangle]) -> list[Reference]:
+    def _values(self, lines: list[_Line]) -> list[Reference]:
+        """Every line is a number of a finding, or, of a regression, the number that it finds."""
+        for line in lines:
+            if not line.cells["finding"] or not line.cells["unit"]:
+                raise ReferenceRefused(f"{line.where}: name a finding and a unit (UCUM; 1 for a number without one)")
+        return [
+            Reference(
+                case=case,
+                origin=of_case[0].where,
+                says=Values(
+                    values=tuple(
+                        Value(
+                            finding=line.cells["finding"],
+                            measurement=line.cells.get("measurement", ""),
+                            number=line.number("value"),
+                            unit=line.cells["unit"],
+                            origin=line.where,
+                        )
+                        for line in of_case
+                    )
+                ),
+            )
+            for case, of_case in _by_case(lines).items()
+        ]
+
+    def _targets(self, lines: list[_Line], place: Callable[[_Line], Place]) -> list[Reference]:
         """Every line is a lesion; a line without a finding says that there is none."""
         found = []
         cases = _by_case(
@@ -261,11 +308,21 @@ class _Table:
             raise ReferenceRefused(f"{line.where}: rows and columns are those of an image: name its sop_instance_uid")
         low = (line.number("low_row"), line.number("low_column"))
         high = (line.number("high_row"), line.number("high_column"))
-        if low[0] > high[0] or low[1] > high[1]:
-            raise ReferenceRefused(f"{line.where}: its low corner lies beyond its high one")
+        _refuse_reversed(line, low, high)
         return Rectangle(
             sop_instance_uid=line.case.sop_instance_uid, frame_number=line.case.frame_number, low=low, high=high
         )
+
+    def _cuboid(self, line: _Line) -> Cuboid:
+        low = (line.number("low_plane"), line.number("low_row"), line.number("low_column"))
+        high = (line.number("high_plane"), line.number("high_row"), line.number("high_column"))
+        _refuse_reversed(line, low, high)
+        return Cuboid(low=low, high=high)
+
+
+def _refuse_reversed(line: _Line, low: Sequence[float], high: Sequence[float]) -> None:
+    if any(first > last for first, last in zip(low, high, strict=True)):
+        raise ReferenceRefused(f"{line.where}: its low corner lies beyond its high one")
 
 
 def _by_case(lines: Sequence[_Line], case_of: Callable[[Case], Case] = lambda case: case) -> dict[Case, list[_Line]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from meddaemon.evaluation.masks import Named
 
@@ -58,11 +59,22 @@ class Rectangle:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cuboid:
+    """A lesion in a volume: edges of voxels of its source (plane, row, column), the first from -0.5 to 0.5."""
+
+    low: tuple[float, float, float]
+    high: tuple[float, float, float]
+
+
+Place: TypeAlias = Sphere | Rectangle | Cuboid
+
+
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """One thing to be found."""
 
     finding: str
-    place: Sphere | Rectangle
+    place: Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +96,29 @@ class Volumes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Value:
+    """One number of a finding, in a unit (UCUM); `measurement` is "" where the finding itself is a number."""
+
+    finding: str
+    measurement: str
+    number: float
+    unit: str
+    origin: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """Numbers of one case."""
+
+    values: tuple[Value, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Reference:
     """What one file, or one line of it, says of one case; `origin` names it for people."""
 
     case: Case
     origin: str
-    says: Masks | Labels | Targets | Volumes
+    says: Masks | Labels | Targets | Volumes | Values
+    of_report: bool = False
+    """Whether a report says it, which may well speak of more than the model was made for."""

@@ -17,6 +17,7 @@ from meddaemon.evaluation.detection import Detection
 from meddaemon.evaluation.estimates import CONFIDENCE
 from meddaemon.evaluation.evaluate import Comparison, Options
 from meddaemon.evaluation.references import Reference
+from meddaemon.evaluation.regression import Regression
 from meddaemon.evaluation.segmentation import Segmentation
 
 FORMAT: Literal["meddaemon-evaluation"] = "meddaemon-evaluation"
@@ -50,6 +51,7 @@ class Method:
     resamples: int
     seed: int
     hit_distance_mm: float
+    hit_iou: tuple[float, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,7 @@ class Report:
     classification: Classification | None
     segmentation: Segmentation | None
     detection: Detection | None
+    regression: Regression | None
 
 
 def report_of(
@@ -110,6 +113,12 @@ def report_of(
     mixed = [f"the results are of {len(digests)} different models of this name: their numbers are mixed"]
     implausible = sum(each.status.value == "implausible" for each in outcomes)
     doubted = [f"{implausible} of the compared results are marked implausible: they are counted like the others"]
+    absent = len(comparison.missing)
+    partly = len({id(each.reference) for each in comparison.refused})
+    left_out = [
+        f"{absent} references have no result to be compared with and {partly} were refused, whole or in part: all "
+        "numbers are of the others only, and say nothing of these"
+    ]
     remarks: dict[str, list[str]] = {}
     for case, remark in comparison.remarks:
         remarks.setdefault(case, []).append(remark)
@@ -124,8 +133,14 @@ def report_of(
             resamples=options.bootstrap.resamples,
             seed=options.bootstrap.seed,
             hit_distance_mm=options.hit_distance_mm,
+            hit_iou=options.hit_iou,
         ),
-        notes=(*notes, *(mixed if len(digests) > 1 else ()), *(doubted if implausible else ())),
+        notes=(
+            *notes,
+            *(left_out if absent or partly else ()),
+            *(mixed if len(digests) > 1 else ()),
+            *(doubted if implausible else ()),
+        ),
         cases=Cases(
             compared=tuple(_compared(each, "; ".join(remarks.get(each.case, ()))) for each in comparison.compared),
             missing=tuple(_unmatched(each, None) for each in comparison.missing),
@@ -136,6 +151,7 @@ def report_of(
         classification=comparison.classification,
         segmentation=comparison.segmentation,
         detection=comparison.detection,
+        regression=comparison.regression,
     )
 
 

@@ -68,7 +68,7 @@ def _references(dataset: Dataset, path: Path) -> list[Reference]:
     said: list[Labels | Volumes | Targets] = [Labels(present=present, closed=False)]
     said += [Volumes(millilitres=volumes)] if volumes else []
     said += [Targets(targets=tuple(targets), asked=bool(targets))] if targets or not any(present.values()) else []
-    return [Reference(case=case, origin=str(path), says=each) for each in said]
+    return [Reference(case=case, origin=str(path), says=each, of_report=True) for each in said]
 
 
 def _series(dataset: Dataset) -> str:

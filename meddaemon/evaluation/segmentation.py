@@ -10,7 +10,7 @@ import torch
 from monai.metrics import compute_average_surface_distance, compute_hausdorff_distance
 from numpy.typing import NDArray
 
-from meddaemon.evaluation.estimates import Bootstrap, Estimate, mean
+from meddaemon.evaluation.estimates import LIMITS, Bootstrap, Estimate, mean
 
 PERCENTILE = 95.0
 BOTH_EMPTY = "result and reference are both empty"
@@ -18,8 +18,6 @@ ONE_EMPTY = "the result or the reference is empty: it has no surface"
 NOT_UPRIGHT = "the planes are tilted or at uneven distances: distances of surfaces are not measured there"
 NO_VOLUME = "the reference is empty: no error is relative to it"
 NOT_DRAWN = "the reference gives volumes only"
-_LIMITS = 1.959963984540054
-"""Limits of agreement are so many standard deviations from the bias (Bland and Altman 1986)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +165,7 @@ def _limits(errors: Sequence[float]) -> tuple[float, float] | None:
     if len(errors) < 2:
         return None
     bias, deviation = float(np.mean(errors)), float(np.std(errors, ddof=1))
-    return bias - _LIMITS * deviation, bias + _LIMITS * deviation
+    return bias - LIMITS * deviation, bias + LIMITS * deviation
 
 
 def _distances(

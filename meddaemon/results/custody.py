@@ -107,7 +107,8 @@ class DicomCustodian:
         contexts = [build_context(STORAGE_COMMITMENT_PUSH_MODEL, [ExplicitVRLittleEndian, ImplicitVRLittleEndian])]
         association, problem = associate(self.remote, contexts, handlers=[(evt.EVT_N_EVENT_REPORT, answer)])
         if association is None:
-            sent(Asked.NEVER if problem.verdict is Verdict.HOLD else Asked.UNREACHED, problem.reason)
+            more = ", storage commitment: set it up there, or set custody otherwise" if problem.refuses_contexts else ""
+            sent(Asked.NEVER if problem.verdict is Verdict.HOLD else Asked.UNREACHED, f"{problem.reason}{more}")
             return
         try:
             asked, reason = _requested(association, transaction_uid, instances)

@@ -6,6 +6,7 @@ redirection is followed: it could lead anywhere.
 """
 
 import base64
+import errno
 import json
 import re
 import secrets
@@ -63,15 +64,16 @@ PASSING = frozenset(
 class Service:
     """A DICOMweb service: `url` is that below which `/studies` lies.
 
-    Of `token` (Bearer), and `user` with `password` (Basic), one may be there. `trusted` says who vouches for the
-    server (default: the system's authorities), `identity` who we are by TLS. `transfer_forms` are the transfer syntaxes
-    that it may be given, the preferred one first; none: as stored.
+    Of `token` (Bearer), and `user` with `password` (Basic), one may be there: the secret, or the file that holds it,
+    read each time, so that one that was exchanged counts. `trusted` says who vouches for the server (default: the
+    system's authorities), `identity` who we are by TLS. `transfer_forms` are the transfer syntaxes that it may be
+    given, the preferred one first; none: as stored.
     """
 
     url: str
-    token: str = ""
+    token: str | Path = ""
     user: str = ""
-    password: str = ""
+    password: str | Path = ""
     trusted: Path | None = None
     identity: Identity | None = None
     transfer_forms: tuple[TransferForm, ...] = ()
@@ -94,17 +96,12 @@ class Service:
                 connection.request("POST", urlsplit(self.url).path or "/", content, headers)
             return _said_by(connection.getresponse())
 
-    def problem(self) -> str:
-        """Return why the service does not answer, "" where it does, whatever it says."""
-        try:
-            with closing(self._connected()) as connection:
-                connection.request(
-                    "GET", f"{urlsplit(self.url).path.rstrip('/')}/studies?limit=1", headers=self._headers
-                )
-                status = connection.getresponse().status
-        except (OSError, HTTPException, TlsUnusable) as failure:
-            return failed(failure)
-        return "" if status < HTTPStatus.BAD_REQUEST else f"answers HTTP {status}"
+    def get(self, path: str, media_type: str) -> "Said":
+        """Get what is below the URL of the service. Raises OSError, HTTPException, TlsUnusable."""
+        headers = {**self._headers, "Accept": media_type}
+        with closing(self._connected()) as connection, self._limited(connection.sock, 0):
+            connection.request("GET", f"{urlsplit(self.url).path.rstrip('/')}{path}", headers=headers)
+            return _said_by(connection.getresponse())
 
     def has(self, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> bool | str:
         """Return whether the service finds an instance by its UIDs (QIDO-RS), or why it did not say."""
@@ -193,11 +190,12 @@ class Service:
 
     @property
     def _headers(self) -> dict[str, str]:
+        """What every request says. Raises OSError where a secret cannot be read."""
         headers = {"Accept": _JSON, "Connection": "close"}
         if self.token:
-            headers["Authorization"] = f"Bearer {self.token}"
+            headers["Authorization"] = f"Bearer {_secret(self.token, 'ascii')}"
         elif self.user:
-            pair = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+            pair = base64.b64encode(f"{self.user}:{_secret(self.password, 'utf-8')}".encode()).decode()
             headers["Authorization"] = f"Basic {pair}"
         return headers
 
@@ -216,6 +214,16 @@ class Service:
 
     def _context(self) -> ssl.SSLContext:
         return client_context(self.identity, self.trusted, check_name=True)
+
+
+def _secret(secret: str | Path, encoding: str) -> str:
+    """Return a secret that is there, or that a file holds. Raises OSError."""
+    if isinstance(secret, str):
+        return secret
+    text = secret.read_text(encoding, errors="replace").strip()
+    if not text or not text.isprintable() or "\N{REPLACEMENT CHARACTER}" in text:
+        raise OSError(errno.EINVAL, f"holds no secret, which is one line in {encoding}", str(secret))
+    return text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,4 +316,6 @@ def failed(failure: Exception) -> str:
         return str(failure)
     if isinstance(failure, ssl.SSLCertVerificationError):
         return f"its certificate is refused: {printable(failure.verify_message)}"
+    if isinstance(failure, OSError) and failure.filename is not None:
+        return f"{failure.filename}: {failure.strerror}"
     return re.sub(r"^\[Errno -?\d+\] ", "", printable(str(failure))) if isinstance(failure, OSError) else "no HTTP"

@@ -34,12 +34,14 @@ from meddaemon.results.transport import (
     printable,
     verdict_of,
 )
-from meddaemon.tls import Identity, TlsUnusable, client_context
+from meddaemon.tls import Identity, TlsUnusable, client_context, unreached, why_not
 
 VERIFICATION = "1.2.840.10008.1.1"
 """Verification SOP Class (PS3.4 Annex A)."""
 MAXIMUM_CONTEXTS = 128
 """Presentation context ids are the odd numbers from 1 to 255 (PS3.8 9.3.2.2)."""
+_LOOK_SECONDS = 2.0
+"""How long it may take to find out why there is no association."""
 BREAKS = 4
 """How often a peer may break off before the rest of what is sent at once waits for another time."""
 
@@ -75,6 +77,16 @@ class RemoteEntity:
     pace: Pace = field(default_factory=Pace)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Why something could not be said to a peer, and what that means."""
+
+    verdict: Verdict
+    reason: str
+    refuses_contexts: bool = False
+    """The peer took the association, and nothing that was to be said over it."""
+
+
 def store(remote: RemoteEntity, objects: Sequence[Outgoing], *, still: Still = lambda _: True) -> Iterator[Answer]:
     """Send objects over as few associations as their presentation contexts allow; yield each answer as it comes.
 
@@ -84,31 +96,27 @@ def store(remote: RemoteEntity, objects: Sequence[Outgoing], *, still: Still = l
         yield from _store_batch(remote, batch, still)
 
 
-def echo(remote: RemoteEntity) -> str:
-    """Return the empty string when the remote AE answers C-ECHO with Success, else what went wrong."""
-    association, problem = associate(remote, [build_context(VERIFICATION)])
+def offers(remote: RemoteEntity, sop_classes: Iterable[str] = ()) -> frozenset[str] | Problem:
+    """Return which of these SOP classes a remote AE takes from us, or why it cannot be said.
+
+    Nothing is asked over the association but C-ECHO, where it is taken: then it must be answered with Success.
+    """
+    association, problem = associate(
+        remote, [build_context(each) for each in dict.fromkeys((VERIFICATION, *sop_classes))]
+    )
     if association is None:
-        return problem.reason
+        return problem
+    taken = frozenset(str(context.abstract_syntax) for context in association.accepted_contexts)
     try:
-        status = association.send_c_echo()
+        answered = association.send_c_echo().get("Status") if VERIFICATION in taken else 0x0000
     except AssociationEnded:
-        return "no answer"
+        answered = None
     finally:
         release(association)
-    answered = status.get("Status")
     if answered == 0x0000:
-        return ""
-    return "no answer" if answered is None else f"answered {answered:04X}H"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """Why something could not be said to a peer, and what that means."""
-
-    verdict: Verdict
-    reason: str
-    refuses_contexts: bool = False
-    """The peer took the association, and nothing that was to be said over it."""
+        return taken
+    said = "C-ECHO is not answered" if answered is None else f"C-ECHO is answered {answered:04X}H"
+    return Problem(verdict=Verdict.TRY_AGAIN, reason=f"{remote.ae_title} at {remote.host}:{remote.port}: {said}")
 
 
 def _batches(objects: Iterable[Outgoing], forms: Sequence[TransferForm]) -> Iterator[list[Outgoing]]:
@@ -377,6 +385,7 @@ def associate(
     entity.network_timeout = remote.response_timeout_seconds
     where = f"{remote.ae_title} at {remote.host}:{remote.port}"
     try:
+        context = _context(remote)
         association = entity.associate(
             remote.host,
             remote.port,
@@ -384,12 +393,12 @@ def associate(
             ae_title=remote.ae_title,
             max_pdu=0x20000,
             ext_neg=list(roles),
-            tls_args=_tls_args(remote),
+            tls_args=None if context is None else (context, remote.host),
             evt_handlers=[*handlers, *([(evt.EVT_PDU_SENT, _half_sent)] if is_armed("half_sent") else [])],
         )
     except (OSError, ValueError, TlsUnusable) as failure:
         # A host name that cannot be resolved, or cannot be a host name; certificates that cannot be used.
-        reason = str(failure) if isinstance(failure, TlsUnusable) else type(failure).__name__
+        reason = why_not(failure) if isinstance(failure, OSError) else str(failure)
         return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {reason}")
     if association.is_established:
         reach("associated")
@@ -410,7 +419,9 @@ def associate(
             verdict=Verdict.HOLD, reason=f"{where} accepts no presentation context for this", refuses_contexts=True
         )
     if association.is_aborted:
-        return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} aborted, or nobody listens there")
+        # The library does not tell.
+        why = unreached(remote.host, remote.port, min(remote.connection_timeout_seconds, _LOOK_SECONDS), context)
+        return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {why or 'aborts'}")
     return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where} does not answer")
 
 
@@ -420,7 +431,7 @@ def _half_sent(event: evt.Event) -> None:
         reach("half_sent")
 
 
-def _tls_args(remote: RemoteEntity) -> tuple[SSLContext, str] | None:
-    """Return what pynetdicom wants for TLS; files are read each time, so that those that were exchanged count."""
+def _context(remote: RemoteEntity) -> SSLContext | None:
+    """Return how TLS is spoken with it; files are read each time, so that those that were exchanged count."""
     tls = remote.tls
-    return tls if tls is None else (client_context(tls.identity, tls.trusted, check_name=tls.check_name), remote.host)
+    return None if tls is None else client_context(tls.identity, tls.trusted, check_name=tls.check_name)

@@ -1,5 +1,6 @@
 """A folder as a destination: each object becomes a file, named by its UIDs and by nothing of a patient."""
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,8 +36,14 @@ class Folder:
                 yield Answer(outgoing=outgoing, verdict=verdict, status=None, reason=reason)
 
     def problem(self) -> str:
-        """Return why nothing can be written there, "" where it can."""
-        return "" if self.directory.is_dir() else f"{self.directory} is not there"
+        """Return why nothing can be written there, "" where it can; nothing is written to find out."""
+        if not self.directory.is_dir():
+            return f"{self.directory} is not there: is its volume mounted?"
+        if os.statvfs(self.directory).f_flag & os.ST_RDONLY:
+            return f"{self.directory} is mounted read-only"
+        if not os.access(self.directory, os.W_OK | os.X_OK):
+            return f"user {os.geteuid()} may not write to {self.directory}"
+        return ""
 
     def _write(self, outgoing: Outgoing) -> tuple[Verdict, str]:
         if problem := self.problem():

@@ -5,6 +5,7 @@ How many instances a study has there proves nothing of one of them: only its UID
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 from pydicom.dataset import Dataset
@@ -31,7 +32,8 @@ def find(remote: RemoteEntity, sought: Sequence[Unconfirmed]) -> set[str] | Prob
     """
     association, problem = associate(remote, [build_context(STUDY_ROOT_FIND)])
     if association is None:
-        return problem
+        more = ", C-FIND: allow us to ask there, or set custody otherwise" if problem.refuses_contexts else ""
+        return replace(problem, reason=f"{problem.reason}{more}")
     try:
         return {uid for chunk in chunks(sought) for uid in _found(association, chunk)}
     except Unanswered as why:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from ssl import SSLContext
 
 from meddaemon.config.destinations import DestinationSettings
 from meddaemon.config.settings import PeerSettings, Settings
@@ -14,12 +15,12 @@ from meddaemon.domain.custody import CustodyPolicy
 from meddaemon.domain.notices import NoticeForm
 from meddaemon.results.custody import Custodian, DicomCustodian, Hear, WebCustodian
 from meddaemon.results.dicomweb import Service
-from meddaemon.results.dimse import BackToSender, ClientTls, RemoteEntity, echo, store
+from meddaemon.results.dimse import BackToSender, ClientTls, RemoteEntity, store
 from meddaemon.results.folder import Folder
 from meddaemon.results.notices import ian
 from meddaemon.results.notices.outbox import Tell
 from meddaemon.results.transport import Pace, Send
-from meddaemon.tls import Identity
+from meddaemon.tls import Identity, client_context
 
 
 def remote_of(settings: Settings, destination: DestinationSettings | PeerSettings) -> RemoteEntity:
@@ -46,7 +47,7 @@ def pace_of(settings: Settings) -> Pace:
 
 
 def way_to(settings: Settings, destination: DestinationSettings) -> Send:
-    """Return what sends objects to a destination. Raises OSError where its secret cannot be read."""
+    """Return what sends objects to a destination."""
     match destination.kind:
         case "dicomweb":
             return service_of(settings, destination).store
@@ -66,10 +67,7 @@ def way_to(settings: Settings, destination: DestinationSettings) -> Send:
 def custodian_of(
     settings: Settings, destination: DestinationSettings, policy: CustodyPolicy, hear: Hear, stop: threading.Event
 ) -> Callable[[str], Custodian | None]:
-    """Return what says whom to ask whether a destination has what it took, by the AE that a study came from.
-
-    Raises OSError where its secret cannot be read.
-    """
+    """Return what says whom to ask whether a destination has what it took, by the AE that a study came from."""
 
     def asked(remote: RemoteEntity | None) -> Custodian | None:
         if remote is None:
@@ -101,15 +99,14 @@ def teller_of(settings: Settings, database: Database, destination: DestinationSe
 def _by_hl7(settings: Settings, database: Database, destination: DestinationSettings) -> Tell:
     from meddaemon.results.notices import hl7  # noqa: PLC0415  an extra, which the settings have asked for
 
-    host, _, port = destination.hl7.rpartition(":")
-    trusted = destination.hl7_ca or settings.tls.ca
+    host, port = host_and_port(destination.hl7)
     interface = hl7.Interface(
-        host=host.strip("[]"),
-        port=int(port),
+        host=host,
+        port=port,
         sender=_application(destination.hl7_sender),
         receiver=_application(destination.hl7_receiver),
         tls=destination.hl7_tls,
-        trusted=Path(trusted) if trusted else None,
+        trusted=_trusted(settings, destination.hl7_ca),
         identity=identity_of(settings),
         connection_timeout_seconds=settings.delivery.connection_timeout_seconds,
         response_timeout_seconds=settings.delivery.dimse_timeout_seconds,
@@ -120,19 +117,42 @@ def _by_hl7(settings: Settings, database: Database, destination: DestinationSett
 def _by_fhir(settings: Settings, database: Database, destination: DestinationSettings) -> Tell:
     from meddaemon.results.notices import fhir  # noqa: PLC0415  an extra, which the settings have asked for
 
-    trusted = destination.fhir_ca or settings.tls.ca
-    service = Service(
+    services = {destination.fhir_url: fhir_service_of(settings, destination)}
+    return partial(fhir.tell, services, database, settings.store.results, _detects(settings))
+
+
+def fhir_service_of(settings: Settings, destination: DestinationSettings) -> Service:
+    """Return the FHIR server that a destination names."""
+    return Service(
         url=destination.fhir_url,
-        token=_secret(destination.fhir_token_file),
+        token=_file(destination.fhir_token_file),
         user=destination.fhir_user,
-        password=_secret(destination.fhir_password_file),
-        trusted=Path(trusted) if trusted else None,
+        password=_file(destination.fhir_password_file),
+        trusted=_trusted(settings, destination.fhir_ca),
         identity=identity_of(settings),
         pace=pace_of(settings),
         connection_timeout_seconds=settings.delivery.connection_timeout_seconds,
         response_timeout_seconds=settings.delivery.dimse_timeout_seconds,
     )
-    return partial(fhir.tell, {destination.fhir_url: service}, database, settings.store.results, _detects(settings))
+
+
+def hl7_context_of(settings: Settings, destination: DestinationSettings) -> SSLContext | None:
+    """Return how TLS is spoken with who is told by HL7; None without TLS. Raises TlsUnusable."""
+    if not destination.hl7_tls:
+        return None
+    return client_context(identity_of(settings), _trusted(settings, destination.hl7_ca), check_name=True)
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Return the host and the port that a setting names; an IPv6 address stands in brackets there."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def _trusted(settings: Settings, own: str) -> Path | None:
+    """Return the file of who vouches for a server; None: the authorities of the system."""
+    file = own or settings.tls.ca
+    return Path(file) if file else None
 
 
 def _detects(settings: Settings) -> frozenset[str]:
@@ -147,31 +167,14 @@ def _application(written: str) -> tuple[str, str]:
     return application, facility
 
 
-def problem_with(settings: Settings, destination: DestinationSettings) -> str:
-    """Return why a destination cannot be reached now, "" where it can."""
-    match destination.kind:
-        case "dicomweb":
-            try:
-                return service_of(settings, destination).problem()
-            except OSError as failure:
-                return f"{failure.filename}: {failure.strerror}"
-        case "folder":
-            return Folder(directory=Path(destination.directory)).problem()
-        case "sender":
-            return "" if settings.listening_peers else "no [[peers]] has host and port: there is nobody to send to"
-        case "dicom":
-            return echo(remote_of(settings, destination))
-
-
 def service_of(settings: Settings, destination: DestinationSettings) -> Service:
-    """Return the DICOMweb service that a destination names. Raises OSError where its secret cannot be read."""
-    trusted = destination.ca or settings.tls.ca
+    """Return the DICOMweb service that a destination names."""
     return Service(
         url=destination.url,
-        token=_secret(destination.token_file),
+        token=_file(destination.token_file),
         user=destination.user,
-        password=_secret(destination.password_file),
-        trusted=Path(trusted) if trusted else None,
+        password=_file(destination.password_file),
+        trusted=_trusted(settings, destination.ca),
         identity=identity_of(settings),
         transfer_forms=destination.transfer_syntaxes,
         pace=pace_of(settings),
@@ -180,9 +183,9 @@ def service_of(settings: Settings, destination: DestinationSettings) -> Service:
     )
 
 
-def _secret(file: str) -> str:
-    """Return what is in a file; read each time, so that one that was exchanged counts."""
-    return Path(file).read_text("utf-8").strip() if file else ""
+def _file(name: str) -> Path | str:
+    """Return the file that a setting names, "" where it names none."""
+    return Path(name) if name else ""
 
 
 def _tls_to(settings: Settings, destination: DestinationSettings | PeerSettings) -> ClientTls | None:

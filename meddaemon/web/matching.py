@@ -62,9 +62,10 @@ def parse_key(keyword: str, value: str) -> Key:
     """Return what is asked of an attribute. Raises InvalidQuery."""
     if len(value) > LONGEST_VALUE * 64:
         raise InvalidQuery(f"{keyword} is too long")
-    if not value or set(value) == {"*"}:
-        return Key(keyword=keyword, universal=True, exact=None, bounds=None, matches=lambda _: True)
     vr = dictionary_VR(keyword)
+    # A range that is open at both ends is what forms send of which nobody has filled in the dates.
+    if not value or set(value) == {"*"} or (value == "-" and vr in {"DA", "TM"}):
+        return Key(keyword=keyword, universal=True, exact=None, bounds=None, matches=lambda _: True)
     if vr == "UI":
         return _uids(keyword, value)
     if len(value) > LONGEST_VALUE:
@@ -152,12 +153,22 @@ def _any_text(keyword: str, values: Sequence[str], *, folded: bool) -> Key:
     wild = folded or any(_WILD & set(each) for each in patterns)
 
     def matches(component: str) -> bool:
-        said = _folded(component) if folded else component.strip()
-        forms = {said, *said.split("=")} if folded else {said}
-        return any(matches_pattern(pattern, form) for pattern in patterns for form in forms)
+        if folded:
+            return any(_is_named(_folded(component), pattern) for pattern in patterns)
+        return any(matches_pattern(pattern, component.strip()) for pattern in patterns)
 
     exact = None if wild else tuple(patterns)
     return Key(keyword=keyword, universal=False, exact=exact, bounds=None, matches=matches)
+
+
+def _is_named(name: str, pattern: str) -> bool:
+    """Return whether a name matches: a pattern of one component group any group, one of several each its own."""
+    groups, wanted = name.split("="), pattern.split("=")
+    if len(wanted) == 1:
+        return any(matches_pattern(pattern, form) for form in {name, *groups})
+    return len(wanted) <= len(groups) and all(
+        not each or matches_pattern(each, group) for each, group in zip(wanted, groups, strict=False)
+    )
 
 
 def _folded(name: str) -> str:

@@ -301,7 +301,7 @@ def _included(value: str, level: Level) -> set[str]:
     if value == "all":
         return {name for name, of in _LEVEL_OF.items() if of <= level}
     included = set()
-    for name in value.split(","):
+    for name in filter(None, value.split(",")):
         # A place within a sequence, or an attribute of a newer dictionary, is nothing that is kept.
         keyword = keyword_of(name) if "." not in name else ""
         if _LEVEL_OF.get(keyword, Level.INSTANCE) <= level and keyword in _LEVEL_OF:

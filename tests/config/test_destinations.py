@@ -25,15 +25,14 @@ def settings(tmp_path: Path, text: str) -> Settings:
 def test_every_kind(tmp_path: Path) -> None:
     dicom = 'ae_title = "PACS"\nhost = "pacs"\nport = 104\nwhen = "volume > 30 mL"\n'
     (there,) = settings(tmp_path, dicom).destinations
-    assert there.address == "PACS at pacs:104"
+    assert (there.ae_title, there.host, there.port) == ("PACS", "pacs", 104)
     assert isinstance(there.outlet.when, Number)
     web = 'kind = "dicomweb"\nurl = "https://pacs/dicom-web"\ntoken_file = "token"\n'
     (there,) = settings(tmp_path, web).destinations
-    assert (there.address, there.token_file) == ("https://pacs/dicom-web", str(tmp_path / "token"))
+    assert (there.url, there.token_file) == ("https://pacs/dicom-web", str(tmp_path / "token"))
     (there,) = settings(tmp_path, 'kind = "folder"\ndirectory = "out"\nobjects = ["SR"]\n').destinations
-    assert (there.address, there.outlet.kinds, there.outlet.when) == (str(tmp_path / "out"), ("SR",), None)
+    assert (there.directory, there.outlet.kinds, there.outlet.when) == (str(tmp_path / "out"), ("SR",), None)
     found = settings(tmp_path, 'kind = "sender"\n')
-    assert found.destination("there").address == "the AE that a study came from"
     assert list(found.outlets) == ["there"]
 
 

@@ -256,6 +256,11 @@ def test_the_database_understands_a_filter_as_it_is_meant(filled: Database, want
         (" or ".join(["present"] * 101), "asks more than 100 questions"),
         ("present" + " " * 2000, "is longer than 2000 characters"),
         ("model in organs", "a list in parentheses expected"),
+        ("status = plausable", "character 7: a status is plausible, implausible, not_evaluable"),
+        ("status in (plausible, fine)", "a status is plausible"),
+        ("model = a\udcff", "character 10: is no character"),
+        ("model = 'a\0'", "is no character"),
+        ("model = 'a", "the quotation mark is not closed"),
         ("model in (organs; fractures)", "a comma or a closing parenthesis expected"),
     ],
 )

@@ -1,5 +1,7 @@
 """Results as Parquet: the rows that JSON shows, in columns of one type each, however many there are."""
 
+import csv
+import io
 import json
 import subprocess
 import sys
@@ -63,8 +65,41 @@ def test_a_file_has_the_rows_that_json_shows(config: Path, tmp_path: Path, monke
 
 
 def test_parquet_goes_to_a_file_and_nothing_else_does(config: Path, tmp_path: Path) -> None:
-    for wrong in (["-f", "parquet"], ["--to", str(tmp_path / "x")], ["--all"], ["-f", "csv", "--all"]):
+    for wrong in (["-f", "parquet"], ["--to", str(tmp_path / "x")], ["--all"], ["-f", "json", "--all"]):
         assert CliRunner().invoke(app, ["results", "--config", str(config), *wrong]).exit_code == 2
+
+
+def test_everything_is_written_page_by_page_and_what_is_left_out_is_said(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parquet, "ROWS_OF_A_PAGE", 2)
+    asked = ["results", "--config", str(config)]
+    some = CliRunner().invoke(app, [*asked, "-f", "json", "--limit", "2"])
+    assert [each["value"] for each in json.loads(some.stdout)] == [1004.5, 1003.5]
+    before = json.loads(some.stdout)[-1]["id"]
+    assert f"there may be more from --before {before} on" in some.stderr
+    every = CliRunner().invoke(app, [*asked, "-f", "csv", "--all"])
+    rows = list(csv.DictReader(io.StringIO(every.stdout)))
+    assert [row["value"] for row in rows] == ["1004.5", "1003.5", "1002.5", "1001.5", "1000.5"]
+    lines = CliRunner().invoke(app, [*asked, "-f", "jsonl", "--all"])
+    assert [json.loads(line)["id"] for line in lines.stdout.splitlines()] == [int(row["id"]) for row in rows]
+    none = CliRunner().invoke(app, [*asked, "volume > 9 L", "-f", "csv"])
+    assert none.stdout.strip().split(",") == list(rows[0])
+    assert (every.stderr, lines.stderr, none.stderr) == ("", "", "")
+
+
+def test_who_gets_nothing_is_told_what_may_be_wrong(config: Path) -> None:
+    for wanted, said in (
+        ('finding = "Brian"', "no result has the finding 'Brian'; did you mean 'Brain'?"),
+        ("segment ~ cerebellum", "no result has the segment 'cerebellum'; there are 'Brain'"),
+        ("finding = Brain and volum > 3", "no result has the measurement 'volum'; did you mean 'Volume'?"),
+        ("volume > 3 mm", "volume is in mL, and the filter asks for a unit of something else"),
+        ("volume > 9 L", ""),
+        ('model = "x\'; DROP TABLE study; --"', "no result has the model"),
+    ):
+        done = CliRunner().invoke(app, ["results", wanted, "--config", str(config), "-f", "jsonl"])
+        assert (done.exit_code, done.stdout) == (0, "")
+        assert said in done.stderr if said else not done.stderr, wanted
 
 
 @pytest.mark.parametrize("dialect", ["sqlite"], indirect=True)

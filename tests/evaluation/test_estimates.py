@@ -1,16 +1,22 @@
 """Numbers with their uncertainty, against tables of the literature and against scikit-learn."""
 
+import math
+import statistics
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 pytest.importorskip("sklearn", reason="the extra `evaluate` is not installed")
 from sklearn import metrics
 
 from meddaemon.evaluation.classification import NONE, Judged, area, judge_class, judge_group
-from meddaemon.evaluation.detection import RATES, Detected, assign, curve_of, judge_detection
+from meddaemon.evaluation.detection import RATES, Detected, assign, curve_of, judge_detection, overlap
 from meddaemon.evaluation.estimates import Bootstrap, mean, proportion, resampled
+from meddaemon.evaluation.regression import NumberCase, judge_number
 
 FEW = Bootstrap(resamples=200)
 
@@ -220,6 +226,128 @@ def test_monai_says_the_same(said: list[tuple[list[float], list[float], int]]) -
     hits = np.array([score for each in cases for score in each.hits])
     rates, found = compute_froc_curve_data(misses, hits, targets, len(cases))
     assert froc.score.value == pytest.approx(compute_froc_score(rates, found, RATES))
+
+
+_side = st.integers(0, 6).map(float)
+_extent = st.integers(1, 4).map(float)
+
+
+@st.composite
+def _placed(draw: st.DrawFn) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    low = tuple(draw(_side) for _ in range(3))
+    return low, tuple(first + draw(_extent) for first in low)
+
+
+@given(
+    st.lists(st.tuples(st.lists(_placed(), max_size=4), st.lists(_placed(), max_size=3)), min_size=1, max_size=4),
+    st.sampled_from([0.1, 0.3, 0.5]),
+    st.integers(0, 2**32 - 1),
+)
+@settings(max_examples=40, deadline=None)
+def test_monai_finds_the_same_average_precision(said: list[tuple[list[Any], list[Any]]], iou: float, seed: int) -> None:
+    """MONAI matches boxes and averages precision as COCO does; no two of our scores are equal, whose order is moot."""
+    from monai.apps.detection.metrics.coco import COCOMetric  # noqa: PLC0415
+    from monai.apps.detection.metrics.matching import matching_batch  # noqa: PLC0415
+    from monai.data.box_utils import box_iou  # noqa: PLC0415
+
+    drawn = iter(np.random.default_rng(seed).permutation(np.linspace(0.01, 0.99, 20)))
+    scores = [[float(next(drawn)) for _ in found] for found, _ in said]
+    cases = []
+    for number, ((found, targets), sure) in enumerate(zip(said, scores, strict=True)):
+
+        def hit(index: int, target: int, found: list[Any] = found, targets: list[Any] = targets) -> float | None:
+            part = overlap(*found[index], *targets[target])
+            return 1 - part if part >= iou else None
+
+        hits, misses = assign(sure, len(targets), hit, repeated_is_wrong=True)
+        cases.append(detected(str(number), len(targets), hits, misses))
+    if not any(each.targets for each in cases):
+        assert judge_detection("x", cases, FEW, iou=iou).average_precision.value is None
+        return
+
+    def boxes(placed: list[Any]) -> NDArray[np.float64]:
+        return np.array([[*low, *high] for low, high in placed], dtype=np.float64).reshape(-1, 6)
+
+    matched = matching_batch(
+        iou_fn=box_iou,
+        iou_thresholds=[iou],
+        pred_boxes=[boxes(found) for found, _ in said],
+        pred_classes=[np.zeros(len(found), int) for found, _ in said],
+        pred_scores=[np.array(each) for each in scores],
+        gt_boxes=[boxes(targets) for _, targets in said],
+        gt_classes=[np.zeros(len(targets), int) for _, targets in said],
+    )
+    metric = COCOMetric(classes=["x"], iou_list=[iou], iou_range=(iou, iou, 0.05), max_detection=(100,))
+    told = metric(matched)[0][f"AP_IoU_{iou:.2f}_MaxDet_100"]
+    froc = judge_detection("x", cases, Bootstrap(resamples=1), iou=iou)
+    assert froc.average_precision.value == pytest.approx(told, abs=1e-9)
+    assert froc.iou == iou
+
+
+def test_of_several_on_one_target_only_the_first_is_right_by_overlap() -> None:
+    hits, misses = assign([0.6, 0.9], 1, lambda _, __: 0.2, repeated_is_wrong=True)
+    assert (hits, misses) == ((0.9,), (0.6,))
+    assert overlap((0, 0, 0), (2, 2, 2), (1, 0, 0), (3, 2, 2)) == pytest.approx(4 / 12)
+    assert overlap((0.0, 0.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)) == 0.0
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+
+def numbered(*pairs: tuple[float, float]) -> list[NumberCase]:
+    return [
+        NumberCase(case=str(n), study=str(n), value=found, reference=expected, error=found - expected)
+        for n, (found, expected) in enumerate(pairs)
+    ]
+
+
+def test_the_agreement_of_peak_flow_meters_is_that_of_the_literature() -> None:
+    """Bland and Altman (1986), table 1: first readings of 17 people with a Wright and a mini Wright meter, l/min."""
+    wright = (494, 395, 516, 434, 476, 557, 413, 442, 650, 433, 417, 656, 267, 478, 178, 423, 427)
+    mini = (512, 430, 520, 428, 500, 600, 364, 380, 658, 445, 432, 626, 260, 477, 259, 350, 451)
+    table = judge_number("flow", "l/min", numbered(*zip(wright, mini, strict=True)), FEW)
+    assert table.bias.value == pytest.approx(-2.1, abs=0.05)
+    # The paper takes 2 standard deviations of 38.8, we take 1.96.
+    assert (table.lower_limit.value, table.upper_limit.value) == pytest.approx((-78.1, 73.9), abs=0.1)
+    assert table.pearson.value == pytest.approx(0.94, abs=0.005)
+    for each in (table.bias, table.lower_limit, table.upper_limit, table.pearson, table.concordance):
+        assert each.low is not None
+        assert each.high is not None
+        assert each.low < each.value < each.high
+
+
+_numbers = st.floats(-100, 100).map(lambda value: round(value, 3))
+
+
+@given(st.lists(st.tuples(_numbers, _numbers), min_size=2, max_size=12))
+@settings(max_examples=60, deadline=None)
+def test_numbers_are_those_of_their_definitions(pairs: list[tuple[float, float]]) -> None:
+    found, expected = zip(*pairs, strict=True)
+    table = judge_number("x", "1", numbered(*pairs), Bootstrap(resamples=2))
+    errors = [one - other for one, other in pairs]
+    assert table.bias.value == pytest.approx(statistics.fmean(errors))
+    assert table.absolute_error.value == pytest.approx(statistics.fmean(map(abs, errors)))
+    assert table.root_mean_square_error.value == pytest.approx(math.hypot(*errors) / math.sqrt(len(errors)))
+    half = 1.96 * statistics.stdev(errors)
+    assert table.upper_limit.value == pytest.approx(statistics.fmean(errors) + half, rel=1e-4, abs=1e-4)
+    if len(set(found)) == 1 or len(set(expected)) == 1:
+        assert (table.pearson.value, table.spearman.value, table.concordance.value) == (None, None, None)
+        assert "all the same" in table.concordance.reason
+        return
+    assert table.pearson.value == pytest.approx(statistics.correlation(found, expected), abs=1e-6)
+    places = ([(sum(a < b for a in each) + sum(a <= b for a in each)) / 2 for b in each] for each in (found, expected))
+    ranked = statistics.correlation(*places)
+    assert table.spearman.value == pytest.approx(ranked, abs=1e-6)
+    # Lin: how far pairs are apart, of how far they would be if any went with any.
+    own = statistics.fmean((one - other) ** 2 for one, other in pairs)
+    any_other = statistics.fmean((one - other) ** 2 for one in found for other in expected)
+    assert table.concordance.value == pytest.approx(1 - own / any_other, abs=1e-6)
+
+
+def test_one_number_has_an_error_and_nothing_else() -> None:
+    table = judge_number("x", "1", numbered((3.0, 2.0)), FEW)
+    assert (table.bias.value, table.absolute_error.value, table.lower_limit.value) == (1.0, 1.0, None)
+    assert "two cases" in table.pearson.reason
 
 
 def test_the_surest_hits_and_the_others_on_it_count_for_nothing() -> None:

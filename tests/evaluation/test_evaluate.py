@@ -1,5 +1,6 @@
 """`meddaemon evaluate` from files and a real database, whose results the pipeline has published, to both reports."""
 
+import copy
 import json
 import re
 import shutil
@@ -156,6 +157,7 @@ def test_segments_are_held_against_their_reference(
     assert (refused["series_instance_uid"], refused["reference"]) == (series["moved"], "moved.dcm")
     assert "frame of reference 1.2.3.4.5" in refused["remark"]
     assert "moved.dcm" in err
+    assert report["notes"][-1].startswith("3 references have no result to be compared with and 1 were refused")
     (alone,) = listed["unreferenced"]
     assert alone["series_instance_uid"] == series["alone"]
     assert listed["superseded"] == 1
@@ -430,6 +432,8 @@ def test_detections_are_held_against_lesions(
         [rate, pytest.approx(2 / 3)] for rate in (0.5, 1.0)
     ]
     assert nodule["score"]["value"] == pytest.approx(2 / 3)
+    # Recall 1/3 and 2/3 are reached without a false positive, and no more than that: 67 of 101 values of recall.
+    assert (nodule["iou"], nodule["average_precision"]["value"]) == (None, pytest.approx(67 / 101))
     assert (tmp_path / "out" / "report.html").read_text().count("<svg") == 1
     # Nothing lies so far from its centre any more.
     small = table.read_text().replace(",4\n", ",1\n")
@@ -462,6 +466,107 @@ def test_detections_on_pictures_are_held_against_rectangles(
     assert code == 0, err
     (nodule,) = report_in(tmp_path / "out")["detection"]["findings"]
     assert (nodule["targets"], nodule["hits"], nodule["false_positives"]) == (2, 1, 2)
+    # Rows 8.5 to 12.5 and 8 to 12 have 3.5 in common, columns 17.5 to 22.5 and 18 to 22 have 4.
+    part = 14 / (20 + 16 - 14)
+    for iou, hits in ((part - 0.01, 1), (part + 0.01, 0)):
+        assert cli(table, "--model", "nodules", "--out", tmp_path / "out", "--hit-iou", iou)[0] == 0
+        by_centre, by_overlap = report_in(tmp_path / "out")["detection"]["findings"]
+        assert (by_centre["iou"], by_centre["hits"], by_overlap["iou"]) == (None, 1, pytest.approx(iou))
+        assert (by_overlap["hits"], by_overlap["false_positives"]) == (hits, 3 - hits)
+
+
+def test_detections_in_a_volume_are_held_against_boxes_of_its_voxels(
+    hospital: Hospital, cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    hospital.study("nodules boxed")
+    low, high = (1.0, 2.0, 3.0), (3.0, 6.0, 7.0)
+    hospital.detect("nodules boxed", [Box(label=1, score=0.9, low=low, high=high)])
+    study = hospital.uid("nodules boxed")
+    heading = "study_instance_uid,finding,low_plane,low_row,low_column,high_plane,high_row,high_column"
+    table = tmp_path / "boxes.csv"
+    # Half of it, and beside it: 16 of 32 + 16 voxels more.
+    table.write_text(f"{heading}\n{study},Nodule,1,4,3,3,8,7\n{study},Nodule,4,4,3,5,8,7\n")
+    asked = ("--model", "nodules", "--out", tmp_path / "out", "--hit-iou", "0.33", "--hit-iou", "0.34")
+    code, _, err = cli(table, *asked)
+    assert code == 0, err
+    told = [
+        (each["iou"], each["targets"], each["hits"]) for each in report_in(tmp_path / "out")["detection"]["findings"]
+    ]
+    assert told == [(None, 2, 1), (0.33, 2, 1), (0.34, 2, 0)]
+    # A sphere has no overlap with a box, and that is said.
+    table.write_text(f"study_instance_uid,finding,x,y,z,diameter_mm\n{study},Nodule,0,0,0,4\n")
+    code, _, err = cli(table, *asked)
+    (only,) = report_in(tmp_path / "out")["detection"]["findings"]
+    assert (code, only["iou"]) == (0, None)
+    assert "its lesions are spheres" in err
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_held_against_a_table_in_any_unit(
+    hospital: Hospital, cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    planes = {"one": (1,), "two": (1, 2), "three": (1, 2, 3), "gone": ()}
+    for name, drawn_on in planes.items():
+        hospital.study(f"number {name}")
+        if drawn_on:
+            hospital.draw(f"number {name}", plane(*drawn_on))
+    uid = {name: hospital.uid(f"number {name}") for name in planes}
+    table = tmp_path / "volumes.csv"
+    lines = [
+        f"{uid['one']};Brain;volume;{12 * VOXEL_ML};mL",
+        f"{uid['two']};Brain;Volume;{12 * VOXEL_ML * 1000};mm3",
+        f"{uid['three']};12738006;volume;{36 * VOXEL_ML};cm3",
+        f"{uid['gone']};Brain;volume;5;mL",
+        f"{uid['one']};Brain;mean;5;[hnsf'U]",
+    ]
+    table.write_text("\n".join(["study_instance_uid;finding;measurement;value;unit", *lines]) + "\n")
+    code, out, err = cli(table, "--model", "toy", "--out", tmp_path / "out")
+    assert code == 0, err
+    assert out.startswith("3 compared, 1 missing, 1 refused")
+    report = report_in(tmp_path / "out")
+    (volume,) = report["regression"]["numbers"]
+    assert (volume["name"], volume["unit"], len(volume["cases"])) == ("Brain, volume", "mL", 3)
+    errors = [0.0, 12 * VOXEL_ML, 0.0]
+    assert [each["error"] for each in volume["cases"]] == pytest.approx(errors, abs=1e-4)
+    assert volume["bias"]["value"] == pytest.approx(np.mean(errors), abs=1e-4)
+    assert volume["root_mean_square_error"]["value"] == pytest.approx(np.sqrt(np.mean(np.square(errors))), abs=1e-4)
+    assert volume["spearman"]["value"] == pytest.approx(np.sqrt(3) / 2)
+    assert [each["study_instance_uid"] for each in report["cases"]["missing"]] == [uid["gone"]]
+    assert "has 0 of mean of Brain" in report["cases"]["refused"][0]["remark"]
+    assert "Lin&#x27;s concordance" in (tmp_path / "out" / "report.html").read_text()
+    for wrong, said in (
+        (f"{uid['one']};Brain;volume;5;mm", "gives Brain, volume in 'mL', the reference in 'mm'"),
+        (f"{uid['one']};Brian;volume;5;mL", "no result speaks of 'Brian'"),
+        (f"{uid['one']};Brain;volume;12,5;mL", "value is '12,5', which is no number"),
+        (f"{lines[0]}\n{lines[0]}", "another line gives Brain, volume"),
+    ):
+        table.write_text(f"study_instance_uid;finding;measurement;value;unit\n{wrong}\n")
+        code, _, err = cli(table, "--model", "toy", "--out", tmp_path / "out")
+        assert code == 1
+        assert said in err
+
+
+def test_a_report_that_speaks_of_more_than_the_model_does_is_compared_in_part(
+    hospital: Hospital, cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    hospital.study("reported more")
+    report_file = dcmread(hospital.report(hospital.draw("reported more", plane(1, 2))))
+    (groups,) = [each for each in report_file.ContentSequence if each.ConceptNameCodeSequence[0].CodeValue == "126010"]
+    other = copy.deepcopy(groups.ContentSequence[0])
+    for item in other.ContentSequence:
+        if item.ConceptNameCodeSequence[0].CodeValue == "121071":
+            item.ConceptCodeSequence[0].CodeValue = "10200004"
+    groups.ContentSequence.append(other)
+    report_file.save_as(tmp_path / "report.dcm")
+    code, _, err = cli(tmp_path / "report.dcm", "--model", "toy", "--out", tmp_path / "out")
+    assert code == 0, err
+    report = report_in(tmp_path / "out")
+    assert [each["name"] for each in report["classification"]["classes"]] == ["Brain"]
+    assert [each["remark"] for each in report["cases"]["refused"]] == [
+        "no result speaks of SCT:10200004: the rest was compared"
+    ]
 
 
 # --- what it is made of --------------------------------------------------------------------------------------------

@@ -78,6 +78,18 @@ def test_the_container_runs_as_nobody_special_on_files_that_exist() -> None:
     assert allowed == {each.split("/")[0] for line in lines if line.startswith("COPY ") for each in line.split()[1:-1]}
 
 
+def test_an_image_has_what_settings_ask_for() -> None:
+    """Nothing can be installed in a container whose files are read-only."""
+    (extras,) = re.findall(r"(?m)^ARG EXTRAS=(\S+)$", DOCKERFILE.read_text())
+    known = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(extras.split(",")) <= known.keys()
+    config = (REPOSITORY / "config" / "meddaemon.toml").read_text()
+    assert set(re.findall(r"meddaemon\[(\w+)\]", config)) <= set(extras.split(","))
+    assert '".[$EXTRAS]"' in DOCKERFILE.read_text()
+    built = YAML(typ="safe").load(COMPOSE)["services"]["meddaemon"]["build"]
+    assert built["args"] == {"EXTRAS": f"${{MEDDAEMON_EXTRAS:-{extras}}}"}
+
+
 def test_the_license_is_the_whole_apache_license() -> None:
     text = (REPOSITORY / "LICENSE").read_text()
     assert "Apache License\n                           Version 2.0, January 2004" in text

@@ -19,12 +19,12 @@ from fhirclient.models.diagnosticreport import DiagnosticReport
 from fhirclient.models.imagingstudy import ImagingStudy
 from fhirclient.models.observation import Observation
 from sqlalchemy import update
-from test_hl7 import HEADER, NOTICE, RETRY, VOLUME_OF_NOTHING, finding, only, post, source
+from test_hl7 import BOXED, HEADER, NOTICE, RETRY, VOLUME_OF_NOTHING, finding, only, post, source
 
 from meddaemon.db import notices, results, tables
 from meddaemon.db.engine import Database
 from meddaemon.db.reported import ReportedResult
-from meddaemon.domain.codes import ATTENUATION, HOUNSFIELD_UNIT, STANDARD_DEVIATION
+from meddaemon.domain.codes import ATTENUATION, HOUNSFIELD_UNIT, MILLILITRE, STANDARD_DEVIATION, VOLUME
 from meddaemon.domain.notices import NoticeForm, Target
 from meddaemon.domain.result import Measurement, ResultStatus
 from meddaemon.domain.states import DeliveryState
@@ -232,3 +232,34 @@ def test_what_could_not_be_measured_is_no_number_and_a_doubt_is_noted() -> None:
     assert report["conclusion"].startswith("Not evaluable: beyond")
     assert report["subject"]["identifier"] == {"system": "urn:oid:1.2.3.4", "value": "4711"}
     assert "effectiveDateTime" not in report
+
+
+def test_where_a_finding_is_and_on_which_side() -> None:
+    volume = Measurement(name=VOLUME, value=150.5, unit=MILLILITRE)
+    result = ReportedResult(
+        model="m",
+        model_version="1",
+        status=ResultStatus.PLAUSIBLE,
+        reason="",
+        created_at=NOTICE.created_at,
+        findings=(replace(BOXED, measurements=(volume,)),),
+    )
+    bundle = fhir.transaction(NOTICE, HEADER, result, detects=True)
+    Keeper().take(bundle)
+    study, measured, presence, _ = (each["resource"] for each in bundle["entry"])
+    there = {"reference": bundle["entry"][0]["fullUrl"]}
+    assert study["resourceType"] == "ImagingStudy"
+    for each in (measured, presence):
+        assert each["derivedFrom"] == [there]
+        assert each["bodySite"]["coding"][0]["code"] == "64033007"
+        assert each["component"][0]["code"]["coding"][0]["code"] == "272741003"
+        assert each["component"][0]["valueCodeableConcept"]["coding"][0]["display"] == "Left"
+    assert len(measured["component"]) == 1
+    seen = {each["code"]["coding"][0]["code"]: each for each in presence["component"][1:]}
+    pixels = {"unit": "pixels", "system": "http://unitsofmeasure.org", "code": "{pixels}"}
+    assert seen["121112"]["valueString"] == "urn:oid:1.2.3.4"
+    assert seen["FRAME"]["valueInteger"] == 2
+    assert seen["COLUMNS"]["valueRange"] == {"low": {"value": 0.0, **pixels}, "high": {"value": 9.0, **pixels}}
+    assert seen["ROWS"]["valueRange"] == {"low": {"value": 2.0, **pixels}, "high": {"value": 7.0, **pixels}}
+    centre = [seen[f"CENTRE_{axis}"]["valueQuantity"] for axis in "LPS"]
+    assert [(each["value"], each["code"]) for each in centre] == [(-12.5, "mm"), (3.25, "mm"), (100.125, "mm")]

@@ -29,10 +29,10 @@ from meddaemon.db.instances import path_of
 from meddaemon.db.notices import Available, Notice
 from meddaemon.db.reported import ReportedFinding, ReportedResult
 from meddaemon.db.results import StoredObject
-from meddaemon.domain.codes import ATTENUATION, HOUNSFIELD_UNIT, MILLILITRE, STANDARD_DEVIATION, VOLUME
+from meddaemon.domain.codes import ATTENUATION, HOUNSFIELD_UNIT, MILLILITRE, STANDARD_DEVIATION, VOLUME, Code
 from meddaemon.domain.notices import NoticeForm, Target
 from meddaemon.domain.outlet import Outlet
-from meddaemon.domain.result import Analysis, EncodedObject, Measurement, ResultStatus
+from meddaemon.domain.result import Analysis, EncodedObject, Location, Measurement, ResultStatus
 from meddaemon.domain.states import DeliveryState
 from meddaemon.ingest.store import as_part10
 from meddaemon.results.delivery import Retry
@@ -455,6 +455,46 @@ def test_whether_it_is_there(present: bool, status: ResultStatus, detects: bool,
     assert presence[1].split("^")[1] == said
     # What was not measured is no number.
     assert number == ("118565006^Volume^SCT", "", "X")
+
+
+LEFT = Code(value="7771000", scheme="SCT", meaning="Left")
+KIDNEY = Code(value="64033007", scheme="SCT", meaning="Kidney")
+BOXED = ReportedFinding(
+    code=BRAIN,
+    label="",
+    present=True,
+    measurements=(),
+    site=KIDNEY,
+    laterality=LEFT,
+    place=Location(
+        low=(0.5, 1.5, -4.0),
+        high=(3.5, 6.5, 8.5),
+        sop_instance_uid="1.2.3.4",
+        frame_number=2,
+        centre_lps=(-12.5, 3.25, 100.125),
+    ),
+    low=(2.0, 0.0),
+    high=(7.0, 9.0),
+)
+
+
+def test_where_a_finding_is_and_on_which_side() -> None:
+    message = told(BOXED)
+    assert [(each.obx_4.value, each.obx_2.value) for each in observations(message)[3:]] == [
+        ("1", kind) for kind in ("CWE", "CWE", "CWE", "HD", "NM", "SN", "SN", "NM", "NM", "NM")
+    ]
+    seen = [(each.obx_3.to_er7(), each.obx_5.to_er7(), each.obx_6.obx_6_1.value) for each in observations(message)[4:]]
+    assert seen == [
+        ("363698007^Finding Site^SCT", "64033007^Kidney^SCT", ""),
+        ("272741003^Laterality^SCT", "7771000^Left^SCT", ""),
+        ("121112^Source of Measurement^DCM", "^1.2.3.4^ISO", ""),
+        ("FRAME^Frame of that image^99MEDDAEMON", "2", ""),
+        ("COLUMNS^Columns on that image, from its left edge^99MEDDAEMON", "^0.0^-^9.0", "{pixels}"),
+        ("ROWS^Rows on that image, from its top edge^99MEDDAEMON", "^2.0^-^7.0", "{pixels}"),
+        ("CENTRE_L^Centre in the patient, towards left^99MEDDAEMON", "-12.5", "mm"),
+        ("CENTRE_P^Centre in the patient, towards posterior^99MEDDAEMON", "3.25", "mm"),
+        ("CENTRE_S^Centre in the patient, towards superior^99MEDDAEMON", "100.125", "mm"),
+    ]
 
 
 def test_a_doubt_stands_beside_every_number() -> None:

@@ -113,7 +113,7 @@ def test_it_is_told_once_when_all_of_it_is_done(result: Database) -> None:
         for item in series.ReferencedSOPSequence
     ] == [(BasicTextSRStorage, each, "ONLINE", "PACS") for each in UIDS]
     assert [row.state for row in rows(result)] == [DeliveryState.SENT]
-    assert "RIS is told of pacs (ian): sent" in told(result)
+    assert "told RIS (ian) 20" in told(result)
 
 
 def test_our_own_provider_takes_it(result: Database) -> None:

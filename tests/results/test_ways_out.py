@@ -236,7 +236,30 @@ def test_a_server_that_is_not_there_is_tried_again(database: Database, folder: P
     assert {(each.state, each.reason) for each in database_rows(database)} == {
         (DeliveryState.RETRYABLE, "Connection refused")
     }
-    assert service.problem() == "Connection refused"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "{}: No such file or directory"),
+        (b" \n", "{}: holds no secret, which is one line in ascii"),
+        (b"one\ntwo", "{}: holds no secret, which is one line in ascii"),
+        (b"caf\xe9", "{}: holds no secret, which is one line in ascii"),
+    ],
+)
+def test_a_secret_that_cannot_be_read_is_named_and_read_anew(
+    database: Database, folder: Path, tmp_path: Path, content: bytes | None, reason: str
+) -> None:
+    token = tmp_path / "token"
+    if content is not None:
+        token.write_bytes(content)
+    server = WebServer([(200, JSON, b"")])
+    with server.serving() as port:
+        assert drain(database, folder, Service(url=f"http://127.0.0.1:{port}", token=token).store) == 0
+    assert server.asked == []
+    assert {(each.state, each.reason) for each in database_rows(database)} == {
+        (DeliveryState.RETRYABLE, reason.format(token))
+    }
 
 
 def test_our_own_web_server_takes_what_we_send(database: Database, folder: Path, tmp_path: Path) -> None:
@@ -261,7 +284,7 @@ def test_orthanc_takes_what_we_send(database: Database, folder: Path, tmp_path: 
         pytest.skip("Orthanc's DICOMweb plugin is not installed")
     with orthanc(tmp_path / "orthanc", Plugins=[str(PLUGIN)], DicomWeb={"Enable": True}) as archive:
         service = Service(url=f"http://127.0.0.1:{archive.http}/dicom-web/")
-        assert service.problem() == ""
+        assert service.get("/studies?limit=1", "application/dicom+json").status == 200
         assert drain(database, folder, service.store) == OBJECTS
         there = {
             archive.ask(f"/instances/{each}/simplified-tags")["SOPInstanceUID"] for each in archive.ask("/instances")

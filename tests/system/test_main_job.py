@@ -17,7 +17,7 @@ from tests.dicom_factory import make_series
 from tests.running import Home, Role, wait_until
 from tests.system.site import Pacs, head, make_site, send
 
-REPORTED = "SR volumes to pacs: sent"
+REPORTED = "SR volumes binary/3d: sent"
 VOLUME_ML = 24 * 2.0 * 1.5 * 1.25 / 1000
 """The toy's object: 24 voxels of the factory's default spacing."""
 

@@ -73,6 +73,7 @@ def test_series_and_instances_of_a_study_have_its_results(archive_site: Site) ->
         ({"StudyTime": "235959.6-"}, set()),
         ({"AccessionNumber": "ACC-2"}, {"P-2"}),
         ({"AccessionNumber": ""}, {"P-1", "P-2"}),
+        ({"StudyDate": "-", "StudyTime": "-", "includefield": ""}, {"P-1", "P-2"}),
         ({"ModalitiesInStudy": "SEG"}, {"P-1"}),
         ({"ModalitiesInStudy": "XA,SR"}, {"P-1"}),
         ({"ModalitiesInStudy": "M*"}, {"P-1", "P-2"}),
@@ -135,7 +136,7 @@ def test_more_is_returned_where_it_is_asked_for(archive_site: Site) -> None:
         ("studies", "00100010.00100020=x"),
         ("studies", "PatientName=Doe&00100010=Doe"),
         ("studies", "StudyDate=yesterday"),
-        ("studies", "StudyDate=-"),
+        ("studies", "StudyDate=--"),
         ("studies", "StudyTime=25:00"),
         ("studies", "StudyInstanceUID=1.2.*"),
         ("studies", "StudyInstanceUID=" + ",".join(["1.2"] * 3 + [f"1.{n}" for n in range(600)])),
@@ -318,5 +319,10 @@ def test_names_of_people_match_in_every_writing() -> None:
     name = "Yamada^Tarou=山田^太郎=やまだ^たろう"
     for wanted in ("yamada^tarou", "山田^太郎", "Yamada*", "*太郎", name, "YAMADA^TAROU^^^", "ｙａｍａｄａ*"):
         assert parse_key("PatientName", wanted).met_by([name]), wanted
+    # Of several component groups each is asked of its own, and one that is empty is not asked.
+    for wanted in ("=山田*", "yamada*=山田^太郎", "==やまだ*", "Yamada^Tarou=", "*=*=*"):
+        assert parse_key("PatientName", wanted).met_by([name]), wanted
+    for wanted in ("=Yamada*", "Yamada*=鈴木*", "yamada=山田^太郎", "山田^太郎=*", "*=*=*=*"):
+        assert not parse_key("PatientName", wanted).met_by([name]), wanted
     for wanted in ("Yamada", "山田", "?amada"):
         assert not parse_key("PatientName", wanted).met_by([name]), wanted

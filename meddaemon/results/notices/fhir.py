@@ -7,7 +7,7 @@ twice is there once. The patient is named by identifier, never created.
 import json
 import re
 import uuid
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
@@ -18,14 +18,25 @@ from fhirclient.models.fhirabstractbase import FHIRValidationError
 
 from meddaemon.db.engine import Database
 from meddaemon.db.notices import Notice
-from meddaemon.db.reported import ReportedFinding, ReportedResult, reported_result
+from meddaemon.db.reported import ReportedFinding, ReportedResult
 from meddaemon.domain.codes import Code
 from meddaemon.domain.result import Measurement, reported
 from meddaemon.domain.uids import derived_uid
 from meddaemon.results.dicomweb import PASSING, Said, Service, failed, pause_of
-from meddaemon.results.notices.content import ANY_PROCEDURE, MARK, doubt_of, name_of, presence_of
-from meddaemon.results.notices.header import Header, Issuer, NotWritable, header_of, on_one_line, verbatim
-from meddaemon.results.notices.outbox import NOT_CONFIGURED, Reply
+from meddaemon.results.notices.content import (
+    ANY_PROCEDURE,
+    FRAME,
+    IMAGE,
+    LATERALITY,
+    MARK,
+    doubt_of,
+    extents_of,
+    name_of,
+    presence_of,
+    subject_of,
+)
+from meddaemon.results.notices.header import Header, Issuer, NotWritable, on_one_line, verbatim
+from meddaemon.results.notices.outbox import Reply
 from meddaemon.results.transport import Verdict, printable
 from meddaemon.tls import TlsUnusable
 
@@ -47,26 +58,18 @@ _SYSTEMS = {
 def tell(
     services: Mapping[str, Service], database: Database, results: Path, detects: Collection[str], notice: Notice
 ) -> Reply:
-    """Tell one of `services`, by the target of the notice; return what its answer means.
-
-    `results` is the folder of result files; models in `detects` say of what they did not find that it is not there.
-    """
-    service = services.get(notice.target)
-    if service is None:
-        return NOT_CONFIGURED
-    header = header_of(results, notice.objects)
-    if isinstance(header, Reply):
-        return header
-    with database.read() as connection:
-        result = reported_result(connection, notice.result_id)
+    """Tell one of `services`, by the target of the notice; return what its answer means (`subject_of`)."""
+    subject = subject_of(services, database, results, detects, notice)
+    if isinstance(subject, Reply):
+        return subject
     try:
-        bundle = transaction(notice, header, result, detects=result.model in detects)
+        bundle = transaction(notice, subject.header, subject.result, detects=subject.detects)
     except NotWritable as failure:
         return Reply(verdict=Verdict.HOLD, reason=f"cannot be written as FHIR: {failure}")
     except FHIRValidationError:
         return Reply(verdict=Verdict.HOLD, reason="cannot be written as FHIR: it is not valid")
     try:
-        said = service.post(json.dumps(bundle, sort_keys=True).encode(), MEDIA_TYPE)
+        said = subject.way.post(json.dumps(bundle, sort_keys=True).encode(), MEDIA_TYPE)
     except (OSError, HTTPException, TlsUnusable) as failure:
         return Reply(verdict=Verdict.TRY_AGAIN, reason=failed(failure))
     return judged(said, len(bundle["entry"]))
@@ -79,6 +82,7 @@ def transaction(notice: Notice, header: Header, result: ReportedResult, *, detec
     """Return the Bundle, checked against the model of FHIR R4. Raises NotWritable, FHIRValidationError."""
     told = _Told(notice, header, result)
     study = told.entry("ImagingStudy", "study", {"status": "available"}, (_DICOM_UID, header.study_instance_uid))
+    told.observed["derivedFrom"] = [{"reference": study}]
     observations = []
     for ordinal, finding in enumerate(result.findings):
         members = [
@@ -89,6 +93,7 @@ def transaction(notice: Notice, header: Header, result: ReportedResult, *, detec
         said: dict[str, Any] = {
             "code": _concept(finding.code, finding.label),
             "valueCodeableConcept": _concept(presence),
+            **_sited(finding, *_placed(finding)),
         }
         if members:
             said["hasMember"] = [{"reference": each} for each in members]
@@ -148,20 +153,49 @@ class _Told:
 
 def _measured(measurement: Measurement, finding: ReportedFinding, told: _Told) -> dict[str, Any]:
     name = name_of(measurement)
-    said = {"code": _concept(name, f"{name.meaning}: {finding.label or finding.code.meaning}"), **told.observed}
+    text = f"{name.meaning}: {finding.label or finding.code.meaning}"
+    said = {"code": _concept(name, text), **_sited(finding), **told.observed}
     if measurement.derivation is not None:
         said["method"] = _concept(measurement.derivation)
     if measurement.value is None:
         said["dataAbsentReason"] = {"coding": [{"system": _ABSENT, "code": "unknown"}]}
         return said
-    unit = measurement.unit
-    said["valueQuantity"] = {
-        "value": reported(measurement.value),
-        "unit": unit.meaning,
-        "system": _SYSTEMS["UCUM"],
-        "code": unit.value,
-    }
+    said["valueQuantity"] = _quantity(reported(measurement.value), measurement.unit)
     return said
+
+
+def _sited(finding: ReportedFinding, *components: dict[str, Any]) -> dict[str, Any]:
+    """Return the anatomy that a finding is about, its side and more components: R4 has no qualifier for a site."""
+    sides = [] if finding.laterality is None else [_component(LATERALITY, CodeableConcept=_concept(finding.laterality))]
+    said: dict[str, Any] = {}
+    if finding.site is not None:
+        said["bodySite"] = _concept(finding.site)
+    if sides or components:
+        said["component"] = [*sides, *components]
+    return said
+
+
+def _placed(finding: ReportedFinding) -> Iterator[dict[str, Any]]:
+    """Yield the components that say on which image a finding is, where on it, and where in the patient."""
+    if finding.place is None:
+        return
+    yield _component(IMAGE, String=f"urn:oid:{finding.place.sop_instance_uid}")
+    yield _component(FRAME, Integer=finding.place.frame_number)
+    for extent in extents_of(finding):
+        low, high = (_quantity(value, extent.unit) for value in (extent.low, extent.high))
+        if low == high:
+            yield _component(extent.name, Quantity=low)
+        else:
+            yield _component(extent.name, Range={"low": low, "high": high})
+
+
+def _component(name: Code, **value: Any) -> dict[str, Any]:
+    ((kind, said),) = value.items()
+    return {"code": _concept(name), f"value{kind}": said}
+
+
+def _quantity(value: float, unit: Code) -> dict[str, Any]:
+    return {"value": value, "unit": unit.meaning, "system": _SYSTEMS["UCUM"], "code": unit.value}
 
 
 def _concept(code: Code, text: str = "") -> dict[str, Any]:

@@ -4,7 +4,6 @@ The same notice is the same message, byte by byte, under the same Message Contro
 """
 
 import re
-import socket
 import time
 from collections.abc import Collection, Iterator
 from contextlib import closing
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from pathlib import Path
+from socket import socket
 from typing import Any
 
 from hl7apy.consts import VALIDATION_LEVEL
@@ -20,15 +20,28 @@ from hl7apy.exceptions import HL7apyException
 
 from meddaemon.db.engine import Database
 from meddaemon.db.notices import Notice
-from meddaemon.db.reported import ReportedResult, reported_result
+from meddaemon.db.reported import ReportedFinding, ReportedResult
 from meddaemon.domain.codes import Code
 from meddaemon.domain.result import Measurement, reported
 from meddaemon.domain.uids import digest_of
-from meddaemon.results.notices.content import ANY_PROCEDURE, MARK, STATUSES, doubt_of, name_of, presence_of
-from meddaemon.results.notices.header import Header, Issuer, NotWritable, header_of, on_one_line, verbatim
-from meddaemon.results.notices.outbox import NOT_CONFIGURED, Reply
+from meddaemon.results.notices.content import (
+    ANY_PROCEDURE,
+    FRAME,
+    IMAGE,
+    LATERALITY,
+    MARK,
+    SITE,
+    STATUSES,
+    doubt_of,
+    extents_of,
+    name_of,
+    presence_of,
+    subject_of,
+)
+from meddaemon.results.notices.header import Header, Issuer, NotWritable, on_one_line, verbatim
+from meddaemon.results.notices.outbox import Reply
 from meddaemon.results.transport import Verdict, printable
-from meddaemon.tls import Identity, TlsUnusable, client_context
+from meddaemon.tls import Identity, TlsUnusable, client_context, connected, why_not
 
 ANSWER_BYTES = 2**16
 """More of an acknowledgement is not read."""
@@ -67,25 +80,17 @@ class Interface:
 def tell(
     interfaces: dict[str, Interface], database: Database, results: Path, detects: Collection[str], notice: Notice
 ) -> Reply:
-    """Tell one of `interfaces`, by the target of the notice; return what its acknowledgement means.
-
-    `results` is the folder of result files; models in `detects` say of what they did not find that it is not there.
-    """
-    interface = interfaces.get(notice.target)
-    if interface is None:
-        return NOT_CONFIGURED
-    header = header_of(results, notice.objects)
-    if isinstance(header, Reply):
-        return header
-    with database.read() as connection:
-        result = reported_result(connection, notice.result_id)
+    """Tell one of `interfaces`, by the target of the notice; return what its acknowledgement means (`subject_of`)."""
+    subject = subject_of(interfaces, database, results, detects, notice)
+    if isinstance(subject, Reply):
+        return subject
     try:
-        written = message(interface, notice, header, result, detects=result.model in detects)
+        written = message(subject.way, notice, subject.header, subject.result, detects=subject.detects)
     except NotWritable as failure:
         return Reply(verdict=Verdict.HOLD, reason=f"cannot be written as HL7: {failure}")
     except HL7apyException as failure:
         return Reply(verdict=Verdict.HOLD, reason=f"cannot be written as HL7: {type(failure).__name__}")
-    return send(interface, written.encode(), control_id(notice))
+    return send(subject.way, written.encode(), control_id(notice))
 
 
 def control_id(notice: Notice) -> str:
@@ -146,8 +151,31 @@ def _observations(notice: Notice, header: Header, result: ReportedResult, *, det
         presence = presence_of(finding, result.status, detects=detects)
         value = _coded(presence) + (f"^^^^^^{_said(finding.label)}" if finding.label else "")
         yield _Observed(name=finding.code, value_type="CWE", value=value, group=str(ordinal), note=doubt)
+        yield from _places(finding, str(ordinal), doubt)
         for measurement in finding.measurements:
             yield _measured(measurement, str(ordinal), doubt)
+
+
+def _places(finding: ReportedFinding, group: str, note: str) -> Iterator[_Observed]:
+    """Yield where a finding is, in the group of what is said of it."""
+    for name, code in ((SITE, finding.site), (LATERALITY, finding.laterality)):
+        if code is not None:
+            yield _Observed(name=name, value_type="CWE", value=_coded(code), group=group, note=note)
+    if finding.place is None:
+        return
+    image, frame = _hd(Issuer(universal_id=finding.place.sop_instance_uid)), str(finding.place.frame_number)
+    yield _Observed(name=IMAGE, value_type="HD", value=image, group=group, note=note)
+    yield _Observed(name=FRAME, value_type="NM", value=frame, group=group, note=note)
+    for extent in extents_of(finding):
+        low, high, unit = _number(extent.low), _number(extent.high), _coded(extent.unit)
+        # A structured number may be a range (HL7 v2.5.1 section 2.A.70).
+        kind, value = ("NM", low) if low == high else ("SN", f"^{low}^-^{high}")
+        yield _Observed(name=extent.name, value_type=kind, value=value, unit=unit, group=group, note=note)
+
+
+def _number(value: float) -> str:
+    """Return a number without an exponent."""
+    return f"{Decimal(repr(value)):f}"
 
 
 def _measured(measurement: Measurement, group: str, note: str) -> _Observed:
@@ -155,7 +183,7 @@ def _measured(measurement: Measurement, group: str, note: str) -> _Observed:
     return _Observed(
         name=name_of(measurement),
         value_type="" if value is None else "NM",
-        value="" if value is None else f"{Decimal(repr(reported(value))):f}",
+        value="" if value is None else _number(reported(value)),
         unit=_coded(measurement.unit),
         group=group,
         status=_NOT_OBTAINED if value is None else _PRELIMINARY,
@@ -275,7 +303,9 @@ def send(interface: Interface, content: bytes, identifier: str) -> Reply:
     if len(content) > MESSAGE_BYTES:
         return Reply(verdict=Verdict.HOLD, reason=f"a message of {len(content)} bytes is too long")
     try:
-        with closing(_connected(interface)) as connection:
+        context = client_context(interface.identity, interface.trusted, check_name=True) if interface.tls else None
+        seconds = interface.connection_timeout_seconds
+        with closing(connected(interface.host, interface.port, seconds, context)) as connection:
             until = time.monotonic() + interface.response_timeout_seconds
             connection.settimeout(interface.response_timeout_seconds)
             connection.sendall(_BEGIN + content + _END)
@@ -285,27 +315,13 @@ def send(interface: Interface, content: bytes, identifier: str) -> Reply:
     except TlsUnusable as failure:
         return Reply(verdict=Verdict.TRY_AGAIN, reason=str(failure))
     except OSError as failure:
-        return Reply(verdict=Verdict.TRY_AGAIN, reason=f"cannot be reached: {printable(failure.strerror or '')}")
+        return Reply(verdict=Verdict.TRY_AGAIN, reason=f"cannot be reached: {why_not(failure)}")
     if answer is None:
         return Reply(verdict=Verdict.TRY_AGAIN, reason="no acknowledgement: it hung up, or sent something else")
     return judged(answer, identifier)
 
 
-def _connected(interface: Interface) -> socket.socket:
-    """Return a connection that is open. Raises OSError, TlsUnusable."""
-    context = client_context(interface.identity, interface.trusted, check_name=True) if interface.tls else None
-    seconds = interface.connection_timeout_seconds
-    plain = socket.create_connection((interface.host, interface.port), timeout=seconds)
-    if context is None:
-        return plain
-    try:
-        return context.wrap_socket(plain, server_hostname=interface.host)
-    except OSError:
-        plain.close()
-        raise
-
-
-def _answer(connection: socket.socket, until: float) -> bytes | None:
+def _answer(connection: socket, until: float) -> bytes | None:
     """Return what stands in the frame that is answered; None where there is none. Raises TimeoutError, OSError."""
     received = b""
     while _END not in received:

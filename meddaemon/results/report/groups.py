@@ -92,13 +92,8 @@ _GROUPS: Mapping[Part, Callable[[EncodingRequest, Entry, EncodedObject | None], 
 
 
 def outline(place: Location, rows: int, columns: int) -> NDArray[np.float64]:
-    """Return a box as a closed polygon, or a landmark as a point, in (column, row) of its image, cut to the image.
-
-    Coordinates of DICOM begin at the top left corner of the first pixel (PS3.3 C.18.6.1.1), ours at its centre.
-    """
-    (top, left), (bottom, right) = (
-        np.clip(np.array(corner[-2:]) + 0.5, 0.0, (rows, columns)) for corner in (place.low, place.high)
-    )
+    """Return a box as a closed polygon, or a landmark as a point, in (column, row) of its image, cut to the image."""
+    (top, left), (bottom, right) = place.on_image(rows, columns)
     if place.low == place.high:
         return np.array([[left, top]])
     return np.array([[left, top], [right, top], [right, bottom], [left, bottom], [left, top]])
