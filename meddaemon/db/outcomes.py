@@ -8,14 +8,14 @@ from sqlalchemy import Connection, and_, func, not_, select
 
 from meddaemon.db import tables
 from meddaemon.db.requests import is_asked_for
-from meddaemon.db.results import ObjectRow, objects_of
+from meddaemon.db.results import ObjectRow, objects_by_result
 from meddaemon.domain.codes import CERTAINTY_OF_FINDING, MILLILITRE, VOLUME
 from meddaemon.domain.filters import Measured
 from meddaemon.domain.result import ResultStatus
 
 _job, _result, _study = tables.job, tables.result, tables.study
 _CHUNK = 500
-"""How many studies are asked for at once: databases take only so many parameters."""
+"""How many studies or results are asked for at once: databases take only so many parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,23 +72,30 @@ def outcomes(connection: Connection, model: str, *, version: str | None = None) 
     )
     if version is not None:
         statement = statement.where(_result.c.model_version == version)
-    return [
-        Outcome(
-            result_id=row.id,
-            created_at=row.created_at,
-            study_id=row.study_id,
-            study_instance_uid=row.study_instance_uid,
-            series_instance_uid=row.series_instance_uid,
-            model=row.model,
-            model_version=row.model_version,
-            model_digest=row.model_digest,
-            status=ResultStatus(row.status),
-            reason=row.reason,
-            findings=tuple(_findings(connection, row.id)),
-            objects=tuple(objects_of(connection, row.id)),
-        )
-        for row in connection.execute(statement).all()
-    ]
+    rows = connection.execute(statement).all()
+    found: list[Outcome] = []
+    for first in range(0, len(rows), _CHUNK):
+        chunk = rows[first : first + _CHUNK]
+        ids = [row.id for row in chunk]
+        findings, objects = _findings(connection, ids), objects_by_result(connection, ids)
+        found += [
+            Outcome(
+                result_id=row.id,
+                created_at=row.created_at,
+                study_id=row.study_id,
+                study_instance_uid=row.study_instance_uid,
+                series_instance_uid=row.series_instance_uid,
+                model=row.model,
+                model_version=row.model_version,
+                model_digest=row.model_digest,
+                status=ResultStatus(row.status),
+                reason=row.reason,
+                findings=tuple(findings.get(row.id, ())),
+                objects=tuple(objects.get(row.id, ())),
+            )
+            for row in chunk
+        ]
+    return found
 
 
 def count_superseded(connection: Connection, model: str, *, version: str | None = None) -> int:
@@ -129,11 +136,12 @@ def _state(connection: Connection, model: str, study_id: int) -> str:
     return f"job {latest.id} is {latest.state}{f': {latest.reason}' if latest.reason else ''}"
 
 
-def _findings(connection: Connection, result_id: int) -> list[FoundRow]:
+def _findings(connection: Connection, result_ids: Sequence[int]) -> dict[int, list[FoundRow]]:
     finding, segment, place, measured = tables.finding, tables.segment, tables.location, tables.measurement
     rows = connection.execute(
         select(
             finding.c.id,
+            finding.c.result_id,
             finding.c.code_value,
             finding.c.code_scheme,
             finding.c.code_meaning,
@@ -153,13 +161,13 @@ def _findings(connection: Connection, result_id: int) -> list[FoundRow]:
         )
         .outerjoin(segment, segment.c.id == finding.c.segment_id)
         .outerjoin(place, place.c.finding_id == finding.c.id)
-        .where(finding.c.result_id == result_id)
+        .where(finding.c.result_id.in_(result_ids))
         .order_by(finding.c.id)
     ).all()
     values = connection.execute(
         select(measured)
         .join(finding, finding.c.id == measured.c.finding_id)
-        .where(finding.c.result_id == result_id)
+        .where(finding.c.result_id.in_(result_ids))
         .order_by(measured.c.id)
     ).all()
     numbers = {
@@ -172,12 +180,12 @@ def _findings(connection: Connection, result_id: int) -> list[FoundRow]:
         # What is derived of several shares the code of what it is derived of, and goes by its key only.
         names = (each.key,) if each.derivation_value else (each.code_value, each.code_meaning, each.key)
         all_of.setdefault(each.finding_id, []).append(Measured(names=names, value=each.value, unit=each.unit_value))
-    found = []
+    found: dict[int, list[FoundRow]] = {}
     for row in rows:
         certainty = numbers.get((row.id, CERTAINTY_OF_FINDING.value))
         low, high = ((row.low_row, row.low_column), (row.high_row, row.high_column))
         planes = (row.low_plane, row.high_plane)
-        found.append(
+        found.setdefault(row.result_id, []).append(
             FoundRow(
                 code_value=row.code_value,
                 code_scheme=row.code_scheme,

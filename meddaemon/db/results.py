@@ -377,6 +377,15 @@ def objects_of(connection: Connection, result_id: int) -> list[ObjectRow]:
     return [_object(row) for row in rows]
 
 
+def objects_by_result(connection: Connection, result_ids: Sequence[int]) -> dict[int, list[ObjectRow]]:
+    """Return the objects of results, by the number of the result."""
+    found = tables.result_object
+    objects: dict[int, list[ObjectRow]] = {}
+    for row in connection.execute(select(found).where(found.c.result_id.in_(result_ids)).order_by(found.c.id)):
+        objects.setdefault(row.result_id, []).append(_object(row))
+    return objects
+
+
 def heads(connection: Connection, *, study_id: int) -> list[ResultHead]:
     """Return the results of a study, oldest first."""
     later = _job.alias()

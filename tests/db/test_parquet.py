@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from meddaemon.cli import parquet
 from meddaemon.cli.app import app
+from meddaemon.cli.output import Format, print_rows
 from meddaemon.cli.parquet import pages
 from meddaemon.db import jobs
 from meddaemon.db.engine import Database
@@ -86,6 +88,22 @@ def test_everything_is_written_page_by_page_and_what_is_left_out_is_said(
     none = CliRunner().invoke(app, [*asked, "volume > 9 L", "-f", "csv"])
     assert none.stdout.strip().split(",") == list(rows[0])
     assert (every.stderr, lines.stderr, none.stderr) == ("", "", "")
+
+
+@dataclass(frozen=True)
+class Said:
+    text: str
+    number: float | None
+
+
+def test_no_cell_is_run_by_a_spreadsheet(capsys: pytest.CaptureFixture[str]) -> None:
+    said = ["=1+1", "+1", "-1", "@x", "\t=1", "\r=1", "\n=1", "＝1", "＋1", "－1", "＠x", "plain", "", 'a,"b']
+    print_rows([Said(text, -1.5) for text in said], {}, Format.CSV)
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out, newline="")))
+    assert [row["text"] for row in rows] == [*(f"'{text}" for text in said[:11]), *said[11:]]
+    assert {row["number"] for row in rows} == {"-1.5"}
+    print_rows([Said("=1", None)], {}, Format.JSONL)
+    assert json.loads(capsys.readouterr().out) == {"text": "=1", "number": None}
 
 
 def test_who_gets_nothing_is_told_what_may_be_wrong(config: Path) -> None:
