@@ -24,6 +24,7 @@ from meddaemon.domain.errors import InputRefused
 from meddaemon.domain.outlet import ObjectKind, SegmentationForm
 from meddaemon.domain.result import Analysis, EncodedObject, Labels, Segment
 from meddaemon.domain.volume import Geometry
+from meddaemon.results import flat
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.frames import Frame, Plane, native_bits, planes_of, run_lengths, with_frames
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
@@ -62,7 +63,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
 
 def why_no_label_map(analysis: Analysis) -> str:
     """Return why what is drawn cannot be written as a label map; "" where it can be."""
-    if analysis.is_drawn and analysis.drawn[0].overlapping:
+    if analysis.is_drawn and analysis.drawing.overlapping:
         return "segments overlap, and a label map holds one for each voxel: the BINARY Segmentation goes in its place"
     return ""
 
@@ -72,13 +73,14 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
 
     Segments that overlap each have their own frames, and Segments Overlap says so (PS3.3 C.8.20.2).
 
-    Frames lie on the planes of the source, pixel for pixel, in its Frame of Reference. Raises `InputRefused` when
-    the planes are not frames of the source, or do not lie parallel to each other.
+    Frames lie on the planes of the source, pixel for pixel, in its Frame of Reference; those of pictures on the images
+    that they name. Raises `InputRefused` when the planes are not frames of the source, or do not lie parallel to each
+    other.
     """
-    drawing, geometry = request.analysis.drawn
+    drawing = request.analysis.drawing
     described = descriptions(request)
-    omit_empty = _leaves_out_empty_frames(request.analysis)
-    if len(described) == 1:
+    omit_empty = _leaves_out_empty_frames(request)
+    if len(described) == 1 and request.analysis.geometry is not None:
         pixels = np.stack([drawing.mask(1, plane) for plane in range(drawing.shape[0])]).view(np.uint8)
         header = segmentation(request, described, pixels=pixels, omit_empty=omit_empty)
         return finish(header, request, KIND, edition=SegmentationForm.BINARY)
@@ -86,9 +88,8 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
     header.SegmentSequence = described
     header.SegmentsOverlap = "YES" if drawing.overlapping else "NO"
     one_of_several(header)
-    planes = planes_of(header)
-    drawn_on = numbered(geometry)
-    frames = _frames(request, planes, drawn_on, omit_empty=omit_empty)
+    drawn_on = numbered(request.analysis)
+    frames = _frames(request, planes(request, header), drawn_on, omit_empty=omit_empty)
     masks = (drawing.mask(frame.segment, drawn_on[frame.plane.source]) for frame in frames)
 
     def encoded(header: Dataset) -> bytes:
@@ -104,13 +105,13 @@ def encode_label_map(request: EncodingRequest) -> EncodedObject:
     0 is background. Above 255 segments they take 16 bits; OHIF (cornerstone adapters 5.14) then shows the 257th as the
     first, in BINARY too. Raises `InputRefused` as `encode_seg` does, and where segments overlap.
     """
-    drawing, geometry = request.analysis.drawn
+    drawing = request.analysis.drawing
     if why := why_no_label_map(request.analysis):
         raise InputRefused("segments_overlap", why)
     header = segmentation(request, descriptions(request), SegmentationForm.LABELMAP)
-    drawn_on = numbered(geometry)
-    planes = planes_of(header)
-    frames = [Frame(plane=plane, place=place) for place, plane in enumerate(planes, 1)]
+    drawn_on = numbered(request.analysis)
+    shown = planes(request, header)
+    frames = [Frame(plane=plane, place=place) for place, plane in enumerate(shown, 1)]
     narrow = header.BitsAllocated == 8
 
     def image(plane: Plane) -> Labels:
@@ -118,7 +119,7 @@ def encode_label_map(request: EncodingRequest) -> EncodedObject:
         return numbers.astype(np.uint8, copy=False) if narrow else numbers.astype(np.uint16, copy=False)
 
     def encoded(header: Dataset) -> bytes:
-        return with_frames(header, frames, run_lengths(map(image, planes), header))
+        return with_frames(header, frames, run_lengths(map(image, shown), header))
 
     return finish(header, request, KIND, encoded, edition=SegmentationForm.LABELMAP)
 
@@ -130,6 +131,11 @@ def one_of_several(header: Dataset) -> None:
     """
     del header.SharedFunctionalGroupsSequence[0].SegmentIdentificationSequence
     header.pop("DimensionOrganizationType", None)
+
+
+def planes(request: EncodingRequest, header: Dataset) -> list[Plane]:
+    """Return what describes the frames of each plane of the header along the stack, or of each picture."""
+    return planes_of(header) if request.analysis.geometry is not None else flat.planes_of(request)
 
 
 _TYPES = {
@@ -154,11 +160,11 @@ def segmentation(
     highdicom would compress frames with what is installed (gdcm ends the process over small ones).
     A probability is a form, too, and a kind of its own; `digest` is what its bytes depend on beside the analysis.
     """
-    contract, source = request.contract, request.source
+    contract, source, geometry = request.contract, request.source, request.analysis.geometry
     kind = form if form is ObjectKind.PROBABILITY else KIND
     named = [each for each in ("" if form in (SegmentationForm.BINARY, kind) else str(form), digest) if each]
     segmentation_type, transfer_syntax = _TYPES[form]
-    images = _images(request)
+    images = [flat.stand_in(request)] if geometry is None else _images(request)
     rows, columns = images[0].Rows, images[0].Columns
     if pixels is None:
         images = [_with(image, Rows=1, Columns=1) for image in images]
@@ -185,9 +191,12 @@ def segmentation(
     )
     for element in source.body_part:
         seg.add(element)
+    if geometry is None:
+        flat.complete(seg, request)
+    else:
+        _name_frames(seg, request)
     _name_dimensions(seg, instance_uid(request, kind, *named, "dimensions"))
-    _name_frames(seg, request)
-    if not _is_evenly_stacked(request.analysis.drawn[1]):
+    if geometry is not None and not _is_evenly_stacked(geometry):
         seg.pop("DimensionOrganizationType", None)
         seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
     seg.Rows, seg.Columns = rows, columns
@@ -201,9 +210,9 @@ def _frames(
     request: EncodingRequest, planes: Sequence[Plane], drawn_on: Mapping[tuple[str, int], int], *, omit_empty: bool
 ) -> list[Frame]:
     """Return the frames of each segment along the stack, which is the order of `planes`: of those that are drawn on."""
-    drawing, _ = request.analysis.drawn
+    areas = request.scene.areas
     every = {segment.number for segment in request.analysis.segments}
-    shown = [every.intersection(np.flatnonzero(drawing.counts(drawn_on[each.source])).tolist()) for each in planes]
+    shown = [every.intersection((np.flatnonzero(areas[drawn_on[each.source]]) + 1).tolist()) for each in planes]
     if not omit_empty or not any(shown):
         shown = [every] * len(planes)  # an object has frames
     kept = [(plane, segments) for plane, segments in zip(planes, shown, strict=True) if segments]
@@ -215,13 +224,24 @@ def _frames(
     ]
 
 
+def frame_number(request: EncodingRequest, form: str, segment: int, image: tuple[str, int]) -> int:
+    """Return which frame, from 1, of the Segmentation of pictures in a form shows a segment on a picture."""
+    pictures, areas = request.analysis.images, request.scene.areas
+    place = pictures.index(image)
+    if form == SegmentationForm.LABELMAP:
+        return place + 1
+    if not _leaves_out_empty_frames(request) or not areas.any():
+        return (segment - 1) * len(pictures) + place + 1
+    return int(np.count_nonzero(areas[:, : segment - 1]) + np.count_nonzero(areas[: place + 1, segment - 1]))
+
+
 def _images(request: EncodingRequest) -> list[Dataset]:
     """Return each plane as a single-frame image that is parallel to all others.
 
     Raises `InputRefused` when the planes are not those of the source, or when they lie across each other.
     """
-    (_, geometry), source = request.analysis.drawn, request.source
-    wanted = list(numbered(geometry))
+    source = request.source
+    wanted = list(request.analysis.images)
     if missing := [each for each in wanted if each not in source.orientations]:
         raise InputRefused(
             "frames_differ",
@@ -256,11 +276,11 @@ def _with(image: Dataset, **changes: object) -> Dataset:
 
 def _name_frames(seg: Segmentation, request: EncodingRequest) -> None:
     """Name the instances, each once, and their frames, where highdicom was given the frames as images."""
-    source, geometry = request.source, request.analysis.drawn[1]
+    source = request.source
     classes = {str(each.SOPInstanceUID): each.SOPClassUID for each in source.instances if is_multi_frame(each)}
     if not classes:
         return
-    frames = {tuple(source.positions[each].tolist()): each[1] for each in numbered(geometry)}
+    frames = {tuple(source.positions[each].tolist()): each[1] for each in request.analysis.images}
     derived = [item.DerivationImageSequence[0].SourceImageSequence[0] for item in seg.PerFrameFunctionalGroupsSequence]
     for item, image in zip(seg.PerFrameFunctionalGroupsSequence, derived, strict=True):
         if image.ReferencedSOPInstanceUID in classes:
@@ -279,10 +299,9 @@ def _once(items: Iterable[Dataset]) -> list[Dataset]:
     return list({str(item.ReferencedSOPInstanceUID): item for item in items}.values())
 
 
-def numbered(geometry: Geometry) -> dict[tuple[str, int], int]:
-    """Return the number of each plane by its SOP Instance UID and frame, in their order."""
-    sources = zip(geometry.sop_instance_uids, geometry.frame_numbers, strict=True)
-    return {source: plane for plane, source in enumerate(sources)}
+def numbered(analysis: Analysis) -> dict[tuple[str, int], int]:
+    """Return the number of each plane, or picture, by its SOP Instance UID and frame, in their order."""
+    return {image: plane for plane, image in enumerate(analysis.images)}
 
 
 def _is_evenly_stacked(geometry: Geometry) -> bool:
@@ -295,19 +314,18 @@ def _is_evenly_stacked(geometry: Geometry) -> bool:
     return bool(np.abs(positions - even).max() < _EVEN_MM and np.abs(aside).max() < _EVEN_MM)
 
 
-def _leaves_out_empty_frames(analysis: Analysis) -> bool:
+def _leaves_out_empty_frames(request: EncodingRequest) -> bool:
     """Tell whether frames without a voxel of their segment are left out.
 
     They are when there would be too many. They are, too, when all frames together end on a padding byte (PS3.5
     8.1.1) and fewer frames do not: OHIF (cornerstone adapters 5.14) takes a padded bitmap for a damaged one, which
     concerns grids like 181 x 217 whose area is no multiple of 16.
     """
-    drawing, _ = analysis.drawn
-    planes, rows, columns = drawing.shape
-    every = planes * len(analysis.segments)
+    planes, rows, columns = request.analysis.drawing.shape
+    every = planes * len(request.analysis.segments)
     if every > MOST_FRAMES or not _is_padded(every * rows * columns):
         return every > MOST_FRAMES
-    drawn = sum(int(np.count_nonzero(drawing.counts(plane)[1:])) for plane in range(planes)) or every
+    drawn = int(np.count_nonzero(request.scene.areas)) or every
     return not _is_padded(drawn * rows * columns)
 
 

@@ -13,6 +13,7 @@ from meddaemon.domain.outlet import ObjectKind, ReportForm
 from meddaemon.domain.result import REPORTED_DIGITS, EncodedObject, Finding, ResultStatus, Segment
 from meddaemon.results import report
 from meddaemon.results.gate.exam import Check, Exam
+from meddaemon.results.gate.frames import frame_table
 from meddaemon.results.gate.tree import instances_in, is_code, items_of, name_of, named
 from meddaemon.results.identity import RESEARCH_MARK, device_uid
 from meddaemon.results.report import Part
@@ -23,7 +24,12 @@ _LONGEST_DS = 16  # characters of VR DS (PS3.5 Table 6.2-1)
 _DERIVATION = ("121401", "DCM")
 _TOLERANCE_PIXELS = 1e-3  # coordinates are written in single precision
 
-_TEMPLATES: Mapping[str, str] = {Part.VOLUMES: "1411", Part.BOXES: "1410", Part.CLASSES: "1501"}
+_TEMPLATES: Mapping[str, str] = {
+    Part.VOLUMES: "1411",
+    Part.BOXES: "1410",
+    Part.CLASSES: "1501",
+    Part.AREAS: "1410",
+}
 _SOP_CLASSES: Mapping[str, str] = {
     ReportForm.COMPREHENSIVE_3D: Comprehensive3DSRStorage,
     ReportForm.COMPREHENSIVE: ComprehensiveSRStorage,
@@ -60,9 +66,9 @@ def _name(exam: Exam, encoded: EncodedObject, _: Dataset) -> Iterator[str]:
     wanted = set()
     for part in report.parts_of(exam.request, segmented=bool(segs)):
         for edition in exam.request.editions:
-            if part is not Part.VOLUMES:
+            if part not in report.ON_SEGMENTS:
                 wanted.add((str(part), str(edition.report)))
-            for seg in segs if part is Part.VOLUMES else ():
+            for seg in segs if part in report.ON_SEGMENTS else ():
                 if seg.edition in edition.parts:
                     wanted.add((str(part), report.edition_of(seg, edition.report)))
     found = {(each.part, each.edition) for each in documents}
@@ -221,7 +227,10 @@ def _group(exam: Exam, encoded: EncodedObject, group: Dataset, entry: Entry) -> 
     yield from _laterality(group, segment)
     yield from _measurements(group, finding)
     if encoded.part == Part.VOLUMES and segment is not None:
-        yield from _referenced_segment(exam, encoded, group, segment)
+        yield from _referenced_segment(exam, encoded, group, segment, "121191")
+    elif encoded.part == Part.AREAS and segment is not None:
+        yield from _referenced_segment(exam, encoded, group, segment, "121214")
+        yield from _shown(exam, encoded, group, segment, finding)
     elif encoded.part == Part.BOXES:
         yield from _region(exam, group, finding)
     else:
@@ -305,8 +314,10 @@ def _image(exam: Exam, reference: Dataset, wanted: tuple[str, int]) -> Iterator[
         yield f"lies on frame {frame}, not {number}"
 
 
-def _referenced_segment(exam: Exam, encoded: EncodedObject, group: Dataset, segment: Segment) -> Iterator[str]:
-    images = [item.ReferencedSOPSequence[0] for item in named(group, ("121191", "DCM"))]
+def _referenced_segment(
+    exam: Exam, encoded: EncodedObject, group: Dataset, segment: Segment, name: str
+) -> Iterator[str]:
+    images = [item.ReferencedSOPSequence[0] for item in named(group, (name, "DCM"))]
     wanted = exam.referred(ObjectKind.SEG, encoded)
     if wanted is None or len(images) != 1 or str(images[0].ReferencedSOPInstanceUID) != wanted.sop_instance_uid:
         yield "does not refer to the SEG"
@@ -317,6 +328,22 @@ def _referenced_segment(exam: Exam, encoded: EncodedObject, group: Dataset, segm
     written = {item.SegmentNumber: item for item in exam.datasets[wanted.name].get("SegmentSequence", ())}
     if number not in written or not is_code(written[number].get("SegmentedPropertyTypeCodeSequence"), segment.type):
         yield f"segment {number} is not in the SEG as {segment.type}"
+
+
+def _shown(exam: Exam, encoded: EncodedObject, group: Dataset, segment: Segment, finding: Finding) -> Iterator[str]:
+    """Hold the frame of the SEG that a group is about against the picture of its finding."""
+    wanted, about = exam.referred(ObjectKind.SEG, encoded), finding.source or ("", 0)
+    (reference,) = [item.ReferencedSOPSequence[0] for item in named(group, ("121214", "DCM"))]
+    (source,) = [item.ReferencedSOPSequence[0] for item in named(group, ("121233", "DCM"))]
+    yield from _image(exam, source, about)
+    number = int(reference.ReferencedFrameNumber)
+    if wanted is None:
+        return
+    frames = frame_table(exam, wanted.name)
+    if not 1 <= number <= len(frames):
+        yield f"refers to frame {number} of {len(frames)}"
+    elif frames.sources[number - 1] != about or frames.segments[number - 1] not in (0, segment.number):
+        yield f"refers to frame {number}, which does not show segment {segment.number} on {about}"
 
 
 def _measurements(group: Dataset, finding: Finding) -> Iterator[str]:
