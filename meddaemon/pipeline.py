@@ -7,7 +7,7 @@ findings, outbox rows and the job's completion. Delivery drains the outbox on it
 import errno
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,9 +29,9 @@ from meddaemon.domain.errors import (
     NotFound,
     StudyHeld,
 )
-from meddaemon.domain.outlet import Edition, ObjectKind, SegmentationForm
+from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.picture import Pictures, Signal
-from meddaemon.domain.result import Analysis, Artefact, EncodedObject, Prediction, ResultStatus
+from meddaemon.domain.result import Analysis, Artefact, EncodedObject, LeftOut, Prediction, ResultStatus
 from meddaemon.domain.rules import FORCED, Rule
 from meddaemon.domain.schedule import patience
 from meddaemon.domain.series import Study
@@ -53,9 +53,8 @@ from meddaemon.results import nifti
 from meddaemon.results.commitment import report
 from meddaemon.results.delivery import Retry
 from meddaemon.results.dimse import Problem, RemoteEntity
-from meddaemon.results.encoding import EncodingRequest, ObjectReference, encode, why_not
+from meddaemon.results.encoding import EncodingRequest, ObjectReference, encode
 from meddaemon.results.query import count_instances
-from meddaemon.results.seg import why_no_label_map
 from meddaemon.results.transport import Verdict
 from meddaemon.telemetry import log
 
@@ -413,7 +412,9 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
         believed = analysis.status is ResultStatus.PLAUSIBLE
         analysis = replace(analysis, status=ResultStatus.IMPLAUSIBLE if believed else analysis.status, reason=reason)
     # Of everything, also of what nobody believes: a destination says which results it takes.
-    objects = _encoded(settings, contract, inputs, analysis, predecessors, shown)
+    left_out: list[LeftOut] = []
+    objects = _encoded(settings, contract, inputs, analysis, predecessors, shown, left_out)
+    not_carried = {f"left out {each.what}": each.why for each in left_out}
     stored = [_store(settings, staging, encoded) for encoded in objects]
     kept = [_keep(settings, staging, artefact, analysis) for artefact in analysis.artefacts]
     seconds = {**prediction.seconds, "encode": time.monotonic() - started}
@@ -429,7 +430,7 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
             provenance={
                 **prediction.provenance,
                 **_admitted_by_force(contract),
-                **_not_encoded(analysis, settings.editions),
+                **not_carried,
             },
             seconds=seconds,
             outlets=settings.outlets,
@@ -438,6 +439,7 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
         reach("recording")
     reach("recorded")
     said = {"status": analysis.status.value, "reason": analysis.reason, "objects": [each.kind for each in objects]}
+    said["left_out"] = [f"{each.what}: {each.why}" for each in left_out]
     _log.info("result", job=job.id, kind=contract.kind.value, **said, **seconds)
 
 
@@ -448,8 +450,9 @@ def _encoded(
     analysis: Analysis,
     predecessors: Sequence[ObjectRow],
     shown: Volume | Pictures | None,
+    left_out: list[LeftOut],
 ) -> tuple[EncodedObject, ...]:
-    """Return the objects of a result, which lies on the first input of the model."""
+    """Return the objects of a result, which lies on the first input of the model; note what is `left_out` of them."""
     first, *others = (inputs[each.slot] for each in contract.inputs)
     return encode(
         EncodingRequest(
@@ -471,7 +474,9 @@ def _encoded(
                 for each in predecessors
                 if each.kind == ObjectKind.SR
             ),
-        )
+            in_source_set=settings.delivery.charset == "source",
+        ),
+        left_out.append,
     )
 
 
@@ -521,13 +526,6 @@ def _contract(settings: Settings, job: Job) -> ModelContract:
 
 def _admitted_by_force(contract: ModelContract) -> dict[str, str]:
     return {"admitted_by_force": contract.admission.forced} if contract.admission.forced else {}
-
-
-def _not_encoded(analysis: Analysis, editions: Iterable[Edition]) -> dict[str, str]:
-    said = {"not_encoded": why_not(analysis)}
-    if any(each.segmentation is SegmentationForm.LABELMAP for each in editions):
-        said["no_label_map"] = why_no_label_map(analysis)
-    return {what: why for what, why in said.items() if why}
 
 
 def _input_files(settings: Settings, job: Job) -> dict[str, list[Path]]:

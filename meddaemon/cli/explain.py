@@ -226,8 +226,9 @@ def _results(connection: Connection, study_id: int, outlets: Mapping[str, Outlet
 
 def _carried(connection: Connection, head: results.ResultHead, outlets: Mapping[str, Outlet]) -> Iterator[str]:
     """Yield what carries a result: its objects, what is kept beside them, and where the objects went."""
-    if why := head.provenance.get("not_encoded"):
-        yield f"    no Segmentation carries it: {why}"
+    for what, why in head.provenance.items():
+        if what.startswith("left out "):
+            yield f"    {shown(what)}: {shown(why)}"
     for item in results.objects_of(connection, head.id):
         name = " ".join(filter(None, (item.kind, item.part, item.edition)))
         yield f"    {name} {item.sop_instance_uid}, {item.size} bytes"

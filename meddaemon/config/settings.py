@@ -209,9 +209,13 @@ class WorkerSettings(Section):
 
 
 class DeliverySettings(Section):
-    """The SCU that sends results."""
+    """The SCU that sends results.
+
+    `charset` is that of results: ISO_IR 192, or that of their source where it has all of their text.
+    """
 
     ae_title: AeTitle = "MEDDAEMON"
+    charset: Literal["utf-8", "source"] = "utf-8"
     lease_seconds: Seconds = 300.0
     backoff_seconds: Seconds = 10.0
     maximum_backoff_seconds: Seconds = 3600.0

@@ -338,6 +338,14 @@ class Analysis:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """What was asked for, or might be looked for, and is not in the objects of a result: `PM map 2`, and why."""
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncodedObject:
     """One DICOM result object, encoded as a Part 10 file.
 

@@ -1,15 +1,19 @@
 """The encoders in the order in which they run: a later one may refer to what an earlier one wrote."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
+
+from pydicom import dcmread
 
 from meddaemon.domain.outlet import ObjectKind
-from meddaemon.domain.result import Analysis, EncodedObject
+from meddaemon.domain.result import EncodedObject, LeftOut
 from meddaemon.results import capture, paper, parametric, presentation, probability, report, seg, selection, structure
 from meddaemon.results.gate import check
 from meddaemon.results.request import EncodingRequest, ObjectReference
+from meddaemon.results.texts import character_sets_of
 
-__all__ = ["ENCODERS", "EncodingRequest", "ObjectReference", "encode", "why_not"]
+__all__ = ["ENCODERS", "EncodingRequest", "ObjectReference", "encode"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +21,11 @@ class Encoder:
     """Writes one kind of object."""
 
     kind: ObjectKind
-    encode: Callable[[EncodingRequest, Sequence[EncodedObject]], Iterable[EncodedObject]]
-    """Yields what there is to write of its kind, nothing where there is nothing; given the objects before it."""
+    encode: Callable[[EncodingRequest, Sequence[EncodedObject]], Iterable[EncodedObject | LeftOut]]
+    """Yields what there is to write of its kind, and what there is not, with the reason; given the objects before it.
+
+    Of a kind of which nothing is written a reason is given.
+    """
 
 
 ENCODERS: tuple[Encoder, ...] = (
@@ -36,22 +43,36 @@ ENCODERS: tuple[Encoder, ...] = (
 """Every kind of result object, in the order of what refers to what."""
 
 
-def why_not(analysis: Analysis) -> str:
-    """Return why there is no Segmentation of what a model has drawn; "" where there is one, or nothing was drawn."""
-    if analysis.segments and not analysis.is_drawn:
-        return "segments on pictures, which have no place in the patient, are measured only"
-    return ""
-
-
-def encode(request: EncodingRequest) -> tuple[EncodedObject, ...]:
+def encode(
+    request: EncodingRequest, left_out: Callable[[LeftOut], object] = lambda _: None
+) -> tuple[EncodedObject, ...]:
     """Write the objects of an analysis that are asked for, in every edition, and let them pass the gate.
 
-    Raises `ObjectRefusedByGate` when what was written contradicts its source, `ContradictoryIdentity` or another
+    `left_out` is told what is not in them although it was asked for, or stood in the source, and why. Raises
+    `ObjectRefusedByGate` when what was written contradicts its source, `ContradictoryIdentity` or another
     `InputRefused` when the source cannot carry a result.
     """
     objects: list[EncodedObject] = []
     for encoder in ENCODERS:
         if encoder.kind in request.kinds:
-            objects.extend(encoder.encode(request, tuple(objects)))
+            for made in encoder.encode(request, tuple(objects)):
+                if isinstance(made, LeftOut):
+                    left_out(made)
+                else:
+                    objects.append(made)
     check(objects, request)
+    for each in _not_carried(request, objects):
+        left_out(each)
     return tuple(objects)
+
+
+def _not_carried(request: EncodingRequest, objects: Iterable[EncodedObject]) -> Iterator[LeftOut]:
+    """Yield what no object carries of the source: attributes that cannot be written, and its character set."""
+    for keyword in request.source.left_out:
+        yield LeftOut(what=f"{keyword} of the source", why="some or all of its value cannot be written")
+    wanted = request.character_sets
+    for each in objects:
+        header = dcmread(BytesIO(each.content), stop_before_pixels=True, specific_tags=["SpecificCharacterSet"])
+        if character_sets_of(header) != wanted:
+            why = "it has no code for some of the text, so this object is in ISO_IR 192"
+            yield LeftOut(what=f"the character set {wanted} in {each.name}", why=why)

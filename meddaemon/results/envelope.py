@@ -12,10 +12,12 @@ from pydicom.sr.coding import Code
 from pydicom.uid import UID, GrayscaleSoftcopyPresentationStateStorage, RTStructureSetStorage
 
 from meddaemon import __version__
+from meddaemon.domain.character_sets import UTF_8
 from meddaemon.domain.result import EncodedObject
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID, IMPLEMENTATION_VERSION_NAME
 from meddaemon.results.identity import MANUFACTURER, device_uid, long_string, series_description
 from meddaemon.results.request import EncodingRequest
+from meddaemon.results.texts import say
 
 
 def software_versions(request: EncodingRequest) -> tuple[str, ...]:
@@ -57,7 +59,7 @@ def finish(
     source = request.source
     for element in source.header:
         obj.add(deepcopy(element))
-    obj.SpecificCharacterSet = "ISO_IR 192"
+    obj.SpecificCharacterSet = UTF_8
     obj.SeriesDescription = series_description(request)
     obj.InstanceCreationDate, obj.InstanceCreationTime = source.moment
     obj.SeriesDate, obj.SeriesTime = source.moment
@@ -69,6 +71,8 @@ def finish(
     obj.ContributingEquipmentSequence = _contributing_equipment(request)
     if schemes := _private_schemes(request):
         obj.CodingSchemeIdentificationSequence = schemes
+    if request.in_source_set:
+        say(obj, request.character_sets)
     obj.file_meta.ImplementationClassUID = UID(IMPLEMENTATION_CLASS_UID)
     obj.file_meta.ImplementationVersionName = IMPLEMENTATION_VERSION_NAME
     return EncodedObject(

@@ -55,7 +55,9 @@ def long_string(text: str) -> str:
 def _origin(request: EncodingRequest) -> tuple[str, ...]:
     source, contract = request.source, request.contract
     inputs = digest_of(*sorted({uid for series in source.inputs for uid in series.sop_instance_uids}))
-    return (source.study_instance_uid, inputs, contract.name, contract.version, contract.digest, request.configuration)
+    origin = (source.study_instance_uid, inputs, contract.name, contract.version, contract.digest)
+    # The same result in another character set is other bytes.
+    return (*origin, request.configuration, *(("in the character set of the source",) if request.in_source_set else ()))
 
 
 def _digest(analysis: Analysis) -> str:

@@ -13,7 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from meddaemon.domain.codes import STANDARD_DEVIATION, Code
 from meddaemon.domain.outlet import ObjectKind
-from meddaemon.domain.result import Artefact, ArtefactKind, EncodedObject
+from meddaemon.domain.result import Artefact, ArtefactKind, EncodedObject, LeftOut
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
@@ -30,23 +30,30 @@ QUANTITIES: Mapping[ArtefactKind, Code] = {
 }
 
 
-def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject]:
+def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject | LeftOut]:
     """Yield a map for each artefact that lies on the volume and is not too large; part `map 2` is of the second."""
+    if not request.analysis.artefacts:
+        yield LeftOut(what=KIND, why="nothing explains the answer: no saliency, probability or spread was kept")
     for number, artefact in enumerate(request.analysis.artefacts, 1):
-        if is_mapped(request, artefact):
-            yield finish(_map(request, artefact, number), request, KIND, part=f"map {number}")
+        part = f"map {number}"
+        if why := why_not(request, artefact):
+            yield LeftOut(what=f"{KIND} {part}", why=f"{artefact.name}: {why}")
+        else:
+            yield finish(_map(request, artefact, number), request, KIND, part=part)
 
 
-def is_mapped(request: EncodingRequest, artefact: Artefact) -> bool:
-    """Return whether there is a map of an artefact: pictures have no place in the patient, which a map must have."""
-    geometry = request.analysis.geometry
-    return (
-        geometry is not None
-        and artefact.source is None
-        and artefact.values.shape == geometry.shape
-        and artefact.values.size * 4 <= MOST_BYTES
-        and planes_of(request) is not None
-    )
+def why_not(request: EncodingRequest, artefact: Artefact) -> str:
+    """Return why there is no map of an artefact; "" where there is one."""
+    geometry, size = request.analysis.geometry, artefact.values.size * 4
+    if geometry is None or artefact.source is not None:
+        return "it lies on pictures, which have no place in the patient"
+    if artefact.values.shape != geometry.shape:
+        return "it does not lie on the voxels of the source"
+    if size > MOST_BYTES:
+        return f"its values take {size} bytes, and a map may have {MOST_BYTES}"
+    if planes_of(request) is None:
+        return "images of the source show no plane of the volume, or are frames of several instances"
+    return ""
 
 
 def planes_of(request: EncodingRequest) -> list[int] | None:

@@ -11,7 +11,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 
 from meddaemon.domain.outlet import ObjectKind
-from meddaemon.domain.result import EncodedObject
+from meddaemon.domain.result import EncodedObject, LeftOut
 from meddaemon.results.envelope import finish
 from meddaemon.results.identity import RESEARCH_MARK, long_string
 from meddaemon.results.request import EncodingRequest
@@ -29,12 +29,16 @@ _Image = tuple[str, int]
 _Drawn = tuple[Mark, list[NDArray[np.float64]]]
 
 
-def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject]:
+def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject | LeftOut]:
     """Yield one presentation of the grey images on which anything is shown; of colour images there is none."""
     marks = drawn_on(request)
     shown = list(marks)
     if not shown:
+        yield LeftOut(what=KIND, why="nothing is shown on a grey image")
         return
+    if left := len({image for mark in request.scene.marks for image in request.scene.images_of(mark)}) - len(shown):
+        why = f"there are too many, too much is drawn on them, or they are not grey as the other {len(shown)} are"
+        yield LeftOut(what=f"{KIND} on {left} images", why=why)
     obj = begin(request, KIND, GrayscaleSoftcopyPresentationStateStorage, "PR")
     obj.PresentationCreationDate, obj.PresentationCreationTime = request.source.moment
     obj.ContentLabel = "AI_FINDINGS"

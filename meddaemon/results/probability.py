@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 
 from meddaemon.domain.outlet import ObjectKind
-from meddaemon.domain.result import Analysis, ArtefactKind, EncodedObject, Segment
+from meddaemon.domain.result import Analysis, ArtefactKind, EncodedObject, LeftOut, Segment
 from meddaemon.results.envelope import finish
 from meddaemon.results.frames import Frame, run_lengths, with_frames
 from meddaemon.results.request import EncodingRequest
@@ -24,7 +24,7 @@ Planes: TypeAlias = Values | Sequence[Values]
 """Of one segment: [plane, row, column] of a volume, or [row, column] of each picture."""
 
 
-def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject]:
+def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject | LeftOut]:
     """Yield one object of all probabilities that were kept of segments, if any were.
 
     Segments are described as in the Segmentation of the labels, tracking included, and numbered from 1 in its order.
@@ -32,6 +32,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     """
     kept = kept_of(request.analysis)
     if not kept:
+        yield LeftOut(what=ObjectKind.PROBABILITY, why="of no segment the probability of every voxel was kept")
         return
     described = [describe(replace(segment, number=number), request) for number, (segment, _) in enumerate(kept, 1)]
     digest = _digest([values for _, values in kept])

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from meddaemon.domain.character_sets import UTF_8, CharacterSets
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.outlet import Edition, ObjectKind, go_together
 from meddaemon.domain.picture import Pictures
@@ -34,7 +35,9 @@ class EncodingRequest:
     SeriesNumber that the results take (one each), apart from the numbers scanners use. `configuration` is entropy
     for the UIDs: whatever besides input and model may change the result. `predecessors` are the reports that these
     replace, when a late instance made the study run again. `editions` and `kinds` are what is asked for: what every
-    destination together takes. `shown` is the input that the result lies on, None where it is not in memory any more.
+    destination together takes. With `in_source_set` text is written in the character set of the source where that has
+    all of it, else in ISO_IR 192. `shown` is the input that the result lies on, None where it is not in memory
+    any more.
     """
 
     analysis: Analysis
@@ -47,6 +50,13 @@ class EncodingRequest:
     kinds: frozenset[str] = frozenset({ObjectKind.SEG, ObjectKind.SR})
     shown: Volume | Pictures | None = None
     others: Sequence[Sequence[Path]] = ()
+    in_source_set: bool = False
+
+    @property
+    def character_sets(self) -> CharacterSets:
+        """In which text is to be written: an object of which these lack a character is written in ISO_IR 192."""
+        wanted = self.source.character_sets
+        return wanted if self.in_source_set and wanted.is_known else CharacterSets((UTF_8,))
 
     @cached_property
     def source(self) -> SourceSeries:

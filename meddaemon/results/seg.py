@@ -22,7 +22,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
 from meddaemon.domain.outlet import ObjectKind, SegmentationForm
-from meddaemon.domain.result import Analysis, EncodedObject, Labels, Segment
+from meddaemon.domain.result import Analysis, EncodedObject, Labels, LeftOut, Segment
 from meddaemon.domain.volume import Geometry
 from meddaemon.results import flat
 from meddaemon.results.envelope import device_serial_number, finish
@@ -43,22 +43,33 @@ thinking; beyond it (whole-body models: 100 segments x 500 planes) empty frames 
 gigabytes of zeros."""
 
 
-def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject]:
+def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject | LeftOut]:
     """Yield the Segmentation of what is drawn, if anything is, in each form that is asked for.
 
     Segments that overlap cannot be one label map. Their BINARY Segmentation then is that of every edition.
     """
-    if not request.analysis.is_drawn:
+    if why := why_not(request.analysis):
+        yield LeftOut(what=KIND, why=why)
         return
     forms = {edition.segmentation for edition in request.editions}
     if SegmentationForm.LABELMAP not in forms:
         yield encode_seg(request)
-    elif why_no_label_map(request.analysis):
+    elif why := why_no_label_map(request.analysis):
+        yield LeftOut(what=f"{KIND} {SegmentationForm.LABELMAP}", why=why)
         yield replace(encode_seg(request), edition="")
     else:
         if SegmentationForm.BINARY in forms:
             yield encode_seg(request)
         yield encode_label_map(request)
+
+
+def why_not(analysis: Analysis) -> str:
+    """Return why there is no Segmentation; "" where there is one."""
+    if analysis.is_drawn:
+        return ""
+    if analysis.segments:
+        return "segments on pictures, which have no place in the patient, are measured only"
+    return "nothing was drawn"
 
 
 def why_no_label_map(analysis: Analysis) -> str:

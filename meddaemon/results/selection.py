@@ -1,6 +1,7 @@
 """Key Object Selections: the slices that matter, and the manifest of a run (PS3.3 A.35.4, PS3.16 TID 2010)."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
 
 from pydicom.dataset import Dataset
 from pydicom.uid import (
@@ -12,7 +13,7 @@ from pydicom.uid import (
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.outlet import Edition, ObjectKind, go_together
-from meddaemon.domain.result import EncodedObject
+from meddaemon.domain.result import EncodedObject, LeftOut
 from meddaemon.results.envelope import finish
 from meddaemon.results.identity import RESEARCH_MARK, device_uid, long_string
 from meddaemon.results.request import EncodingRequest
@@ -41,14 +42,20 @@ _NO_IMAGES = frozenset(
 )
 
 
-def encode(request: EncodingRequest, before: Sequence[EncodedObject]) -> Iterator[EncodedObject]:
+def encode(request: EncodingRequest, before: Sequence[EncodedObject]) -> Iterator[EncodedObject | LeftOut]:
     """Yield the key images, where anything is shown on images, and one manifest for each edition.
 
     A manifest names every object of the run that is of its edition, the key images among them; so this encoder is
     the last one.
     """
     written = list(before)
-    if images := key_images(request):
+    images = key_images(request)
+    if not images:
+        yield LeftOut(what=f"{KIND} {KEY}", why="nothing is shown on an image")
+    if len(images) > MOST_IMAGES:
+        why = f"nobody looks at more than {MOST_IMAGES}"
+        yield LeftOut(what=f"{KIND} {KEY} of {len(images) - MOST_IMAGES} images", why=why)
+    if images := images[:MOST_IMAGES]:
         key = _key(request, images)
         written.append(key)
         yield key
@@ -73,7 +80,7 @@ def key_images(request: EncodingRequest) -> list[tuple[tuple[str, int], list[str
     named: dict[tuple[str, int], list[str]] = {}
     for image, name in shown:
         named.setdefault(image, []).append(name)
-    return [(image, list(dict.fromkeys(names))) for image, names in named.items()][:MOST_IMAGES]
+    return [(image, list(dict.fromkeys(names))) for image, names in named.items()]
 
 
 def objects_of(written: Iterable[EncodedObject], edition: Edition) -> list[EncodedObject]:
@@ -126,7 +133,7 @@ def _document(
     obj = begin(request, KIND, KeyObjectSelectionDocumentStorage, "KO", ordinal, number=number)
     obj.ReferencedPerformedProcedureStepSequence = []
     if request.source.requests:
-        obj.ReferencedRequestSequence = list(request.source.requests)
+        obj.ReferencedRequestSequence = deepcopy(list(request.source.requests))
     obj.CurrentRequestedProcedureEvidenceSequence = evidence(request, referred)
     obj.ValueType = "CONTAINER"
     obj.ConceptNameCodeSequence = [code_item(title)]

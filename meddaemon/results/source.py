@@ -2,9 +2,10 @@
 
 A result inherits patient and study from the images it was computed on (PS3.3 A.51, A.35.13: same Patient and Study
 IE). Real headers lack type 2 attributes, carry retired dates, odd character sets and values that no writer accepts,
-so nothing is handed on as it stands: everything is decoded to Unicode, and a value that cannot be written becomes
-empty (type 2) or is left out (type 3). Text that can be written is copied as it is, even where it is too long for
-its VR: archives match patients and orders on the exact value.
+so nothing is handed on as it stands: everything is decoded to Unicode, a value of another notation that can mean one
+thing only is written in that of its VR (`1970.01.31`, `53Y`), and one that cannot be written becomes empty (type 2) or
+is left out (type 3), which is said. Text that can be written is copied as it is, even where it is too long for its VR:
+archives match patients and orders on the exact value, and studies on their UID, valid or not.
 """
 
 import re
@@ -22,8 +23,8 @@ import numpy as np
 from highdicom._standard_utils import get_sop_class_iod_map
 from numpy.typing import NDArray
 from pydicom import config, dcmread
-from pydicom.datadict import dictionary_VM, keyword_for_tag, tag_for_keyword
-from pydicom.dataelem import DataElement
+from pydicom.datadict import dictionary_VM, dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.dataelem import DataElement, empty_value_for_VR
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.multival import MultiValue
@@ -34,10 +35,12 @@ from pydicom.uid import (
     UltrasoundMultiFrameImageStorage,
     XRayAngiographicImageStorage,
 )
-from pydicom.valuerep import VR, validate_value
+from pydicom.valuerep import VR, format_number_as_ds, validate_value
 
+from meddaemon.domain.character_sets import CharacterSets
 from meddaemon.domain.errors import ContradictoryIdentity, InputRefused
 from meddaemon.domain.volume import Geometry
+from meddaemon.results.texts import character_sets_of, understood
 
 TYPE_2 = (
     "PatientName",
@@ -175,8 +178,12 @@ _REQUEST = (
     "RequestedProcedureID",
     "RequestedProcedureDescription",
     "RequestedProcedureCodeSequence",
+    "ReasonForTheRequestedProcedure",
+    "ReasonForRequestedProcedureCodeSequence",
     "PlacerOrderNumberImagingServiceRequest",
+    "OrderPlacerIdentifierSequence",
     "FillerOrderNumberImagingServiceRequest",
+    "OrderFillerIdentifierSequence",
 )
 _MOMENTS = (
     ("ContentDate", "ContentTime"),
@@ -256,11 +263,14 @@ _OF_THE_STUDY = ("PatientID", "IssuerOfPatientID", "StudyInstanceUID")
 
 # VRs whose values have a grammar (PS3.5 Table 6.2-1); all other VRs hold free text or sequences here.
 _GRAMMAR = frozenset({VR.AE, VR.AS, VR.CS, VR.DA, VR.DS, VR.DT, VR.IS, VR.TM, VR.UI, VR.UR})
-_NUMERIC = frozenset({VR.FD, VR.FL, VR.SL, VR.SS, VR.SV, VR.UL, VR.US, VR.UV})
+_REAL = frozenset({VR.FD, VR.FL})
+_NUMERIC = frozenset({*_REAL, VR.SL, VR.SS, VR.SV, VR.UL, VR.US, VR.UV})
 _WAVEFORM_STORAGE = "1.2.840.10008.5.1.4.1.1.9."
 """What the UIDs of all waveform storage classes begin with (PS3.4 B.5)."""
+_LONGEST_DS = 16
 _PATIENT_SEXES = frozenset({"M", "F", "O"})
-_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1a\x1c-\x1f\x7f\ufffd]")
+_CONTROL = re.compile("[\x00-\x08\x0b\x0e-\x1f\x7f\ufffd]")
+_NOT_A_UID = re.compile(r"[^!-\[\]-~]")
 _TIME = re.compile(r"(\d{2})(\d{2})?(\d{2})?(?:\.(\d{1,6}))?")
 
 
@@ -316,7 +326,8 @@ class SourceSeries(InputSeries):
 
     `header` holds the inherited attributes, `body_part` BodyPartExamined where it is usable,
     `equipment` the acquisition device, `requests` the items for Referenced Request Sequence (PS3.3 C.17.2), of all
-    inputs, each once: all normalised, in Unicode, to be written as ISO_IR 192. `instances` are the images that the
+    inputs, each once: all normalised, in Unicode. `character_sets` are those of the header as it was read, `left_out`
+    the attributes of it that cannot be written, by keyword. `instances` are the images that the
     result lies on, in plane order (one item when the source is multi-frame), pictures in the order of their instance
     numbers. `others` are the further inputs of the model. `moment` is the latest date and time that any input carries.
     """
@@ -327,6 +338,8 @@ class SourceSeries(InputSeries):
     requests: tuple[Dataset, ...]
     moment: Moment
     series_number: int | None
+    character_sets: CharacterSets
+    left_out: tuple[str, ...]
     others: tuple[InputSeries, ...] = ()
 
     @property
@@ -442,6 +455,8 @@ def read_source(
             moment=_latest_moment([*datasets, *(each for series in further for each in series)]),
             modality=_modality(first),
             series_number=_whole_number(first, "SeriesNumber"),
+            character_sets=character_sets_of(first),
+            left_out=tuple(_lost(first, header)),
             others=tuple(
                 InputSeries(
                     instances=tuple(_bare(each) for each in _in_order_of_pictures(series)),
@@ -460,7 +475,7 @@ def is_waveform(instance: Dataset) -> bool:
 
 def _read(path: Path) -> Dataset:
     try:
-        return dcmread(path, stop_before_pixels=True, specific_tags=_READ)
+        return understood(dcmread(path, stop_before_pixels=True, specific_tags=_READ))
     except InvalidDicomError as error:
         raise InputRefused("unreadable_source", f"{path.name} is not a DICOM file") from error
 
@@ -536,52 +551,93 @@ def _normalised(dataset: Dataset, keywords: Sequence[str], *, keep_empty: bool =
     """Return a new data set with those of the attributes that can be written; private ones never."""
     result = Dataset()
     for element in _elements(dataset, keywords):
-        value = _normalised_value(element)
+        vr = _vr_of(element)
+        value = None if element.is_empty else _normalised_value(element, vr)
         if value is not None or (keep_empty and element.is_empty):
-            result.add(DataElement(element.tag, element.VR, value, validation_mode=config.IGNORE))
+            written = empty_value_for_VR(vr) if value is None else value
+            result.add(DataElement(element.tag, vr, written, validation_mode=config.IGNORE))
     return result
 
 
-def _normalised_value(element: DataElement) -> Any:
+def _lost(dataset: Dataset, header: Dataset) -> Iterator[str]:
+    """Yield the inherited attributes that have a value, or items, which a header does not carry."""
+    readable = {element.keyword: element for element in _elements(dataset, INHERITED)}
+    for keyword in INHERITED:
+        found, kept = readable.get(keyword), header.get_item(keyword)
+        items = found is not None and found.VR == VR.SQ and kept is not None and len(found.value) != len(kept.value)
+        if keyword in dataset and (found is None or (not found.is_empty and (kept is None or kept.is_empty)) or items):
+            yield keyword
+
+
+def _vr_of(element: DataElement) -> str:
+    """Return the VR that an attribute has, whatever the source says."""
+    vr = dictionary_VR(element.tag)
+    return str(element.VR) if " or " in vr else vr
+
+
+def _normalised_value(element: DataElement, vr: str) -> Any:
     """Return what to write for an element: its value in Unicode, or None when it cannot be written."""
-    if element.VR == VR.SQ:
-        items = [item for item in map(_normalised_item, element.value or ()) if _is_complete(element.keyword, item)]
-        return items or None
-    if element.is_empty:
-        return None
-    if element.VR in _NUMERIC:
-        return element.value
+    if VR.SQ in (vr, element.VR):
+        items = map(_normalised_item, element.value) if vr == element.VR else ()
+        return [item for item in items if _is_complete(element.keyword, item)] or None
     many = isinstance(element.value, MultiValue | list | tuple)
-    values = [str(value) for value in (element.value if many else [element.value])]
-    if not _is_writable(element, values):
+    found = list(element.value) if many else [element.value]
+    if any(isinstance(value, bytes) for value in found):
+        return None
+    if vr in _NUMERIC:
+        try:
+            found = [float(value) if vr in _REAL else int(value) for value in found]
+        except ValueError:
+            return None
+        return found if many else found[0]
+    values = [_in_notation(vr, str(value)) for value in found]
+    if not _is_writable(element, vr, values):
         return None
     return values if many else values[0]
+
+
+def _in_notation(vr: str, value: str) -> str:
+    """Return a value in the notation of its VR where another one is used that can mean nothing else."""
+    if vr == VR.DA and re.fullmatch(r"\d{4}([.-])\d\d\1\d\d", value):
+        return value.replace(value[4], "")
+    if vr == VR.TM and re.fullmatch(r"\d\d:\d\d(:\d\d(\.\d{1,6})?)?", value):
+        return value.replace(":", "")
+    if vr == VR.AS and re.fullmatch(r"\d{1,2}[DWMY]", value):
+        return value.zfill(4)
+    if vr == VR.DS and len(value) > _LONGEST_DS:
+        return format_number_as_ds(float(value))
+    return value.strip().upper() if vr == VR.CS else value
 
 
 def _normalised_item(item: Dataset) -> Dataset:
     # Not by iterating the item: that converts every value, and some cannot be converted.
     keywords = [keyword_for_tag(tag) for tag in item.keys() if not tag.is_private]  # noqa: SIM118
-    return _normalised(item, [keyword for keyword in keywords if keyword not in ("", "SpecificCharacterSet")])
+    return _normalised(
+        item, [keyword for keyword in keywords if keyword not in ("", "SpecificCharacterSet")], keep_empty=True
+    )
 
 
 def _is_complete(keyword: str, item: Dataset) -> bool:
     """Tell whether an item says what it must: an incomplete code is worse than none."""
     if keyword.endswith("CodeSequence"):
-        coded = any(name in item for name in ("CodeValue", "LongCodeValue", "URNCodeValue"))
-        return coded and "CodeMeaning" in item and ("CodingSchemeDesignator" in item or "URNCodeValue" in item)
-    return len(item) > 0
+        coded = any(item.get(name) for name in ("CodeValue", "LongCodeValue", "URNCodeValue"))
+        scheme = item.get("CodingSchemeDesignator") or item.get("URNCodeValue")
+        return bool(coded and item.get("CodeMeaning") and scheme)
+    return any(not element.is_empty for element in item)
 
 
-def _is_writable(element: DataElement, values: list[str]) -> bool:
+def _is_writable(element: DataElement, vr: str, values: list[str]) -> bool:
     if element.keyword == "PatientSex":
         return len(values) == 1 and values[0] in _PATIENT_SEXES
-    if element.VR not in _GRAMMAR:
+    if vr not in _GRAMMAR:
         return not any(_CONTROL.search(value) for value in values)
     if len(values) > 1 and dictionary_VM(element.tag) == "1":
         return False
+    if vr == VR.UI:
+        return not any(_NOT_A_UID.search(value) for value in values)
     try:
         for value in values:
-            validate_value(str(element.VR), value, config.RAISE)
+            validate_value(vr, value, config.RAISE)
     except ValueError:
         return False
     return True
@@ -604,7 +660,10 @@ def _requests_of(dataset: Dataset) -> Iterator[Dataset]:
             if "StudyInstanceUID" not in item:
                 item.StudyInstanceUID = str(dataset.StudyInstanceUID)
             if "AccessionNumber" not in item:
-                item.AccessionNumber = str(_normalised(dataset, ("AccessionNumber",)).get("AccessionNumber", ""))
+                # A number and who gave it are one.
+                item.pop("IssuerOfAccessionNumberSequence", None)
+                item.update(_normalised(dataset, ("AccessionNumber", "IssuerOfAccessionNumberSequence")))
+                item.setdefault("AccessionNumber", "")
             item.ReferencedStudySequence = []
             if "RequestedProcedureCodeSequence" not in item:
                 item.RequestedProcedureCodeSequence = []

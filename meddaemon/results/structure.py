@@ -8,7 +8,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 
 from meddaemon.domain.outlet import ObjectKind
-from meddaemon.domain.result import EncodedObject, Segment
+from meddaemon.domain.result import EncodedObject, LeftOut, Segment
 from meddaemon.domain.volume import Geometry
 from meddaemon.results.envelope import finish
 from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, long_string
@@ -21,7 +21,7 @@ MOST_POINTS = 4_000_000
 """Of all contours together: 100 MB of text."""
 
 
-def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject]:
+def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject | LeftOut]:
     """Yield the structure set of what is drawn in a volume, if anything is, a region for each segment.
 
     Contours run along the edges of voxels; where one lies within another it is a hole (what is inside an odd number
@@ -31,6 +31,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     geometry = request.analysis.geometry
     marks = {mark.segment: mark for mark in request.scene.marks if mark.segment is not None}
     if geometry is None or not marks:
+        yield LeftOut(what=KIND, why="nothing is drawn in a volume")
         return
     regions = {}
     points = 0
@@ -39,6 +40,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
         regions[segment.number] = list(contours(request, mark, geometry)) if mark else []
         points += sum(len(contour) for _, contour in regions[segment.number])
         if points > MOST_POINTS:
+            yield LeftOut(what=KIND, why=f"its contours have more points than the {MOST_POINTS} that they may have")
             return
     obj = begin(request, KIND, RTStructureSetStorage, "RTSTRUCT", number=1, syntax=ImplicitVRLittleEndian)
     obj.OperatorsName = ""

@@ -14,6 +14,7 @@ from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLSLossless, RLELossless
 
 from meddaemon.domain.outlet import TransferForm
+from meddaemon.results.texts import character_sets_of, say, understood
 
 UIDS: Mapping[TransferForm, str] = MappingProxyType(
     {
@@ -52,10 +53,12 @@ def as_syntax(path: Path, stored: str, wanted: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="meddaemon-") as folder:
         other = Path(folder) / "object"
         try:
-            dataset = dcmread(path)
+            # pydicom would write what it reads, and of some character sets it reads something else.
+            dataset = understood(dcmread(path))
             if UID(stored).is_compressed:
                 dataset.decompress(generate_instance_uid=False)
             dataset.file_meta.TransferSyntaxUID = UID(wanted)
+            say(dataset, character_sets_of(dataset))
             dataset.save_as(other, enforce_file_format=True)
         except (InvalidDicomError, AttributeError, NotImplementedError, RuntimeError, ValueError) as failure:
             raise NotTranscoded(f"cannot be decoded: {type(failure).__name__}") from failure

@@ -35,7 +35,7 @@ from meddaemon.domain.picture import PictureGrid
 from meddaemon.domain.result import Analysis, Box, Landmark, Measurement, Prediction, ResultStatus
 from meddaemon.domain.volume import Geometry
 from meddaemon.inference.analysis import MAX_OBJECTS, analyse, unasked
-from meddaemon.results.encoding import why_not
+from meddaemon.results.seg import why_not
 
 BRAIN = Code(value="12738006", scheme="SCT", meaning="Brain")
 NODULE = Code(value="27925004", scheme="SCT", meaning="Nodule")

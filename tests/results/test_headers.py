@@ -87,7 +87,8 @@ def test_bytes_beyond_ascii_without_a_character_set_are_read_as_latin_1(tmp_path
     [
         ("PatientSex", "CS", "X", ""),
         ("PatientSex", "CS", "U", ""),
-        ("PatientBirthDate", "DA", "1970.01.31", ""),
+        ("PatientBirthDate", "DA", "1970.01.31", "19700131"),
+        ("PatientBirthDate", "DA", "31.01.1970", ""),
         ("StudyDate", "DA", "20241399", ""),
         ("StudyTime", "TM", "noon", ""),
         ("PatientID", "LO", "P" * 70, "P" * 70),

@@ -8,12 +8,14 @@ from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.uid import RE_VALID_UID
 
+from meddaemon.domain.character_sets import UTF_8, CharacterSets
 from meddaemon.domain.result import EncodedObject
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
 from meddaemon.results.envelope import has_content_moment
 from meddaemon.results.gate.exam import Check, Exam, distinct
 from meddaemon.results.identity import RESEARCH_MARK, device_uid
 from meddaemon.results.source import INHERITED, TYPE_2
+from meddaemon.results.texts import character_sets_of
 
 _LONGEST_UID = 64
 
@@ -38,7 +40,7 @@ _TYPE_1 = (
 _CONTENT_MOMENT = ("ContentDate", "ContentTime")
 
 
-def _encoding(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+def _encoding(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
     meta = dataset.file_meta
     pairs = {
         "SOPClassUID": (encoded.sop_class_uid, dataset.get("SOPClassUID"), meta.get("MediaStorageSOPClassUID")),
@@ -50,11 +52,13 @@ def _encoding(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
         "SeriesInstanceUID": (encoded.series_instance_uid, dataset.get("SeriesInstanceUID")),
         "TransferSyntaxUID": (encoded.transfer_syntax_uid, meta.get("TransferSyntaxUID")),
         "ImplementationClassUID": (IMPLEMENTATION_CLASS_UID, meta.get("ImplementationClassUID")),
-        "SpecificCharacterSet": ("ISO_IR 192", dataset.get("SpecificCharacterSet")),
     }
     for name, values in pairs.items():
         if len({str(value) for value in values}) > 1:
             yield f"{name}: {' and '.join(str(value) for value in values)} differ"
+    sets = character_sets_of(dataset)
+    if sets not in (exam.request.character_sets, CharacterSets((UTF_8,))):
+        yield f"SpecificCharacterSet is {sets}, not {exam.request.character_sets}"
     if any(tag.is_private for each in distinct(dataset) for tag in each.keys()):  # noqa: SIM118
         yield "has private attributes"
 

@@ -14,6 +14,7 @@ from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import EncodedObject
 from meddaemon.results.request import EncodingRequest, find
 from meddaemon.results.skeleton import STUDY_CLASS
+from meddaemon.results.texts import understood
 
 _MUCH_PIXEL_DATA = (ObjectKind.SEG, ObjectKind.PROBABILITY)
 """Kinds whose pixel data are looked at where they are: a copy of them may be hundreds of megabytes."""
@@ -32,7 +33,7 @@ class Exam:
     def datasets(self) -> dict[str, Dataset]:
         """Each object as it reads, by the name that it goes by; segmentations without their pixel data."""
         return {
-            each.name: dcmread(BytesIO(each.content), stop_before_pixels=each.kind in _MUCH_PIXEL_DATA)
+            each.name: understood(dcmread(BytesIO(each.content), stop_before_pixels=each.kind in _MUCH_PIXEL_DATA))
             for each in self.objects
         }
 

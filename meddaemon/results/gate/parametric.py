@@ -10,7 +10,7 @@ from meddaemon.domain.result import Artefact, EncodedObject
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.gate.tree import is_code
 from meddaemon.results.identity import RESEARCH_MARK
-from meddaemon.results.parametric import QUANTITIES, heights_of, is_mapped
+from meddaemon.results.parametric import QUANTITIES, heights_of, why_not
 
 _OFF_MM = 1e-3
 _DRIFT_MM = 0.1  # as a Segmentation: a volume is fitted to all its planes
@@ -107,7 +107,7 @@ def _meaning(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[s
 def _artefact(exam: Exam, encoded: EncodedObject) -> Artefact | None:
     """Return which artefact a map is of, by its part."""
     for number, artefact in enumerate(exam.request.analysis.artefacts, 1):
-        if encoded.part == f"map {number}" and is_mapped(exam.request, artefact):
+        if encoded.part == f"map {number}" and not why_not(exam.request, artefact):
             return artefact
     return None
 

@@ -13,6 +13,7 @@ from meddaemon.db.instances import path_of
 from meddaemon.db.notices import Available
 from meddaemon.domain.codes import Code
 from meddaemon.results.notices.outbox import Reply
+from meddaemon.results.texts import understood
 from meddaemon.results.transport import Verdict
 
 _READ = [
@@ -94,7 +95,8 @@ def header_of(results: Path, objects: Sequence[Available]) -> Header | Reply:
     """Return what the objects of a result say of patient and request, or why nobody can be told of it."""
     smallest = min(objects, key=lambda each: (each.size, each.sop_instance_uid))
     try:
-        stored = dcmread(path_of(results, smallest.sha256), stop_before_pixels=True, specific_tags=_READ)
+        path = path_of(results, smallest.sha256)
+        stored = understood(dcmread(path, stop_before_pixels=True, specific_tags=_READ))
     except (OSError, InvalidDicomError) as failure:
         reason = f"{smallest.sop_instance_uid} cannot be read from the store: {type(failure).__name__}"
         return Reply(verdict=Verdict.TRY_AGAIN, reason=reason)

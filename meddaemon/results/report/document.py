@@ -1,6 +1,7 @@
 """The document around the groups: title, observer, procedure, image library, evidence, what it replaces (TID 1500)."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 
 import highdicom.sr as hd
 from highdicom.sr import RelationshipTypeValues as Relation
@@ -64,7 +65,7 @@ def write(
         is_complete=not why,
         is_final=False,
         is_verified=False,
-        requested_procedures=list(source.requests) or None,
+        requested_procedures=deepcopy(list(source.requests)) or None,
         previous_versions=[_predecessor(each, source) for each in replaced] or None,
         transfer_syntax_uid=ExplicitVRLittleEndian,
     )
