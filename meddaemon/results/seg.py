@@ -48,8 +48,8 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
 
     Segments that overlap cannot be one label map. Their BINARY Segmentation then is that of every edition.
     """
-    if why := why_not(request.analysis):
-        yield LeftOut(what=KIND, why=why)
+    if not request.analysis.is_drawn:
+        yield LeftOut(what=KIND, why="nothing was drawn")
         return
     forms = {edition.segmentation for edition in request.editions}
     if SegmentationForm.LABELMAP not in forms:
@@ -61,15 +61,6 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
         if SegmentationForm.BINARY in forms:
             yield encode_seg(request)
         yield encode_label_map(request)
-
-
-def why_not(analysis: Analysis) -> str:
-    """Return why there is no Segmentation; "" where there is one."""
-    if analysis.is_drawn:
-        return ""
-    if analysis.segments:
-        return "segments on pictures, which have no place in the patient, are measured only"
-    return "nothing was drawn"
 
 
 def why_no_label_map(analysis: Analysis) -> str:
@@ -235,12 +226,10 @@ def _frames(
     ]
 
 
-def frame_number(request: EncodingRequest, form: str, segment: int, image: tuple[str, int]) -> int:
-    """Return which frame, from 1, of the Segmentation of pictures in a form shows a segment on a picture."""
+def frame_number(request: EncodingRequest, segment: int, image: tuple[str, int]) -> int:
+    """Return which frame, from 1, of the BINARY Segmentation of pictures shows a segment on one of them."""
     pictures, areas = request.analysis.images, request.scene.areas
     place = pictures.index(image)
-    if form == SegmentationForm.LABELMAP:
-        return place + 1
     if not _leaves_out_empty_frames(request) or not areas.any():
         return (segment - 1) * len(pictures) + place + 1
     return int(np.count_nonzero(areas[:, : segment - 1]) + np.count_nonzero(areas[: place + 1, segment - 1]))

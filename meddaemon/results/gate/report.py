@@ -227,10 +227,9 @@ def _group(exam: Exam, encoded: EncodedObject, group: Dataset, entry: Entry) -> 
     yield from _laterality(group, segment)
     yield from _measurements(group, finding)
     if encoded.part == Part.VOLUMES and segment is not None:
-        yield from _referenced_segment(exam, encoded, group, segment, "121191")
+        yield from _referenced_segment(exam, encoded, group, segment)
     elif encoded.part == Part.AREAS and segment is not None:
-        yield from _referenced_segment(exam, encoded, group, segment, "121214")
-        yield from _shown(exam, encoded, group, segment, finding)
+        yield from _referenced_frame(exam, encoded, group, segment, finding)
     elif encoded.part == Part.BOXES:
         yield from _region(exam, group, finding)
     else:
@@ -314,10 +313,8 @@ def _image(exam: Exam, reference: Dataset, wanted: tuple[str, int]) -> Iterator[
         yield f"lies on frame {frame}, not {number}"
 
 
-def _referenced_segment(
-    exam: Exam, encoded: EncodedObject, group: Dataset, segment: Segment, name: str
-) -> Iterator[str]:
-    images = [item.ReferencedSOPSequence[0] for item in named(group, (name, "DCM"))]
+def _referenced_segment(exam: Exam, encoded: EncodedObject, group: Dataset, segment: Segment) -> Iterator[str]:
+    images = [item.ReferencedSOPSequence[0] for item in named(group, ("121191", "DCM"))]
     wanted = exam.referred(ObjectKind.SEG, encoded)
     if wanted is None or len(images) != 1 or str(images[0].ReferencedSOPInstanceUID) != wanted.sop_instance_uid:
         yield "does not refer to the SEG"
@@ -330,20 +327,30 @@ def _referenced_segment(
         yield f"segment {number} is not in the SEG as {segment.type}"
 
 
-def _shown(exam: Exam, encoded: EncodedObject, group: Dataset, segment: Segment, finding: Finding) -> Iterator[str]:
-    """Hold the frame of the SEG that a group is about against the picture of its finding."""
+def _referenced_frame(
+    exam: Exam, encoded: EncodedObject, group: Dataset, segment: Segment, finding: Finding
+) -> Iterator[str]:
+    """Hold what a group refers to in the SEG against the segment, and the picture, of its finding."""
     wanted, about = exam.referred(ObjectKind.SEG, encoded), finding.source or ("", 0)
-    (reference,) = [item.ReferencedSOPSequence[0] for item in named(group, ("121214", "DCM"))]
-    (source,) = [item.ReferencedSOPSequence[0] for item in named(group, ("121233", "DCM"))]
-    yield from _image(exam, source, about)
-    number = int(reference.ReferencedFrameNumber)
-    if wanted is None:
+    shown = [item.ReferencedSOPSequence[0] for item in named(group, ("121214", "DCM"))]
+    sources = [item.ReferencedSOPSequence[0] for item in named(group, ("121233", "DCM"))]
+    if wanted is None or [str(each.ReferencedSOPInstanceUID) for each in shown] != [wanted.sop_instance_uid]:
+        yield "does not refer to the SEG"
         return
+    if len(sources) != 1:
+        yield f"names {len(sources)} images, not the one that its segment is on"
+    for each in sources:
+        yield from _image(exam, each, about)
     frames = frame_table(exam, wanted.name)
-    if not 1 <= number <= len(frames):
-        yield f"refers to frame {number} of {len(frames)}"
-    elif frames.sources[number - 1] != about or frames.segments[number - 1] not in (0, segment.number):
-        yield f"refers to frame {number}, which does not show segment {segment.number} on {about}"
+    if (said := (shown[0].get("ReferencedFrameNumber"), shown[0].get("ReferencedSegmentNumber"))).count(None) != 1:
+        yield f"refers to frame and segment {said}, not to one of both"
+    elif not frames.segments.any():
+        if said[1] != segment.number or about not in frames.sources:
+            yield f"refers to segment {said[1]}, not {segment.number}"
+    elif said[0] is None or not 1 <= said[0] <= len(frames):
+        yield f"refers to frame {said[0]} of {len(frames)}"
+    elif (frames.sources[said[0] - 1], frames.segments[said[0] - 1]) != (about, segment.number):
+        yield f"refers to frame {said[0]}, which does not show segment {segment.number} on {about}"
 
 
 def _measurements(group: Dataset, finding: Finding) -> Iterator[str]:

@@ -12,6 +12,7 @@ from pydicom.sr.codedict import codes
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
+from meddaemon.domain.outlet import SegmentationForm
 from meddaemon.domain.result import EncodedObject, Finding, Location, Segment
 from meddaemon.results.identity import RESEARCH_MARK
 from meddaemon.results.report.content import (
@@ -81,16 +82,17 @@ def _area(request: EncodingRequest, entry: Entry, seg: EncodedObject | None) -> 
     if seg is None or entry.segment is None or about is None:
         raise ValueError("a segment on a picture needs its Segmentation")
     image, number = _image(request, about[0]), entry.segment.number
-    return hd.PlanarROIMeasurementsAndQualitativeEvaluations(
-        **_said(request, entry),
-        referenced_segment=hd.ReferencedSegmentationFrame(
-            sop_class_uid=seg.sop_class_uid,
-            sop_instance_uid=seg.sop_instance_uid,
-            segment_number=number,
-            frame_number=frame_number(request, seg.edition, number, about),
-            source_image=hd.SourceImageForSegmentation(str(image.SOPClassUID), about[0], _frames(image, about[1])),
-        ),
+    reference = hd.ReferencedSegmentationFrame(
+        sop_class_uid=seg.sop_class_uid,
+        sop_instance_uid=seg.sop_instance_uid,
+        segment_number=number,
+        frame_number=frame_number(request, number, about),
+        source_image=hd.SourceImageForSegmentation(str(image.SOPClassUID), about[0], _frames(image, about[1])),
     )
+    # One of both (PS3.3 C.18.4): a frame is of one segment, but in a label map of all that are on its picture.
+    unsaid = "ReferencedFrameNumber" if seg.edition == SegmentationForm.LABELMAP else "ReferencedSegmentNumber"
+    del reference[0].ReferencedSOPSequence[0][unsaid]
+    return hd.PlanarROIMeasurementsAndQualitativeEvaluations(**_said(request, entry), referenced_segment=reference)
 
 
 def _class(request: EncodingRequest, entry: Entry, _: EncodedObject | None) -> _Group:
