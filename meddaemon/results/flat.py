@@ -36,7 +36,12 @@ Image = tuple[str, int]
 
 
 def stand_in(request: EncodingRequest) -> Dataset:
-    """Return one image to make a header from: highdicom takes a single one of those that lie nowhere."""
+    """Return one image to make a header from: highdicom takes a single one of those that lie nowhere.
+
+    Raises `InputRefused` when a picture is no frame of the source, or not of its size.
+    """
+    for each in request.analysis.images:
+        _refuse_another(request, each)
     instances = request.source.instances
     image = Dataset()
     for keyword in (*TYPE_2, "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
@@ -91,14 +96,10 @@ def series_attributes(request: EncodingRequest) -> Mapping[str, object]:
 
 
 def planes_of(request: EncodingRequest) -> list[Plane]:
-    """Return what describes the frames of each picture, in their order.
-
-    Raises `InputRefused` when a picture is no frame of the source, or not of its size.
-    """
+    """Return what describes the frames of each picture, in their order."""
     placed = lie_somewhere(request)
     planes = []
     for number, image in enumerate(request.analysis.images, 1):
-        _refuse_another(request, image)
         shown = image_item(request, image)
         shown.PurposeOfReferenceCodeSequence = [code_item(SOURCE_IMAGE)]
         shown.SpatialLocationsPreserved = "YES"
