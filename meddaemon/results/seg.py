@@ -103,6 +103,9 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
 def encode_label_map(request: EncodingRequest) -> EncodedObject:
     """Write what the analysis draws as a label map (PS3.3 A.51, Label Map Segmentation) in RLE Lossless.
 
+    In that alone, though JPEG-LS would halve it (0.9 for 2.1 MB: 100 segments on 300 x 512 x 512): dcmqi 1.5.7 takes
+    JPEG-LS Lossless for a lossy syntax and refuses it, OHIF (cornerstone adapters 5.14) cannot get at its frames.
+
     There is a frame for every plane. Its values are the numbers of the segments, which are those of the BINARY one;
     0 is background. Above 255 segments they take 16 bits; OHIF (cornerstone adapters 5.14) then shows the 257th as the
     first, in BINARY too. Raises `InputRefused` as `encode_seg` does, and where segments overlap.

@@ -21,11 +21,12 @@ from pydicom.uid import (
 )
 from reported_samples import NODULE, request_of
 from result_samples import ANATOMY, KIDNEY, LEFT
+from test_encoder_contract import identity_is_that_of_the_source, names_are_good
 
 from meddaemon.domain.contract import ModelKind, SegmentContract
 from meddaemon.domain.errors import InputRefused, ObjectRefusedByGate
 from meddaemon.domain.outlet import Edition, ObjectKind, SegmentationForm
-from meddaemon.domain.picture import PictureGrid
+from meddaemon.domain.picture import PictureGrid, Pictures
 from meddaemon.domain.result import Artefact, ArtefactKind, EncodedObject
 from meddaemon.results import seg as seg_module
 from meddaemon.results.encoding import EncodingRequest, encode
@@ -301,6 +302,31 @@ def test_reports_name_the_frame_that_shows_an_area(tmp_path: Path) -> None:
     said = [group.referenced_segmentation_frame[0].ReferencedSOPSequence[0] for group in found]
     assert [each.ReferencedSegmentNumber for each in said] == [1, 1, 1, 1, 2]
     assert not any("ReferencedFrameNumber" in each for each in said)
+
+
+def test_every_other_object_shows_what_it_showed(tmp_path: Path) -> None:
+    """Outlines and summary do not depend on the Segmentation; those who read none get the same as ever."""
+    paths = KINDS["two, darker where more"](tmp_path)
+    request = drawn_on(paths, kinds=frozenset(ObjectKind))
+    pixels = np.stack([dcmread(path).pixel_array for path in paths]).astype(np.float32)
+    shown = Pictures(frames=pixels, sources=request.analysis.images, series_instance_uid="1.2.5")
+    objects = list(encode(replace(request, shown=shown)))
+    assert {each.kind for each in objects} == set(ObjectKind) - {
+        ObjectKind.PM,
+        ObjectKind.PROBABILITY,
+        ObjectKind.RTSTRUCT,
+    }
+    names_are_good(objects)
+    identity_is_that_of_the_source(objects, request)
+    nowhere = replace(request, shown=shown, analysis=replace(request.analysis, pictures=None))
+    before = {each.name: each.content for each in encode(nowhere)}
+    assert "SEG binary" not in before
+    assert [each.content == before[each.name] for each in objects if each.name in {"PR", "SC", "PDF"}] == [True] * 3
+    (presented,) = (dcmread(BytesIO(each.content)) for each in objects if each.kind == ObjectKind.PR)
+    assert len(presented.GraphicAnnotationSequence) == 3
+    assert {each.name: each.content for each in objects} == {
+        each.name: each.content for each in encode(replace(request, shown=shown))
+    }
 
 
 def test_what_is_empty_everywhere_has_a_segmentation_and_no_area(tmp_path: Path) -> None:
