@@ -1,5 +1,8 @@
 """Segmentations of pictures: as readers that are not ours see them, as reports name them, and as the gate does."""
 
+import os
+import re
+import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -24,10 +27,11 @@ from result_samples import ANATOMY, KIDNEY, LEFT
 from test_encoder_contract import identity_is_that_of_the_source, names_are_good
 
 from meddaemon.domain.contract import ModelKind, SegmentContract
-from meddaemon.domain.errors import InputRefused, ObjectRefusedByGate
+from meddaemon.domain.errors import InputRefused, ObjectRefusedByGate, ReferenceRefused
 from meddaemon.domain.outlet import Edition, ObjectKind, SegmentationForm
 from meddaemon.domain.picture import PictureGrid, Pictures
 from meddaemon.domain.result import Artefact, ArtefactKind, EncodedObject
+from meddaemon.evaluation.masks import read_segmentation
 from meddaemon.results import seg as seg_module
 from meddaemon.results.encoding import EncodingRequest, encode
 from meddaemon.results.gate import check
@@ -502,3 +506,44 @@ def test_pixels_are_those_of_the_rows(asked: EncodingRequest, passed: dict[str, 
     told = replace(asked.analysis, segments=(replace(first, voxel_count=first.voxel_count + 1), *others))
     with pytest.raises(ObjectRefusedByGate, match=f"its row {first.voxel_count + 1}"):
         check([passed["SEG binary"]], replace(asked, analysis=told))
+
+
+def test_as_a_reference_it_is_refused_by_name(tmp_path: Path) -> None:
+    (seg,) = encode(drawn_on(KINDS["one radiograph"](tmp_path)))
+    (tmp_path / "seg.dcm").write_bytes(seg.content)
+    with pytest.raises(ReferenceRefused, match="pictures that lie nowhere"):
+        read_segmentation(tmp_path / "seg.dcm")
+
+
+BEYOND_THEM = (
+    # It asks for this macro in the shared groups and in those of the frames, and refuses it in both.
+    ("SEG", "pixelmed", "DerivationImageSequence/: SharedFunctionalGroupsSequence/Item"),
+    ("SEG", "pixelmed", "PatientOrientation: Incorrect value multiplicity - got 2 but expected 1-1"),
+    ("SEG", "pixelmed", "GeneralSeriesModule/Laterality"),
+    # They work in space.
+    ("SEG", "dcmqi", "Failed to get image directions|no volume written"),
+    ("SEG", "ohif", "reading 'ImageOrientationPatient'"),
+)
+"""What readers and validators are known not to do with what lies nowhere: object, tool, message."""
+
+
+@pytest.mark.peer
+@pytest.mark.soak
+@pytest.mark.timeout(900)
+def test_validators_find_nothing_but_their_own_limits(tmp_path: Path) -> None:
+    script = os.environ.get("MEDDAEMON_VALIDATORS")
+    if not script:
+        pytest.skip("MEDDAEMON_VALIDATORS does not name a validate.sh")
+    folder, messages = tmp_path / "together", tmp_path / "messages"
+    for kind in ("two, darker where more", "frames of two runs"):
+        paths = KINDS[kind](folder / kind)
+        for each in encode(drawn_on(paths, kinds=WITH_REPORTS)):
+            (folder / kind / f"{kind} {each.name.replace('/', ' ')}.dcm".replace(" ", "_")).write_bytes(each.content)
+    subprocess.run(["bash", script, str(folder), str(messages)], capture_output=True, check=False)
+    said = [each for each in messages.glob("*.txt") if "_SEG" in each.name or "_SR" in each.name]
+    assert len(said) > 20
+    for each in said:
+        tool = each.name.split(".")[-2]
+        found = re.findall(r"^\s*(?:Error|ERROR|FATAL|E:|F:).*", each.read_text(errors="replace"), re.MULTILINE)
+        known = [text for name, by, text in BEYOND_THEM if f"_{name}" in each.name and by == tool]
+        assert [line for line in found if not any(re.search(text, line) for text in known)] == [], each.name
