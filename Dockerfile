@@ -7,6 +7,12 @@ ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 
+# Letters of every script that results may be labelled in.
+RUN apt-get update \
+ && apt-get install -y --no-install-recommends \
+    fonts-dejavu-core fonts-droid-fallback fonts-tlwg-loma-ttf libfribidi0 \
+ && rm -rf /var/lib/apt/lists/*
+
 WORKDIR /opt/meddaemon
 COPY config/constraints.txt config/
 RUN pip install -c config/constraints.txt --index-url "$TORCH_INDEX" torch

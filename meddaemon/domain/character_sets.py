@@ -5,6 +5,7 @@ first set at a delimiter, which makes another name of `Люк^Jürgen`, and of I
 nothing but noise.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -13,6 +14,7 @@ UTF_8 = "ISO_IR 192"
 _ALONE: Mapping[str, str] = MappingProxyType({UTF_8: "utf-8", "GB18030": "gb18030", "GBK": "gbk"})
 _ESCAPE = 0x1B
 _EXTENDED = "ISO 2022 IR "
+_MISSPELT = re.compile(r"^ISO[ _-]?(2022)?[ _-]?IR[ _-]?(\d{1,3})$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ class _Repertoire:
         if not code.startswith(self.prefix) or len(code) != len(self.prefix) + self.width:
             return b""
         code = code[len(self.prefix) :]
-        if (min(code) > 0xA0) is not (self.high or self.width == 2):
+        if not min(code) > (0xA0 if self.high or self.width == 2 else 0x20):
             return b""
         return code if self.high or self.width == 1 else bytes(byte & 0x7F for byte in code)
 
@@ -98,9 +100,16 @@ class CharacterSets:
 
         Raises UnicodeDecodeError.
         """
-        if self._first in _ALONE:
-            return content.decode(_ALONE[self._first])
+        if self._first in _ALONE or (_ESCAPE not in content and self._codec != "shift_jis"):
+            return content.decode(self._codec or "ascii")
         return "".join(self._characters(content, delimiters.encode("ascii")))
+
+    def read(self, content: bytes, delimiters: str = "") -> str:
+        """Return what there is to read in a value, with a mark where there is nothing."""
+        try:
+            return self.decode(content, delimiters)
+        except UnicodeDecodeError:
+            return content.decode(self._codec or "latin-1", "replace")
 
     def encode(self, text: str, delimiters: str = "") -> bytes:
         """Return a value that reads as `text`. Raises UnicodeEncodeError where the sets lack one of its characters."""
@@ -109,7 +118,7 @@ class CharacterSets:
         low, high = first = self._initial
         content = bytearray()
         for at, character in enumerate(text):
-            if character < " " or character in delimiters:
+            if (character < " " and character != "\x1b") or character in delimiters:
                 content += self._closed(low, high)
                 low, high = first
                 content += character.encode("ascii")
@@ -129,6 +138,12 @@ class CharacterSets:
     @property
     def _first(self) -> str:
         return self.terms[0] if self.terms else ""
+
+    @property
+    def _codec(self) -> str:
+        """Python's name of the first set, "" of ASCII and of what nobody knows."""
+        high = self._initial[1]
+        return _ALONE.get(self._first) or (high.codec if high else "")
 
     @property
     def _initial(self) -> tuple[_Repertoire, _Repertoire | None]:
@@ -185,5 +200,10 @@ class CharacterSets:
 def character_sets(value: str | Sequence[str] | None) -> CharacterSets:
     """Return the character sets that Specific Character Set names."""
     terms = (value,) if isinstance(value, str) else tuple(value or ())
-    stripped = tuple(str(term or "").strip() for term in terms)
-    return CharacterSets(() if stripped == ("",) else stripped)
+    # Some are written with other signs between their parts.
+    right = tuple(_MISSPELT.sub(_spelt, str(term or "").strip()) for term in terms)
+    return CharacterSets(() if right == ("",) else right)
+
+
+def _spelt(term: re.Match[str]) -> str:
+    return f"{_EXTENDED if term[1] else 'ISO_IR '}{term[2]}"

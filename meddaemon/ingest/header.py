@@ -8,11 +8,10 @@ import struct
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
-from pydicom.charset import convert_encodings, decode_bytes, python_encoding
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.uid import ExplicitVRBigEndian
-from pydicom.valuerep import TEXT_VR_DELIMS
 
+from meddaemon.domain.character_sets import CharacterSets, character_sets
 from meddaemon.ingest import scan
 
 IDENTITY = (
@@ -89,7 +88,6 @@ _NUMBERS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "UV": "Q", "SV": "q", "F
 _LITTLE = {vr: struct.Struct(f"<{form}") for vr, form in (*_NUMBERS.items(), ("AT", "HH"))}
 _BIG = {vr: struct.Struct(f">{form}") for vr, form in (*_NUMBERS.items(), ("AT", "HH"))}
 _BINARY = frozenset(_LITTLE)
-_DEFAULT_ENCODING = "latin-1"
 """As pydicom's, by the name under which Python finds it without looking."""
 _PLAIN_TEXT = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI"})
 _ENCODED_TEXT = frozenset({"LO", "PN", "SH", "UC"})
@@ -146,8 +144,8 @@ class _Values:
         self._data = data
         self._elements = elements
         self._little = little
-        self._encodings: tuple[str, ...] = (_DEFAULT_ENCODING,)
-        self._encodings = _encodings(self.of(_SPECIFIC_CHARACTER_SET))
+        self._sets = CharacterSets()
+        self._sets = character_sets(self.of(_SPECIFIC_CHARACTER_SET))
 
     def of(self, tag: int) -> tuple[str, ...]:
         """Return the components of an element as strings; the empty tuple where there is nothing to be read."""
@@ -176,15 +174,10 @@ class _Values:
         if vr in _PLAIN_TEXT:
             return value.decode("latin-1").split("\\")
         if vr in _ENCODED_TEXT:
-            return self._decoded(value).split("\\")
+            return self._sets.read(value, "\\^=" if vr == "PN" else "\\").split("\\")
         if vr in _SINGLE_TEXT:
-            return [self._decoded(value)]
+            return [self._sets.read(value)]
         return [value.decode("latin-1")] if vr == "UR" else []
-
-    def _decoded(self, value: bytes) -> str:
-        if b"\x1b" in value:
-            return decode_bytes(value, self._encodings, TEXT_VR_DELIMS)
-        return value.decode(self._encodings[0], "replace")
 
 
 def _numbers(value: bytes, vr: str, *, little: bool) -> list[str]:
@@ -194,19 +187,6 @@ def _numbers(value: bytes, vr: str, *, little: bool) -> list[str]:
     if vr == "AT":
         return [f"({group:04X},{element:04X})" for group, element in form.iter_unpack(value)]
     return [str(number) for (number,) in form.iter_unpack(value)]
-
-
-@lru_cache(maxsize=256)
-def _encodings(specific_character_set: tuple[str, ...]) -> tuple[str, ...]:
-    """Return Python's names of the character sets (PS3.3 C.12.1.1.2); one that nobody knows is read as the default."""
-    try:
-        encodings = tuple(convert_encodings(list(specific_character_set)))
-    except (LookupError, TypeError, ValueError):
-        return (_DEFAULT_ENCODING,)
-    # pydicom also takes names of Python codecs, some of which are no character sets (`unicode_escape`, `idna`).
-    if not set(encodings) <= set(python_encoding.values()):
-        return (_DEFAULT_ENCODING,)
-    return tuple(_DEFAULT_ENCODING if each == "iso8859" else each for each in encodings)
 
 
 def _bounded(component: str) -> str:

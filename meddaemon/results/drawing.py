@@ -1,16 +1,16 @@
 """The summary of a result as a picture: views with what was found, and a table. It names no patient."""
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from meddaemon import __version__
 from meddaemon.domain.result import Finding, Measurement, ResultStatus
 from meddaemon.results.identity import RESEARCH_MARK
+from meddaemon.results.letters import Font, fonts, line_of, runs, shapes_both_ways, sized
 from meddaemon.results.request import EncodingRequest
 from meddaemon.results.scene import Scene
 from meddaemon.results.views import View, brightness, views_of
@@ -164,28 +164,25 @@ def _write(
     width: int = WIDTH - 2 * _GAP,
     anchor: str = "la",
 ) -> None:
-    """Write one line, shortened to `width` pixels; letters that the font lacks become question marks."""
-    font = _font(size)
-    line = plain(text)
-    if font.getlength(line) > width:
-        line = next(each for each in _shorter(line) if font.getlength(each) <= width)
-    draw.text(at, line, fill=colour, font=font, anchor=anchor, stroke_width=1, stroke_fill=_BLACK)
+    """Write one line, shortened to `width` pixels, at a place that is its anchor (Pillow's, of the first font)."""
+    pieces = next(each for each in _shorter(line_of(text)) if _width(each, size) <= width)
+    x, y = at
+    x -= {"l": 0.0, "m": 0.5, "r": 1.0}[anchor[0]] * _width(pieces, size)
+    ascent, descent = sized(fonts()[0], size).getmetrics()
+    y += {"a": ascent, "m": (ascent - descent) / 2, "d": -descent}[anchor[1]]
+    for piece, font in pieces:
+        drawn = sized(font, size)
+        draw.text((x, y), piece, fill=colour, font=drawn, anchor="ls", stroke_width=1, stroke_fill=_BLACK)
+        x += drawn.getlength(piece)
 
 
-def plain(text: str) -> str:
-    """Return text on one line in Latin-1, which every font here has."""
-    return " ".join(text.split()).encode("latin-1", "replace").decode("latin-1")
-
-
-def _shorter(line: str) -> Iterator[str]:
+def _shorter(line: str) -> Iterator[list[tuple[str, Font]]]:
+    """Yield a line in pieces, and shorter and shorter ones."""
+    yield runs(line, both_ways=shapes_both_ways())
     for length in range(len(line) - 1, 0, -1):
-        yield f"{line[:length].rstrip()}..."
-    yield ""
+        yield runs(f"{line[:length].rstrip()}...", both_ways=shapes_both_ways())
+    yield []
 
 
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    font = ImageFont.load_default(size)
-    if not isinstance(font, ImageFont.FreeTypeFont):
-        raise TypeError("Pillow was built without FreeType")
-    return font
+def _width(pieces: Sequence[tuple[str, Font]], size: int) -> float:
+    return sum(sized(font, size).getlength(piece) for piece, font in pieces)

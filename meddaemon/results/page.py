@@ -9,26 +9,30 @@ from reportlab.lib import colors
 from reportlab.lib.pagesizes import A4
 from reportlab.lib.styles import ParagraphStyle
 from reportlab.lib.units import mm
+from reportlab.pdfbase import pdfmetrics
+from reportlab.pdfbase.ttfonts import TTFont
 from reportlab.pdfgen.canvas import Canvas
 from reportlab.platypus import Image as Picture
 from reportlab.platypus import LongTable, Paragraph, SimpleDocTemplate, Spacer
 
 from meddaemon import __version__
-from meddaemon.results.drawing import Row, plain, rows_of, status_of, summary
+from meddaemon.results.drawing import Row, rows_of, status_of, summary
 from meddaemon.results.identity import RESEARCH_MARK
+from meddaemon.results.letters import fonts, line_of, runs
 from meddaemon.results.request import EncodingRequest
 
 MOST_ROWS = 1000
 _LONGEST_CELL = 2000
 """Characters: a line of a table that is higher than a page cannot be set."""
 _MARGIN = 15 * mm
-_TEXT = ParagraphStyle("text", fontName="Helvetica", fontSize=9, leading=12)
-_HEADING = ParagraphStyle("heading", parent=_TEXT, fontName="Helvetica-Bold", fontSize=15, leading=19)
-_WARNING = ParagraphStyle("warning", parent=_TEXT, fontName="Helvetica-Bold", textColor=colors.HexColor("#B00000"))
+_TEXT = ParagraphStyle("text", fontName="Vera", fontSize=8.5, leading=12)
+_HEADING = ParagraphStyle("heading", parent=_TEXT, fontName="VeraBd", fontSize=14, leading=19)
+_WARNING = ParagraphStyle("warning", parent=_TEXT, fontName="VeraBd", textColor=colors.HexColor("#B00000"))
 
 
 def paper(request: EncodingRequest) -> bytes:
     """Return the report as a PDF, byte for byte the same for the same result."""
+    _register_fonts()
     buffer = BytesIO()
     contract = request.contract
     document = SimpleDocTemplate(
@@ -38,24 +42,25 @@ def paper(request: EncodingRequest) -> bytes:
         rightMargin=_MARGIN,
         topMargin=_MARGIN,
         bottomMargin=_MARGIN + 6 * mm,
-        title=plain(f"{contract.title} - {RESEARCH_MARK}"),
+        title=line_of(f"{contract.title} - {RESEARCH_MARK}"),
         author="meddaemon",
         invariant=1,
+        initialFontName="Vera",
     )
     width = A4[0] - 2 * _MARGIN
     pixels = summary(request, table=False)
     picture = BytesIO()
     Image.fromarray(pixels).save(picture, "PNG")
     story = [
-        Paragraph(_safe(contract.title), _HEADING),
-        Paragraph(f"{RESEARCH_MARK}. Computed by software, not reviewed by a physician.", _WARNING),
-        *([Paragraph(_safe(status), _WARNING)] if (status := status_of(request)) else []),
+        _paragraph(contract.title, _HEADING),
+        _paragraph(f"{RESEARCH_MARK}. Computed by software, not reviewed by a physician.", _WARNING),
+        *([_paragraph(status, _WARNING)] if (status := status_of(request)) else []),
         Spacer(0, 3 * mm),
         Picture(picture, width=width, height=width * pixels.shape[0] / pixels.shape[1]),
         Spacer(0, 4 * mm),
         _findings(_rows(request), width),
         Spacer(0, 4 * mm),
-        _table([("Made by", ""), *_made_by(request)], (0.35 * width, 0.65 * width)),
+        _table([("Made by", ""), *_made_by(request)], (0.25 * width, 0.75 * width)),
     ]
     document.build(story, onFirstPage=_mark, onLaterPages=_mark)
     return buffer.getvalue()
@@ -93,12 +98,13 @@ def _findings(rows: Sequence[Row], width: float) -> LongTable:
 
 
 def _table(rows: Sequence[tuple[str, ...]], widths: Sequence[float]) -> LongTable:
-    cells = [[Paragraph(_safe(cell[:_LONGEST_CELL]), _TEXT) if cell else "" for cell in row] for row in rows]
+    cells = [[_paragraph(cell[:_LONGEST_CELL], _TEXT) if cell else "" for cell in row] for row in rows]
     return LongTable(
         cells,
         colWidths=list(widths),
         repeatRows=1,
         style=[
+            ("FONTNAME", (0, 0), (-1, -1), "Vera"),
             ("GRID", (0, 0), (-1, -1), 0.4, colors.lightgrey),
             ("BACKGROUND", (0, 0), (-1, 0), colors.whitesmoke),
             ("VALIGN", (0, 0), (-1, -1), "TOP"),
@@ -106,14 +112,30 @@ def _table(rows: Sequence[tuple[str, ...]], widths: Sequence[float]) -> LongTabl
     )
 
 
-def _safe(text: str) -> str:
-    """Return text that a paragraph shows as it is: no mark-up, and nothing that its font lacks."""
-    return escape(plain(text))
+def _paragraph(text: str, style: ParagraphStyle) -> Paragraph:
+    """Return text as it is: no mark-up, each character in a font that has it.
+
+    reportlab writes from left to right only, so that what is written the other way is shown by its numbers.
+    """
+    pieces = runs(line_of(text), both_ways=False)
+    plain = fonts()[0]
+    marked = [
+        escape(text) if font == plain else f'<font name="{font.name}">{escape(text)}</font>' for text, font in pieces
+    ]
+    # Scripts of the others have no spaces at which a line could end.
+    between = all(font.name in (plain.name, "DejaVuSans") for _, font in pieces)
+    return Paragraph("".join(marked), style if between else ParagraphStyle("dense", parent=style, wordWrap="CJK"))
+
+
+def _register_fonts() -> None:
+    for font in fonts():
+        pdfmetrics.registerFont(TTFont(font.name, str(font.path)))
+    pdfmetrics.registerFont(TTFont("VeraBd", str(fonts()[0].path.with_name("VeraBd.ttf"))))
 
 
 def _mark(canvas: Canvas, document: SimpleDocTemplate) -> None:
     canvas.saveState()
-    canvas.setFont("Helvetica-Bold", 9)
+    canvas.setFont("VeraBd", 9)
     canvas.setFillColor(colors.HexColor("#B00000"))
     canvas.drawString(_MARGIN, _MARGIN - 4 * mm, RESEARCH_MARK)
     canvas.drawRightString(A4[0] - _MARGIN, _MARGIN - 4 * mm, f"page {document.page}")

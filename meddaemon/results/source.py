@@ -544,7 +544,10 @@ def _elements(dataset: Dataset, keywords: Sequence[str]) -> Iterator[DataElement
             element = dataset[tag]
         except (ValueError, TypeError, OverflowError, NotImplementedError):
             continue
-        yield element
+        # Of a number that is none it keeps the text.
+        values = element.value if isinstance(element.value, MultiValue) else [element.value]
+        if element.VR not in (VR.DS, VR.IS) or element.is_empty or not any(isinstance(each, str) for each in values):
+            yield element
 
 
 def _normalised(dataset: Dataset, keywords: Sequence[str], *, keep_empty: bool = False) -> Dataset:
@@ -589,7 +592,7 @@ def _normalised_value(element: DataElement, vr: str) -> Any:
             found = [float(value) if vr in _REAL else int(value) for value in found]
         except ValueError:
             return None
-        return found if many else found[0]
+        return found[0] if len(found) == 1 else None
     values = [_in_notation(vr, str(value)) for value in found]
     if not _is_writable(element, vr, values):
         return None
@@ -631,7 +634,8 @@ def _is_writable(element: DataElement, vr: str, values: list[str]) -> bool:
         return len(values) == 1 and values[0] in _PATIENT_SEXES
     if vr not in _GRAMMAR:
         return not any(_CONTROL.search(value) for value in values)
-    if len(values) > 1 and dictionary_VM(element.tag) == "1":
+    is_range = vr in (VR.DA, VR.TM) and any("-" in value for value in values)  # as queries have them
+    if is_range or (len(values) > 1 and dictionary_VM(element.tag) == "1"):
         return False
     if vr == VR.UI:
         return not any(_NOT_A_UID.search(value) for value in values)

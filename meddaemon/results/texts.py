@@ -45,7 +45,7 @@ def understood(dataset: Dataset, outer: CharacterSets | None = None) -> Dataset:
             items = dataset[tag].value
             for item in items if isinstance(items, Sequence) else ():
                 understood(item, sets)
-        elif isinstance(raw, RawDataElement) and vr in _DELIMITERS and raw.value and not _is_plain(raw.value):
+        elif vr in _DELIMITERS and isinstance(raw, RawDataElement) and raw.value and not _is_plain(raw.value):
             try:
                 text = sets.decode(raw.value.rstrip(b"\0 "), _DELIMITERS[vr])
             except UnicodeDecodeError:
@@ -95,10 +95,10 @@ def _encoded(dataset: Dataset, sets: CharacterSets) -> Iterator[tuple[Dataset, D
             yield dataset, DataElement(element.tag, element.VR, value, validation_mode=config.IGNORE)
 
 
-def _vr_of(tag: BaseTag, element: DataElement | RawDataElement) -> str | None:
+def _vr_of(tag: BaseTag, element: DataElement | RawDataElement) -> str:
     if element.VR not in (None, VR.UN):
         return str(element.VR)
-    return dictionary_VR(tag) if dictionary_has_tag(tag) else None
+    return dictionary_VR(tag) if dictionary_has_tag(tag) else VR.UN
 
 
 def _is_plain(content: bytes) -> bool:

@@ -11,10 +11,9 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
-from pydicom.charset import convert_encodings, decode_bytes, python_encoding
 from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.valuerep import TEXT_VR_DELIMS
 
+from meddaemon.domain.character_sets import CharacterSets, character_sets
 from meddaemon.web.elements import PIXEL_DATA, Element, in_little_endian
 
 MEDIA_TYPE = "application/dicom+json"
@@ -46,7 +45,7 @@ def tag_name(tag: int) -> str:
 
 def data_set(elements: Sequence[Element], uri_of: UriOf) -> Json:
     """Return a data set in the model, its long values by URI."""
-    return _data_set(elements, uri_of, "", ("latin-1",))
+    return _data_set(elements, uri_of, "", CharacterSets())
 
 
 def described(header: Mapping[str, Sequence[str]], keywords: Sequence[str]) -> Json:
@@ -68,24 +67,24 @@ def _tag(keyword: str) -> int:
     return tag
 
 
-def _data_set(elements: Sequence[Element], uri_of: UriOf, place: str, encodings: tuple[str, ...]) -> Json:
+def _data_set(elements: Sequence[Element], uri_of: UriOf, place: str, sets: CharacterSets) -> Json:
     written: Json = {}
     for element in elements:
         if element.tag & 0xFFFF == 0 or element.tag == _TRAILING_PADDING:
             continue
         if element.tag == _SPECIFIC_CHARACTER_SET:
-            encodings = _encodings(bytes(element.value[:256]))
+            sets = _sets(bytes(element.value[:256]))
             written[tag_name(element.tag)] = {"vr": "CS", "Value": [_UTF8]}
             continue
-        written[tag_name(element.tag)] = _element(element, uri_of, place + tag_name(element.tag), encodings)
+        written[tag_name(element.tag)] = _element(element, uri_of, place + tag_name(element.tag), sets)
     return dict(sorted(written.items()))
 
 
-def _element(element: Element, uri_of: UriOf, place: str, encodings: tuple[str, ...]) -> Json:
+def _element(element: Element, uri_of: UriOf, place: str, sets: CharacterSets) -> Json:
     vr, size = element.vr, len(element.value)
     known = vr if vr in _VALUES or vr in _BULK or vr == "SQ" else "UN"
     if element.items is not None:
-        items = [_data_set(item, uri_of, f"{place}/{n}/", encodings) for n, item in enumerate(element.items)]
+        items = [_data_set(item, uri_of, f"{place}/{n}/", sets) for n, item in enumerate(element.items)]
         return {"vr": "SQ", "Value": items} if items else {"vr": "SQ"}
     if element.fragments is not None or (element.tag in _FLOAT_PIXEL_DATA and size):
         return {"vr": known, "BulkDataURI": uri_of(place)}
@@ -95,11 +94,11 @@ def _element(element: Element, uri_of: UriOf, place: str, encodings: tuple[str, 
         return {"vr": known, "BulkDataURI": uri_of(place)}
     if known in _BULK:
         return {"vr": known, "InlineBinary": base64.b64encode(in_little_endian(element)).decode()}
-    values = _VALUES[known](known, element, encodings)
+    values = _VALUES[known](known, element, sets)
     return {"vr": known, "Value": values} if any(each is not None for each in values) else {"vr": known}
 
 
-def _numbers(vr: str, element: Element, encodings: tuple[str, ...]) -> list[object]:
+def _numbers(vr: str, element: Element, sets: CharacterSets) -> list[object]:
     form = struct.Struct(("<" if element.little else ">") + _NUMBERS[vr])
     whole = len(element.value) - len(element.value) % form.size
     found = form.iter_unpack(element.value[:whole])
@@ -114,19 +113,19 @@ def _number(number: float) -> object:
     return str(number) if isinstance(number, int) and abs(number) > _EXACT else number
 
 
-def _texts(vr: str, element: Element, encodings: tuple[str, ...]) -> list[object]:
+def _texts(vr: str, element: Element, sets: CharacterSets) -> list[object]:
     value = bytes(element.value)
-    text = _decoded(value, encodings) if vr in _ENCODED else value.decode("latin-1")
+    text = sets.read(value, "\\^=" if vr == "PN" else "\\") if vr in _ENCODED else value.decode("latin-1")
     return [_component(vr, each) for each in text.split("\\")]
 
 
-def _single_text(vr: str, element: Element, encodings: tuple[str, ...]) -> list[object]:
+def _single_text(vr: str, element: Element, sets: CharacterSets) -> list[object]:
     value = bytes(element.value)
-    text = _decoded(value, encodings) if vr in _ENCODED_SINGLE else value.decode("latin-1")
+    text = sets.read(value) if vr in _ENCODED_SINGLE else value.decode("latin-1")
     return [_printable(text.rstrip(" \0")) or None]
 
 
-_VALUES: Mapping[str, Callable[[str, Element, tuple[str, ...]], list[object]]] = {
+_VALUES: Mapping[str, Callable[[str, Element, CharacterSets], list[object]]] = {
     **dict.fromkeys(_NUMBERS, _numbers),
     **dict.fromkeys(("AE", "AS", "CS", "DA", "DS", "DT", "IS", "TM", "UI", "LO", "PN", "SH", "UC"), _texts),
     **dict.fromkeys(("LT", "ST", "UT", "UR"), _single_text),
@@ -154,21 +153,6 @@ def _printable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _decoded(value: bytes, encodings: tuple[str, ...]) -> str:
-    if b"\x1b" in value:
-        return decode_bytes(value, encodings, TEXT_VR_DELIMS)
-    return value.decode(encodings[0], "replace")
-
-
 @lru_cache(maxsize=256)
-def _encodings(value: bytes) -> tuple[str, ...]:
-    """Return Python's names of the character sets (PS3.3 C.12.1.1.2); one that nobody knows is read as the default."""
-    named = [each.strip(" \0") for each in value.decode("latin-1").split("\\")]
-    try:
-        encodings = tuple(convert_encodings(named))
-    except (LookupError, TypeError, ValueError):
-        return ("latin-1",)
-    # pydicom also takes names of Python codecs, some of which are no character sets.
-    if not set(encodings) <= set(python_encoding.values()):
-        return ("latin-1",)
-    return encodings
+def _sets(value: bytes) -> CharacterSets:
+    return character_sets([each.strip(" \0") for each in value.decode("latin-1").split("\\")])

@@ -19,7 +19,7 @@ from skimage.draw import polygon2mask
 from sources import SOURCES, with_everything
 
 from meddaemon.domain.outlet import EDITIONS, ObjectKind
-from meddaemon.domain.result import Artefact, ArtefactKind
+from meddaemon.domain.result import Artefact, ArtefactKind, LeftOut
 from meddaemon.results import parametric, presentation, structure
 from meddaemon.results.encoding import EncodingRequest, encode
 from meddaemon.results.presentation import drawn_on, lines_of
@@ -28,6 +28,12 @@ from meddaemon.results.window import rescale_of, window_of
 
 def only(request: EncodingRequest, *kinds: ObjectKind) -> list[Dataset]:
     return [dcmread(BytesIO(each.content)) for each in encode(replace(request, kinds=frozenset(kinds)))]
+
+
+def left_out(request: EncodingRequest, kind: ObjectKind) -> dict[str, str]:
+    said: list[LeftOut] = []
+    encode(replace(request, kinds=frozenset({kind})), said.append)
+    return {each.what: each.why for each in said}
 
 
 @pytest.mark.parametrize("name", ["oblique", "uneven and tilted", "multi-frame", "overlapping", "feet first"])
@@ -69,6 +75,9 @@ def test_a_structure_set_that_nobody_could_load_is_not_made(tmp_path: Path, monk
     request = SOURCES["axial CT"](tmp_path)
     monkeypatch.setattr(structure, "MOST_POINTS", 10)
     assert only(request, ObjectKind.RTSTRUCT) == []
+    assert left_out(request, ObjectKind.RTSTRUCT) == {
+        "RTSTRUCT": "its contours have more points than the 10 that they may have"
+    }
 
 
 @pytest.mark.parametrize("name", ["oblique", "multi-frame", "decubitus"])
@@ -115,8 +124,13 @@ def test_a_map_that_is_too_large_or_of_a_picture_is_not_made(tmp_path: Path, mon
     on_picture = Artefact(kind=ArtefactKind.SALIENCY, of="x", values=np.zeros((16, 10), np.float32), source=("1.2", 1))
     pictured = replace(request, analysis=replace(request.analysis, artefacts=(on_picture,)))
     assert only(pictured, ObjectKind.PM) == []
+    why = "it lies on pictures, which have no place in the patient"
+    assert left_out(pictured, ObjectKind.PM) == {"PM map 1": f"{on_picture.name}: {why}"}
     monkeypatch.setattr(parametric, "MOST_BYTES", 100)
     assert only(request, ObjectKind.PM) == []
+    said = left_out(request, ObjectKind.PM)
+    assert list(said) == ["PM map 1", "PM map 2"]
+    assert "its values take 3200 bytes, and a map may have 100" in said["PM map 1"]
 
 
 def test_a_map_of_one_value_can_be_written(tmp_path: Path) -> None:
@@ -159,7 +173,9 @@ def test_images_that_are_scaled_otherwise_are_not_of_the_same_presentation(tmp_p
 def test_a_presentation_is_bounded_and_keeps_what_shows_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     request = SOURCES["axial CT"](tmp_path)
     everything = drawn_on(request)
+    assert left_out(request, ObjectKind.PR) == {}
     monkeypatch.setattr(presentation, "MOST_IMAGES", 2)
+    assert list(left_out(request, ObjectKind.PR)) == [f"PR on {len(everything) - 2} images"]
     two = drawn_on(request)
     assert len(two) == 2 < len(everything)
     monkeypatch.setattr(presentation, "MOST_POINTS", 1)
@@ -274,7 +290,7 @@ def test_a_paper_has_as_many_pages_as_it_takes_and_no_mark_up_of_others(tmp_path
     (dataset,) = only(replace(request, analysis=replace(request.analysis, findings=many)), ObjectKind.PDF)
     text, looks = pages(dataset)
     assert len(looks) > 2
-    assert "<b>a & b</b> ?" in text
+    assert any(f"<b>a & b</b> {each}" in text for each in ("☠", r"\u2620"))
     assert "NOT EVALUABLE" in text
 
 
