@@ -46,10 +46,10 @@ def stand_in(request: EncodingRequest) -> Dataset:
     image = Dataset()
     for keyword in (*TYPE_2, "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         image.add(instances[0][keyword])
+    lossy = next((instance for instance in instances if instance.get("LossyImageCompression") == "01"), Dataset())
     for keyword in _LOSSY:
-        for each in [each for each in instances if each.get("LossyImageCompression") == "01"][:1]:
-            if keyword in each:
-                image.add(each[keyword])
+        if keyword in lossy:
+            image.add(lossy[keyword])
     image.SOPClassUID = SecondaryCaptureImageStorage
     image.Modality = request.source.modality
     image.Rows, image.Columns = instances[0].Rows, instances[0].Columns
@@ -145,7 +145,8 @@ def _orientation(request: EncodingRequest) -> list[str]:
     """Return Patient Orientation where all pictures have the same one (type 2C: empty where nobody knows)."""
     said = {_strings(each.get("PatientOrientation")) for each in request.source.instances}
     only = said.pop()
-    return list(only) if not said and len(only) == 2 and all(only) else []
+    sound = not said and len(only) == 2 and all(each.isascii() and each.isupper() for each in only)
+    return list(only) if sound else []
 
 
 def _aspect(request: EncodingRequest) -> tuple[int, int]:
