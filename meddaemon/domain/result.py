@@ -282,7 +282,8 @@ class Analysis:
     """Everything that one run says: findings over segments, drawn on `labels` (segment numbers, 0 background).
 
     Segments that may overlap are drawn on `masks` [segment, plane, row, column] instead, in the order of their
-    numbers. Without either nothing is drawn. `reason` explains a status that is not plausible with the numbers.
+    numbers. Without either nothing is drawn. They lie on the planes of `geometry`, or on frames instead, which are
+    `pictures`. `reason` explains a status that is not plausible with the numbers.
     """
 
     status: ResultStatus
@@ -292,19 +293,34 @@ class Analysis:
     labels: Labels | None = None
     masks: NDArray[np.bool_] | None = None
     geometry: Geometry | None = None
+    pictures: PictureGrid | None = None
     artefacts: tuple[Artefact, ...] = ()
 
     @property
     def is_drawn(self) -> bool:
-        """Whether segments are drawn, on planes that lie somewhere."""
-        return self.geometry is not None and (self.labels is not None or self.masks is not None)
+        """Whether segments are drawn, on images that are known."""
+        return bool(self.images) and (self.labels is not None or self.masks is not None)
+
+    @property
+    def drawing(self) -> Drawing:
+        """The segments as they are drawn on `images`. Raises ValueError where nothing is."""
+        if not self.is_drawn:
+            raise ValueError("nothing was drawn")
+        return Drawing(labels=self.labels, masks=self.masks)
 
     @property
     def drawn(self) -> tuple[Drawing, Geometry]:
-        """The segments as they are drawn, and where they lie. Raises ValueError where nothing is."""
-        if self.geometry is None or not self.is_drawn:
-            raise ValueError("nothing was drawn")
-        return Drawing(labels=self.labels, masks=self.masks), self.geometry
+        """The segments as they are drawn in a volume, and where they lie. Raises ValueError where nothing is."""
+        if self.geometry is None:
+            raise ValueError("nothing was drawn in a volume")
+        return self.drawing, self.geometry
+
+    @property
+    def images(self) -> tuple[tuple[str, int], ...]:
+        """SOP Instance UID and frame (from 1) of each plane, or of each picture that segments are drawn on."""
+        if self.geometry is not None:
+            return tuple(zip(self.geometry.sop_instance_uids, self.geometry.frame_numbers, strict=True))
+        return self.pictures.sources if self.pictures is not None else ()
 
     def location(self, finding: Finding) -> Location | None:
         """Return where a finding lies that has a box, a landmark or an image of its own; None for any other."""

@@ -130,6 +130,8 @@ def _segmentation(dataset: Dataset, path: Path) -> Drawn:
     frames = dataset.PerFrameFunctionalGroupsSequence
     if len(frames) != int(dataset.NumberOfFrames):
         raise ReferenceRefused(f"{path}: it describes {len(frames)} frames and has {dataset.NumberOfFrames}")
+    if not any("PlanePositionSequence" in each for each in (*frames, *dataset.SharedFunctionalGroupsSequence)):
+        raise ReferenceRefused(f"{path}: its frames are pictures that lie nowhere in the patient, and are not compared")
     grid, planes = _grid_of(dataset)
     segments = tuple(_named(item) for item in dataset.SegmentSequence if kind == "BINARY" or int(item.SegmentNumber))
     if len({each.number for each in segments}) < len(segments):

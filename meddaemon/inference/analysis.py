@@ -104,6 +104,7 @@ def analyse(prediction: Prediction, contract: ModelContract, *, entropy: str, sh
         labels=said.labels,
         masks=said.masks,
         geometry=prediction.geometry,
+        pictures=prediction.pictures,
         artefacts=prediction.artefacts,
     )
 

@@ -27,14 +27,16 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Plane:
-    """What the frames of one plane share.
+    """What the frames of one plane, or of one picture, share.
 
-    `source` is SOP Instance UID and frame number; encoded are what they were derived from, and where they lie.
+    `source` is SOP Instance UID and frame number; encoded are what they were derived from, what else is said of their
+    content, and where they lie.
     """
 
     source: tuple[str, int]
     derivation: bytes
-    position: bytes
+    content: bytes = b""
+    position: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,7 @@ def planes_of(skeleton: Dataset) -> list[Plane]:
         position.PlanePositionSequence = item.PlanePositionSequence
         image = item.DerivationImageSequence[0].SourceImageSequence[0]
         source = str(image.ReferencedSOPInstanceUID), int(image.get("ReferencedFrameNumber", 1))
-        planes.append(Plane(source=source, derivation=_encoded(derivation), position=_encoded(position)))
+        planes.append(Plane(source=source, derivation=encoded(derivation), position=encoded(position)))
     return planes
 
 
@@ -142,6 +144,7 @@ def _item(frame: Frame) -> bytes:
     """Return one item of the Per-Frame Functional Groups Sequence, in the order of its tags."""
     indices = (frame.segment, frame.place) if frame.segment else (frame.place,)
     content = struct.pack(f"<HH2sH{len(indices)}I", 0x0020, 0x9157, b"UL", 4 * len(indices), *indices)
+    content += frame.plane.content
     groups = frame.plane.derivation + _sequence_of_one(0x0020, 0x9111, content) + frame.plane.position
     if frame.segment:
         segment = struct.pack("<HH2sHH", 0x0062, 0x000B, b"US", 2, frame.segment)
@@ -154,7 +157,8 @@ def _sequence_of_one(group: int, element: int, content: bytes) -> bytes:
     return struct.pack("<HH2s2xI", group, element, b"SQ", len(item)) + item
 
 
-def _encoded(dataset: Dataset) -> bytes:
+def encoded(dataset: Dataset) -> bytes:
+    """Return a data set as it stands in an item, in Explicit VR Little Endian."""
     file = BytesIO()
     stream = DicomIO(file)
     stream.is_little_endian, stream.is_implicit_VR = True, False

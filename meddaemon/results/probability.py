@@ -12,14 +12,16 @@ from pydicom.dataset import Dataset
 from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import Analysis, ArtefactKind, EncodedObject, LeftOut, Segment
 from meddaemon.results.envelope import finish
-from meddaemon.results.frames import Frame, planes_of, run_lengths, with_frames
+from meddaemon.results.frames import Frame, run_lengths, with_frames
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.seg import describe, numbered, one_of_several, segmentation
+from meddaemon.results.seg import describe, numbered, one_of_several, planes, segmentation
 
 CERTAIN = 255
 """What stands for a probability of 1 (Maximum Fractional Value)."""
 
 Values: TypeAlias = NDArray[np.float16] | NDArray[np.float32]
+Planes: TypeAlias = Values | Sequence[Values]
+"""Of one segment: [plane, row, column] of a volume, or [row, column] of each picture."""
 
 
 def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[EncodedObject | LeftOut]:
@@ -38,17 +40,17 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     header.SegmentSequence = described
     header.SegmentsOverlap = "UNDEFINED"
     one_of_several(header)
-    drawn_on = numbered(request.analysis.drawn[1])
-    planes = [(plane, drawn_on[plane.source]) for plane in planes_of(header)]
-    probable = [[bool(fraction(values[index]).any()) for _, index in planes] for _, values in kept]
+    drawn_on = numbered(request.analysis)
+    placed = [(plane, drawn_on[plane.source]) for plane in planes(request, header)]
+    probable = [[bool(fraction(values[index]).any()) for _, index in placed] for _, values in kept]
     if not any(map(any, probable)):
-        probable = [[True] * len(planes)] * len(kept)  # an object has frames
+        probable = [[True] * len(placed)] * len(kept)  # an object has frames
     # Places are counted over the planes that have a frame at all.
     places = np.cumsum(np.any(probable, axis=0)).tolist()
     shown = [
         (Frame(segment=number, plane=plane, place=place), values[index])
         for number, ((_, values), there) in enumerate(zip(kept, probable, strict=True), 1)
-        for (plane, index), place, is_there in zip(planes, places, there, strict=True)
+        for (plane, index), place, is_there in zip(placed, places, there, strict=True)
         if is_there
     ]
 
@@ -59,17 +61,23 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     yield finish(header, request, ObjectKind.PROBABILITY, encoded)
 
 
-def kept_of(analysis: Analysis) -> list[tuple[Segment, Values]]:
-    """Return the segments of which the probability of every voxel [plane, row, column] was kept, in their order."""
+def kept_of(analysis: Analysis) -> list[tuple[Segment, Planes]]:
+    """Return the segments of which the probability of every voxel was kept, in their order."""
     if not analysis.is_drawn:
         return []
-    _, geometry = analysis.drawn
-    kept = {
-        each.of: each.values
-        for each in analysis.artefacts
-        if each.kind is ArtefactKind.PROBABILITY and each.source is None and each.values.shape == geometry.shape
-    }
-    return [(segment, kept[segment.label]) for segment in analysis.segments if segment.label in kept]
+    shape = analysis.drawing.shape
+    kept = [each for each in analysis.artefacts if each.kind is ArtefactKind.PROBABILITY]
+    if analysis.geometry is not None:
+        volumes: dict[str, Planes] = {
+            each.of: each.values for each in kept if each.source is None and each.values.shape == shape
+        }
+        return [(segment, volumes[segment.label]) for segment in analysis.segments if segment.label in volumes]
+    pictures = {(each.of, each.source): each.values for each in kept if each.values.shape == shape[1:]}
+    found = [
+        (segment, [pictures[key] for image in analysis.images if (key := (segment.label, image)) in pictures])
+        for segment in analysis.segments
+    ]
+    return [(segment, values) for segment, values in found if len(values) == shape[0]]
 
 
 def fraction(values: Values) -> NDArray[np.uint8]:
@@ -78,7 +86,7 @@ def fraction(values: Values) -> NDArray[np.uint8]:
     return scaled.astype(np.uint8)
 
 
-def _digest(kept: Sequence[Values]) -> str:
+def _digest(kept: Sequence[Planes]) -> str:
     digest = hashlib.sha256()
     for values in kept:
         for plane in values:

@@ -101,7 +101,7 @@ class Scene:
 
 
 def scene_of(analysis: Analysis, shown: Volume | Pictures | None) -> Scene:
-    """Return what there is to show; segments of pictures only while these are in memory, or nobody knows where."""
+    """Return what there is to show."""
     images = _images(analysis, shown)
     there = analysis.labels is not None or analysis.masks is not None
     drawing = Drawing(labels=analysis.labels, masks=analysis.masks) if there else None
@@ -113,8 +113,8 @@ def scene_of(analysis: Analysis, shown: Volume | Pictures | None) -> Scene:
 
 
 def _images(analysis: Analysis, shown: Volume | Pictures | None) -> tuple[tuple[str, int], ...]:
-    if analysis.geometry is not None:
-        return tuple(zip(analysis.geometry.sop_instance_uids, analysis.geometry.frame_numbers, strict=True))
+    if analysis.images:
+        return analysis.images
     if isinstance(shown, Pictures):
         return shown.sources
     named = (location for finding in analysis.findings if (location := analysis.location(finding)) is not None)

@@ -10,6 +10,7 @@ from meddaemon.domain.codes import Code
 from meddaemon.domain.outlet import ObjectKind
 from meddaemon.results.identity import MANUFACTURER, instance_uid, series_uid
 from meddaemon.results.request import EncodingRequest
+from meddaemon.results.source import frames_of
 
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
 """Detached Study Management: retired, and type 1 in RT Referenced Study (PS3.3 Table C.8-43)."""
@@ -72,7 +73,7 @@ def image_item(request: EncodingRequest, image: tuple[str, int]) -> Dataset:
     uid, frame = image
     source = request.source.instance(uid)
     made = item(ReferencedSOPClassUID=str(source.SOPClassUID), ReferencedSOPInstanceUID=uid)
-    if int(source.get("NumberOfFrames") or 1) > 1:
+    if frames_of(source) > 1:
         made.ReferencedFrameNumber = frame
     return made
 

@@ -387,7 +387,7 @@ class SourceSeries(InputSeries):
 
         The latter is called a CT image: highdicom goes by the class, and takes one multi-frame instance at most.
         """
-        instance = next(each for each in self.instances if str(each.SOPInstanceUID) == uid)
+        instance = self.instance(uid)
         if not is_multi_frame(instance):
             return instance
         image = Dataset()
@@ -402,8 +402,13 @@ class SourceSeries(InputSeries):
 
 
 def is_multi_frame(instance: Dataset) -> bool:
-    """Return whether the planes of an instance are its frames."""
+    """Return whether the planes of an instance are its frames, each of which says something of its own."""
     return "PerFrameFunctionalGroupsSequence" in instance
+
+
+def frames_of(instance: Dataset) -> int:
+    """Return how many frames an instance has: one where it says nothing of any."""
+    return int(instance.get("NumberOfFrames") or 1)
 
 
 def read_source(

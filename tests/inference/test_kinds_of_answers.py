@@ -35,7 +35,6 @@ from meddaemon.domain.picture import PictureGrid
 from meddaemon.domain.result import Analysis, Box, Landmark, Measurement, Prediction, ResultStatus
 from meddaemon.domain.volume import Geometry
 from meddaemon.inference.analysis import MAX_OBJECTS, analyse, unasked
-from meddaemon.results.seg import why_not
 
 BRAIN = Code(value="12738006", scheme="SCT", meaning="Brain")
 NODULE = Code(value="27925004", scheme="SCT", meaning="Nodule")
@@ -407,8 +406,8 @@ def test_segments_on_pictures_have_an_area_on_each_of_them(
         (2, second, True, area(4)),
     ]
     assert [each.voxel_count for each in analysis.segments] == [7, 4]
-    assert (analysis.status, analysis.is_drawn) == (ResultStatus.PLAUSIBLE, False)
-    assert "no place in the patient" in why_not(analysis)
+    assert (analysis.status, analysis.images) == (ResultStatus.PLAUSIBLE, (first, second))
+    assert [int(analysis.drawing.mask(n, frame).sum()) for frame in (0, 1) for n in (1, 2)] == [6, 0, 1, 4]
     place = analysis.location(analysis.findings[3])
     assert place is not None
     assert (place.sop_instance_uid, place.low) == ("1.5.2", ())

@@ -185,13 +185,19 @@ def test_an_outline_covers_the_pixels_whose_centres_are_in_the_box(
 
 def test_areas_on_pictures_are_told_of_each_picture(tmp_path: Path) -> None:
     request = drawn_on_pictures(tmp_path)
-    document = report(request, "classes")
-    found = document.content.get_image_measurement_groups()
-    assert [numbers(each) for each in groups(document)] == [[("Area", 6.0, "{pixels}")], [("Area", 0.0, "{pixels}")]]
-    assert [coded(each, "705057003") for each in groups(document)] == [[], ["Absent"]]
-    assert [each.source_images[0].referenced_sop_instance_uid for each in found] == [
-        each.source[0] for each in request.analysis.findings
+    there, absent = (report(request, part) for part in ("areas", "classes"))
+    documents = (there, absent)
+    assert [[numbers(each) for each in groups(it)] for it in documents] == [
+        [[("Area", 6.0, "{pixels}")]],
+        [[("Area", 0.0, "{pixels}")]],
     ]
+    assert [[coded(each, "705057003") for each in groups(it)] for it in documents] == [[[]], [["Absent"]]]
+    (area,) = there.content.get_planar_roi_measurement_groups()
+    (nothing,) = absent.content.get_image_measurement_groups()
+    assert [
+        area.referenced_segmentation_frame[1].referenced_sop_instance_uid,
+        nothing.source_images[0].referenced_sop_instance_uid,
+    ] == [each.source[0] for each in request.analysis.findings]
 
 
 def test_that_nothing_was_found_is_said(tmp_path: Path) -> None:

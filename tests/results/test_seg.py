@@ -102,7 +102,7 @@ def as_highdicom_writes(request: EncodingRequest) -> bytes:
         [drawing.mask(each.number, plane) for plane in range(geometry.shape[0])] for each in request.analysis.segments
     ]
     pixels = np.moveaxis(np.array(masks, np.uint8), 0, -1)
-    omit_empty = seg_module._leaves_out_empty_frames(request.analysis)
+    omit_empty = seg_module._leaves_out_empty_frames(request)
     described = seg_module.descriptions(request)
     whole = seg_module.segmentation(request, described, pixels=pixels, omit_empty=omit_empty)
     return finish(whole, request, seg_module.KIND).content

@@ -19,15 +19,16 @@ _FRAME_CONTENT = Tag("FrameContentSequence")
 _PLANE_POSITION = Tag("PlanePositionSequence")
 _DERIVATION = Tag("DerivationImageSequence")
 _SEGMENT = Tag("SegmentIdentificationSequence")
+_NOWHERE = (np.nan, np.nan, np.nan)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrameTable:
     """The frames of an object in its order, a row for each.
 
-    `positions` are the centres of the first pixels in LPS mm, (frames, 3); `indices` the dimension index values,
-    (frames, dimensions); `segments` the numbers of their segments, 0 where none is named; `sources` SOP Instance UID
-    and frame of what each was derived from, ("", 0) where nothing is named.
+    `positions` are the centres of the first pixels in LPS mm, (frames, 3), NaN where none is said; `indices` the
+    dimension index values, (frames, dimensions); `segments` the numbers of their segments, 0 where none is named;
+    `sources` SOP Instance UID and frame of what each was derived from, ("", 0) where nothing is named.
     """
 
     positions: NDArray[np.float64]
@@ -55,7 +56,7 @@ def _read(dataset: Dataset) -> FrameTable:
     shared = dataset.SharedFunctionalGroupsSequence[0]
     of_all = _segment(shared.get("SegmentIdentificationSequence", ()))
     return FrameTable(
-        positions=np.array(list(_each(items, _PLANE_POSITION, _position)), np.float64),
+        positions=np.array(list(_each(items, _PLANE_POSITION, _position, _NOWHERE)), np.float64),
         indices=np.array(list(_each(items, _FRAME_CONTENT, _indices)), np.int64),
         segments=np.array(list(_each(items, _SEGMENT, _segment, of_all)), np.int64),
         sources=tuple(_each(items, _DERIVATION, _source, ("", 0))),
@@ -82,7 +83,7 @@ def _each(items: _Items, tag: BaseTag, read: Callable[[_Items], _T], otherwise: 
             yield read(item[tag].value)
 
 
-def _position(groups: _Items) -> tuple[float, ...]:
+def _position(groups: _Items) -> tuple[float, float, float]:
     x, y, z = (float(value) for value in groups[0].ImagePositionPatient)
     return x, y, z
 

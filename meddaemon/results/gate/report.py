@@ -13,6 +13,7 @@ from meddaemon.domain.outlet import ObjectKind, ReportForm
 from meddaemon.domain.result import REPORTED_DIGITS, EncodedObject, Finding, ResultStatus, Segment
 from meddaemon.results import report
 from meddaemon.results.gate.exam import Check, Exam
+from meddaemon.results.gate.frames import frame_table
 from meddaemon.results.gate.tree import instances_in, is_code, items_of, name_of, named
 from meddaemon.results.identity import RESEARCH_MARK, device_uid
 from meddaemon.results.report import Part
@@ -23,7 +24,12 @@ _LONGEST_DS = 16  # characters of VR DS (PS3.5 Table 6.2-1)
 _DERIVATION = ("121401", "DCM")
 _TOLERANCE_PIXELS = 1e-3  # coordinates are written in single precision
 
-_TEMPLATES: Mapping[str, str] = {Part.VOLUMES: "1411", Part.BOXES: "1410", Part.CLASSES: "1501"}
+_TEMPLATES: Mapping[str, str] = {
+    Part.VOLUMES: "1411",
+    Part.BOXES: "1410",
+    Part.CLASSES: "1501",
+    Part.AREAS: "1410",
+}
 _SOP_CLASSES: Mapping[str, str] = {
     ReportForm.COMPREHENSIVE_3D: Comprehensive3DSRStorage,
     ReportForm.COMPREHENSIVE: ComprehensiveSRStorage,
@@ -60,9 +66,9 @@ def _name(exam: Exam, encoded: EncodedObject, _: Dataset) -> Iterator[str]:
     wanted = set()
     for part in report.parts_of(exam.request, segmented=bool(segs)):
         for edition in exam.request.editions:
-            if part is not Part.VOLUMES:
+            if part not in report.ON_SEGMENTS:
                 wanted.add((str(part), str(edition.report)))
-            for seg in segs if part is Part.VOLUMES else ():
+            for seg in segs if part in report.ON_SEGMENTS else ():
                 if seg.edition in edition.parts:
                     wanted.add((str(part), report.edition_of(seg, edition.report)))
     found = {(each.part, each.edition) for each in documents}
@@ -222,6 +228,8 @@ def _group(exam: Exam, encoded: EncodedObject, group: Dataset, entry: Entry) -> 
     yield from _measurements(group, finding)
     if encoded.part == Part.VOLUMES and segment is not None:
         yield from _referenced_segment(exam, encoded, group, segment)
+    elif encoded.part == Part.AREAS and segment is not None:
+        yield from _referenced_frame(exam, encoded, group, segment, finding)
     elif encoded.part == Part.BOXES:
         yield from _region(exam, group, finding)
     else:
@@ -317,6 +325,32 @@ def _referenced_segment(exam: Exam, encoded: EncodedObject, group: Dataset, segm
     written = {item.SegmentNumber: item for item in exam.datasets[wanted.name].get("SegmentSequence", ())}
     if number not in written or not is_code(written[number].get("SegmentedPropertyTypeCodeSequence"), segment.type):
         yield f"segment {number} is not in the SEG as {segment.type}"
+
+
+def _referenced_frame(
+    exam: Exam, encoded: EncodedObject, group: Dataset, segment: Segment, finding: Finding
+) -> Iterator[str]:
+    """Hold what a group refers to in the SEG against the segment, and the picture, of its finding."""
+    wanted, about = exam.referred(ObjectKind.SEG, encoded), finding.source or ("", 0)
+    shown = [item.ReferencedSOPSequence[0] for item in named(group, ("121214", "DCM"))]
+    sources = [item.ReferencedSOPSequence[0] for item in named(group, ("121233", "DCM"))]
+    if wanted is None or [str(each.ReferencedSOPInstanceUID) for each in shown] != [wanted.sop_instance_uid]:
+        yield "does not refer to the SEG"
+        return
+    if len(sources) != 1:
+        yield f"names {len(sources)} images, not the one that its segment is on"
+    for each in sources:
+        yield from _image(exam, each, about)
+    frames = frame_table(exam, wanted.name)
+    if (said := (shown[0].get("ReferencedFrameNumber"), shown[0].get("ReferencedSegmentNumber"))).count(None) != 1:
+        yield f"refers to frame and segment {said}, not to one of both"
+    elif not frames.segments.any():
+        if said[1] != segment.number or about not in frames.sources:
+            yield f"refers to segment {said[1]}, not {segment.number}"
+    elif said[0] is None or not 1 <= said[0] <= len(frames):
+        yield f"refers to frame {said[0]} of {len(frames)}"
+    elif (frames.sources[said[0] - 1], frames.segments[said[0] - 1]) != (about, segment.number):
+        yield f"refers to frame {said[0]}, which does not show segment {segment.number} on {about}"
 
 
 def _measurements(group: Dataset, finding: Finding) -> Iterator[str]:

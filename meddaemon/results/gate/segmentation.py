@@ -19,8 +19,8 @@ from pydicom.uid import (
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.outlet import SegmentationForm
-from meddaemon.domain.result import EncodedObject, Segment
-from meddaemon.domain.volume import Geometry
+from meddaemon.domain.result import Analysis, EncodedObject, Segment
+from meddaemon.results.gate import flat
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.gate.frames import frame_table
 from meddaemon.results.gate.tree import is_code
@@ -41,7 +41,7 @@ def _form(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]
         "SOPClassUID": SegmentationStorage if binary else LABEL_MAP_SEGMENTATION_STORAGE,
         "SegmentationType": "BINARY" if binary else "LABELMAP",
         "PixelPaddingValue": None if binary else 0,
-        "SegmentsOverlap": "YES" if exam.request.analysis.drawn[0].overlapping else "NO",
+        "SegmentsOverlap": "YES" if exam.request.analysis.drawing.overlapping else "NO",
     }
     yield from differences(dataset, wanted)
     yield from pixel_description(dataset, 1 if binary else 16 if wide else 8)
@@ -73,7 +73,10 @@ def transfer_syntax(encoded: EncodedObject, wanted: UID) -> Iterator[str]:
 def grid(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     """Check that frames lie in the volume pixel for pixel: its frame of reference, its size, its directions."""
     source = exam.request.source
-    geometry = exam.request.analysis.drawn[1]
+    geometry = exam.request.analysis.geometry
+    if geometry is None:
+        yield from flat.grid(exam, dataset)
+        return
     for name, uid in (("source", source.frame_of_reference_uid), ("volume", geometry.frame_of_reference_uid)):
         if str(dataset.get("FrameOfReferenceUID")) != uid:
             yield f"FrameOfReferenceUID {dataset.get('FrameOfReferenceUID')} is not the {name}'s {uid}"
@@ -91,11 +94,14 @@ def grid(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
 
 def places(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
     """Hold every frame against the image that it names: it is a plane of the volume, and lies where both do."""
-    geometry, source = exam.request.analysis.drawn[1], exam.request.source
+    geometry, source = exam.request.analysis.geometry, exam.request.source
     frames = frame_table(exam, encoded.name)
     if len(frames) != int(dataset.NumberOfFrames):
         yield f"{len(frames)} frame descriptions do not fit {dataset.NumberOfFrames} frames"
-    planes = planes_of(geometry)
+    if geometry is None:
+        yield from flat.places(exam, frames, dataset)
+        return
+    planes = planes_of(exam.request.analysis)
     known = np.array([key in planes for key in frames.sources], np.bool_)
     for number in np.flatnonzero(~known) + 1:
         yield f"frame {number} names {frames.sources[number - 1]}, which is no plane of the volume"
@@ -124,10 +130,9 @@ def places(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
             yield "DimensionOrganizationType is 3D, but the frames do not follow each other evenly and straight"
 
 
-def planes_of(geometry: Geometry) -> dict[tuple[str, int], int]:
-    """Return the number of each plane by its SOP Instance UID and frame."""
-    sources = zip(geometry.sop_instance_uids, geometry.frame_numbers, strict=True)
-    return {source: plane for plane, source in enumerate(sources)}
+def planes_of(analysis: Analysis) -> dict[tuple[str, int], int]:
+    """Return the number of each plane, or picture, by its SOP Instance UID and frame."""
+    return {image: plane for plane, image in enumerate(analysis.images)}
 
 
 def _voxels(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
@@ -137,10 +142,10 @@ def _voxels(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[st
 
 
 def _masks(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
-    drawing, geometry = exam.request.analysis.drawn
-    frames, planes = frame_table(exam, encoded.name), planes_of(geometry)
+    analysis = exam.request.analysis
+    drawing, frames, planes = analysis.drawing, frame_table(exam, encoded.name), planes_of(analysis)
     rows, columns = int(dataset.Rows), int(dataset.Columns)
-    size, numbers = rows * columns, len(exam.request.analysis.segments)
+    size, numbers = rows * columns, len(analysis.segments)
     packed = _native(encoded, (len(frames) * size + 15) // 16 * 2)
     if packed is None:
         yield f"the pixel data are not {len(frames)} frames of {rows} x {columns}, or not the last element"
@@ -161,9 +166,9 @@ def _masks(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
 
 
 def _label_maps(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
-    drawing, geometry = exam.request.analysis.drawn
-    frames, planes = frame_table(exam, encoded.name), planes_of(geometry)
-    numbers = len(exam.request.analysis.segments)
+    analysis = exam.request.analysis
+    drawing, frames, planes = analysis.drawing, frame_table(exam, encoded.name), planes_of(analysis)
+    numbers = len(analysis.segments)
     counts = np.zeros(numbers + 1, np.int64)
     for index, (key, image) in enumerate(zip(frames.sources, decoded(encoded), strict=True)):
         if image.max() > numbers:
@@ -178,13 +183,16 @@ def _label_maps(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterato
 
 
 def _compare_counts(exam: Exam, counts: NDArray[np.int64]) -> Iterator[str]:
-    drawing, geometry = exam.request.analysis.drawn
+    drawing = exam.request.analysis.drawing
     drawn = np.zeros_like(counts)
-    for plane in range(geometry.shape[0]):
+    for plane in range(drawing.shape[0]):
         found = drawing.counts(plane)
         drawn[: len(found)] += found
     for segment in np.flatnonzero(counts[1:] != drawn[1:]) + 1:
         yield f"segment {segment} has {counts[segment]} voxels, the drawing {drawn[segment]}"
+    for each in exam.request.analysis.segments:
+        if counts[each.number] != each.voxel_count:
+            yield f"segment {each.number} has {counts[each.number]} voxels, its row {each.voxel_count}"
 
 
 def _native(encoded: EncodedObject, length: int) -> NDArray[np.uint8] | None:
@@ -212,7 +220,9 @@ def dimensions(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator
     frames = frame_table(exam, encoded.name)
     indices = frames.indices
     pointers = [str(keyword_for_tag(each.DimensionIndexPointer)) for each in dataset.DimensionIndexSequence]
-    wanted = ["ReferencedSegmentNumber", "ImagePositionPatient"][0 if frames.segments.any() else 1 :]
+    lies = exam.request.analysis.geometry is not None
+    wanted = ["ReferencedSegmentNumber", "ImagePositionPatient" if lies else "FrameLabel"]
+    wanted = wanted[0 if frames.segments.any() else 1 :]
     if pointers != wanted or indices.shape[1:] != (len(wanted),):
         yield f"dimensions {pointers} are not {wanted}, or the frames do not have an index value for each"
         return
@@ -224,6 +234,9 @@ def dimensions(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator
         for row in np.flatnonzero(indices[:, 0] != frames.segments):
             shown = frames.segments[row]
             yield f"frame {row + 1} has dimension index {tuple(indices[row].tolist())}, but shows segment {shown}"
+    if not lies:
+        yield from flat.ranks(exam, frames)
+        return
     ranks, firsts = np.unique(indices[:, -1], return_index=True)
     positions = frames.positions[firsts]
     for row in np.flatnonzero((positions[np.searchsorted(ranks, indices[:, -1])] != frames.positions).any(axis=1)):
@@ -278,7 +291,8 @@ def referenced_series(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterato
         for series in dataset.get("ReferencedSeriesSequence", ())
         for instance in series.ReferencedInstanceSequence
     )
-    wanted = Counter((source.series_instance_uid, uid) for uid in source.sop_instance_uids)
+    uids = {uid for uid, _ in exam.request.analysis.images}
+    wanted = Counter((source.series_instance_uid, uid) for uid in uids)
     if named != wanted:
         yield f"Referenced Series Sequence names {named.total()} instances and not each of {wanted.total()} once"
 

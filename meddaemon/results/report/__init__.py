@@ -9,11 +9,21 @@ from collections.abc import Iterator, Sequence
 
 from meddaemon.domain.outlet import ObjectKind, ReportForm, go_together
 from meddaemon.domain.result import EncodedObject
-from meddaemon.results.report.content import Part, findings_of, measured_value, parts_of
+from meddaemon.results.report.content import ON_SEGMENTS, Part, findings_of, measured_value, parts_of
 from meddaemon.results.report.document import write
 from meddaemon.results.request import EncodingRequest, ObjectReference
 
-__all__ = ["KIND", "Part", "edition_of", "encode", "findings_of", "measured_value", "parts_of", "replaced"]
+__all__ = [
+    "KIND",
+    "ON_SEGMENTS",
+    "Part",
+    "edition_of",
+    "encode",
+    "findings_of",
+    "measured_value",
+    "parts_of",
+    "replaced",
+]
 
 KIND = ObjectKind.SR
 
@@ -25,7 +35,7 @@ def encode(request: EncodingRequest, before: Sequence[EncodedObject]) -> Iterato
     planned = [
         (part, seg, form)
         for part in parts
-        for seg in (segmentations if part is Part.VOLUMES else (None,))
+        for seg in (segmentations if part in ON_SEGMENTS else (None,))
         for form in _forms(request, seg)
     ]
     named = replaced([(part, edition_of(seg, form)) for part, seg, form in planned], request.predecessors)

@@ -29,6 +29,12 @@ class Part(StrEnum):
     """Boxes and landmarks on an image (TID 1410)."""
     CLASSES = "classes"
     """What is said of an image or of the study as a whole: classes, numbers, what was not found (TID 1501)."""
+    AREAS = "areas"
+    """Segments on pictures (TID 1410)."""
+
+
+ON_SEGMENTS = frozenset({Part.VOLUMES, Part.AREAS})
+"""The documents that refer to a Segmentation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +54,9 @@ def parts_of(request: EncodingRequest, *, segmented: bool) -> dict[Part, tuple[E
     """
     analysis = request.analysis
     segmented = segmented and analysis.is_drawn
+    in_volume = segmented and analysis.geometry is not None
     entries: dict[Part, list[Entry]] = {part: [] for part in Part}
-    if segmented:
+    if in_volume:
         entries[Part.VOLUMES] = [
             _on_segment(segment, finding, ordinal)
             for segment in analysis.segments
@@ -57,10 +64,14 @@ def parts_of(request: EncodingRequest, *, segmented: bool) -> dict[Part, tuple[E
         ]
     segments = {segment.number: segment for segment in analysis.segments}
     for ordinal, finding in enumerate(analysis.findings, 1):
-        if finding.segment_number is not None and segmented:
-            continue
-        part = Part.BOXES if finding.box is not None or finding.landmark is not None else Part.CLASSES
         segment = None if finding.segment_number is None else segments[finding.segment_number]
+        if segment is not None and in_volume:
+            continue
+        part = Part.CLASSES
+        if finding.box is not None or finding.landmark is not None:
+            part = Part.BOXES
+        elif segment is not None and segmented and finding.present:
+            part = Part.AREAS
         entries[part].append(_by_itself(request, finding, segment, ordinal))
     found = {part: tuple(each) for part, each in entries.items() if each}
     if not found:

@@ -1,4 +1,4 @@
-"""Measurement groups: TID 1411 on a segment, TID 1410 on a region of an image, TID 1501 on images or the study."""
+"""Measurement groups: TID 1411 on a segment, TID 1410 on a region or a segment of an image, TID 1501 on all of it."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
@@ -12,6 +12,7 @@ from pydicom.sr.codedict import codes
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
+from meddaemon.domain.outlet import SegmentationForm
 from meddaemon.domain.result import EncodedObject, Finding, Location, Segment
 from meddaemon.results.identity import RESEARCH_MARK
 from meddaemon.results.report.content import (
@@ -25,7 +26,8 @@ from meddaemon.results.report.content import (
     summary,
 )
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.seg import algorithm_parameters, pydicom_code
+from meddaemon.results.seg import algorithm_parameters, frame_number, pydicom_code
+from meddaemon.results.source import frames_of
 
 # Highdicom knows no name for it; every reader knows it as a qualitative evaluation.
 PRESENCE = Code(value="705057003", scheme="SCT", meaning="Presence")
@@ -75,6 +77,24 @@ def _region(request: EncodingRequest, entry: Entry, _: EncodedObject | None) -> 
     return hd.PlanarROIMeasurementsAndQualitativeEvaluations(**_said(request, entry), referenced_region=region)
 
 
+def _area(request: EncodingRequest, entry: Entry, seg: EncodedObject | None) -> _Group:
+    about = entry.finding.source
+    if seg is None or entry.segment is None or about is None:
+        raise ValueError("a segment on a picture needs its Segmentation")
+    image, number = _image(request, about[0]), entry.segment.number
+    reference = hd.ReferencedSegmentationFrame(
+        sop_class_uid=seg.sop_class_uid,
+        sop_instance_uid=seg.sop_instance_uid,
+        segment_number=number,
+        frame_number=frame_number(request, number, about),
+        source_image=hd.SourceImageForSegmentation(str(image.SOPClassUID), about[0], _frames(image, about[1])),
+    )
+    # One of both (PS3.3 C.18.4): a frame is of one segment, but in a label map of all that are on its picture.
+    unsaid = "ReferencedFrameNumber" if seg.edition == SegmentationForm.LABELMAP else "ReferencedSegmentNumber"
+    del reference[0].ReferencedSOPSequence[0][unsaid]
+    return hd.PlanarROIMeasurementsAndQualitativeEvaluations(**_said(request, entry), referenced_segment=reference)
+
+
 def _class(request: EncodingRequest, entry: Entry, _: EncodedObject | None) -> _Group:
     about = entry.finding.source
     images = []
@@ -88,6 +108,7 @@ _GROUPS: Mapping[Part, Callable[[EncodingRequest, Entry, EncodedObject | None], 
     Part.VOLUMES: _volume,
     Part.BOXES: _region,
     Part.CLASSES: _class,
+    Part.AREAS: _area,
 }
 
 
@@ -108,7 +129,7 @@ def _image(request: EncodingRequest, sop_instance_uid: str) -> Dataset:
 
 def _frames(image: Dataset, number: int) -> list[int] | None:
     """Return the number of the frame, of an image that has frames (PS3.3 10.3, Referenced Frame Number)."""
-    return [number] if int(image.get("NumberOfFrames") or 1) > 1 else None
+    return [number] if frames_of(image) > 1 else None
 
 
 def _said(request: EncodingRequest, entry: Entry) -> dict[str, Any]:
