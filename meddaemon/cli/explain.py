@@ -208,6 +208,8 @@ def _results(connection: Connection, study_id: int, outlets: Mapping[str, Outlet
         ended = "" if head.current else ", withdrawn: nobody asks for it any more"
         if head.successor is not None:
             ended = f", superseded by job {head.successor}"
+        if head.requeued:
+            ended = ", outdated: its job was queued again"
         yield f"  result {head.id} of job {head.job_id}: {head.model} {head.model_version}, {head.status}{ended}"
         if forced := head.provenance.get("admitted_by_force"):
             yield f"    by a model that was admitted by force: {shown(forced)}"
@@ -228,13 +230,14 @@ def _carried(connection: Connection, head: results.ResultHead, outlets: Mapping[
     """Yield what carries a result: its objects, what is kept beside them, and where the objects went."""
     if why := head.provenance.get("not_encoded"):
         yield f"    no Segmentation carries it: {why}"
-    for item in results.objects_of(connection, head.id):
+    objects = results.objects_of(connection, head.id)
+    for item in objects:
         name = " ".join(filter(None, (item.kind, item.part, item.edition)))
         yield f"    {name} {item.sop_instance_uid}, {item.size} bytes"
     for kept in results.artefacts(connection, result_id=head.id):
         yield f"    {kept.kind.value} of {shown(kept.of)}: {kept.voxels}, {kept.size} bytes"
     posted = deliveries.listing(connection, result_ids=[head.id])
-    if not posted and head.status is not ResultStatus.PLAUSIBLE:
+    if objects and not posted and head.status is not ResultStatus.PLAUSIBLE:
         yield f"    goes nowhere: no destination has {head.status.value!r} among its statuses"
     for sent in posted:
         status = f", status {sent.status:04X}H" if sent.status is not None else ""

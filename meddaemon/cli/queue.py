@@ -98,7 +98,7 @@ def jobs_show(job: int, config: Config = None) -> None:
 def jobs_requeue(job: int, config: Config = None) -> None:
     """Run a discarded or cancelled job again, or a waiting one at once."""
     with open_database(open_settings(config)) as database, database.write() as connection:
-        jobs.requeue(connection, job)
+        requests.requeue(connection, job)
 
 
 @jobs_app.command("hurry")

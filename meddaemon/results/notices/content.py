@@ -11,6 +11,7 @@ STATUSES = {
     ResultStatus.PLAUSIBLE: "Plausible",
     ResultStatus.IMPLAUSIBLE: "Implausible",
     ResultStatus.NOT_EVALUABLE: "Not evaluable",
+    ResultStatus.FAILED: "Failed",
 }
 
 
@@ -21,7 +22,7 @@ def doubt_of(result: ReportedResult) -> str:
 
 def presence_of(finding: ReportedFinding, status: ResultStatus, *, detects: bool) -> Code:
     """Return whether something is there, as the report says it; `detects` of a model that looks for objects."""
-    if status is ResultStatus.NOT_EVALUABLE:
+    if not status.is_answer:
         return UNDETERMINED
     if finding.present:
         return PRESENT
