@@ -237,7 +237,8 @@ def _carried(connection: Connection, head: results.ResultHead, outlets: Mapping[
     for kept in results.artefacts(connection, result_id=head.id):
         yield f"    {kept.kind.value} of {shown(kept.of)}: {kept.voxels}, {kept.size} bytes"
     posted = deliveries.listing(connection, result_ids=[head.id])
-    if objects and not posted and head.status is not ResultStatus.PLAUSIBLE:
+    # Why there is no document of a failure stands in its reason.
+    if not posted and head.status is not ResultStatus.PLAUSIBLE and (objects or head.status is not ResultStatus.FAILED):
         yield f"    goes nowhere: no destination has {head.status.value!r} among its statuses"
     for sent in posted:
         status = f", status {sent.status:04X}H" if sent.status is not None else ""
