@@ -230,15 +230,13 @@ def _carried(connection: Connection, head: results.ResultHead, outlets: Mapping[
     """Yield what carries a result: its objects, what is kept beside them, and where the objects went."""
     if why := head.provenance.get("not_encoded"):
         yield f"    no Segmentation carries it: {why}"
-    objects = results.objects_of(connection, head.id)
-    for item in objects:
+    for item in results.objects_of(connection, head.id):
         name = " ".join(filter(None, (item.kind, item.part, item.edition)))
         yield f"    {name} {item.sop_instance_uid}, {item.size} bytes"
     for kept in results.artefacts(connection, result_id=head.id):
         yield f"    {kept.kind.value} of {shown(kept.of)}: {kept.voxels}, {kept.size} bytes"
     posted = deliveries.listing(connection, result_ids=[head.id])
-    # Why there is no document of a failure stands in its reason.
-    if not posted and head.status is not ResultStatus.PLAUSIBLE and (objects or head.status is not ResultStatus.FAILED):
+    if not posted and head.status is not ResultStatus.PLAUSIBLE and not head.is_bare:
         yield f"    goes nowhere: no destination has {head.status.value!r} among its statuses"
     for sent in posted:
         status = f", status {sent.status:04X}H" if sent.status is not None else ""

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, func, insert, not_, or_, select
+from sqlalchemy import Connection, Row, exists, func, insert, not_, or_, select
 
 from meddaemon.db import deliveries, requests, tables
 from meddaemon.db.clock import now
@@ -161,6 +161,8 @@ class ResultHead:
     """Whether it counts (`requests.is_current`)."""
     requeued: bool
     """Whether it tells of a failure after which the job was queued again."""
+    is_bare: bool
+    """Whether it tells of a failure of which there is no document; why stands in its reason."""
     successor: int | None
     """The job that takes its place."""
     seconds: Mapping[str, float]
@@ -393,7 +395,7 @@ def objects_of(connection: Connection, result_id: int) -> list[ObjectRow]:
 
 def heads(connection: Connection, *, study_id: int) -> list[ResultHead]:
     """Return the results of a study, oldest first."""
-    later = _job.alias()
+    later, made = _job.alias(), tables.result_object
     successor = select(func.max(later.c.id)).where(later.c.replaces == _result.c.job_id).scalar_subquery()
     rows = connection.execute(
         select(
@@ -401,6 +403,7 @@ def heads(connection: Connection, *, study_id: int) -> list[ResultHead]:
             is_current().label("current"),
             is_asked_for(_result.c.job_id).label("asked_for"),
             successor.label("successor"),
+            exists(select(made.c.id).where(made.c.result_id == _result.c.id)).label("has_objects"),
         )
         .where(_result.c.study_id == study_id)
         .order_by(_result.c.id)
@@ -416,6 +419,7 @@ def heads(connection: Connection, *, study_id: int) -> list[ResultHead]:
             created_at=row.created_at,
             current=row.current,
             requeued=row.asked_for and not row.current,
+            is_bare=row.failed_at is not None and not row.has_objects,
             successor=None if row.asked_for else row.successor,
             seconds=row.seconds,
             provenance=row.provenance,
