@@ -1,20 +1,33 @@
 """The whole story on one screen: `admit` a quiet study, take a job through `JobStages`.
 
 Both end in one transaction each. `admit`: what the rules decided and the jobs they make. `publish`, the last stage:
-findings, outbox rows and the job's completion. Delivery drains the outbox on its own.
+findings, outbox rows and the job's completion. What became of a job that failed, `tell_of_failure` writes down later.
+Delivery drains the outbox on its own.
 """
 
 import errno
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meddaemon.config.settings import Settings
-from meddaemon.db import announcements, commitments, holds, inquiries, instances, jobs, requests, results, studies
+from meddaemon.db import (
+    announcements,
+    commitments,
+    failures,
+    holds,
+    inquiries,
+    instances,
+    jobs,
+    requests,
+    results,
+    studies,
+)
 from meddaemon.db.engine import Connection, Database, DatabaseUnavailable
+from meddaemon.db.failures import Failure
 from meddaemon.db.instances import path_of
 from meddaemon.db.jobs import Job, NewJob
 from meddaemon.db.results import ObjectRow, StoredArtefact, StoredObject
@@ -23,6 +36,7 @@ from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.errors import (
     InputRefused,
     LeaseLost,
+    MeddaemonError,
     ModelFailed,
     NotAdmitted,
     NotEvaluable,
@@ -40,7 +54,7 @@ from meddaemon.domain.uids import digest_of
 from meddaemon.domain.volume import Volume
 from meddaemon.durable import Staging, write_new
 from meddaemon.failpoints import reach
-from meddaemon.inference.analysis import analyse, unasked
+from meddaemon.inference.analysis import analyse, failed, unasked
 from meddaemon.inference.loading import Prepared
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.commitment import examine
@@ -61,6 +75,11 @@ from meddaemon.telemetry import log
 LOOK_AGAIN_SECONDS = 60.0
 FILING_SECONDS = 1.0
 """When a question about objects is looked at again that are about to be filed."""
+FAILURE_TRIES = 3
+FAILURE_LEASES = 5
+"""How often it is tried to tell of a failure, and how many times as long as that of a job its lease is."""
+LONGEST_REASON = 1024
+"""Characters of the reason of a failure that its document gives."""
 _log = log(__name__)
 
 
@@ -144,7 +163,7 @@ def force(
         (job_id,) = _carry_out(connection, study, rule, decision, settings)
         requests.settle(connection, study.id, study.generation, settings.outlets)
         if jobs.get(connection, job_id).state in {JobState.DISCARDED, JobState.CANCELLED}:
-            jobs.requeue(connection, job_id)
+            requests.requeue(connection, job_id)
     return job_id
 
 
@@ -414,7 +433,6 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
     # Of everything, also of what nobody believes: a destination says which results it takes.
     left_out: list[LeftOut] = []
     objects = _encoded(settings, contract, inputs, analysis, predecessors, shown, left_out)
-    not_carried = {f"left out {each.what}": each.why for each in left_out}
     stored = [_store(settings, staging, encoded) for encoded in objects]
     kept = [_keep(settings, staging, artefact, analysis) for artefact in analysis.artefacts]
     seconds = {**prediction.seconds, "encode": time.monotonic() - started}
@@ -427,11 +445,7 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
             stored,
             model_version=contract.version,
             series_instance_uid=prediction.series_instance_uid,
-            provenance={
-                **prediction.provenance,
-                **_admitted_by_force(contract),
-                **not_carried,
-            },
+            provenance={**prediction.provenance, **_admitted_by_force(contract), **_not_carried(left_out)},
             seconds=seconds,
             outlets=settings.outlets,
             artefacts=kept,
@@ -441,6 +455,87 @@ def _publish(database: Database, settings: Settings, staging: Staging, job: Job,
     said = {"status": analysis.status.value, "reason": analysis.reason, "objects": [each.kind for each in objects]}
     said["left_out"] = [f"{each.what}: {each.why}" for each in left_out]
     _log.info("result", job=job.id, kind=contract.kind.value, **said, **seconds)
+
+
+def tell_of_failure(database: Database, settings: Settings, staging: Staging) -> bool:
+    """Write the result of one job that failed, and its document, unless none is to be told of; return whether one was.
+
+    Neither the model nor its weights are asked for, only what the contract calls its findings. Where there can be no
+    document (the contract is not here any more, the sources are gone or contradict each other, the gate refuses it),
+    the result says why. What may pass is tried again, and so is what the process did not survive.
+    """
+    with database.write() as connection:
+        failure = failures.claim(
+            connection,
+            model_digests=[contract.digest for contract in settings.contracts.values()],
+            lease_seconds=settings.worker.lease_seconds * FAILURE_LEASES,
+        )
+        predecessors = results.predecessor_objects(connection, failure.job) if failure else []
+    if failure is None:
+        return False
+    reach("telling")
+    try:
+        _tell_of(database, settings, staging, failure, predecessors)
+    except LeaseLost as lost:
+        _log.warning("a failure is not told of", job=failure.job.id, reason=str(lost))
+    return True
+
+
+def _tell_of(
+    database: Database, settings: Settings, staging: Staging, failure: Failure, predecessors: Sequence[ObjectRow]
+) -> None:
+    job, started = failure.job, time.monotonic()
+    stored: list[StoredObject] = []
+    left_out: list[LeftOut] = []
+    problem = ""
+    try:
+        objects = _failure_objects(settings, failure, predecessors, left_out)
+        stored = [_store(settings, staging, each) for each in objects]
+    except MeddaemonError as never:
+        problem = str(never)
+    except Exception as unforeseen:  # noqa: BLE001  one of the few places where errors become outcomes
+        problem = type(unforeseen).__name__
+        _log.error("cannot tell of a failure", job=job.id, tries=failure.tries, reason=problem, exc_info=unforeseen)
+        if failure.tries < FAILURE_TRIES:
+            with database.write() as connection:
+                failures.postpone(connection, failure, delay_seconds=settings.worker.backoff_seconds * failure.tries)
+            return
+    contract = settings.contracts.get(job.model)
+    known = contract if contract is not None and contract.digest == job.model_digest else None
+    reason = f"{job.reason}; there is no document of it: {problem}" if problem else job.reason
+    with database.write() as connection:
+        failures.conclude(connection, failure)
+        results.record(
+            connection,
+            job,
+            Analysis(status=ResultStatus.FAILED, reason=reason, segments=(), findings=()),
+            stored if not problem else [],
+            model_version=known.version if known else "",
+            series_instance_uid=failure.series_instance_uid,
+            provenance={**(_admitted_by_force(known) if known else {}), **_not_carried(left_out)},
+            seconds={"encode": round(time.monotonic() - started, 3)},
+            outlets=settings.outlets,
+        )
+        reach("told")
+    _log.info("failure told of", job=job.id, objects=[each.encoded.kind for each in stored], reason=reason)
+
+
+def _failure_objects(
+    settings: Settings, failure: Failure, predecessors: Sequence[ObjectRow], left_out: list[LeftOut]
+) -> tuple[EncodedObject, ...]:
+    """Return the document of a failure, and what else is made of a result that says nothing; note what is left out."""
+    if failure.tries > FAILURE_TRIES:
+        raise MeddaemonError(f"none of {FAILURE_TRIES} tries to write it came to an end")
+    job = failure.job
+    contract = _contract(settings, job)
+    # What a bundle has raised may be anything; the result has it in full.
+    reason = " ".join("".join(each if each.isprintable() else " " for each in job.reason).split())[:LONGEST_REASON]
+    analysis = failed(contract, reason, entropy=job.key)
+    return _encoded(settings, contract, _input_files(settings, job), analysis, predecessors, None, left_out)
+
+
+def _not_carried(left_out: Iterable[LeftOut]) -> dict[str, str]:
+    return {f"left out {each.what}": each.why for each in left_out}
 
 
 def _encoded(

@@ -222,6 +222,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("finished_at", sa.Double(), nullable=True),
+        sa.Column("document_tries", sa.Integer(), nullable=True),
         sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_job_study_id"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["replaces"], ["job.id"], name=op.f("fk_job_replaces"), ondelete="SET NULL"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_job")),
@@ -336,6 +337,7 @@ def upgrade() -> None:
         "result",
         sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), autoincrement=True, nullable=False),
         sa.Column("job_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
+        sa.Column("failed_at", sa.Double(), nullable=True),
         sa.Column("study_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("model", sa.String(length=100), nullable=False),
         sa.Column("model_version", sa.String(length=64), nullable=False),
@@ -349,8 +351,10 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["job_id"], ["job.id"], name=op.f("fk_result_job_id"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["study_id"], ["study.id"], name=op.f("fk_result_study_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_result")),
-        sa.UniqueConstraint("job_id", name=op.f("uq_result_job_id")),
+        sa.UniqueConstraint("job_id", "failed_at", name=op.f("uq_result_job_id_failed_at")),
     )
+    found = sa.text("failed_at IS NULL")
+    op.create_index("ix_result_found", "result", ["job_id"], unique=True, sqlite_where=found, postgresql_where=found)
     with op.batch_alter_table("result", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_result_created_at"), ["created_at"], unique=False)
         batch_op.create_index(batch_op.f("ix_result_model"), ["model"], unique=False)
@@ -605,6 +609,7 @@ def upgrade() -> None:
         ("ix_refusal_alarm", "refusal", ["id"], alarm),
         ("ix_job_finished", "job", ["state", "id"], "state IN ('completed', 'discarded', 'cancelled')"),
         ("ix_job_missable", "job", ["deadline_at"], missable),
+        ("ix_job_undocumented", "job", ["id"], "document_tries IS NOT NULL"),
         ("ix_result_object_sha256", "result_object", ["sha256"], None),
         ("ix_delivery_sending", "delivery", ["lease_expires_at"], "state = 'sending'"),
         ("ix_commitment_held", "commitment", ["id"], "state = 'held'"),
@@ -632,7 +637,10 @@ _OF_RESULT = """
     result.series_instance_uid, result.model, result.model_version, result.status, {result.created_at} AS made_at"""
 _RESULT = """
     result JOIN study ON study.id = result.study_id JOIN job ON job.id = result.job_id"""
-_SUPERSEDED = "NOT EXISTS (SELECT 1 FROM request WHERE request.job_id = result.job_id) AS superseded"
+# A failure counts for as long as it is how its job has ended (`db.requests.is_current`).
+_SUPERSEDED = """
+    NOT EXISTS (SELECT 1 FROM request WHERE request.job_id = result.job_id) OR result.failed_at IS NOT NULL
+    AND (job.state <> 'discarded' OR job.finished_at <> result.failed_at) AS superseded"""
 # Name -> own columns, and what follows the joins of a result.
 _VIEWS = {
     "result": ("result.model_digest, result.reason, job.rule, job.generation, job.caveat", ""),

@@ -206,6 +206,8 @@ def _results(connection: Connection, study_id: int, outlets: Mapping[str, Outlet
         ended = "" if head.current else ", withdrawn: nobody asks for it any more"
         if head.successor is not None:
             ended = f", superseded by job {head.successor}"
+        if head.requeued:
+            ended = ", outdated: its job was queued again"
         yield f"  result {head.id} of job {head.job_id}: {head.model} {head.model_version}, {head.status}{ended}"
         if forced := head.provenance.get("admitted_by_force"):
             yield f"    by a model that was admitted by force: {shown(forced)}"
@@ -232,7 +234,7 @@ def _carried(connection: Connection, head: results.ResultHead, outlets: Mapping[
     for kept in results.artefacts(connection, result_id=head.id):
         yield f"    {kept.kind.value} of {shown(kept.of)}: {kept.voxels}, {kept.size} bytes"
     posted = deliveries.listing(connection, result_ids=[head.id])
-    if not posted and head.status is not ResultStatus.PLAUSIBLE:
+    if not posted and head.status is not ResultStatus.PLAUSIBLE and not head.is_bare:
         yield f"    goes nowhere: no destination has {head.status.value!r} among its statuses"
     yield from delivered(connection, head, outlets)
 

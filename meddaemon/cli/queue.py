@@ -11,8 +11,9 @@ from meddaemon.cli.delivered import waits, why_not_now
 from meddaemon.cli.opening import Before, Config, Limit, Output, fail, open_database, open_settings, reading
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.db import deliveries as outbox
-from meddaemon.db import gates, history, jobs, requests
+from meddaemon.db import gates, history, jobs, requests, results
 from meddaemon.db.engine import Database
+from meddaemon.domain.result import ResultStatus
 from meddaemon.domain.states import JobState
 
 DRAIN_LOOK_SECONDS = 0.5
@@ -78,6 +79,7 @@ def jobs_show(job: int, config: Config = None) -> None:
         events = jobs.history(connection, job)
         forced = history.admitted_by_force(connection, [job])
         destinations = requests.destinations_of(connection, job)
+        made = [each for each in results.heads(connection, study_id=row.study_id) if each.job_id == job]
     typer.echo(
         f"job {row.id}: {row.model} on study {row.study_id} (generation {row.generation}) for rule {row.rule!r}\n"
         f"  {row.state.value}, attempt {row.attempt} of {row.maximum_attempts}, priority {row.priority}"
@@ -86,6 +88,7 @@ def jobs_show(job: int, config: Config = None) -> None:
         + (f"\n  {shown(row.reason)}" if row.reason else "")
         + (f"\n  its model was admitted by force: {shown(forced[job])}" if job in forced else "")
         + (f"\n  its result goes to {', '.join(destinations)}" if destinations else "")
+        + "".join(f"\n  {_told(each)}" for each in made)
     )
     for key, digests in row.inputs.items():
         typer.echo(f"  input {key}: {len(digests)} instances")
@@ -95,11 +98,17 @@ def jobs_show(job: int, config: Config = None) -> None:
         typer.echo(f"  {shown(event.at)} {event.event.value} -> {event.state.value}{by}{detail}")
 
 
+def _told(head: results.ResultHead) -> str:
+    if head.status is not ResultStatus.FAILED:
+        return f"its result is {head.id}, {head.status}"
+    return f"its failure is told of by result {head.id}" + (": outdated" if head.requeued else "")
+
+
 @jobs_app.command("requeue")
 def jobs_requeue(job: int, config: Config = None) -> None:
     """Run a discarded or cancelled job again, or a waiting one at once."""
     with open_database(open_settings(config)) as database, database.write() as connection:
-        jobs.requeue(connection, job)
+        requests.requeue(connection, job)
 
 
 @jobs_app.command("hurry")

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, Connection, and_, exists, func, not_, or_, select
 
 from meddaemon.db import tables
-from meddaemon.db.requests import is_asked_for
+from meddaemon.db.requests import is_current
 from meddaemon.domain.outlet import Edition
 
 Header = Mapping[str, Sequence[str]]
 _study, _series, _instance = tables.study, tables.series, tables.instance
 _result, _object = tables.result, tables.result_object
-_shown = and_(is_asked_for(_result.c.job_id), _object.c.edition.in_(sorted(Edition().parts)))
+_shown = and_(is_current(), _object.c.edition.in_(sorted(Edition().parts)))
 _usable = and_(not_(_instance.c.conflict), not_(_instance.c.own_result), not_(_instance.c.missing))
 _PAGE = 200
 

@@ -31,16 +31,20 @@ _COLUMNS: Mapping[str, tuple[ColumnElement[Any], ...]] = MappingProxyType(
 
 
 def is_satisfied(connection: Connection, result_id: int, wanted: Filter | None) -> bool:
-    """Return whether any measurement of a result satisfies a filter; no filter is satisfied by every result."""
+    """Return whether any measurement of a result satisfies a filter; no filter is satisfied by every result.
+
+    One without any finding, that of a failure, is asked as a whole: what it is of, and when it was made.
+    """
     if wanted is None:
         return True
     found = (
-        select(_measurement.c.id)
-        .join(_finding, _finding.c.id == _measurement.c.finding_id)
-        .join(_result, _result.c.id == _finding.c.result_id)
+        select(_result.c.id)
         .join(_study, _study.c.id == _result.c.study_id)
+        .outerjoin(_finding, _finding.c.result_id == _result.c.id)
+        .outerjoin(_measurement, _measurement.c.finding_id == _finding.c.id)
         .outerjoin(_segment, _segment.c.id == _finding.c.segment_id)
-        .where(_result.c.id == result_id, condition(wanted))
+        .where(_result.c.id == result_id, or_(_measurement.c.id.is_not(None), _finding.c.id.is_(None)))
+        .where(condition(wanted))
         .limit(1)
     )
     return connection.execute(found).first() is not None

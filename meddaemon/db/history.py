@@ -136,7 +136,7 @@ def admitted_by_force(connection: Connection, job_ids: Sequence[int]) -> dict[in
     )
     rows = connection.execute(
         select(job.c.id, job.c.model, result.c.provenance, decision.c.detail)
-        .outerjoin(result, result.c.job_id == job.c.id)
+        .outerjoin(result, and_(result.c.job_id == job.c.id, result.c.failed_at.is_(None)))
         .outerjoin(decision, asked_for)
         .where(job.c.id.in_(job_ids))
     )

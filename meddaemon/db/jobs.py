@@ -54,9 +54,12 @@ _AFRESH = {
     "turn_at": type_coerce(now() + _job.c.patience, Utc),
     "deadline_at": type_coerce(now() + _job.c.deadline_seconds, Utc),
     "finished_at": None,
+    "document_tries": None,
     "reason": "",
 }
 """What a job that is queued again begins with."""
+_FAILED = {"document_tries": 0, "lease_expires_at": None}
+"""What every failure leaves, whatever it was: somebody is to tell of it (`db.failures`)."""
 _UNWORKED = {"attempt": _job.c.attempt - 1, "lease_expires_at": None}
 """What an attempt that does not count leaves."""
 
@@ -175,10 +178,11 @@ def enqueue(connection: Connection, new: NewJob) -> tuple[int, bool]:
 
 
 def replace(connection: Connection, former: int, *, by: int) -> None:
-    """Note that a job takes the place of another; of one without a result, the place of what that one replaced."""
-    result = tables.result
-    has_result = connection.execute(select(result.c.id).where(result.c.job_id == former)).first() is not None
-    predecessor = former if has_result else get(connection, former).replaces
+    """Note that a job takes the place of another; of one without a document, the place of what that one replaced."""
+    result, made = tables.result, tables.result_object
+    documents = select(made.c.id).join(result, result.c.id == made.c.result_id).where(result.c.job_id == former)
+    has_any = connection.execute(documents.limit(1)).first() is not None
+    predecessor = former if has_any else get(connection, former).replaces
     if predecessor not in {None, by}:
         connection.execute(update(_job).where(_job.c.id == by).values(replaces=predecessor))
 
@@ -477,6 +481,8 @@ def _apply(
     connection: Connection, event: JobEvent, *where: ColumnElement[bool], detail: str = "", **values: object
 ) -> Row[tuple[object, ...]] | None:
     """Move one job by `event` where the table of states allows it, and write the event down."""
+    if target(event) is JobState.DISCARDED:
+        values |= _FAILED
     row = connection.execute(
         update(_job)
         .where(*where, _job.c.state.in_(sources(event)))

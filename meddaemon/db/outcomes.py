@@ -7,7 +7,7 @@ from datetime import datetime
 from sqlalchemy import Connection, and_, func, not_, select
 
 from meddaemon.db import tables
-from meddaemon.db.requests import is_asked_for
+from meddaemon.db.requests import is_current
 from meddaemon.db.results import ObjectRow, objects_by_result
 from meddaemon.domain.codes import CERTAINTY_OF_FINDING, MILLILITRE, VOLUME
 from meddaemon.domain.filters import Measured
@@ -63,11 +63,14 @@ class Outcome:
 
 
 def outcomes(connection: Connection, model: str, *, version: str | None = None) -> list[Outcome]:
-    """Return the current results of a model, oldest first; those that are superseded or withdrawn are left out."""
+    """Return the current results of a model, oldest first; those that are superseded or withdrawn are left out.
+
+    So are those that tell of a failure: `unanswered` does.
+    """
     statement = (
         select(_result, _study.c.study_instance_uid)
         .join(_study, _study.c.id == _result.c.study_id)
-        .where(_result.c.model == model, is_asked_for(_result.c.job_id))
+        .where(_result.c.model == model, _result.c.failed_at.is_(None), is_current())
         .order_by(_result.c.id)
     )
     if version is not None:
@@ -99,8 +102,9 @@ def outcomes(connection: Connection, model: str, *, version: str | None = None) 
 
 
 def count_superseded(connection: Connection, model: str, *, version: str | None = None) -> int:
-    """Return how many results of a model nobody asks for any more."""
-    statement = select(func.count(_result.c.id)).where(_result.c.model == model, not_(is_asked_for(_result.c.job_id)))
+    """Return how many results of a model nobody asks for any more; failures are none."""
+    former = (_result.c.model == model, _result.c.failed_at.is_(None), not_(is_current()))
+    statement = select(func.count(_result.c.id)).where(*former)
     if version is not None:
         statement = statement.where(_result.c.model_version == version)
     return int(connection.execute(statement).scalar_one())

@@ -2,7 +2,8 @@
 
 One row for each study, rule and model: the job that the rule asks for in the latest generation in which it was
 decided. A job that no row names is outdated: it is cancelled unless it is finished, its result is not current, and
-what was not sent yet of it is not sent any more. That is a matter of what stands here, not of who finished when.
+what was not sent yet of it is not sent any more. That is a matter of what stands here, not of who finished when. The
+same becomes of a result that tells of a failure as soon as the job is queued again.
 
 Rows change only under the lock on their study and its jobs (`lock`). A worker's completion locks its job before it
 asks for `destinations_of`: whichever comes second sees what the first has written.
@@ -10,12 +11,13 @@ asks for `destinations_of`: whichever comes second sees what the first has writt
 
 from collections.abc import Collection, Mapping, Sequence
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, not_, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, exists, insert, not_, or_, select, update
 
 from meddaemon.db import deliveries, jobs, tables
 from meddaemon.db.jobs import NewJob
 from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.rules import FORCED
+from meddaemon.domain.states import JobState
 
 _request, _job, _result = tables.request, tables.job, tables.result
 
@@ -68,6 +70,32 @@ def is_asked_for(job_id: ColumnElement[int]) -> ColumnElement[bool]:
     return exists(select(_request.c.id).where(_request.c.job_id == job_id))
 
 
+def is_current() -> ColumnElement[bool]:
+    """Hold for results that count: of jobs that somebody asks for, and no failure after which the job was queued again.
+
+    The views of analysts say the same.
+    """
+    ended = _job.alias()
+    still_failed = exists(
+        select(ended.c.id).where(
+            ended.c.id == _result.c.job_id,
+            ended.c.state == JobState.DISCARDED,
+            ended.c.finished_at == _result.c.failed_at,
+        )
+    )
+    return and_(is_asked_for(_result.c.job_id), or_(_result.c.failed_at.is_(None), still_failed))
+
+
+def requeue(connection: Connection, job_id: int) -> None:
+    """Let a job run again (`jobs.requeue`); what was not sent yet of its failure is not sent any more.
+
+    Raises NotFound.
+    """
+    jobs.requeue(connection, job_id)
+    failed = connection.execute(select(_result.c.id).where(_result.c.job_id == job_id)).scalars()
+    deliveries.keep_wanted(connection, dict.fromkeys(failed, ()))
+
+
 def destinations_of(connection: Connection, job_id: int) -> tuple[str, ...]:
     """Return where the result of a job goes: wherever anybody who asks for it sends it."""
     rows = connection.execute(
@@ -89,13 +117,13 @@ def settle(connection: Connection, study_id: int, generation: int, outlets: Mapp
     for job_id in connection.execute(wanted.where(jobs.was_outdated).order_by(_job.c.id)).scalars().all():
         jobs.revive(connection, job_id, generation)
     finished = (
-        select(_result.c.id, _job.c.id, _job.c.priority)
+        select(_result.c.id, _job.c.id, _job.c.priority, is_current())
         .join(_job, _job.c.id == _result.c.job_id)
         .where(_result.c.study_id == study_id)
         .order_by(_result.c.id)
     )
     named: dict[int, tuple[str, ...]] = {}
-    for result_id, job_id, priority in connection.execute(finished).all():
-        named[result_id] = destinations_of(connection, job_id)
+    for result_id, job_id, priority, counts in connection.execute(finished).all():
+        named[result_id] = destinations_of(connection, job_id) if counts else ()
         deliveries.post(connection, result_id, destinations=named[result_id], outlets=outlets, priority=priority)
     deliveries.keep_wanted(connection, named)

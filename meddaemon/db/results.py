@@ -5,17 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from sqlalchemy import Connection, Row, func, insert, not_, or_, select
+from sqlalchemy import Connection, Row, exists, func, insert, not_, or_, select
 
 from meddaemon.db import deliveries, requests, tables
 from meddaemon.db.clock import now
 from meddaemon.db.filters import condition
 from meddaemon.db.jobs import Job
 from meddaemon.db.paging import earlier
-from meddaemon.db.requests import is_asked_for
+from meddaemon.db.requests import is_asked_for, is_current
 from meddaemon.domain.filters import Filter
 from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.result import Analysis, Artefact, ArtefactKind, EncodedObject, Location, ResultStatus
+from meddaemon.domain.states import JobState
 from meddaemon.domain.volume import Geometry
 
 _job, _result, _study = tables.job, tables.result, tables.study
@@ -157,7 +158,11 @@ class ResultHead:
     model_version: str
     created_at: datetime
     current: bool
-    """Whether anybody asks for it, in the latest generation."""
+    """Whether it counts (`requests.is_current`)."""
+    requeued: bool
+    """Whether it tells of a failure after which the job was queued again."""
+    is_bare: bool
+    """Whether it tells of a failure of which there is no document; why stands in its reason."""
     successor: int | None
     """The job that takes its place."""
     seconds: Mapping[str, float]
@@ -179,13 +184,16 @@ def record(
 ) -> int:
     """Write a result with its findings, objects, artefacts and outbox rows, in the transaction that completes the job.
 
-    `outlets` says of each destination what it takes. A job that nobody asks for any more (outdated,
-    and requeued by an operator) posts nothing.
+    Of a discarded job it is the one that tells of the failure. `outlets` says of each destination what it takes. A job
+    that nobody asks for any more (outdated, and requeued by an operator) posts nothing.
     """
+    # As the database has it: in Python it would be rounded.
+    failed_at = select(_job.c.finished_at).where(_job.c.id == job.id, _job.c.state == JobState.DISCARDED)
     result_id = connection.execute(
         insert(_result)
         .values(
             job_id=job.id,
+            failed_at=failed_at.scalar_subquery(),
             study_id=job.study_id,
             model=job.model,
             model_version=model_version,
@@ -335,7 +343,7 @@ def artefacts(
     if result_id is not None:
         statement = statement.where(kept.c.result_id == result_id)
     elif not superseded:
-        statement = statement.where(is_asked_for(_result.c.job_id))
+        statement = statement.where(is_current())
     return [
         ArtefactRow(
             id=row.id,
@@ -358,13 +366,23 @@ def artefacts(
 
 
 def predecessor_objects(connection: Connection, job: Job) -> list[ObjectRow]:
-    """Return the objects of the result whose place the result of this job takes, if it is outdated."""
+    """Return the objects of the result whose place the next result of this job takes, if it is outdated.
+
+    That is the latest one that has any, be it of the job that it replaces or of its own failures: each result is the
+    successor of the one before, so that none has two.
+    """
     found = tables.result_object
     former = select(_job.c.replaces).where(_job.c.id == job.id).scalar_subquery()
+    latest = (
+        select(func.max(_result.c.id))
+        .join(found, found.c.result_id == _result.c.id)
+        .where(or_(_result.c.job_id == job.id, _result.c.job_id == former))
+        .scalar_subquery()
+    )
     rows = connection.execute(
         select(found)
         .join(_result, _result.c.id == found.c.result_id)
-        .where(_result.c.job_id == former, not_(is_asked_for(_result.c.job_id)))
+        .where(_result.c.id == latest, not_(is_current()))
         .order_by(found.c.id)
     )
     return [_object(row) for row in rows]
@@ -388,10 +406,16 @@ def objects_by_result(connection: Connection, result_ids: Sequence[int]) -> dict
 
 def heads(connection: Connection, *, study_id: int) -> list[ResultHead]:
     """Return the results of a study, oldest first."""
-    later = _job.alias()
+    later, made = _job.alias(), tables.result_object
     successor = select(func.max(later.c.id)).where(later.c.replaces == _result.c.job_id).scalar_subquery()
     rows = connection.execute(
-        select(_result, is_asked_for(_result.c.job_id).label("current"), successor.label("successor"))
+        select(
+            _result,
+            is_current().label("current"),
+            is_asked_for(_result.c.job_id).label("asked_for"),
+            successor.label("successor"),
+            exists(select(made.c.id).where(made.c.result_id == _result.c.id)).label("has_objects"),
+        )
         .where(_result.c.study_id == study_id)
         .order_by(_result.c.id)
     )
@@ -405,7 +429,9 @@ def heads(connection: Connection, *, study_id: int) -> list[ResultHead]:
             model_version=row.model_version,
             created_at=row.created_at,
             current=row.current,
-            successor=None if row.current else row.successor,
+            requeued=row.asked_for and not row.current,
+            is_bare=row.failed_at is not None and not row.has_objects,
+            successor=None if row.asked_for else row.successor,
             seconds=row.seconds,
             provenance=row.provenance,
         )
@@ -446,7 +472,7 @@ def query(
             _study.c.study_instance_uid,
             _study.c.accession_number,
             _job.c.generation,
-            not_(is_asked_for(_result.c.job_id)).label("superseded"),
+            not_(is_current()).label("superseded"),
             _result.c.model,
             _result.c.model_version,
             _result.c.status,
@@ -486,7 +512,7 @@ def query(
         .limit(limit)
     )
     if not superseded:
-        statement = statement.where(is_asked_for(_result.c.job_id))
+        statement = statement.where(is_current())
     if code is not None:
         wanted = func.lower(code)
         named = (

@@ -214,7 +214,12 @@ job = Table(
     Column("reason", Plain(), nullable=False),
     Column("created_at", Utc, nullable=False),
     Column("finished_at", Utc),
+    # How often it was tried to tell of its failure in a result; null where there is nothing to tell. The lease is that
+    # of whoever tries it, or says when it is tried again.
+    Column("document_tries", Integer),
 )
+job_undocumented = text("document_tries IS NOT NULL")
+Index("ix_job_undocumented", job.c.id, sqlite_where=job_undocumented, postgresql_where=job_undocumented)
 job_waiting = text(f"state IN ('{JobState.AVAILABLE}', '{JobState.RETRYABLE}')")
 job_executing = text(f"state IN ('{JobState.EXECUTING}', '{JobState.PREPARED}')")
 # Gate by gate, so that what waits for its window costs those that may begin nothing.
@@ -270,7 +275,9 @@ result = Table(
     "result",
     metadata,
     _id(),
-    Column("job_id", _Id, ForeignKey("job.id", ondelete="CASCADE"), nullable=False, unique=True),
+    _references("job.id"),
+    # When the job failed that it tells of, as `job.finished_at` was then; null for what a completed job has found.
+    Column("failed_at", Utc),
     _references("study.id", index=True),
     Column("model", String(100), nullable=False, index=True),
     Column("model_version", String(64), nullable=False),
@@ -281,7 +288,10 @@ result = Table(
     Column("provenance", JSON, nullable=False),
     Column("seconds", JSON, nullable=False),
     Column("created_at", Utc, nullable=False, index=True),
+    UniqueConstraint("job_id", "failed_at"),
 )
+result_found = text("failed_at IS NULL")
+Index("ix_result_found", result.c.job_id, unique=True, sqlite_where=result_found, postgresql_where=result_found)
 
 segment = Table(
     "segment",

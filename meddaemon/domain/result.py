@@ -183,11 +183,20 @@ class Prediction:
 
 
 class ResultStatus(StrEnum):
-    """Whether a result may be believed; without one, the input was beyond what the model was made for."""
+    """Whether a result may be believed.
+
+    Not evaluable is an input beyond what the model was made for; failed is a job that was discarded.
+    """
 
     PLAUSIBLE = "plausible"
     IMPLAUSIBLE = "implausible"
     NOT_EVALUABLE = "not_evaluable"
+    FAILED = "failed"
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether the model said anything at all, to be believed or not."""
+        return self in {ResultStatus.PLAUSIBLE, ResultStatus.IMPLAUSIBLE}
 
 
 REPORTED_DIGITS = 6

@@ -120,6 +120,11 @@ def not_evaluable(contract: ModelContract, reason: str, *, entropy: str) -> Anal
     return Analysis(status=ResultStatus.NOT_EVALUABLE, reason=reason, segments=(), findings=findings)
 
 
+def failed(contract: ModelContract, reason: str, *, entropy: str) -> Analysis:
+    """Return what is to be told of a job that failed: all that was asked, and no number, as of one not evaluable."""
+    return replace(not_evaluable(contract, reason, entropy=entropy), status=ResultStatus.FAILED)
+
+
 def _tracked(
     findings: Sequence[Finding], segments: Sequence[Segment], contract: ModelContract, entropy: str
 ) -> tuple[Finding, ...]:

@@ -29,13 +29,14 @@ def device_uid(contract: ModelContract) -> str:
 
 def series_uid(request: EncodingRequest, kind: str, *ordinal: str) -> str:
     """Return the Series Instance UID of the results of one kind, or of those of them that are named by `ordinal`."""
-    return derived_uid("series", kind, *_origin(request), *ordinal)
+    # Of an input and a model there is one answer, and before it any number of failures: no series has both.
+    failure = _state(request) if request.analysis.status is ResultStatus.FAILED else ()
+    return derived_uid("series", kind, *_origin(request), *failure, *ordinal)
 
 
 def instance_uid(request: EncodingRequest, kind: str, *ordinal: str) -> str:
     """Return the SOP Instance UID of one result, or of something inside it named by `ordinal`."""
-    before = digest_of(*(each.sop_instance_uid for each in request.predecessors))
-    return derived_uid("instance", kind, *_origin(request), _digest(request.analysis), before, _WRITER, *ordinal)
+    return derived_uid("instance", kind, *_origin(request), *_state(request), _WRITER, *ordinal)
 
 
 def series_description(request: EncodingRequest) -> str:
@@ -58,6 +59,11 @@ def _origin(request: EncodingRequest) -> tuple[str, ...]:
     origin = (source.study_instance_uid, inputs, contract.name, contract.version, contract.digest)
     # The same result in another character set is other bytes.
     return (*origin, request.configuration, *(("in the character set of the source",) if request.in_source_set else ()))
+
+
+def _state(request: EncodingRequest) -> tuple[str, str]:
+    """Return what is said, and what was said before."""
+    return _digest(request.analysis), digest_of(*(each.sop_instance_uid for each in request.predecessors))
 
 
 def _digest(analysis: Analysis) -> str:

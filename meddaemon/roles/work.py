@@ -1,17 +1,22 @@
 """The worker: runs models."""
 
 import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 
 from meddaemon.config.settings import Settings
 from meddaemon.config.settings import WorkerSettings as Configured
+from meddaemon.db.engine import DatabaseUnavailable
 from meddaemon.durable import Staging
 from meddaemon.inference import sandbox
 from meddaemon.inference.runtime import Limits
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.volume import Volume, open_volume
 from meddaemon.jobs.worker import Worker, WorkerSettings
-from meddaemon.pipeline import JobStages
+from meddaemon.pipeline import JobStages, tell_of_failure
 from meddaemon.roles.process import DRAIN_SECONDS, announced, database_of, process_name
 from meddaemon.roles.slots import memory_share
 from meddaemon.telemetry import log
@@ -34,7 +39,8 @@ def work(settings: Settings, stop: threading.Event) -> None:
             models.start()
         staging = Staging(settings.store.results / "incoming")
         staging.sweep()
-        asking = threading.Lock()
+        # Without its volume every job would fail, and use up its attempts.
+        ready = partial(_is_ready, volume, staging, threading.Lock())
         worker = Worker(
             database,
             process_name("work"),
@@ -50,13 +56,37 @@ def work(settings: Settings, stop: threading.Event) -> None:
                 ageing_seconds=settings.worker.ageing_seconds,
             ),
             JobStages(database, settings, models, staging),
-            # Without its volume every job would fail, and use up its attempts.
-            ready=lambda: _is_ready(volume, staging, asking),
+            ready=ready,
         )
-        with announced(database, "work", "", stop):
+        tell = partial(tell_of_failure, database, settings, staging)
+        with announced(database, "work", "", stop), ThreadPoolExecutor(1, "failures") as teller:
             _log.info("working", models=sorted(settings.admitted))
-            worker.run(stop)
+            telling = teller.submit(_tell, lambda: ready() and tell(), stop, settings.worker.poll_seconds)
+            try:
+                worker.run(stop)
+            finally:
+                stop.set()
+            telling.result()
         staging.close()
+
+
+def _tell(tell: Callable[[], bool], stop: threading.Event, poll_seconds: float) -> None:
+    """Tell of jobs that failed, one by one, until `stop` is set; nothing that runs waits for it.
+
+    Many may fail at once, when their deadline passes: as long as one took, nothing is done.
+    """
+    try:
+        while not stop.is_set():
+            began = time.monotonic()
+            try:
+                told = tell()
+            except DatabaseUnavailable as failure:
+                _log.error("cannot reach the queue", reason=type(failure).__name__)
+                told = False
+            stop.wait(time.monotonic() - began if told else poll_seconds)
+    finally:
+        # What nobody foresaw ends the worker, too: the supervisor starts a new one.
+        stop.set()
 
 
 def _limits(settings: Configured) -> Limits:

@@ -13,6 +13,7 @@ from meddaemon.db import (
     commitments,
     custody,
     deliveries,
+    failures,
     history,
     holds,
     inquiries,
@@ -32,6 +33,10 @@ ASKED_ALL_THE_TIME: dict[str, tuple[Callable[[Connection], object], dict[str, st
         {"ix_job_executing": "lease_expires_at", "ix_gate_open_until": "open_until>", "ix_job_waiting": "gate"},
     ),
     "look for jobs that are late": (jobs.miss, {"ix_job_missable": "deadline_at"}),
+    "look for failures that nobody has told of": (
+        lambda connection: failures.claim(connection, model_digests=["d"], lease_seconds=60),
+        {"ix_job_undocumented": ""},
+    ),
     "claim deliveries": (
         lambda connection: deliveries.claim(connection, destination="pacs", lease_seconds=60),
         {"ix_delivery_unsent": "destination"},

@@ -89,6 +89,8 @@ SENDING = (
 )
 ELSEWHERE = {23: "commitment_requested", 25: "upgrading", 27: "reloading"}
 """Points that lie on no study's way."""
+BESIDE = {"telling", "told"}
+"""Points that the catalogue does not know, where a failed job is told of: tests/system/test_failed_jobs.py."""
 NO_SUCH_STEP = {
     24: "nothing is deleted for its age",
     26: "backups are made with the tools of the database and the file system",
@@ -109,7 +111,7 @@ def test_every_point_of_the_catalogue_is_in_the_code_and_the_reverse() -> None:
         and node.func.id == "reach"
         and isinstance(node.args[0], ast.Constant)
     )
-    assert set(reached) == {each.name for each in points} | {*ELSEWHERE.values()}
+    assert set(reached) == {each.name for each in points} | {*ELSEWHERE.values()} | BESIDE
     assert set(reached.values()) == {1}
 
 

@@ -252,7 +252,7 @@ def _judged(exam: Exam, group: Dataset, finding: Finding) -> Iterator[str]:
     if analysis.status is not ResultStatus.PLAUSIBLE and analysis.reason not in comments:
         yield "does not say why it is not to be believed"
     # Nobody could look: a number would be made up.
-    if analysis.status is ResultStatus.NOT_EVALUABLE and any(item.ValueType == "NUM" for item in group.ContentSequence):
+    if not analysis.status.is_answer and any(item.ValueType == "NUM" for item in group.ContentSequence):
         yield "has a number, but nothing was evaluated"
 
 

@@ -20,6 +20,7 @@ STATUSES = {
     ResultStatus.PLAUSIBLE: "Plausible",
     ResultStatus.IMPLAUSIBLE: "Implausible",
     ResultStatus.NOT_EVALUABLE: "Not evaluable",
+    ResultStatus.FAILED: "Failed",
 }
 SITE = Code(value="363698007", scheme="SCT", meaning="Finding Site")
 LATERALITY = Code(value="272741003", scheme="SCT", meaning="Laterality")
@@ -91,7 +92,7 @@ def doubt_of(result: ReportedResult) -> str:
 
 def presence_of(finding: ReportedFinding, status: ResultStatus, *, detects: bool) -> Code:
     """Return whether something is there, as the report says it; `detects` of a model that looks for objects."""
-    if status is ResultStatus.NOT_EVALUABLE:
+    if not status.is_answer:
         return UNDETERMINED
     if finding.present:
         return PRESENT

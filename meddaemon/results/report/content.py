@@ -128,7 +128,7 @@ def numbers_of(finding: Finding) -> list[Measurement]:
 def presence(finding: Finding, request: EncodingRequest) -> Code | None:
     """Return whether something is there, as CID 240 says it; None where a measurement says it by itself."""
     kind = request.contract.kind
-    if request.analysis.status is ResultStatus.NOT_EVALUABLE:
+    if not request.analysis.status.is_answer:
         return UNDETERMINED
     if finding.present:
         return PRESENT if kind in _SAYS_WHETHER else None
@@ -142,7 +142,7 @@ def presence(finding: Finding, request: EncodingRequest) -> Code | None:
 def summary(request: EncodingRequest) -> Code | None:
     """Return what became of the run where nothing was found or nothing could be said; None where there is something."""
     analysis = request.analysis
-    if analysis.status is ResultStatus.NOT_EVALUABLE:
+    if not analysis.status.is_answer:
         return NOTHING_SUCCEEDED
     return None if any(finding.present for finding in analysis.findings) or _bare(analysis) else NOTHING_FOUND
 
@@ -155,8 +155,10 @@ def _bare(analysis: Analysis) -> bool:
 
 def caveat(analysis: Analysis) -> str:
     """Return why a result is less than one that may be believed; empty where it may."""
-    said = {ResultStatus.IMPLAUSIBLE: "Implausible", ResultStatus.NOT_EVALUABLE: "Not evaluable"}
-    return f"{said[analysis.status]}: {analysis.reason}" if analysis.status in said else ""
+    status = analysis.status
+    return (
+        "" if status is ResultStatus.PLAUSIBLE else f"{status.value.capitalize().replace('_', ' ')}: {analysis.reason}"
+    )
 
 
 def parameters_of(entry: Entry, request: EncodingRequest) -> Sequence[str]:
