@@ -29,6 +29,7 @@ from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.frames import Frame, Plane, native_bits, planes_of, run_lengths, with_frames
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
+from meddaemon.results.skeleton import series_number
 from meddaemon.results.source import is_multi_frame
 
 KIND = ObjectKind.SEG
@@ -180,7 +181,7 @@ def segmentation(
         segment_descriptions=described,
         # A series is of one class.
         series_instance_uid=series_uid(request, " ".join([kind, *named[: kind is KIND]])),
-        series_number=request.series_number + list(ObjectKind).index(ObjectKind(kind)),
+        series_number=request.series_number if kind is KIND else series_number(request, ObjectKind.PROBABILITY),
         sop_instance_uid=instance_uid(request, kind, *named),
         instance_number=1,
         manufacturer=MANUFACTURER,

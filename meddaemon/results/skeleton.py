@@ -21,7 +21,7 @@ SOURCE_IMAGE = Code(value="121322", scheme="DCM", meaning="Source image for imag
 
 def series_number(request: EncodingRequest, kind: ObjectKind) -> int:
     """Return the SeriesNumber of the results of one kind: each has its own in the range of the request."""
-    # After those of segmentations and reports, of which there are several.
+    # After that of the Segmentation, and of the reports, which have one each.
     return request.series_number + 10 + list(ObjectKind).index(kind)
 
 
