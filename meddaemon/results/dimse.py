@@ -351,6 +351,28 @@ class Pause(threading.Event):
                 raise AssociationEnded("the association has ended")
 
 
+class _Paused(Association):
+    """An association whose `Pause` alone says whether the library's thread stands.
+
+    The library notes it in a flag as well, which the thread that answers an N-EVENT-REPORT takes back when it is done:
+    whoever asks or releases just then would wait for ever.
+    """
+
+    @property
+    def _is_paused(self) -> bool:
+        return True
+
+    @_is_paused.setter
+    def _is_paused(self, _: bool) -> None:
+        """Leave it to `Pause`."""
+
+
+def make_pausable(association: Association) -> None:
+    """Let an association that is established be asked safely: see `Pause`."""
+    association.__class__ = _Paused
+    association._reactor_checkpoint = Pause(association)
+
+
 def release(association: Association) -> None:
     """Release an association (PS3.8 7.2), unless it has ended already."""
     with suppress(AssociationEnded):
@@ -393,7 +415,7 @@ def associate(
         return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {reason}")
     if association.is_established:
         reach("associated")
-        association._reactor_checkpoint = Pause(association)
+        make_pausable(association)
         return association, Problem(verdict=Verdict.TRY_AGAIN, reason="")
     if association.is_rejected:
         refusal = association.acceptor.primitive

@@ -15,7 +15,7 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
 )
 
-from meddaemon.results.dimse import Pause, RemoteEntity
+from meddaemon.results.dimse import RemoteEntity, make_pausable, release
 
 Named = tuple[str, str]
 """SOP Class UID and SOP Instance UID."""
@@ -95,11 +95,12 @@ class Archive:
         association = entity.associate("127.0.0.1", port, ae_title=called, ext_neg=[role])
         if not association.is_established:
             return None
+        make_pausable(association)
         try:
             assert association.accepted_contexts[0].as_scp
             return _send(association, report)
         finally:
-            association.release()
+            release(association)
 
     def truth(self, transaction: str, asked: Sequence[Named]) -> Dataset:
         """Return the report that says what is so."""
@@ -152,7 +153,7 @@ class Archive:
 
 
 def _established(event: evt.Event) -> None:
-    event.assoc._reactor_checkpoint = Pause(event.assoc)
+    make_pausable(event.assoc)
 
 
 def _send(association: Association, report: Dataset) -> int | None:
