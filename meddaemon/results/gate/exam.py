@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Any, Protocol
 
 from pydicom import dcmread
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
@@ -14,7 +15,10 @@ from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import EncodedObject
 from meddaemon.results.request import EncodingRequest, find
 from meddaemon.results.skeleton import STUDY_CLASS
+from meddaemon.results.source import INHERITED
 
+VERBATIM = frozenset({*INHERITED, "ReferencedRequestSequence"})
+"""What the source says, word for word: it may say it badly, and refers to objects of others."""
 _MUCH_PIXEL_DATA = (ObjectKind.SEG, ObjectKind.PROBABILITY)
 """Kinds whose pixel data are looked at where they are: a copy of them may be hundreds of megabytes."""
 
@@ -46,6 +50,14 @@ class Exam:
         known[self.request.source.study_instance_uid] = STUDY_CLASS
         return known | {each.sop_instance_uid: each.sop_class_uid for each in self.request.predecessors}
 
+    @cached_property
+    def series_of(self) -> dict[str, str]:
+        """Series Instance UID by SOP Instance UID of everything that a result may refer to."""
+        inputs = self.request.source.inputs
+        known = {uid: series.series_instance_uid for series in inputs for uid in series.sop_instance_uids}
+        made = (*self.objects, *self.request.predecessors)
+        return known | {each.sop_instance_uid: each.series_instance_uid for each in made}
+
     def referred(self, kind: str, of: EncodedObject) -> EncodedObject | None:
         """Return the object of that kind which one object may refer to: that of an edition which both are of."""
         return find(self.objects, kind, of.edition)
@@ -58,6 +70,15 @@ class Check(Protocol):
 
     def __call__(self, exam: Exam, encoded: EncodedObject, dataset: Dataset, /) -> Iterator[str]:
         """Yield what is wrong with `encoded`, which reads as `dataset`."""
+
+
+def made_items(dataset: Dataset) -> Iterator[Dataset]:
+    """Yield all items of an object that are ours, of sequences that are written alike only the first one's."""
+    seen: set[bytes] = set()
+    for element in dataset:
+        if element.VR == "SQ" and keyword_for_tag(element.tag) not in VERBATIM:
+            for item in element.value:
+                yield from distinct(item, seen)
 
 
 def distinct(dataset: Dataset, seen: set[bytes] | None = None) -> Iterator[Dataset]:
