@@ -218,8 +218,10 @@ def _refused(outgoing: Outgoing, *, itself: bool) -> Answer:
 def _store_one(watch: "_Watch", outgoing: Outgoing, syntax: str, message_id: int) -> Answer | None:
     """Send an object; None where the association had ended before its turn."""
 
-    def answer(verdict: Verdict, reason: str, status: int | None = None, *, own: bool = False) -> Answer:
-        return Answer(outgoing=outgoing, verdict=verdict, status=status, reason=reason, own=own)
+    def answer(
+        verdict: Verdict, reason: str, status: int | None = None, *, detail: str = "", own: bool = False
+    ) -> Answer:
+        return Answer(outgoing=outgoing, verdict=verdict, status=status, reason=reason, detail=detail, own=own)
 
     try:
         with as_syntax(outgoing.path, outgoing.transfer_syntax_uid, syntax) as path, watch:
@@ -237,8 +239,7 @@ def _store_one(watch: "_Watch", outgoing: Outgoing, syntax: str, message_id: int
         return answer(Verdict.TRY_AGAIN, f"no answer: {why}", own=watch.blames)
     verdict, reason = verdict_of(answered)
     comment = printable(str(status.get("ErrorComment", "")))
-    reason = f"{reason}: {comment}" if reason and comment else reason
-    return answer(verdict, reason, answered, own=answered == PROCESSING_FAILURE)
+    return answer(verdict, reason, answered, detail=comment if reason else "", own=answered == PROCESSING_FAILURE)
 
 
 class _Watch:

@@ -12,7 +12,7 @@ from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import EncodedObject
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
 from meddaemon.results.envelope import device_serial_number, has_content_moment, software_versions
-from meddaemon.results.gate.exam import Check, Exam, distinct, made_items
+from meddaemon.results.gate.exam import VERBATIM, Check, Exam, distinct
 from meddaemon.results.gate.iod import attributes
 from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, device_uid, long_string
 from meddaemon.results.source import INHERITED, TYPE_2
@@ -37,7 +37,7 @@ _TYPE_1 = (
     "SeriesTime",
 )
 """Attributes that every result carries with a value: type 1, or ours to promise (STANDARDS list, item 8)."""
-_MODALITIES = {
+_MODALITIES: Mapping[str, str] = {
     ObjectKind.SEG: "SEG",
     ObjectKind.PROBABILITY: "SEG",
     ObjectKind.SR: "SR",
@@ -61,7 +61,7 @@ _CODE_VALUES = ("CodeValue", "LongCodeValue", "URNCodeValue")
 _CONTENT_MOMENT = ("ContentDate", "ContentTime")
 
 
-def _encoding(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+def _encoding(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
     meta = dataset.file_meta
     pairs = {
         "SOPClassUID": (encoded.sop_class_uid, dataset.get("SOPClassUID"), meta.get("MediaStorageSOPClassUID")),
@@ -78,7 +78,9 @@ def _encoding(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
     for name, values in pairs.items():
         if len({str(value) for value in values}) > 1:
             yield f"{name}: {' and '.join(str(value) for value in values)} differ"
-    if any(tag.is_private for each in distinct(dataset) for tag in each.keys()):  # noqa: SIM118
+    copied = Dataset({each.tag: each for each in dataset if keyword_for_tag(each.tag) in VERBATIM})
+    within = (dataset, *exam.made_items(encoded.name), *distinct(copied))
+    if any(tag.is_private for each in within for tag in each.keys()):  # noqa: SIM118
         yield "has private attributes"
 
 
@@ -178,10 +180,10 @@ def _text(value: Any) -> str:
     return "\\".join(map(str, value)) if several else str(value)
 
 
-def _references(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
+def _references(exam: Exam, encoded: EncodedObject, _: Dataset) -> Iterator[str]:
     """Check what is referred to: it is there, of that class, in that series, in this study."""
     study = exam.request.source.study_instance_uid
-    for item in made_items(dataset):
+    for item in exam.made_items(encoded.name):
         if "ReferencedSOPInstanceUID" in item:
             uid, sop_class = str(item.ReferencedSOPInstanceUID), str(item.get("ReferencedSOPClassUID"))
             if exam.known_instances.get(uid) != sop_class:
@@ -196,11 +198,11 @@ def _references(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]
                     yield f"refers to {uid} in series {series}, not {exam.series_of[uid]}"
 
 
-def _codes(_: Exam, __: EncodedObject, dataset: Dataset) -> Iterator[str]:
+def _codes(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
     """Check that codes are whole (PS3.3 Table 8.8-1), and that it is told whom to ask what private ones mean."""
     declared = {str(item.CodingSchemeDesignator) for item in dataset.get("CodingSchemeIdentificationSequence", ())}
     told: set[str] = set()
-    for item in made_items(dataset):
+    for item in exam.made_items(encoded.name):
         if "CodeMeaning" not in item and "CodeValue" not in item:
             continue
         scheme = str(item.get("CodingSchemeDesignator") or "")

@@ -55,8 +55,22 @@ class Exam:
         """Series Instance UID by SOP Instance UID of everything that a result may refer to."""
         inputs = self.request.source.inputs
         known = {uid: series.series_instance_uid for series in inputs for uid in series.sop_instance_uids}
-        made = (*self.objects, *self.request.predecessors)
-        return known | {each.sop_instance_uid: each.series_instance_uid for each in made}
+        known |= {each.sop_instance_uid: each.series_instance_uid for each in self.objects}
+        return known | {each.sop_instance_uid: each.series_instance_uid for each in self.request.predecessors}
+
+    def made_items(self, name: str) -> list[Dataset]:
+        """Return the items of an object that are ours, of sequences that are written alike only the first one's."""
+        if ("items", name) not in self.notes:
+            seen: set[bytes] = set()
+            self.notes["items", name] = [
+                each
+                for element in self.datasets[name]
+                if element.VR == "SQ" and keyword_for_tag(element.tag) not in VERBATIM
+                for item in element.value
+                for each in distinct(item, seen)
+            ]
+        made: list[Dataset] = self.notes["items", name]
+        return made
 
     def referred(self, kind: str, of: EncodedObject) -> EncodedObject | None:
         """Return the object of that kind which one object may refer to: that of an edition which both are of."""
@@ -70,15 +84,6 @@ class Check(Protocol):
 
     def __call__(self, exam: Exam, encoded: EncodedObject, dataset: Dataset, /) -> Iterator[str]:
         """Yield what is wrong with `encoded`, which reads as `dataset`."""
-
-
-def made_items(dataset: Dataset) -> Iterator[Dataset]:
-    """Yield all items of an object that are ours, of sequences that are written alike only the first one's."""
-    seen: set[bytes] = set()
-    for element in dataset:
-        if element.VR == "SQ" and keyword_for_tag(element.tag) not in VERBATIM:
-            for item in element.value:
-                yield from distinct(item, seen)
 
 
 def distinct(dataset: Dataset, seen: set[bytes] | None = None) -> Iterator[Dataset]:
