@@ -124,8 +124,8 @@ def _root(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
         ("121015", "model name", contract.name),
         ("121016", "serial number", device_serial_number(exam.request)),
     ):
-        said = [item.get("UID", item.get("TextValue")) for item in named(dataset, (value, "DCM"))]
-        if said != [wanted]:
+        said = [str(item.get("UID", item.get("TextValue"))) for item in named(dataset, (value, "DCM"))]
+        if [each.rstrip() for each in said] != [wanted.rstrip()]:
             yield f"device observer {meaning} is {said}, not the model's"
     if not all(is_code(item.get("ConceptCodeSequence"), ENGLISH) for item in named(dataset, ("121049", "DCM"))):
         yield f"language is not {ENGLISH}"
@@ -233,9 +233,9 @@ def _group(exam: Exam, encoded: EncodedObject, group: Dataset, entry: Entry) -> 
     for name, wanted in (
         ("111001", [contract.name]),
         ("111003", [contract.version]),
-        ("122405", [contract.manufacturer] if contract.manufacturer else []),
+        ("122405", [contract.manufacturer.rstrip()] if contract.manufacturer else []),
     ):
-        if [str(item.get("TextValue")) for item in named(group, (name, "DCM"))] != wanted:
+        if [str(item.get("TextValue")).rstrip() for item in named(group, (name, "DCM"))] != wanted:
             yield f"algorithm identification ({name}, DCM) is not {wanted}"
     parameters = " ".join(str(item.get("TextValue")) for item in named(group, ("111002", "DCM")))
     if contract.digest not in parameters or (contract.weights_digest or "") not in parameters:
