@@ -4,10 +4,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 
 from pydicom import Dataset
 from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import (
     BasicTextSRStorage,
     StorageCommitmentPushModel,
@@ -43,7 +46,8 @@ def _item(named: Named) -> Dataset:
 class Archive:
     """What it holds is `there`; `loses` lists the objects that it will acknowledge and forget, once for each mention.
 
-    `report` says what becomes of a request for storage commitment: its report on the same association, or nothing.
+    `report` says what becomes of a request for storage commitment: its report on the `same` association, even `before`
+    the request is answered, or nothing.
     `status` answers the request; `find_lists`: whether lists of UIDs are matched, refused (a status), or not found.
     """
 
@@ -140,6 +144,15 @@ class Archive:
             for item in information.ReferencedSOPSequence
         ]
         self.requests.append((transaction, asked))
+        if self.report == "before":
+            request = N_EVENT_REPORT()
+            request.MessageID, request.EventTypeID = 1, 1
+            request.AffectedSOPClassUID = StorageCommitmentPushModel
+            request.AffectedSOPInstanceUID = StorageCommitmentPushModelInstance
+            syntax = event.context.transfer_syntax
+            told = encode(self.truth(transaction, asked), syntax.is_implicit_VR, syntax.is_little_endian)
+            request.EventInformation = BytesIO(told or b"")
+            event.assoc.dimse.send_msg(request, event.context.context_id)
         if self.report == "same" and self.status == 0x0000:
             report = self.say(self, transaction, asked) if self.say else self.truth(transaction, asked)
             answered = threading.Event()

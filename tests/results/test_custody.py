@@ -206,6 +206,16 @@ def test_an_association_is_not_released_before_the_answer_to_its_report_has_left
     assert states(database) == ALL_COMMITTED
 
 
+def test_a_report_may_come_before_the_answer_to_its_request(database: Database, folder: Path) -> None:
+    """Nothing in PS3.7 has them wait for each other: each end may have one operation of its own under way."""
+    archive = Archive(report="before")
+    with archive.listening() as to:
+        send(database, folder, to)
+        assert ask(database, to, COMMITMENT) == OBJECTS
+    assert states(database) == ALL_COMMITTED
+    assert len(archive.requests) == 1
+
+
 def test_a_report_that_is_answered_meanwhile_holds_up_no_release() -> None:
     """The thread that the library answers it in says in the end that the association goes on."""
     with Archive().listening() as to:
