@@ -17,6 +17,8 @@ from meddaemon.domain.errors import ObjectRefusedByGate
 from meddaemon.domain.result import EncodedObject
 from meddaemon.results.encoding import EncodingRequest, encode
 from meddaemon.results.gate import check
+from meddaemon.results.gate.exam import Exam
+from meddaemon.results.gate.iod import attributes
 
 
 @pytest.fixture(scope="module")
@@ -444,6 +446,16 @@ def test_a_volume_in_another_frame_of_reference_is_refused(request_made: Encodin
     geometry = replace(analysis.geometry, frame_of_reference_uid="1.2.3")
     with pytest.raises(ObjectRefusedByGate, match=r"is not the volume's 1\.2\.3"):
         encode(replace(request_made, analysis=replace(analysis, geometry=geometry)))
+
+
+def test_what_is_copied_from_the_source_may_be_retired(
+    request_made: EncodingRequest, written: tuple[EncodedObject, ...]
+) -> None:
+    for each in written:
+        dataset = dcmread(BytesIO(each.content))
+        dataset.EthnicGroup = "NONE"
+        exam = Exam(request=request_made, objects=written)
+        assert list(attributes(exam, each, dataset)) == []
 
 
 def test_all_faults_are_told_at_once(request_made: EncodingRequest, written: tuple[EncodedObject, ...]) -> None:
