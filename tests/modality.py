@@ -15,7 +15,7 @@ from pynetdicom.sop_class import (
 )
 
 import tests.scanner  # noqa: F401  an answer repeats our UID, right or wrong
-from meddaemon.results.dimse import Pause, release
+from meddaemon.results.dimse import make_pausable, release
 
 
 @contextmanager
@@ -27,7 +27,7 @@ def modality(port: int, *, calling: str = "CT1") -> Iterator["Modality"]:
     entity.add_requested_context(InstanceAvailabilityNotification)
     association = entity.associate("127.0.0.1", port, ae_title="MEDDAEMON")
     assert association.is_established
-    association._reactor_checkpoint = Pause(association)
+    make_pausable(association)
     try:
         yield Modality(association)
     finally:

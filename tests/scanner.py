@@ -10,7 +10,7 @@ from pynetdicom.association import Association
 from pynetdicom.dimse_primitives import C_STORE
 from pynetdicom.presentation import build_context
 
-from meddaemon.results.dimse import Pause, release
+from meddaemon.results.dimse import make_pausable, release
 
 # An answer repeats our UID, right or wrong.
 _config.VALIDATORS["UI"] = lambda uid: (True, "")
@@ -76,7 +76,7 @@ def scanner(
     proposed = [build_context("1.2.840.10008.1.1"), *(build_context(each, [syntax]) for each, syntax in contexts)]
     association = entity.associate("127.0.0.1", port, contexts=proposed, ae_title=called, max_pdu=0x20000)
     assert association.is_established
-    association._reactor_checkpoint = Pause(association)
+    make_pausable(association)
     try:
         yield Scanner(association)
     finally:

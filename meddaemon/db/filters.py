@@ -6,6 +6,9 @@ from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, String, and_, cast, exists, false, func, not_, or_, select
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from meddaemon.db import tables
 from meddaemon.domain import filters
@@ -28,6 +31,23 @@ _COLUMNS: Mapping[str, tuple[ColumnElement[Any], ...]] = MappingProxyType(
         "accession": (_study.c.accession_number,),
     }
 )
+
+
+class _Folded(FunctionElement[str]):
+    """Text without regard to the case of its ASCII letters, whatever letters the database's locale knows of."""
+
+    type = String()
+    inherit_cache = True
+
+
+@compiles(_Folded)
+def _sqlite(element: _Folded, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"lower({compiler.process(element.clauses, **kw)})"
+
+
+@compiles(_Folded, "postgresql")
+def _postgresql(element: _Folded, compiler: SQLCompiler, **kw: Any) -> str:
+    return f'lower({compiler.process(element.clauses, **kw)} COLLATE "C")'
 
 
 def is_satisfied(connection: Connection, result_id: int, wanted: Filter | None) -> bool:
@@ -86,7 +106,7 @@ def condition(wanted: Filter) -> ColumnElement[bool]:
 
 
 def _says(column: ColumnElement[Any], value: str, contained: bool) -> ColumnElement[bool]:
-    said, wanted = func.lower(column), folded(value)
+    said, wanted = _Folded(column), folded(value)
     return said.contains(wanted, autoescape=True) if contained else said == wanted
 
 
@@ -99,7 +119,7 @@ def _measures(test: filters.Number) -> ColumnElement[bool]:
         # Values stand alone on their side: so the database knows how many there are, and may go by an index.
         values = or_(*(and_(measured.c.unit_value == unit, compare(measured.c.value, at)) for unit, at in test.bounds))
     # What is derived of several, a spread for one, shares the code of what it is derived of, and has a key of its own.
-    by_code = or_(func.lower(measured.c.code_value) == name, func.lower(measured.c.code_meaning) == name)
+    by_code = or_(*(_Folded(column) == name for column in (measured.c.code_value, measured.c.code_meaning)))
     named = or_(measured.c.key == name, and_(measured.c.derivation_value == "", by_code))
     return exists(select(measured.c.id).where(measured.c.finding_id == _finding.c.id, named, values))
 

@@ -370,7 +370,10 @@ def _numbered(labels: Labels, contract: ModelContract) -> Labels:
     pairs = [(segment.label, number) for number, segment in enumerate(contract.segments, start=1)]
     if all(label == number for label, number in pairs):
         return labels
-    numbers = np.zeros(int(np.iinfo(labels.dtype).max) + 1, dtype=labels.dtype)
+    # The last of many segments may have a small label.
+    possible = int(np.iinfo(labels.dtype).max) + 1
+    narrow = labels.dtype == np.uint8 and len(pairs) < possible
+    numbers: Labels = np.zeros(possible, np.uint8) if narrow else np.zeros(possible, np.uint16)
     for label, number in pairs:
         if label < len(numbers):
             numbers[label] = number

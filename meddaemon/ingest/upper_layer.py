@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from threading import Event, Lock
+from threading import Event, Lock, current_thread
 from typing import Any, cast
 
 from pynetdicom import evt
@@ -172,6 +172,10 @@ class AcceptorAssociation(Association):
                 self.abort()
 
     def _serve_request(self, msg: Any, context_id: int) -> None:
+        if current_thread() is not self:
+            # The library gives each N-EVENT-REPORT a thread of its own, as many as a peer sends without waiting.
+            self.dimse.msg_queue.put((context_id, msg))
+            return
         dispatch.serve(self, msg, context_id)
 
     def _serve_waiting(self) -> None:

@@ -95,9 +95,10 @@ class DicomCustodian:
         self, transaction_uid: str, instances: Sequence[ReferencedInstance], sent: Callable[[Asked, str], None]
     ) -> None:
         """Send an N-ACTION request, and keep the association open for the report for a while."""
-        heard = threading.Event()
+        heard, answering = threading.Event(), set[threading.Thread]()
 
         def answer(event: evt.Event) -> tuple[int, None]:
+            answering.add(threading.current_thread())
             answered = self.hear(event)
             # Only what was taken is known to be small enough to be decoded.
             if answered[0] == SUCCESS and event.event_information.TransactionUID == transaction_uid:
@@ -116,6 +117,9 @@ class DicomCustodian:
             if asked is Asked.TAKEN:
                 self._await(association, heard)
         finally:
+            # The library answers each report in a thread of its own: no answer leaves after the release.
+            for each in [*answering]:
+                each.join(self.remote.response_timeout_seconds)
             release(association)
 
     def look(self, sought: Sequence[Unconfirmed]) -> set[str] | Problem:

@@ -180,7 +180,7 @@ def _record(database: Database, delivery: Delivery, answer: Answer, retry: Retry
     try:
         with database.write() as connection:
             if answer.verdict is Verdict.TAKEN:
-                deliveries.accept(connection, delivery, status=answer.status or 0, note=answer.reason)
+                deliveries.accept(connection, delivery, status=answer.status or 0, note=answer.said)
                 _log.info("delivered", **said)
                 held = False
             elif answer.verdict is Verdict.TRY_AGAIN:
@@ -189,7 +189,7 @@ def _record(database: Database, delivery: Delivery, answer: Answer, retry: Retry
                     connection,
                     delivery,
                     status=answer.status,
-                    reason=answer.reason,
+                    reason=answer.said,
                     delay_seconds=delay,
                     own=answer.own,
                     maximum_tries=retry.maximum_tries,
@@ -197,7 +197,7 @@ def _record(database: Database, delivery: Delivery, answer: Answer, retry: Retry
                 if not held:
                     _log.warning("not delivered, will try again", reason=answer.reason, seconds=delay, **said)
             else:
-                deliveries.refuse(connection, delivery, status=answer.status, reason=answer.reason)
+                deliveries.refuse(connection, delivery, status=answer.status, reason=answer.said)
         if held:
             _log.error("delivery held for a person", reason=answer.reason, **said)
         reach("answer_recorded")

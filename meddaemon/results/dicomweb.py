@@ -107,7 +107,7 @@ class Service:
         """Return whether the service finds an instance by its UIDs (QIDO-RS), or why it did not say."""
         within = f"{self._studies}/{study_instance_uid}/series/{series_instance_uid}/instances"
         try:
-            with closing(self._connected()) as connection:
+            with closing(self._connected()) as connection, self._limited(connection.sock, ANSWER_BYTES):
                 connection.request("GET", f"{within}?SOPInstanceUID={sop_instance_uid}", headers=self._headers)
                 response = connection.getresponse()
                 content_type, body = response.headers.get_content_type(), response.read(ANSWER_BYTES)

@@ -226,8 +226,10 @@ def _refused(outgoing: Outgoing, *, itself: bool) -> Answer:
 def _store_one(watch: "_Watch", outgoing: Outgoing, syntax: str, message_id: int) -> Answer | None:
     """Send an object; None where the association had ended before its turn."""
 
-    def answer(verdict: Verdict, reason: str, status: int | None = None, *, own: bool = False) -> Answer:
-        return Answer(outgoing=outgoing, verdict=verdict, status=status, reason=reason, own=own)
+    def answer(
+        verdict: Verdict, reason: str, status: int | None = None, *, detail: str = "", own: bool = False
+    ) -> Answer:
+        return Answer(outgoing=outgoing, verdict=verdict, status=status, reason=reason, detail=detail, own=own)
 
     try:
         with as_syntax(outgoing.path, outgoing.transfer_syntax_uid, syntax) as path, watch:
@@ -245,8 +247,7 @@ def _store_one(watch: "_Watch", outgoing: Outgoing, syntax: str, message_id: int
         return answer(Verdict.TRY_AGAIN, f"no answer: {why}", own=watch.blames)
     verdict, reason = verdict_of(answered)
     comment = printable(str(status.get("ErrorComment", "")))
-    reason = f"{reason}: {comment}" if reason and comment else reason
-    return answer(verdict, reason, answered, own=answered == PROCESSING_FAILURE)
+    return answer(verdict, reason, answered, detail=comment if reason else "", own=answered == PROCESSING_FAILURE)
 
 
 class _Watch:
@@ -359,6 +360,28 @@ class Pause(threading.Event):
                 raise AssociationEnded("the association has ended")
 
 
+class _Paused(Association):
+    """An association whose `Pause` alone says whether the library's thread stands.
+
+    The library notes it in a flag as well, which the thread that answers an N-EVENT-REPORT takes back when it is done:
+    whoever asks or releases just then would wait for ever.
+    """
+
+    @property
+    def _is_paused(self) -> bool:
+        return True
+
+    @_is_paused.setter
+    def _is_paused(self, _: bool) -> None:
+        """Leave it to `Pause`."""
+
+
+def make_pausable(association: Association) -> None:
+    """Let an association that is established be asked safely: see `Pause`."""
+    association.__class__ = _Paused
+    association._reactor_checkpoint = Pause(association)
+
+
 def release(association: Association) -> None:
     """Release an association (PS3.8 7.2), unless it has ended already."""
     with suppress(AssociationEnded):
@@ -402,7 +425,7 @@ def associate(
         return None, Problem(verdict=Verdict.TRY_AGAIN, reason=f"{where}: {reason}")
     if association.is_established:
         reach("associated")
-        association._reactor_checkpoint = Pause(association)
+        make_pausable(association)
         return association, Problem(verdict=Verdict.TRY_AGAIN, reason="")
     if association.is_rejected:
         refusal = association.acceptor.primitive

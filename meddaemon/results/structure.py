@@ -59,7 +59,6 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
         item(
             ObservationNumber=segment.number,
             ReferencedROINumber=segment.number,
-            ROIObservationLabel=long_string(segment.label)[:16].rstrip(),
             RTROIInterpretedType="",
             ROIInterpreter="",
             RTROIIdentificationCodeSequence=[code_item(segment.type)],

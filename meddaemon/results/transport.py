@@ -39,6 +39,7 @@ class Verdict(Enum):
 class Answer:
     """What became of one object; `status` is the DIMSE status, None where none was received.
 
+    `detail` is what the destination said in its own words, which may name a patient: it is kept, and never logged.
     `own`: it may be the object's own fault: the destination had it, and failed or broke off. `wait_seconds` is how long
     the destination asks to be left alone.
     """
@@ -47,8 +48,14 @@ class Answer:
     verdict: Verdict
     status: int | None
     reason: str
+    detail: str = ""
     own: bool = False
     wait_seconds: float = 0.0
+
+    @property
+    def said(self) -> str:
+        """The reason with what the destination said of it."""
+        return ": ".join(filter(None, (self.reason, self.detail)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +82,7 @@ class Send(Protocol):
 
 
 PROCESSING_FAILURE = 0x0110
+_PASSING = {PROCESSING_FAILURE: "processing failure", 0x0213: "resource limitation"}
 SOP_CLASS_NOT_SUPPORTED = 0x0122
 
 
@@ -89,8 +97,8 @@ def verdict_of(status: int) -> tuple[Verdict, str]:
         return Verdict.TAKEN, f"taken with warning {status:04X}H"
     if 0xA700 <= status <= 0xA7FF:
         return Verdict.TRY_AGAIN, f"refused: out of resources ({status:04X}H)"
-    if status == PROCESSING_FAILURE:
-        return Verdict.TRY_AGAIN, "processing failure (0110H)"
+    if status in _PASSING:
+        return Verdict.TRY_AGAIN, f"{_PASSING[status]} ({status:04X}H)"
     return Verdict.HOLD, f"refused with status {status:04X}H"
 
 

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from queue_samples import BRAIN, OUTLETS, claim, enqueue, received, register, stored_objects
@@ -154,6 +155,18 @@ def test_what_is_asked_for_is_found(filled: Database, text: str, wanted: object)
         assert {row.measurement for row in rows} == {"Volume", "Mean attenuation"}
     else:
         assert [(row.model, row.measurement, row.value) for row in rows] == wanted
+
+
+@pytest.mark.parametrize("dialect", ["postgresql"], indirect=True)
+def test_letters_beyond_ascii_are_compared_as_they_are_in_any_locale(filled: Database) -> None:
+    with filled.write() as connection:
+        connection.execute(update(tables.result).values(model="ÜBERSICHT"))
+        # As in a database that was made with this locale; those of tests may have another one.
+        for view in sa.inspect(connection).get_view_names():
+            connection.execute(sa.text(f"DROP VIEW IF EXISTS {view} CASCADE"))
+        connection.execute(sa.text('ALTER TABLE result ALTER COLUMN model TYPE text COLLATE "C.utf8"'))
+    assert found(filled, 'model = "Übersicht"')
+    assert found(filled, 'model ~ "ÜBER"')
 
 
 names = st.sampled_from(

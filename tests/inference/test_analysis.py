@@ -72,6 +72,14 @@ def test_volumes_add_up_to_what_is_labelled(values: list[int]) -> None:
     assert [each.voxel_count for each in analysis.segments] == [int((labels == n).sum()) for n in (1, 2, 3)]
 
 
+def test_the_last_of_many_segments_may_have_a_small_label() -> None:
+    many = [segment(label) for label in range(300, 0, -1)]
+    analysis = analyse(prediction(cube(label=5)), contract(*many), entropy="run")
+    assert analysis.labels is not None
+    assert np.unique(analysis.labels).tolist() == [0, 296]
+    assert analysis.segments[295].voxel_count == 8
+
+
 def test_beyond_the_limits_the_reason_has_the_numbers() -> None:
     assert analyse(prediction(cube()), contract(segment(1, 7.9, 8.1)), entropy="r").status is ResultStatus.PLAUSIBLE
     doubtful = analyse(prediction(cube()), contract(segment(1, 9, 20)), entropy="r")

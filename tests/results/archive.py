@@ -4,10 +4,13 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 
 from pydicom import Dataset
 from pynetdicom import AE, build_role, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.dsutils import encode
 from pynetdicom.sop_class import (
     BasicTextSRStorage,
     StorageCommitmentPushModel,
@@ -15,7 +18,7 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
 )
 
-from meddaemon.results.dimse import Pause, RemoteEntity
+from meddaemon.results.dimse import RemoteEntity, make_pausable, release
 
 Named = tuple[str, str]
 """SOP Class UID and SOP Instance UID."""
@@ -43,7 +46,8 @@ def _item(named: Named) -> Dataset:
 class Archive:
     """What it holds is `there`; `loses` lists the objects that it will acknowledge and forget, once for each mention.
 
-    `report` says what becomes of a request for storage commitment: its report on the same association, or nothing.
+    `report` says what becomes of a request for storage commitment: its report on the `same` association, even `before`
+    the request is answered, or nothing.
     `status` answers the request; `find_lists`: whether lists of UIDs are matched, refused (a status), or not found.
     """
 
@@ -95,11 +99,12 @@ class Archive:
         association = entity.associate("127.0.0.1", port, ae_title=called, ext_neg=[role])
         if not association.is_established:
             return None
+        make_pausable(association)
         try:
             assert association.accepted_contexts[0].as_scp
             return _send(association, report)
         finally:
-            association.release()
+            release(association)
 
     def truth(self, transaction: str, asked: Sequence[Named]) -> Dataset:
         """Return the report that says what is so."""
@@ -139,6 +144,15 @@ class Archive:
             for item in information.ReferencedSOPSequence
         ]
         self.requests.append((transaction, asked))
+        if self.report == "before":
+            request = N_EVENT_REPORT()
+            request.MessageID, request.EventTypeID = 1, 1
+            request.AffectedSOPClassUID = StorageCommitmentPushModel
+            request.AffectedSOPInstanceUID = StorageCommitmentPushModelInstance
+            syntax = event.context.transfer_syntax
+            told = encode(self.truth(transaction, asked), syntax.is_implicit_VR, syntax.is_little_endian)
+            request.EventInformation = BytesIO(told or b"")
+            event.assoc.dimse.send_msg(request, event.context.context_id)
         if self.report == "same" and self.status == 0x0000:
             report = self.say(self, transaction, asked) if self.say else self.truth(transaction, asked)
             answered = threading.Event()
@@ -152,7 +166,7 @@ class Archive:
 
 
 def _established(event: evt.Event) -> None:
-    event.assoc._reactor_checkpoint = Pause(event.assoc)
+    make_pausable(event.assoc)
 
 
 def _send(association: Association, report: Dataset) -> int | None:

@@ -3,6 +3,7 @@
 import json
 import re
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydicom import Dataset
 from pydicom.uid import BasicTextSRStorage
+from pynetdicom import AE, build_context, build_role, evt
+from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import N_EVENT_REPORT
+from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance
 from sqlalchemy import text, update
 from test_delivery import OBJECTS, RETRY, database_rows, post_reports
 from test_ways_out import JSON, PLUGIN, WebServer
@@ -33,7 +38,7 @@ from meddaemon.ingest.scp import Listener, ListenerSettings
 from meddaemon.results.custody import DicomCustodian, WebCustodian, confirm
 from meddaemon.results.delivery import deliver
 from meddaemon.results.dicomweb import Service
-from meddaemon.results.dimse import RemoteEntity, store
+from meddaemon.results.dimse import Pause, RemoteEntity, associate, make_pausable, release, store
 from tests.running import wait_until
 from tests.system.test_peers import Orthanc, know, orthanc
 
@@ -112,7 +117,7 @@ def told(database: Database) -> str:
 
 
 @contextmanager
-def our_listener(database: Database, **more: object) -> Iterator[int]:
+def our_listener(reports: Database | CustodyReports, **more: object) -> Iterator[int]:
     """Listen for reports as the daemon does, under both of our names."""
     asked = {"ae_title": "MEDDAEMON", "called_ae_titles": ("SENDER",), **more}
     listening = ListenerSettings(
@@ -126,7 +131,8 @@ def our_listener(database: Database, **more: object) -> Iterator[int]:
         everyone=False,
         **asked,  # type: ignore[arg-type]
     )
-    with Listener(listening, lambda _: None, custody=CustodyReports(database)) as listener:
+    custody = reports if isinstance(reports, CustodyReports) else CustodyReports(reports)
+    with Listener(listening, lambda _: None, custody=custody) as listener:
         yield listener.address[1]
 
 
@@ -162,7 +168,7 @@ def test_a_report_on_the_same_association_commits(database: Database, folder: Pa
     ((transaction, asked),) = archive.requests
     assert transaction.startswith("2.25.")
     assert asked == [(BasicTextSRStorage, uid) for uid in UIDS]
-    assert archive.answers == [0x0000]
+    wait_until(lambda: archive.answers == [0x0000], what="the archive to have its answer")
     assert states(database) == ALL_COMMITTED
     assert all(row.done_at == row.committed_at is not None for row in database_rows(database))
     said = told(database)
@@ -188,6 +194,95 @@ def test_a_report_on_a_new_association_commits_and_twice_is_once(database: Datab
         assert archive.tell(port, report, called=called) == 0x0000
         assert archive.tell(port, report_of(report.TransactionUID, [], [(archive.requests[0][1][0], 0x0112)])) == 0
     assert database_rows(database) == before
+
+
+class _Lingering(tuple[int, None]):
+    """An answer that gets ready to leave while the association could be released."""
+
+    association: Association
+
+    def __iter__(self) -> Iterator[int | None]:
+        still = threading.Event()
+        until = time.monotonic() + 0.5
+        while self.association.is_established and time.monotonic() < until:
+            still.wait(0.01)
+        return super().__iter__()
+
+
+def test_an_association_is_not_released_before_the_answer_to_its_report_has_left(
+    database: Database, folder: Path
+) -> None:
+    """The library answers a report in a thread of its own."""
+    archive, reports = Archive(), CustodyReports(database)
+
+    def hear(event: evt.Event) -> tuple[int, None]:
+        answer = _Lingering(reports.answer(event))
+        answer.association = event.assoc
+        return answer
+
+    with archive.listening() as to:
+        send(database, folder, to)
+        custodian = DicomCustodian(remote=to, hear=hear, seconds=30, stop=threading.Event())
+        assert confirm(database, "pacs", COMMITMENT, lambda _: custodian) == OBJECTS
+        wait_until(lambda: archive.answers == [0x0000], what="the archive to have its answer")
+    assert states(database) == ALL_COMMITTED
+
+
+def test_a_report_may_come_before_the_answer_to_its_request(database: Database, folder: Path) -> None:
+    """Nothing in PS3.7 has them wait for each other: each end may have one operation of its own under way."""
+    archive = Archive(report="before")
+    with archive.listening() as to:
+        send(database, folder, to)
+        assert ask(database, to, COMMITMENT) == OBJECTS
+    assert states(database) == ALL_COMMITTED
+    assert len(archive.requests) == 1
+
+
+def test_a_report_that_is_answered_meanwhile_holds_up_no_release() -> None:
+    """The thread that the library answers it in says in the end that the association goes on."""
+    with Archive().listening() as to:
+        association, _ = associate(to, [build_context(StorageCommitmentPushModel)])
+        assert association is not None
+
+        class Answered(Pause):
+            def clear(self) -> None:
+                super().clear()
+                association._is_paused = False
+
+        association._reactor_checkpoint = Answered(association)
+        releasing = threading.Thread(target=release, args=(association,), daemon=True)
+        releasing.start()
+        releasing.join(20)
+        assert not releasing.is_alive()
+
+
+def test_reports_that_are_not_waited_for_take_no_thread_each(database: Database) -> None:
+    hearing, go_on = threading.Semaphore(0), threading.Event()
+
+    class Slow(CustodyReports):
+        def answer(self, event: evt.Event) -> tuple[int, None]:
+            hearing.release()
+            go_on.wait(30)
+            return super().answer(event)
+
+    with our_listener(Slow(database), **called_by("PACS")) as port:
+        entity = AE(ae_title="PACS")
+        entity.add_requested_context(StorageCommitmentPushModel)
+        role = build_role(StorageCommitmentPushModel, scp_role=True)
+        association = entity.associate("127.0.0.1", port, ae_title="SENDER", ext_neg=[role])
+        make_pausable(association)
+        for number in range(3):
+            request = N_EVENT_REPORT()
+            request.MessageID, request.EventTypeID = number + 1, 1
+            request.AffectedSOPClassUID = StorageCommitmentPushModel
+            request.AffectedSOPInstanceUID = StorageCommitmentPushModelInstance
+            association.dimse.send_msg(request, 1)
+        assert hearing.acquire(timeout=30)
+        assert not hearing.acquire(timeout=1), "two are answered at the same time"
+        go_on.set()
+        assert hearing.acquire(timeout=30)
+        assert hearing.acquire(timeout=30)
+        release(association)
 
 
 # --- what a report may be ----------------------------------------------------------------------------------------

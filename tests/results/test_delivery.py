@@ -11,6 +11,7 @@ from pydicom import Dataset
 from pydicom.uid import BasicTextSRStorage, ExplicitVRLittleEndian
 from queue_samples import OVER, analysis, claim, enqueue, received, register
 from running import Home
+from scripted_scp import Reply, ScriptedScp
 from sqlalchemy import update
 
 from meddaemon.db import deliveries, jobs, requests, results, tables
@@ -144,6 +145,21 @@ def test_the_answer_decides(database: Database, folder: Path, status: int, state
     assert reason in first.reason
     assert [each.state for each in others] == [DeliveryState.SENT] * (OBJECTS - 1)
     assert taken == OBJECTS - 1 + (state is DeliveryState.SENT)
+
+
+def test_what_a_pacs_says_of_a_refusal_is_kept_and_not_logged(
+    database: Database, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It may name a patient: some archives say whose object they have found under another one's number."""
+    pacs = ScriptedScp(steps=[Reply(0xC000, "not of Doe^Jane"), Reply(0xA700, "no room for Doe^Jane"), Reply()])
+    with pacs.listening() as port:
+        drain(database, folder, pacs.remote(port))
+    held, waiting, _ = database_rows(database)
+    assert held.reason == "refused with status C000H: not of Doe^Jane"
+    assert waiting.reason.endswith("no room for Doe^Jane")
+    logged = capfd.readouterr().err
+    assert "C000H" in logged
+    assert "Doe" not in logged
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "not a host name", "127.0.0.1"])

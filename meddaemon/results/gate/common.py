@@ -1,19 +1,21 @@
 """What every result object is asked: encoding, identity, equipment, references."""
 
 import re
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
 from pydicom.uid import RE_VALID_UID
 
 from meddaemon.domain.character_sets import UTF_8, CharacterSets
+from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import EncodedObject
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
-from meddaemon.results.envelope import has_content_moment
-from meddaemon.results.gate.exam import Check, Exam, distinct
-from meddaemon.results.identity import RESEARCH_MARK, device_uid
+from meddaemon.results.envelope import device_serial_number, has_content_moment, software_versions
+from meddaemon.results.gate.exam import VERBATIM, Check, Exam, distinct
+from meddaemon.results.gate.iod import attributes
+from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, device_uid, long_string
 from meddaemon.results.source import INHERITED, TYPE_2
 from meddaemon.results.texts import character_sets_of
 
@@ -37,6 +39,27 @@ _TYPE_1 = (
     "SeriesTime",
 )
 """Attributes that every result carries with a value: type 1, or ours to promise (STANDARDS list, item 8)."""
+_MODALITIES: Mapping[str, str] = {
+    ObjectKind.SEG: "SEG",
+    ObjectKind.PROBABILITY: "SEG",
+    ObjectKind.SR: "SR",
+    ObjectKind.KO: "KO",
+    ObjectKind.SC: "OT",
+    ObjectKind.PR: "PR",
+    ObjectKind.PM: "OT",
+    ObjectKind.PDF: "DOC",
+    ObjectKind.RTSTRUCT: "RTSTRUCT",
+}
+_MOMENTS = (
+    "InstanceCreationDate",
+    "InstanceCreationTime",
+    "SeriesDate",
+    "SeriesTime",
+    "ContentDate",
+    "ContentTime",
+)
+_INSTANCES = ("ReferencedSOPSequence", "ReferencedInstanceSequence", "ReferencedImageSequence", "ContourImageSequence")
+_CODE_VALUES = ("CodeValue", "LongCodeValue", "URNCodeValue")
 _CONTENT_MOMENT = ("ContentDate", "ContentTime")
 
 
@@ -59,7 +82,9 @@ def _encoding(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[
     sets = character_sets_of(dataset)
     if sets not in (exam.request.character_sets, CharacterSets((UTF_8,))):
         yield f"SpecificCharacterSet is {sets}, not {exam.request.character_sets}"
-    if any(tag.is_private for each in distinct(dataset) for tag in each.keys()):  # noqa: SIM118
+    copied = Dataset({each.tag: each for each in dataset if keyword_for_tag(each.tag) in VERBATIM})
+    within = (dataset, *exam.made_items(encoded.name), *distinct(copied))
+    if any(tag.is_private for each in within for tag in each.keys()):  # noqa: SIM118
         yield "has private attributes"
 
 
@@ -70,6 +95,18 @@ def _required(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
     for keyword in TYPE_2:
         if keyword not in dataset:
             yield f"{keyword} is absent"
+
+
+def _series(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    if dataset.get("Modality") != _MODALITIES.get(encoded.kind):
+        yield f"Modality is {dataset.get('Modality')}, not {_MODALITIES.get(encoded.kind)}"
+    for keyword, value in zip(_MOMENTS, exam.request.source.moment * len(_MOMENTS), strict=False):
+        if keyword in dataset and str(dataset.get(keyword)) != value:
+            yield f"{keyword} is {dataset.get(keyword)}, not {value} as the source has it"
+    for element in exam.request.source.body_part:
+        keyword = str(keyword_for_tag(element.tag))
+        if keyword in dataset and dataset.get(keyword) != element.value:
+            yield f"{keyword} differs from the source"
 
 
 def _patient_and_study(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
@@ -104,25 +141,80 @@ def _identifiers(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterat
 
 
 def _equipment(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    request = exam.request
+    made_by = {
+        "Manufacturer": MANUFACTURER,
+        "ManufacturerModelName": MANUFACTURER,
+        "DeviceSerialNumber": device_serial_number(request),
+        "SoftwareVersions": software_versions(request),
+    }
+    yield from _differences("is", dataset, made_by)
     items = dataset.get("ContributingEquipmentSequence", ())
-    purposes = Counter(str(item.PurposeOfReferenceCodeSequence[0].CodeValue) for item in items)
-    if "Manufacturer" in exam.request.source.equipment and purposes["109101"] != 1:
-        yield "Contributing Equipment does not name the acquisition equipment"
-    if device_uid(exam.request.contract) not in {str(item.get("DeviceUID")) for item in items}:
+    by_purpose = {str(item.PurposeOfReferenceCodeSequence[0].CodeValue): item for item in items}
+    if len(by_purpose) != len(items):
+        yield "Contributing Equipment names one purpose twice"
+    scanner = request.source.equipment
+    if "Manufacturer" in scanner:
+        if (named := by_purpose.get("109101")) is None:
+            yield "Contributing Equipment does not name the acquisition equipment"
+        else:
+            wanted = {str(keyword_for_tag(each.tag)): each.value for each in scanner}
+            yield from _differences("of the acquisition equipment is", named, wanted)
+    model, contract = by_purpose.get("109102"), request.contract
+    if model is None or str(model.get("DeviceUID")) != device_uid(contract):
         yield "Contributing Equipment does not name the model by its Device UID"
+    else:
+        wanted = {
+            "Manufacturer": long_string(contract.manufacturer) or MANUFACTURER,
+            "ManufacturerModelName": long_string(contract.name),
+            "SoftwareVersions": long_string(contract.version),
+        }
+        yield from _differences("of the model is", model, wanted)
 
 
-def _references(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
-    seen: set[bytes] = set()
-    for element in dataset:
-        # What was inherited refers to objects of others.
-        if element.VR != "SQ" or keyword_for_tag(element.tag) in (*INHERITED, "ReferencedRequestSequence"):
+def _differences(what: str, dataset: Dataset, wanted: Mapping[str, Any]) -> Iterator[str]:
+    for keyword, value in wanted.items():
+        if _text(dataset.get(keyword)) != _text(value):
+            yield f"{keyword} {what} {dataset.get(keyword)}, not {value}"
+
+
+def _text(value: Any) -> str:
+    """Return a value as it compares; several as they are written."""
+    several = isinstance(value, Iterable) and not isinstance(value, str | Dataset)
+    return "\\".join(map(str, value)) if several else str(value)
+
+
+def _references(exam: Exam, encoded: EncodedObject, _: Dataset) -> Iterator[str]:
+    """Check what is referred to: it is there, of that class, in that series, in this study."""
+    study = exam.request.source.study_instance_uid
+    for item in exam.made_items(encoded.name):
+        if "ReferencedSOPInstanceUID" in item:
+            uid, sop_class = str(item.ReferencedSOPInstanceUID), str(item.get("ReferencedSOPClassUID"))
+            if exam.known_instances.get(uid) != sop_class:
+                yield f"refers to {uid} of class {sop_class}, which is neither source nor result"
+        if "StudyInstanceUID" in item and str(item.StudyInstanceUID) != study:
+            yield f"refers to study {item.StudyInstanceUID}, not {study}"
+        if "SeriesInstanceUID" in item:
+            series = str(item.SeriesInstanceUID)
+            for held in (each for keyword in _INSTANCES for each in item.get(keyword, ())):
+                uid = str(held.get("ReferencedSOPInstanceUID"))
+                if exam.series_of.get(uid, series) != series:
+                    yield f"refers to {uid} in series {series}, not {exam.series_of[uid]}"
+
+
+def _codes(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    """Check that codes are whole (PS3.3 Table 8.8-1), and that it is told whom to ask what private ones mean."""
+    declared = {str(item.CodingSchemeDesignator) for item in dataset.get("CodingSchemeIdentificationSequence", ())}
+    told: set[str] = set()
+    for item in exam.made_items(encoded.name):
+        if "CodeMeaning" not in item and "CodeValue" not in item:
             continue
-        for item in (each for top in element.value for each in distinct(top, seen)):
-            if "ReferencedSOPInstanceUID" in item:
-                uid, sop_class = str(item.ReferencedSOPInstanceUID), str(item.get("ReferencedSOPClassUID"))
-                if exam.known_instances.get(uid) != sop_class:
-                    yield f"refers to {uid} of class {sop_class}, which is neither source nor result"
+        scheme = str(item.get("CodingSchemeDesignator") or "")
+        if not (item.get("CodeMeaning") and scheme and any(item.get(keyword) for keyword in _CODE_VALUES)):
+            yield f"has a code without value, scheme or meaning: {item.get('CodeValue')} {scheme}"
+        if scheme.startswith("99") and scheme not in declared | told:
+            told.add(scheme)
+            yield f"does not say whose the coding scheme {scheme} is"
 
 
 def _is_uid(uid: str) -> bool:
@@ -131,10 +223,13 @@ def _is_uid(uid: str) -> bool:
 
 CHECKS: tuple[Check, ...] = (
     _encoding,
+    attributes,
+    _series,
     _required,
     _patient_and_study,
     _identifiers,
     _equipment,
     _references,
+    _codes,
 )
 """What every kind of object is asked."""

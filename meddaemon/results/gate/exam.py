@@ -7,6 +7,7 @@ from io import BytesIO
 from typing import Any, Protocol
 
 from pydicom import dcmread
+from pydicom.datadict import keyword_for_tag
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 
@@ -14,8 +15,11 @@ from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import EncodedObject
 from meddaemon.results.request import EncodingRequest, find
 from meddaemon.results.skeleton import STUDY_CLASS
+from meddaemon.results.source import INHERITED
 from meddaemon.results.texts import understood
 
+VERBATIM = frozenset({*INHERITED, "ReferencedRequestSequence"})
+"""What the source says, word for word: it may say it badly, and refers to objects of others."""
 _MUCH_PIXEL_DATA = (ObjectKind.SEG, ObjectKind.PROBABILITY)
 """Kinds whose pixel data are looked at where they are: a copy of them may be hundreds of megabytes."""
 
@@ -46,6 +50,28 @@ class Exam:
         # Structure sets name the study as if it were an instance.
         known[self.request.source.study_instance_uid] = STUDY_CLASS
         return known | {each.sop_instance_uid: each.sop_class_uid for each in self.request.predecessors}
+
+    @cached_property
+    def series_of(self) -> dict[str, str]:
+        """Series Instance UID by SOP Instance UID of everything that a result may refer to."""
+        inputs = self.request.source.inputs
+        known = {uid: series.series_instance_uid for series in inputs for uid in series.sop_instance_uids}
+        known |= {each.sop_instance_uid: each.series_instance_uid for each in self.objects}
+        return known | {each.sop_instance_uid: each.series_instance_uid for each in self.request.predecessors}
+
+    def made_items(self, name: str) -> list[Dataset]:
+        """Return the items of an object that are ours, of sequences that are written alike only the first one's."""
+        if ("items", name) not in self.notes:
+            seen: set[bytes] = set()
+            self.notes["items", name] = [
+                each
+                for element in self.datasets[name]
+                if element.VR == "SQ" and keyword_for_tag(element.tag) not in VERBATIM
+                for item in element.value
+                for each in distinct(item, seen)
+            ]
+        made: list[Dataset] = self.notes["items", name]
+        return made
 
     def referred(self, kind: str, of: EncodedObject) -> EncodedObject | None:
         """Return the object of that kind which one object may refer to: that of an edition which both are of."""

@@ -10,16 +10,18 @@ from pydicom.uid import Comprehensive3DSRStorage, ComprehensiveSRStorage, Explic
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.outlet import ObjectKind, ReportForm
-from meddaemon.domain.result import REPORTED_DIGITS, EncodedObject, Finding, ResultStatus, Segment
+from meddaemon.domain.result import EncodedObject, Finding, ResultStatus, Segment, reported
 from meddaemon.results import report
+from meddaemon.results.envelope import device_serial_number
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.gate.frames import frame_table
-from meddaemon.results.gate.tree import instances_in, is_code, items_of, name_of, named
-from meddaemon.results.identity import RESEARCH_MARK, device_uid
+from meddaemon.results.gate.tree import instances_in, is_code, items_of, name_of, named, shape
+from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, device_uid
 from meddaemon.results.report import Part
 from meddaemon.results.report.content import Entry, presence, summary
 from meddaemon.results.source import is_waveform
 
+ENGLISH = Code(value="en-US", scheme="RFC5646", meaning="English (United States)")
 _LONGEST_DS = 16  # characters of VR DS (PS3.5 Table 6.2-1)
 _DERIVATION = ("121401", "DCM")
 _TOLERANCE_PIXELS = 1e-3  # coordinates are written in single precision
@@ -119,9 +121,20 @@ def _root(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
         # A waveform has no place in a library of images.
         if name not in names and (meaning != "image library" or _images_of(exam)):
             yield f"has no {meaning}"
-    observers = [item.get("UID") for item in dataset.ContentSequence if name_of(item) == ("121012", "DCM")]
-    if observers != [device_uid(exam.request.contract)]:
-        yield f"device observer UID is {observers}, not the model's"
+    yield from shape(dataset)
+    contract = exam.request.contract
+    for value, meaning, wanted in (
+        ("121012", "UID", device_uid(contract)),
+        ("121013", "name", contract.title),
+        ("121014", "manufacturer", contract.manufacturer or MANUFACTURER),
+        ("121015", "model name", contract.name),
+        ("121016", "serial number", device_serial_number(exam.request)),
+    ):
+        said = [str(item.get("UID", item.get("TextValue"))) for item in named(dataset, (value, "DCM"))]
+        if [each.rstrip() for each in said] != [wanted.rstrip()]:
+            yield f"device observer {meaning} is {said}, not the model's"
+    if not all(is_code(item.get("ConceptCodeSequence"), ENGLISH) for item in named(dataset, ("121049", "DCM"))):
+        yield f"language is not {ENGLISH}"
     for item in items_of(dataset):
         known = _MEANINGS.get(name_of(item))
         if known is not None and item.ConceptNameCodeSequence[0].get("CodeMeaning") != known:
@@ -136,6 +149,9 @@ def _library(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
         for item in items_of(library)
         if item.get("ValueType") == "IMAGE"
     )
+    frames = {str(each.get("UID")) for library in libraries for each in items_of(library) if "UID" in each}
+    if frames - {series.frame_of_reference_uid for series in exam.request.source.inputs}:
+        yield "image library names a frame of reference that no input has"
     images = _images_of(exam)
     if listed != Counter(images):
         yield f"image library lists {listed.total()} images and not each of {len(images)} once"
@@ -220,9 +236,16 @@ def _group(exam: Exam, encoded: EncodedObject, group: Dataset, entry: Entry) -> 
     if not any(is_code(item.get("ConceptCodeSequence"), finding.code) for item in named(group, ("121071", "DCM"))):
         yield f"Finding is not {finding.code}"
     contract = exam.request.contract
-    for name, wanted in (("111001", contract.name), ("111003", contract.version)):
-        if [str(item.get("TextValue")) for item in named(group, (name, "DCM"))] != [wanted]:
-            yield f"algorithm identification ({name}, DCM) is not {wanted!r}"
+    for name, wanted in (
+        ("111001", [contract.name]),
+        ("111003", [contract.version]),
+        ("122405", [contract.manufacturer.rstrip()] if contract.manufacturer else []),
+    ):
+        if [str(item.get("TextValue")).rstrip() for item in named(group, (name, "DCM"))] != wanted:
+            yield f"algorithm identification ({name}, DCM) is not {wanted}"
+    parameters = " ".join(str(item.get("TextValue")) for item in named(group, ("111002", "DCM")))
+    if contract.digest not in parameters or (contract.weights_digest or "") not in parameters:
+        yield "algorithm parameters (111002, DCM) do not name the model and its weights"
     yield from _judged(exam, group, finding)
     yield from _laterality(group, segment)
     yield from _measurements(group, finding)
@@ -319,6 +342,9 @@ def _referenced_segment(exam: Exam, encoded: EncodedObject, group: Dataset, segm
     if wanted is None or len(images) != 1 or str(images[0].ReferencedSOPInstanceUID) != wanted.sop_instance_uid:
         yield "does not refer to the SEG"
         return
+    series = [str(item.get("UID")) for item in named(group, ("121232", "DCM"))]
+    if series != [exam.request.source.series_instance_uid]:
+        yield f"source series for segmentation is {series}, not that of the volume"
     number = images[0].get("ReferencedSegmentNumber")
     if number != segment.number:
         yield f"refers to segment {number}, not {segment.number}"
@@ -374,10 +400,10 @@ def _measurements(group: Dataset, finding: Finding) -> Iterator[str]:
             yield f"unit of {measurement.name} is not {measurement.unit} of UCUM"
         if len(text) > _LONGEST_DS or not _is_finite(text):
             yield f"value {text!r} of {measurement.name} is not a finite decimal string of at most 16 characters"
-        elif measurement.value is None or not math.isclose(
-            float(text), measurement.value, rel_tol=10.0 ** (1 - REPORTED_DIGITS)
-        ):
+        elif measurement.value is None or float(text) != reported(measurement.value):
             yield f"value {text} of {measurement.name} is not the measured {measurement.value}"
+        elif values[0].get("FloatingPointValue", float(text)) != float(text):
+            yield f"value {text} of {measurement.name} is {values[0].FloatingPointValue} as a floating point number"
 
 
 def _is_finite(text: str) -> bool:

@@ -85,6 +85,9 @@ def grid(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     shared = dataset.SharedFunctionalGroupsSequence[0]
     directions = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
     row_spacing, column_spacing = (float(value) for value in shared.PixelMeasuresSequence[0].PixelSpacing)
+    between = shared.PixelMeasuresSequence[0].get("SpacingBetweenSlices")
+    if between is not None and not abs(float(between) - geometry.spacing[0]) * geometry.shape[0] < _GRID_TOLERANCE_MM:
+        yield f"SpacingBetweenSlices {between} is not the volume's {geometry.spacing[0]:g}"
     in_plane = np.column_stack([directions[3:] * row_spacing, directions[:3] * column_spacing])
     # Over the whole grid, so that an error too small to see in one voxel is seen at the far corner.
     drift = np.abs((in_plane - geometry.affine_lps[:3, 1:3]) * geometry.shape[1:]).max()
@@ -219,7 +222,11 @@ def dimensions(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator
     """Check that dimension index values are unique and one-to-one with segment and position (PS3.3 C.7.6.17)."""
     frames = frame_table(exam, encoded.name)
     indices = frames.indices
-    pointers = [str(keyword_for_tag(each.DimensionIndexPointer)) for each in dataset.DimensionIndexSequence]
+    pointed = dataset.DimensionIndexSequence
+    pointers = [str(keyword_for_tag(each.DimensionIndexPointer)) for each in pointed]
+    organised = [str(each.DimensionOrganizationUID) for each in dataset.DimensionOrganizationSequence]
+    if len(organised) != 1 or {str(each.get("DimensionOrganizationUID")) for each in pointed} != {*organised}:
+        yield "the dimensions are not those of one organisation"
     lies = exam.request.analysis.geometry is not None
     wanted = ["ReferencedSegmentNumber", "ImagePositionPatient" if lies else "FrameLabel"]
     wanted = wanted[0 if frames.segments.any() else 1 :]

@@ -9,7 +9,7 @@ from pydicom.uid import ExplicitVRLittleEndian, KeyObjectSelectionDocumentStorag
 from meddaemon.domain.outlet import go_together
 from meddaemon.domain.result import EncodedObject
 from meddaemon.results.gate.exam import Check, Exam
-from meddaemon.results.gate.tree import instances_in, is_code, name_of, named
+from meddaemon.results.gate.tree import instances_in, is_code, name_of, named, shape
 from meddaemon.results.identity import RESEARCH_MARK, device_uid
 from meddaemon.results.selection import MOST_IMAGES, ROOT, value_type
 from meddaemon.results.skeleton import MANIFEST, OF_INTEREST
@@ -21,6 +21,7 @@ def _document(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[
             yield f"{keyword} is {dataset.get(keyword)}, not {value}"
     if encoded.transfer_syntax_uid != ExplicitVRLittleEndian:
         yield f"TransferSyntaxUID {encoded.transfer_syntax_uid} is not {ExplicitVRLittleEndian}"
+    yield from shape(dataset)
     title = MANIFEST if encoded.part == ROOT else OF_INTEREST
     if dataset.get("ValueType") != "CONTAINER" or not is_code(dataset.get("ConceptNameCodeSequence"), title):
         yield f"title is {name_of(dataset)}, not {title}"
