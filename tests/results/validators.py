@@ -165,7 +165,7 @@ class Validators:
         process = subprocess.Popen(command, stdout=log, stderr=log)  # type: ignore[call-overload]
         try:
             yield
-            assert process.wait(1200) == 0, log.seek(0) or log.read()  # type: ignore[attr-defined]
+            assert process.wait(3000) == 0, log.seek(0) or log.read()  # type: ignore[attr-defined]
         finally:
             process.kill()
             process.wait()
