@@ -36,7 +36,7 @@ def shared_dicom() -> Path:
 
 LONGEST = (
     "test_kill.py",
-    "test_real_series.py",
+    "test_validators.py",
     "test_main_job.py",
     "test_kill_points.py",
     "test_real_studies.py",

@@ -85,10 +85,11 @@ def volume(**changes: Any) -> Callable[[Path], EncodingRequest]:
 
 
 def header(**changes: Any) -> Callable[[Path], EncodingRequest]:
-    """A series with `changes` of its header, and a result on it without a picture."""
+    """A series with `changes` of its header, and a result on it that has one report: its segments, and maps."""
 
     def request(folder: Path) -> EncodingRequest:
-        return request_for(make_series(folder, **({"rows": 16} | changes)), kinds=EVERYTHING)
+        made = volume(**changes)(folder)
+        return replace(made, analysis=replace(made.analysis, findings=made.analysis.findings[:2]))
 
     return request
 
@@ -277,3 +278,47 @@ SOURCES: Mapping[str, Callable[[Path], EncodingRequest]] = {
     "nothing but empty": without(*TYPE_2, empty=True),
 }
 """By what is special about each."""
+
+OPTIONAL = (
+    "ImageType",
+    "PatientAge",
+    "PatientPosition",
+    "PositionReferenceIndicator",
+    "SeriesDate",
+    "SeriesTime",
+    "AcquisitionDate",
+    "AcquisitionTime",
+    "ContentDate",
+    "ContentTime",
+    "StudyDescription",
+    "SeriesDescription",
+    "SeriesNumber",
+    "InstanceNumber",
+    "AcquisitionNumber",
+    "Manufacturer",
+    "ManufacturerModelName",
+    "DeviceSerialNumber",
+    "SoftwareVersions",
+    "BodyPartExamined",
+    "SliceThickness",
+)
+"""What else of a header may be missing, besides type 2 of patient and study."""
+LESS: Mapping[str, Callable[[Path], EncodingRequest]] = {f"no {keyword}": without(keyword) for keyword in OPTIONAL}
+"""A source without each."""
+
+ON_PICTURES = frozenset({ObjectKind.SR, ObjectKind.SC, ObjectKind.PR, ObjectKind.PDF, ObjectKind.KO})
+WRITTEN: dict[str, frozenset[ObjectKind]] = {
+    "grey pictures": ON_PICTURES,
+    "colour pictures": ON_PICTURES - {ObjectKind.PR},
+    "pictures of a retired class": ON_PICTURES,
+    "waveform": frozenset({ObjectKind.SR, ObjectKind.SC, ObjectKind.PDF, ObjectKind.KO}),
+    "not evaluable": frozenset({ObjectKind.SR, ObjectKind.SC, ObjectKind.PDF, ObjectKind.KO}),
+    "overlapping": EVERYTHING - {ObjectKind.PROBABILITY, ObjectKind.PM},
+    "nothing found": frozenset({ObjectKind.SEG, ObjectKind.SR, ObjectKind.SC, ObjectKind.PDF, ObjectKind.KO}),
+}
+"""What there must be at least, where that is not everything that a volume can have."""
+
+
+def wanted(name: str) -> frozenset[ObjectKind]:
+    """What must be written of a source at least."""
+    return WRITTEN.get(name, EVERYTHING)

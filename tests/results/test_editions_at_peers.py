@@ -14,7 +14,7 @@ from test_editions import RETRY, SEG_SR
 
 from meddaemon.db.engine import Database
 from meddaemon.results.delivery import deliver
-from meddaemon.results.dimse import RemoteEntity, echo, store
+from meddaemon.results.dimse import Problem, RemoteEntity, offers, store
 from tests.running import wait_until
 from tests.system.test_peers import free_port, orthanc
 
@@ -30,7 +30,7 @@ def dialect() -> str:
 
 def sent_to(database: Database, folder: Path, port: int, ae_title: str) -> None:
     remote = RemoteEntity(ae_title=ae_title, host="127.0.0.1", port=port, calling_ae_title="MEDDAEMON")
-    wait_until(lambda: not echo(remote), what=f"{ae_title} to answer")
+    wait_until(lambda: not isinstance(offers(remote), Problem), what=f"{ae_title} to answer")
     post(database, folder, whole(), SEG_SR)
     while deliver(database, folder, "pacs", partial(store, remote), RETRY, threading.Event(), editions=ALL):
         pass

@@ -540,7 +540,7 @@ def test_a_number_is_told_as_it_is_reported_and_without_an_exponent(number: floa
         st.one_of(st.sampled_from("\\|^&~EFSTR."), st.characters(exclude_categories=("Cs", "Cc"))),
         min_size=1,
         max_size=24,
-    )
+    ).filter(str.strip)  # of spaces alone nothing is left when a header is read: a study that does not say whose it is
 )
 def test_every_patient_id_comes_back_as_it_was(text: str) -> None:
     message = told(header=replace(HEADER, patient_id=text))

@@ -85,8 +85,9 @@ def test_two_readers_find_each_voxel_where_the_patient_has_it(
         plane, row, column = voxel
         lps = np.array(place.point(*voxel))
         ras = lps * (-1, -1, 1)
+        # Single precision: a turn by less than a thousandth of a degree is lost in a quaternion.
         for affine in (image.get_sform(), image.get_qform(), image.affine):
-            np.testing.assert_allclose((affine @ (column, row, plane, 1))[:3], ras, atol=2e-4)
+            np.testing.assert_allclose((affine @ (column, row, plane, 1))[:3], ras, atol=2e-3)
         np.testing.assert_allclose(itk.TransformIndexToPhysicalPoint((column, row, plane)), lps, atol=2e-3)
     assert image.get_sform(coded=True)[1] == image.get_qform(coded=True)[1] == 1
     np.testing.assert_allclose(image.header.get_zooms(), spacing[::-1], rtol=1e-5)

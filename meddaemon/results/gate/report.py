@@ -320,6 +320,12 @@ def _about(exam: Exam, group: Dataset, finding: Finding) -> Iterator[str]:
     """Hold the images that a group is about against those of the finding."""
     sources = list(named(group, ("121112", "DCM")))
     images = [item.ReferencedSOPSequence[0] for item in sources if item.get("ValueType") == "IMAGE"]
+    waveforms = {str(each.SOPInstanceUID) for each in exam.request.source.instances if is_waveform(each)}
+    if finding.source is not None and finding.source[0] in waveforms:
+        said = {item.get("TextValue") for item in named(group, ("121106", "DCM"))}
+        if images or f"Waveform: {finding.source[0]}" not in said:
+            yield f"does not say in words that it is about waveform {finding.source[0]}"
+        return
     if len(images) != (finding.source is not None):
         yield f"is about {len(images)} images, not {'one' if finding.source else 'all'}"
     for reference in images:

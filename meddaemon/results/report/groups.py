@@ -27,7 +27,7 @@ from meddaemon.results.report.content import (
 )
 from meddaemon.results.request import EncodingRequest
 from meddaemon.results.seg import algorithm_parameters, frame_number, pydicom_code
-from meddaemon.results.source import frames_of
+from meddaemon.results.source import frames_of, is_waveform
 
 # Highdicom knows no name for it; every reader knows it as a qualitative evaluation.
 PRESENCE = Code(value="705057003", scheme="SCT", meaning="Presence")
@@ -43,7 +43,11 @@ def group(request: EncodingRequest, part: Part, entry: Entry, seg: EncodedObject
     """Return the measurement group of one finding, as the document wants it that it is for."""
     written = _GROUPS[part](request, entry, seg)
     content = written[0].ContentSequence
-    for text in (*_marks(request), *_place_in_words(request, entry.finding)):
+    for text in (
+        *_marks(request),
+        *_place_in_words(request, entry.finding),
+        *_waveform_in_words(request, entry.finding),
+    ):
         content.append(hd.TextContentItem(name=codes.DCM.Comment, value=text, relationship_type=Relation.CONTAINS))
     return written
 
@@ -98,8 +102,7 @@ def _area(request: EncodingRequest, entry: Entry, seg: EncodedObject | None) -> 
 def _class(request: EncodingRequest, entry: Entry, _: EncodedObject | None) -> _Group:
     about = entry.finding.source
     images = []
-    if about is not None:
-        image = _image(request, about[0])
+    if about is not None and not is_waveform(image := _image(request, about[0])):
         images.append(hd.SourceImageForMeasurementGroup(str(image.SOPClassUID), about[0], _frames(image, about[1])))
     return hd.MeasurementsAndQualitativeEvaluations(**_said(request, entry), source_images=images)
 
@@ -173,6 +176,12 @@ def _place_in_words(request: EncodingRequest, finding: Finding) -> list[str]:
     corners = [finding.landmark.position] if finding.landmark else [finding.box.low, finding.box.high]  # type: ignore[union-attr]
     said = [" ".join(f"{value:.1f}" for value in geometry.point(*corner)) for corner in corners]
     return [f"In the patient (LPS, mm): {' to '.join(said)}"]
+
+
+def _waveform_in_words(request: EncodingRequest, finding: Finding) -> list[str]:
+    """Return which waveform a finding is about: an IMAGE is none (PS3.3 C.18.4), and highdicom reads no WAVEFORM."""
+    about = finding.source
+    return [f"Waveform: {about[0]}"] if about is not None and is_waveform(_image(request, about[0])) else []
 
 
 def _algorithm(request: EncodingRequest, entry: Entry) -> hd.AlgorithmIdentification:
