@@ -647,7 +647,8 @@ _VIEWS = {
     "segment": (
         """segment.id AS segment_id, segment.number, segment.label,
     segment.category_value, segment.category_scheme, segment.category_meaning,
-    segment.type_value, segment.type_scheme, segment.type_meaning, segment.voxel_count, segment.tracking_uid""",
+    segment.type_value, segment.type_scheme, segment.type_meaning,
+    segment.laterality_meaning AS laterality, segment.voxel_count, segment.tracking_uid""",
         "JOIN segment ON segment.result_id = result.id",
     ),
     "finding": (
