@@ -453,6 +453,7 @@ def upgrade() -> None:
         sa.Column("faults", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("faulted_at", sa.Double(), nullable=True),
         sa.Column("custody_reason", sa.Text(), server_default="", nullable=False),
+        sa.Column("sender", sa.String(length=16), nullable=True),
         sa.Column("noticed", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.ForeignKeyConstraint(
             ["result_object_id"], ["result_object.id"], name=op.f("fk_delivery_result_object_id"), ondelete="CASCADE"

@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, case, delete, fun
 
 from meddaemon.db import tables
 from meddaemon.db.clock import Utc, after, now
-from meddaemon.db.deliveries import UNASKED, sender_of_object
+from meddaemon.db.deliveries import UNASKED
 from meddaemon.domain.commitment import ReferencedInstance
 from meddaemon.domain.custody import EXHAUSTED, LOOKS, CustodyPolicy, CustodyReport, Outcome, outcome_of
 from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
@@ -408,7 +408,6 @@ def _described(delivery_ids: Collection[int]) -> Select[tuple[object, ...]]:
             _object.c.sop_instance_uid,
             _object.c.series_instance_uid,
             study.c.study_instance_uid,
-            sender_of_object().label("sender"),
         )
         .join(_object, _object.c.id == _delivery.c.result_object_id)
         .join(result, result.c.id == _object.c.result_id)
@@ -482,6 +481,8 @@ def _lose(connection: Connection, mine: Iterable[ColumnElement[bool]], losses: i
             losses=losses + 1,
             attempt=0,
             available_at=now(),
+            # A report that comes late finds what was done by a policy that is another by now.
+            done_at=None,
             **UNASKED,
         )
 

@@ -41,7 +41,7 @@ class Delivery:
     attempt: int
     fence: int
     sender: str
-    """AE title that most instances of the study came from."""
+    """AE title that most instances of the study came from when it was claimed first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,9 +327,14 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
     connection.execute(
         update(_delivery).where(_delivery.c.id.in_(waiting)).values(leases.claimed(_delivery, lease_seconds))
     )
+    connection.execute(
+        update(_delivery)
+        .where(_delivery.c.id.in_(waiting), _delivery.c.sender.is_(None))
+        .values(sender=func.coalesce(_sender_of_study(), ""))
+    )
     rows = (
         connection.execute(
-            select(_delivery, *_object.c, sender_of_object().label("sender"))
+            select(_delivery, *_object.c)
             .join(_object, _object.c.id == _delivery.c.result_object_id)
             .where(_delivery.c.id.in_(waiting))
             .order_by(_delivery.c.priority, _delivery.c.id)
@@ -351,7 +356,7 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
             sha256=row[_object.c.sha256],
             attempt=row[_delivery.c.attempt],
             fence=row[_delivery.c.fence],
-            sender=row["sender"] or "",
+            sender=row[_delivery.c.sender],
         )
         for row in rows
     ]
@@ -361,14 +366,15 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
     return [each for together in order.values() for each in sorted(together, key=lambda one: (turn(one.kind), one.id))]
 
 
-def sender_of_object() -> ScalarSelect[str]:
-    """Return the AE title that most instances of the study of an object came from."""
+def _sender_of_study() -> ScalarSelect[str]:
+    """Return the AE title that most instances of the study of a delivery came from."""
     instance, series, result = tables.instance, tables.series, tables.result
     return (
         select(instance.c.calling_ae_title)
         .join(series, series.c.id == instance.c.series_id)
         .join(result, result.c.study_id == series.c.study_id)
-        .where(result.c.id == _object.c.result_id, instance.c.own_result == false())
+        .join(_object, _object.c.result_id == result.c.id)
+        .where(_object.c.id == _delivery.c.result_object_id, instance.c.own_result == false())
         .group_by(instance.c.calling_ae_title)
         .order_by(func.count().desc(), instance.c.calling_ae_title)
         .limit(1)

@@ -445,6 +445,9 @@ delivery = Table(
     Column("faults", Integer, nullable=False, server_default=text("0")),
     Column("faulted_at", Utc),
     Column("custody_reason", Plain(), nullable=False, server_default=""),
+    # AE title that most of the study came from when it was claimed first: later images change neither who gets it back
+    # nor who is asked for it. Null as long as it was not.
+    Column("sender", _AeTitle),
     # Whether who wants to be told that it is done will be (`notice`).
     Column("noticed", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("result_object_id", "destination"),

@@ -531,6 +531,34 @@ def test_each_sender_answers_for_what_it_got_back(database: Database, folder: Pa
     assert "there is nobody to ask" in rows(database)[FIRST].reason
 
 
+def test_images_that_come_later_do_not_change_who_got_a_result_back(database: Database, folder: Path) -> None:
+    archive, hear = Archive(), CustodyReports(database).answer
+    with archive.listening() as to:
+        send(database, folder, to)
+        with database.write() as connection:
+            connection.execute(update(tables.instance).values(calling_ae_title="OTHER"))
+        custodian = DicomCustodian(remote=to, hear=hear, seconds=30, stop=threading.Event())
+        assert confirm(database, "pacs", COMMITMENT, {"SCANNER": custodian}.get) == OBJECTS
+    assert states(database) == ALL_COMMITTED
+
+
+def test_what_was_done_because_it_was_sent_and_is_reported_lost_is_not_done(database: Database, folder: Path) -> None:
+    archive = Archive(report="never")
+    with archive.listening() as to, our_listener(database, **called_by("PACS")) as port:
+        send(database, folder, to)
+        ask(database, to, COMMITMENT, seconds=0)
+        (first, asked) = archive.requests[0]
+        # Meanwhile somebody decided that sent suffices.
+        ask(database, to, CustodyPolicy())
+        assert all(row.done_at for row in database_rows(database))
+        assert archive.tell(port, report_of(first, [], [(each, 0x0112) for each in asked])) == 0x0000
+        assert states(database) == [DeliveryState.RETRYABLE] * OBJECTS
+        assert not any(row.done_at for row in database_rows(database))
+        assert send(database, folder, to) == OBJECTS
+        ask(database, to, CustodyPolicy())
+    assert all(row.done_at for row in database_rows(database))
+
+
 def test_a_result_is_asked_for_when_all_of_it_was_sent(database: Database, folder: Path) -> None:
     archive = Archive()
     with archive.listening() as to:
