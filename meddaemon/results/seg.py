@@ -28,6 +28,7 @@ from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.frames import Frame, Plane, native_bits, planes_of, run_lengths, with_frames
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
+from meddaemon.results.skeleton import name_thickness
 from meddaemon.results.source import is_multi_frame
 
 KIND = ObjectKind.SEG
@@ -187,6 +188,7 @@ def segmentation(
         seg.add(element)
     _name_dimensions(seg, instance_uid(request, kind, *named, "dimensions"))
     _name_frames(seg, request)
+    name_thickness(seg, request)
     if not _is_evenly_stacked(request.analysis.drawn[1]):
         seg.pop("DimensionOrganizationType", None)
         seg.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].pop("SpacingBetweenSlices", None)
