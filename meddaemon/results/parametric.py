@@ -17,7 +17,7 @@ from meddaemon.domain.result import Artefact, ArtefactKind, EncodedObject, LeftO
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.skeleton import code_item, item, series_number
+from meddaemon.results.skeleton import code_item, item, name_thickness, series_number
 
 KIND = ObjectKind.PM
 MOST_BYTES = 2**28
@@ -112,9 +112,8 @@ def _map(request: EncodingRequest, artefact: Artefact, number: int) -> Dataset:
     _ascend(made)
     for element in source.body_part:
         made.add(element)
-    if "BodyPartExamined" not in made:
-        made.Laterality = ""
     _name_anatomy(made)
+    name_thickness(made, request)
     made.LossyImageCompression = made.get("LossyImageCompression") or "00"
     made.ContentCreatorName = ""  # a person's name, and there was none
     made.ImageComments = long_string(contract.title)

@@ -29,7 +29,7 @@ from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.frames import Frame, Plane, native_bits, planes_of, run_lengths, with_frames
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.skeleton import series_number
+from meddaemon.results.skeleton import name_thickness, series_number
 from meddaemon.results.source import is_multi_frame
 
 KIND = ObjectKind.SEG
@@ -201,6 +201,7 @@ def segmentation(
         flat.complete(seg, request)
     else:
         _name_frames(seg, request)
+        name_thickness(seg, request)
     _name_dimensions(seg, instance_uid(request, kind, *named, "dimensions"))
     if geometry is not None and not _is_evenly_stacked(geometry):
         seg.pop("DimensionOrganizationType", None)

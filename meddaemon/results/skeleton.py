@@ -92,6 +92,13 @@ def source_items(request: EncodingRequest, purpose: Code | None = None, *, image
     return made
 
 
+def name_thickness(made: Dataset, request: EncodingRequest) -> None:
+    """Say how thick the planes are where the images do not: as thick as they were measured (PS3.3 C.7.6.16.2.1)."""
+    measures, geometry = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], request.analysis.geometry
+    if measures.get("SliceThickness") is None and geometry is not None:
+        measures.SliceThickness = float(f"{geometry.spacing[0]:.10g}")
+
+
 def is_image(instance: Dataset) -> bool:
     """Return whether an instance of the source is an image; a waveform is none."""
     return "Rows" in instance

@@ -274,7 +274,7 @@ SOURCES: Mapping[str, Callable[[Path], EncodingRequest]] = {
     "Japanese": named("Yamada^Tarou=山田^太郎=やまだ^たろう", ["", "ISO 2022 IR 87"]),
     "Korean": named("Hong^Gildong=洪^吉洞=홍^길동", ["", "ISO 2022 IR 149"]),
     "Unicode": named("Ζωή^Ñandú", "ISO_IR 192"),
-    **{f"no {keyword}": without(keyword) for keyword in TYPE_2},
+    **{f"no {keyword}": without(keyword) for keyword in (*TYPE_2, "BodyPartExamined", "SliceThickness")},
     "nothing but empty": without(*TYPE_2, empty=True),
 }
 """By what is special about each."""
@@ -299,10 +299,8 @@ OPTIONAL = (
     "ManufacturerModelName",
     "DeviceSerialNumber",
     "SoftwareVersions",
-    "BodyPartExamined",
-    "SliceThickness",
 )
-"""What else of a header may be missing, besides type 2 of patient and study."""
+"""What else of a header may be missing, and makes no other object."""
 LESS: Mapping[str, Callable[[Path], EncodingRequest]] = {f"no {keyword}": without(keyword) for keyword in OPTIONAL}
 """A source without each."""
 
