@@ -1,6 +1,5 @@
 """Fixtures that every test may use."""
 
-import os
 from pathlib import Path
 
 import copies
@@ -14,6 +13,7 @@ from databases import (  # noqa: F401  fixtures
     postgresql_server,
 )
 from hypothesis import HealthCheck, settings
+from shared_files import SHARED
 
 # No test has a time of its own: on a busy machine a file that is written takes what it takes.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -21,8 +21,6 @@ settings.load_profile("any machine")
 
 # Torch and MONAI take five seconds to load, and hardly a test here is about that.
 copies.copy_model_servers()
-
-SHARED = Path(os.environ.get("MEDDAEMON_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 
 @pytest.fixture(scope="session")

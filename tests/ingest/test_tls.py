@@ -28,7 +28,7 @@ from wire import ABORT, ASSOCIATE_AC, ASSOCIATE_RJ, RELEASE_RP, Peer, associate_
 from meddaemon.ingest.callers import Caller
 from meddaemon.ingest.receive import Incoming
 from meddaemon.ingest.scp import Listener, ListenerSettings, TlsSettings
-from meddaemon.results.dimse import ClientTls, RemoteEntity, echo
+from meddaemon.results.dimse import ClientTls, Problem, RemoteEntity, offers
 from meddaemon.roles.remote import remote_of
 from meddaemon.tls import CIPHERS, Identity, ServerTls, TlsUnusable, client_context, expires_at
 
@@ -703,12 +703,18 @@ def test_dcmtk_sends_by_tls(tmp_path: Path) -> None:
     assert stored == {each.SOPInstanceUID: each.PixelData for each in map(dcmread, files)}
 
 
+def said_to(remote: RemoteEntity) -> str:
+    """Return why a peer cannot be spoken to; empty when it can."""
+    offered = offers(remote)
+    return offered.reason if isinstance(offered, Problem) else ""
+
+
 def test_we_call_others_by_tls(ca: Authority, server: Identity, client: Identity, tmp_path: Path) -> None:
     stranger = Authority.make(tmp_path, "stranger")
     with listening(server, ca.file) as listener:
 
         def called(identity: Identity | None, trusted: Path, host: str = "127.0.0.1", *, check: bool = True) -> str:
-            return echo(
+            return said_to(
                 RemoteEntity(
                     ae_title="MEDDAEMON",
                     host=host,
@@ -742,7 +748,7 @@ def test_a_destination_is_called_by_tls_as_the_settings_say(
                 '[[destinations]]\nname = "pacs"\nae_title = "PACS"\nhost = "127.0.0.1"\n'
                 f"port = {port_of(listener)}\n{more}\n"
             )
-            return echo(remote_of(home.settings, home.settings.destinations[0]))
+            return said_to(remote_of(home.settings, home.settings.destinations[0]))
 
         assert said("tls = true") == ""
         assert said(f'tls = true\nca = "{ca.file}"') == ""

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHARED
 from dicom_factory import make_series
 from reported_samples import CLASSES, SAMPLES, request_of
 from result_samples import ball, geometry_of
+from shared_files import SHARED
 from sources import EVERYTHING, LESS, SOURCES, wanted
 from test_real_series import SERIES
 from test_seg_forms import BOTH, drawn, probable, smooth

@@ -342,11 +342,11 @@ def test_scores_of_several_pictures_without_a_word_in_the_contract_are_not_evalu
     assert "image has 4 images, and the contract has no 'combine'" in told.explained["unsaid"]
 
 
-def test_a_segment_on_pictures_has_an_area_on_each_and_it_is_said_why_nothing_is_drawn(told: Told) -> None:
+def test_a_segment_on_pictures_has_an_area_on_each_and_a_segmentation(told: Told) -> None:
     found = {row["sop_instance_uid"]: row for row in told.rows["drawn"]}
     assert {uid: (row["value"], row["unit"], row["present"]) for uid, row in found.items()} == {
         "1.2.3.51": (pytest.approx(15 * 0.5 * 0.2), "mm2", True),
         "1.2.3.52": (0, "mm2", False),
     }
-    assert {(row["segment"], row["status"], row["objects"]) for row in told.rows["drawn"]} == {("Cyst", "plausible", 2)}
-    assert "segments on pictures, which have no place in the patient, are measured only" in told.explained["drawn"]
+    assert {(row["segment"], row["status"], row["objects"]) for row in told.rows["drawn"]} == {("Cyst", "plausible", 5)}
+    assert all(name in told.explained["drawn"] for name in ("SEG binary 2.25.", "SR areas binary/3d", "SR classes 3d"))

@@ -265,5 +265,5 @@ def test_a_regression_on_an_ecg_gives_its_number_in_microvolt(told: Told) -> Non
 @pytest.mark.parametrize("study", ["radiograph", "ecg"])
 def test_a_result_that_nothing_is_drawn_for_is_a_report(told: Told, study: str) -> None:
     assert "SR classes 3d" in told.explained[study]
-    assert "SR classes to pacs: sent" in told.explained[study]
+    assert "SR classes 3d: sent" in told.explained[study]
     assert "completed" in told.explained[study]

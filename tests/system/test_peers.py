@@ -166,7 +166,7 @@ def test_dcmtk_sends_a_study_and_gets_its_results(tmp_path: Path) -> None:
             wait_until(
                 lambda: {each.name[:2] for each in inbox.iterdir()} >= {"SG", "SR"}, what="SEG and SR from storescp"
             )
-            said = "SR volumes to pacs: sent"
+            said = "SR volumes binary/3d: sent"
             wait_until(lambda: said in home.cli("explain", "1").stdout, what="the answer to be recorded")
     finally:
         receiver.terminate()
