@@ -614,10 +614,11 @@ def _in_notation(vr: str, value: str) -> str:
 
 def _normalised_item(item: Dataset) -> Dataset:
     # Not by iterating the item: that converts every value, and some cannot be converted.
-    keywords = [keyword_for_tag(tag) for tag in item.keys() if not tag.is_private]  # noqa: SIM118
-    return _normalised(
-        item, [keyword for keyword in keywords if keyword not in ("", "SpecificCharacterSet")], keep_empty=True
-    )
+    named = [keyword_for_tag(tag) for tag in item.keys() if not tag.is_private]  # noqa: SIM118
+    # Nothing in a code may be empty (PS3.3 Table 8.8-1): its attributes have values or are absent.
+    is_code = "CodingSchemeDesignator" in item
+    keywords = [keyword for keyword in named if keyword not in ("", "SpecificCharacterSet")]
+    return _normalised(item, keywords, keep_empty=not is_code)
 
 
 def _is_complete(keyword: str, item: Dataset) -> bool:

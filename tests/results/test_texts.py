@@ -144,6 +144,9 @@ def test_what_is_empty_in_an_item_stays_empty_and_an_order_keeps_its_issuer(tmp_
     issuer.LocalNamespaceEntityID = "RIS"
     patient.PatientID, patient.IssuerOfPatientID, patient.TypeOfPatientID = "Q-2", None, "TEXT"
     step.RequestedProcedureID, step.ScheduledProcedureStepID = "RP1", "S1"
+    code = Dataset()
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning, code.CodingSchemeVersion = "C1", "99RIS", "Head", ""
+    step.RequestedProcedureCodeSequence = [code]
     other_step.RequestedProcedureID, other_step.ScheduledProcedureStepID = "RP1", "S2"
     attributes = {
         "AccessionNumber": "A-1",
@@ -154,6 +157,7 @@ def test_what_is_empty_in_an_item_stays_empty_and_an_order_keeps_its_issuer(tmp_
     request = request_for(make_series(tmp_path, planes=3, attributes=attributes))
     (request_item,) = request.source.requests
     assert request_item.AccessionNumber == "A-1"
+    assert "CodingSchemeVersion" not in request_item.RequestedProcedureCodeSequence[0], "of a code nothing is empty"
     assert request_item.IssuerOfAccessionNumberSequence[0].LocalNamespaceEntityID == "RIS"
     objects, left_out = encoded(request)
     for each in objects:

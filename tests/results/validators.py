@@ -45,6 +45,7 @@ _LEVELS = {
     "warning": re.compile(r"\s*(Warning|WARN|W:)"),
 }
 _UNKNOWN = r"labelmap.* no accepted presentation context"
+_OF_PICTURES = "SEG .* of drawn_on_pictures"
 _LIMITS = (
     # A structure set names the study as an instance (PS3.3 C.8.8.5, type 1): nobody can have its file.
     ("dcentvfy", "RTSTRUCT", r"Missing SOPInstanceUID that was referenced"),
@@ -53,6 +54,11 @@ _LIMITS = (
     # Orthanc and DCMTK of Debian 12 are older than the class. Whoever does not take it gets the binary edition.
     ("orthanc", "SEG labelmap", _UNKNOWN),
     ("dcmqrscp", "SEG labelmap", _UNKNOWN),
+    # They work in space, where pictures do not lie; PixelMed asks for a macro that it refuses, shared and by frame.
+    ("dcmqi", _OF_PICTURES, r"Failed to get image directions|nothing was written|no volume written"),
+    ("ohif", _OF_PICTURES, r"reading 'ImageOrientationPatient'"),
+    ("pixelmed", _OF_PICTURES, r"DerivationImageSequence/: SharedFunctionalGroupsSequence/Item"),
+    ("pixelmed", _OF_PICTURES, r"PatientOrientation: Incorrect value multiplicity - got 2 but expected 1-1"),
 )
 """Limits of tools that their own list does not know: the tool, how the names of the objects begin, what it says."""
 _LABEL_MAP, _SEGMENTATION = b"1.2.840.10008.5.1.4.1.1.66.7", b"1.2.840.10008.5.1.4.1.1.66.4"
@@ -143,7 +149,11 @@ class Validators:
         verdict = Verdict(text)
         limits = [
             *(pattern for name, pattern in self.known if name == tool),
-            *(pattern for name, begin, pattern in _LIMITS if name == tool and encoded.name.startswith(begin)),
+            *(
+                pattern
+                for name, begin, pattern in _LIMITS
+                if name == tool and re.match(begin.replace(" ", "_"), file.name)
+            ),
         ]
         explained = False
         for line in text.splitlines():
