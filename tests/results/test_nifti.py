@@ -85,10 +85,12 @@ def test_two_readers_find_each_voxel_where_the_patient_has_it(
         plane, row, column = voxel
         lps = np.array(place.point(*voxel))
         ras = lps * (-1, -1, 1)
-        # Single precision: a turn by less than a thousandth of a degree is lost in a quaternion.
-        for affine in (image.get_sform(), image.get_qform(), image.affine):
-            np.testing.assert_allclose((affine @ (column, row, plane, 1))[:3], ras, atol=2e-3)
-        np.testing.assert_allclose(itk.TransformIndexToPhysicalPoint((column, row, plane)), lps, atol=2e-3)
+        for affine in (image.get_sform(), image.affine):
+            np.testing.assert_allclose((affine @ (column, row, plane, 1))[:3], ras, atol=2e-4)
+        # Of a quaternion in single precision one part is what is left of the others: up to a thousandth of a turn.
+        far = 2e-3 + 1e-3 * float(np.linalg.norm(lps - place.point(0, 0, 0)))
+        np.testing.assert_allclose((image.get_qform() @ (column, row, plane, 1))[:3], ras, atol=far)
+        np.testing.assert_allclose(itk.TransformIndexToPhysicalPoint((column, row, plane)), lps, atol=far)
     assert image.get_sform(coded=True)[1] == image.get_qform(coded=True)[1] == 1
     np.testing.assert_allclose(image.header.get_zooms(), spacing[::-1], rtol=1e-5)
     assert image.header.get_xyzt_units()[0] == "mm"

@@ -146,7 +146,7 @@ def test_what_is_empty_in_an_item_stays_empty_and_an_order_keeps_its_issuer(tmp_
     step.RequestedProcedureID, step.ScheduledProcedureStepID = "RP1", "S1"
     code = Dataset()
     code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning, code.CodingSchemeVersion = "C1", "99RIS", "Head", ""
-    step.RequestedProcedureCodeSequence = [code]
+    step.RequestedProcedureCodeSequence = other_step.RequestedProcedureCodeSequence = [code]
     other_step.RequestedProcedureID, other_step.ScheduledProcedureStepID = "RP1", "S2"
     attributes = {
         "AccessionNumber": "A-1",
