@@ -10,6 +10,7 @@ from meddaemon.db.deliveries import DeliveryRow
 from meddaemon.db.engine import Connection
 from meddaemon.db.notices import NoticeRow
 from meddaemon.domain.outlet import Outlet
+from meddaemon.domain.result import ResultStatus
 from meddaemon.domain.states import DeliveryState
 
 _WAITING = frozenset({DeliveryState.PENDING, DeliveryState.RETRYABLE})
@@ -29,6 +30,8 @@ def delivered(connection: Connection, head: results.ResultHead, outlets: Mapping
     standings = {each.destination: each for each in custody.standings(connection, result_ids=[head.id])}
     told = notices.listing(connection, result_id=head.id)
     posted = sorted(deliveries.listing(connection, result_ids=[head.id]), key=destination)
+    if not posted and head.status is not ResultStatus.PLAUSIBLE and not head.is_bare:
+        yield f"    goes nowhere: no destination has {head.status.value!r} among its statuses"
     for name, rows in groupby(posted, destination):
         standing = standings.get(name)
         if standing is not None and standing.done_at is not None:

@@ -9,7 +9,6 @@ from meddaemon.cli.delivered import delivered, name_of
 from meddaemon.cli.output import shown
 from meddaemon.db import (
     announcements,
-    deliveries,
     gates,
     history,
     holds,
@@ -233,9 +232,6 @@ def _carried(connection: Connection, head: results.ResultHead, outlets: Mapping[
         yield f"    {name_of(item)} {item.sop_instance_uid}, {item.size} bytes"
     for kept in results.artefacts(connection, result_id=head.id):
         yield f"    {kept.kind.value} of {shown(kept.of)}: {kept.voxels}, {kept.size} bytes"
-    posted = deliveries.listing(connection, result_ids=[head.id])
-    if not posted and head.status is not ResultStatus.PLAUSIBLE and not head.is_bare:
-        yield f"    goes nowhere: no destination has {head.status.value!r} among its statuses"
     yield from delivered(connection, head, outlets)
 
 

@@ -8,8 +8,7 @@ from meddaemon.config.destinations import DestinationSettings
 from meddaemon.config.settings import Settings
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.custody import Proof
-from meddaemon.domain.filters import Measured, Row, Text, holds, parts_of, unmeasured
-from meddaemon.domain.result import Measurement
+from meddaemon.domain.filters import Measured, Row, Text, holds, names_of, parts_of, unmeasured
 from meddaemon.inference.analysis import not_evaluable
 from meddaemon.roles.probing import Check
 
@@ -74,14 +73,9 @@ def _measured(contract: ModelContract) -> Iterator[Measured]:
     """Yield all that a model measures, asked again under augmentations, too."""
     for finding in not_evaluable(contract, "", entropy="").findings:
         for each in finding.measurements:
-            yield Measured(names=_names(each), value=None, unit=each.unit.value)
+            names = names_of(each.key, each.name.value, each.name.meaning, derived=each.derivation is not None)
+            yield Measured(names=names, value=None, unit=each.unit.value)
             yield Measured(names=(f"{each.key}_spread",), value=None, unit=each.unit.value)
-
-
-def _names(measurement: Measurement) -> tuple[str, ...]:
-    """Return what filters call a measurement: what is derived of several goes by its key only."""
-    code = () if measurement.derivation else (measurement.name.value, measurement.name.meaning)
-    return (measurement.key, *code)
 
 
 def _fields(contracts: Collection[ModelContract], measured: Collection[Measured]) -> dict[str, list[str]]:

@@ -325,12 +325,10 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
     if not waiting:
         return []
     connection.execute(
-        update(_delivery).where(_delivery.c.id.in_(waiting)).values(leases.claimed(_delivery, lease_seconds))
-    )
-    connection.execute(
         update(_delivery)
-        .where(_delivery.c.id.in_(waiting), _delivery.c.sender.is_(None))
-        .values(sender=func.coalesce(_sender_of_study(), ""))
+        .where(_delivery.c.id.in_(waiting))
+        .values(leases.claimed(_delivery, lease_seconds))
+        .values(sender=func.coalesce(_delivery.c.sender, _sender_of_study(), ""))
     )
     rows = (
         connection.execute(

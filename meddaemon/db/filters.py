@@ -12,7 +12,7 @@ from sqlalchemy.sql.functions import FunctionElement
 
 from meddaemon.db import tables
 from meddaemon.domain import filters
-from meddaemon.domain.filters import COMPARISONS, Filter, folded, parts_of
+from meddaemon.domain.filters import COMPARISONS, Filter, folded, names_of, parts_of
 
 _finding, _measurement, _segment = tables.finding, tables.measurement, tables.segment
 _result, _study = tables.result, tables.study
@@ -77,7 +77,7 @@ def lacks(connection: Connection, result_id: int, wanted: Filter | None) -> list
     rows = connection.execute(select(_measurement).join(_finding).where(_finding.c.result_id == result_id))
     measured = [
         filters.Measured(
-            names=(row.key, *(() if row.derivation_value else (row.code_value, row.code_meaning))),
+            names=names_of(row.key, row.code_value, row.code_meaning, derived=bool(row.derivation_value)),
             value=row.value,
             unit=row.unit_value,
         )
@@ -163,18 +163,18 @@ def _unused_numbers(connection: Connection, test: filters.Number) -> Iterator[st
     columns = [_measurement.c[name] for name in ("key", "code_value", "code_meaning", "derivation_value", "unit_value")]
     known = connection.execute(select(*columns).distinct()).all()
     wanted = folded(test.measurement)
-    called = [
-        row
+    units = {
+        row.unit_value: None
         for row in known
-        if wanted == row.key or (not row.derivation_value and wanted in map(folded, (row.code_value, row.code_meaning)))
-    ]
-    units = list(dict.fromkeys(row.unit_value for row in called))
-    if not called:
+        if wanted
+        in map(folded, names_of(row.key, row.code_value, row.code_meaning, derived=bool(row.derivation_value)))
+    }
+    if not units:
         names = [name for row in known for name in (row.key, row.code_value, row.code_meaning) if name]
         yield f"no result has the measurement {test.measurement!r}; " + _instead(
             test.measurement, names, [row.key for row in known]
         )
-    elif test.bounds and not set(units) & {unit for unit, _ in test.bounds}:
+    elif test.bounds and not units.keys() & {unit for unit, _ in test.bounds}:
         yield f"{test.measurement} is in {', '.join(units)}, and the filter asks for a unit of something else"
 
 

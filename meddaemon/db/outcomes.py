@@ -10,7 +10,7 @@ from meddaemon.db import tables
 from meddaemon.db.requests import is_current
 from meddaemon.db.results import ObjectRow, objects_by_result
 from meddaemon.domain.codes import CERTAINTY_OF_FINDING, MILLILITRE, VOLUME
-from meddaemon.domain.filters import Measured
+from meddaemon.domain.filters import Measured, names_of
 from meddaemon.domain.result import ResultStatus
 
 _job, _result, _study = tables.job, tables.result, tables.study
@@ -181,8 +181,7 @@ def _findings(connection: Connection, result_ids: Sequence[int]) -> dict[int, li
     }
     all_of: dict[int, list[Measured]] = {}
     for each in values:
-        # What is derived of several shares the code of what it is derived of, and goes by its key only.
-        names = (each.key,) if each.derivation_value else (each.code_value, each.code_meaning, each.key)
+        names = names_of(each.key, each.code_value, each.code_meaning, derived=bool(each.derivation_value))
         all_of.setdefault(each.finding_id, []).append(Measured(names=names, value=each.value, unit=each.unit_value))
     found: dict[int, list[FoundRow]] = {}
     for row in rows:

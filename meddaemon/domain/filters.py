@@ -135,9 +135,17 @@ class Present:
 Filter: TypeAlias = AllOf | AnyOf | Not | Text | Number | Made | Present
 
 
+def names_of(key: str, code_value: str, code_meaning: str, *, derived: bool) -> tuple[str, ...]:
+    """Return what filters call a measurement, its key first.
+
+    What is derived of several, a spread for one, shares the code of what it is derived of, and goes by its key alone.
+    """
+    return (key,) if derived else (key, code_value, code_meaning)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One measurement: code and meaning, value (None where it could not be measured), unit (UCUM)."""
+    """One measurement: what it is called (`names_of`), value (None where it could not be measured), unit (UCUM)."""
 
     names: tuple[str, ...]
     value: float | None

@@ -331,6 +331,11 @@ class Analysis:
             return tuple(zip(self.geometry.sop_instance_uids, self.geometry.frame_numbers, strict=True))
         return self.pictures.sources if self.pictures is not None else ()
 
+    @property
+    def planes(self) -> dict[tuple[str, int], int]:
+        """The number of each plane, or picture, by its SOP Instance UID and frame, in their order."""
+        return {image: plane for plane, image in enumerate(self.images)}
+
     def location(self, finding: Finding) -> Location | None:
         """Return where a finding lies that has a box, a landmark or an image of its own; None for any other."""
         if finding.box is not None:

@@ -394,12 +394,12 @@ def _number(pair: Pair, said: Value, vocabulary: Vocabulary) -> tuple[str, str, 
     measured = [each for one in findings for each in one.measured if wanted in map(folded, each.names)]
     name = vocabulary.names[code]
     if len(measured) != 1:
-        there = ", ".join(dict.fromkeys(each.names[-1] for one in findings for each in one.measured)) or "none"
+        there = ", ".join(dict.fromkeys(each.names[0] for one in findings for each in one.measured)) or "none"
         asked = said.measurement or "the number that it is itself"
         raise _Incomparable(f"{result} has {len(measured)} of {asked} of {name}; its numbers of that are: {there}")
     (found,) = measured
     if said.measurement:
-        name = f"{name}, {found.names[-1]}"
+        name = f"{name}, {found.names[0]}"
     if found.value is None:
         raise _Incomparable(f"{result} could not tell {name}")
     amounts = in_units(said.number, said.unit)

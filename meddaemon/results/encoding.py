@@ -6,6 +6,7 @@ from io import BytesIO
 
 from pydicom import dcmread
 
+from meddaemon.domain.character_sets import UTF_8
 from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import EncodedObject, LeftOut
 from meddaemon.results import capture, paper, parametric, presentation, probability, report, seg, selection, structure
@@ -71,6 +72,8 @@ def _not_carried(request: EncodingRequest, objects: Iterable[EncodedObject]) -> 
     for keyword in request.source.left_out:
         yield LeftOut(what=f"{keyword} of the source", why="some or all of its value cannot be written")
     wanted = request.character_sets
+    if wanted.terms == (UTF_8,):
+        return  # the gate takes no other
     for each in objects:
         header = dcmread(BytesIO(each.content), stop_before_pixels=True, specific_tags=["SpecificCharacterSet"])
         if character_sets_of(header) != wanted:

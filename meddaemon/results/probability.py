@@ -14,7 +14,7 @@ from meddaemon.domain.result import Analysis, ArtefactKind, EncodedObject, LeftO
 from meddaemon.results.envelope import finish
 from meddaemon.results.frames import Frame, run_lengths, with_frames
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.seg import describe, numbered, one_of_several, planes, segmentation
+from meddaemon.results.seg import describe, one_of_several, planes, segmentation
 
 CERTAIN = 255
 """What stands for a probability of 1 (Maximum Fractional Value)."""
@@ -40,7 +40,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     header.SegmentSequence = described
     header.SegmentsOverlap = "UNDEFINED"
     one_of_several(header)
-    drawn_on = numbered(request.analysis)
+    drawn_on = request.analysis.planes
     placed = [(plane, drawn_on[plane.source]) for plane in planes(request, header)]
     probable = [[bool(fraction(values[index]).any()) for _, index in placed] for _, values in kept]
     if not any(map(any, probable)):

@@ -91,7 +91,7 @@ def encode_seg(request: EncodingRequest) -> EncodedObject:
     header.SegmentSequence = described
     header.SegmentsOverlap = "YES" if drawing.overlapping else "NO"
     one_of_several(header)
-    drawn_on = numbered(request.analysis)
+    drawn_on = request.analysis.planes
     frames = _frames(request, planes(request, header), drawn_on, omit_empty=omit_empty)
     masks = (drawing.mask(frame.segment, drawn_on[frame.plane.source]) for frame in frames)
 
@@ -115,7 +115,7 @@ def encode_label_map(request: EncodingRequest) -> EncodedObject:
     if why := why_no_label_map(request.analysis):
         raise InputRefused("segments_overlap", why)
     header = segmentation(request, descriptions(request), SegmentationForm.LABELMAP)
-    drawn_on = numbered(request.analysis)
+    drawn_on = request.analysis.planes
     shown = planes(request, header)
     frames = [Frame(plane=plane, place=place) for place, plane in enumerate(shown, 1)]
     narrow = header.BitsAllocated == 8
@@ -302,11 +302,6 @@ def _name_frames(seg: Segmentation, request: EncodingRequest) -> None:
 
 def _once(items: Iterable[Dataset]) -> list[Dataset]:
     return list({str(item.ReferencedSOPInstanceUID): item for item in items}.values())
-
-
-def numbered(analysis: Analysis) -> dict[tuple[str, int], int]:
-    """Return the number of each plane, or picture, by its SOP Instance UID and frame, in their order."""
-    return {image: plane for plane, image in enumerate(analysis.images)}
 
 
 def _is_evenly_stacked(geometry: Geometry) -> bool:

@@ -15,8 +15,6 @@ from typing import Any
 
 from pydicom.uid import (
     UID,
-    Comprehensive3DSRStorage,
-    ComprehensiveSRStorage,
     EncapsulatedPDFStorage,
     GrayscaleSoftcopyPresentationStateStorage,
     KeyObjectSelectionDocumentStorage,
@@ -30,10 +28,11 @@ from meddaemon.config.destinations import DestinationSettings
 from meddaemon.config.settings import PeerSettings, Settings
 from meddaemon.domain.commitment import STORAGE_COMMITMENT_PUSH_MODEL
 from meddaemon.domain.custody import Proof
-from meddaemon.domain.outlet import ObjectKind, ReportForm, SegmentationForm
+from meddaemon.domain.outlet import ObjectKind, SegmentationForm
 from meddaemon.results.dicomweb import Said, Service, failed
 from meddaemon.results.dimse import Problem, offers
 from meddaemon.results.folder import Folder
+from meddaemon.results.gate.report import SOP_CLASSES
 from meddaemon.results.gate.segmentation import LABEL_MAP_SEGMENTATION_STORAGE
 from meddaemon.results.notices.ian import INSTANCE_AVAILABILITY_NOTIFICATION
 from meddaemon.results.query import STUDY_ROOT_FIND
@@ -117,8 +116,7 @@ class _Want:
 _FORMS: Mapping[str, str] = {
     SegmentationForm.BINARY: SegmentationStorage,
     SegmentationForm.LABELMAP: LABEL_MAP_SEGMENTATION_STORAGE,
-    ReportForm.COMPREHENSIVE_3D: Comprehensive3DSRStorage,
-    ReportForm.COMPREHENSIVE: ComprehensiveSRStorage,
+    **SOP_CLASSES,
 }
 _KINDS: Mapping[ObjectKind, str] = {
     ObjectKind.PROBABILITY: SegmentationStorage,

@@ -8,6 +8,7 @@ from pydicom.dataset import Dataset
 from meddaemon.results.flat import lie_somewhere, series_attributes
 from meddaemon.results.gate.exam import Exam
 from meddaemon.results.gate.frames import FrameTable
+from meddaemon.results.source import frames_of
 
 _MACROS = ("PlanePositionSequence", "PlaneOrientationSequence", "PixelMeasuresSequence")
 _OF_ALL = ("FrameOfReferenceUID", "PositionReferenceIndicator", "PatientOrientation", "PixelAspectRatio")
@@ -43,7 +44,7 @@ def places(exam: Exam, frames: FrameTable, dataset: Dataset) -> Iterator[str]:
         if key not in images or len(named) != 1:
             yield f"frame {number} names {key} among {len(named)}, which is no picture that was drawn on"
             continue
-        several = int(source.instance(key[0]).get("NumberOfFrames") or 1) > 1
+        several = frames_of(source.instance(key[0])) > 1
         if several != ("ReferencedFrameNumber" in named[0]):
             yield f"frame {number} names {'no frame' if several else 'a frame'} of {key[0]}"
         label = str(item.FrameContentSequence[0].get("FrameLabel") or "")
@@ -73,11 +74,10 @@ def _place(item: Dataset, image: Dataset) -> Iterator[str]:
 
 def ranks(exam: Exam, frames: FrameTable) -> Iterator[str]:
     """Check that the index of each picture is its own, in the order of the pictures."""
-    order = {image: place for place, image in enumerate(exam.request.analysis.images)}
     index_of: dict[tuple[str, int], int] = {}
     for number, (key, index) in enumerate(zip(frames.sources, frames.indices[:, -1].tolist(), strict=True), 1):
         if index_of.setdefault(key, index) != index:
             yield f"frame {number} has index {index} of another picture"
-    found = [index_of[key] for key in sorted(index_of.keys() & order.keys(), key=order.__getitem__)]
+    found = [index_of[image] for image in exam.request.analysis.images if image in index_of]
     if found != sorted(set(found)):
         yield "picture indices do not follow the pictures"

@@ -34,7 +34,7 @@ def _form(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
 def _values(exam: Exam, encoded: EncodedObject, _: Dataset) -> Iterator[str]:
     """Hold every frame against the probabilities that were kept, and what has no frame too."""
     kept = kept_of(exam.request.analysis)
-    frames, planes = frame_table(exam, encoded.name), segmentation.planes_of(exam.request.analysis)
+    frames, planes = frame_table(exam, encoded.name), exam.request.analysis.planes
     missing = {(number, plane) for number in range(1, len(kept) + 1) for plane in planes.values()}
     described = zip(frames.sources, frames.segments.tolist(), segmentation.decoded(encoded), strict=True)
     for index, (key, segment, image) in enumerate(described, 1):

@@ -32,7 +32,7 @@ _TEMPLATES: Mapping[str, str] = {
     Part.CLASSES: "1501",
     Part.AREAS: "1410",
 }
-_SOP_CLASSES: Mapping[str, str] = {
+SOP_CLASSES: Mapping[str, str] = {
     ReportForm.COMPREHENSIVE_3D: Comprehensive3DSRStorage,
     ReportForm.COMPREHENSIVE: ComprehensiveSRStorage,
 }
@@ -59,7 +59,7 @@ def _transfer_syntax(_: Exam, encoded: EncodedObject, __: Dataset) -> Iterator[s
 def _name(exam: Exam, encoded: EncodedObject, _: Dataset) -> Iterator[str]:
     """Check that the document is what it is called, and that all are there: what nobody sees missing is lost."""
     form = encoded.edition.rpartition("/")[2]
-    if encoded.sop_class_uid != _SOP_CLASSES.get(form):
+    if encoded.sop_class_uid != SOP_CLASSES.get(form):
         yield f"SOPClassUID {encoded.sop_class_uid} is not that of the form {form!r}"
     documents = [each for each in exam.objects if each.kind == ObjectKind.SR]
     if encoded is not documents[0]:

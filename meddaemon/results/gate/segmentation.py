@@ -19,7 +19,7 @@ from pydicom.uid import (
 
 from meddaemon.domain.codes import Code
 from meddaemon.domain.outlet import SegmentationForm
-from meddaemon.domain.result import Analysis, EncodedObject, Segment
+from meddaemon.domain.result import EncodedObject, Segment
 from meddaemon.results.gate import flat
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.gate.frames import frame_table
@@ -104,7 +104,7 @@ def places(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
     if geometry is None:
         yield from flat.places(exam, frames, dataset)
         return
-    planes = planes_of(exam.request.analysis)
+    planes = exam.request.analysis.planes
     known = np.array([key in planes for key in frames.sources], np.bool_)
     for number in np.flatnonzero(~known) + 1:
         yield f"frame {number} names {frames.sources[number - 1]}, which is no plane of the volume"
@@ -133,11 +133,6 @@ def places(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
             yield "DimensionOrganizationType is 3D, but the frames do not follow each other evenly and straight"
 
 
-def planes_of(analysis: Analysis) -> dict[tuple[str, int], int]:
-    """Return the number of each plane, or picture, by its SOP Instance UID and frame."""
-    return {image: plane for plane, image in enumerate(analysis.images)}
-
-
 def _voxels(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
     """Hold every frame against what is drawn on its plane, voxel by voxel."""
     read = _label_maps if encoded.edition == SegmentationForm.LABELMAP else _masks
@@ -146,7 +141,7 @@ def _voxels(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[st
 
 def _masks(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
     analysis = exam.request.analysis
-    drawing, frames, planes = analysis.drawing, frame_table(exam, encoded.name), planes_of(analysis)
+    drawing, frames, planes = analysis.drawing, frame_table(exam, encoded.name), analysis.planes
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     size, numbers = rows * columns, len(analysis.segments)
     packed = _native(encoded, (len(frames) * size + 15) // 16 * 2)
@@ -170,7 +165,7 @@ def _masks(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
 
 def _label_maps(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
     analysis = exam.request.analysis
-    drawing, frames, planes = analysis.drawing, frame_table(exam, encoded.name), planes_of(analysis)
+    drawing, frames, planes = analysis.drawing, frame_table(exam, encoded.name), analysis.planes
     numbers = len(analysis.segments)
     counts = np.zeros(numbers + 1, np.int64)
     for index, (key, image) in enumerate(zip(frames.sources, decoded(encoded), strict=True)):
