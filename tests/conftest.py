@@ -15,9 +15,11 @@ from databases import (  # noqa: F401  fixtures
 from hypothesis import HealthCheck, settings
 from shared_files import SHARED
 
-# No test has a time of its own: on a busy machine a file that is written takes what it takes.
-settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("any machine")
+# No test has a time of its own: on a busy machine a file that is written takes what it takes. Examples are the same
+# each time, so that a change fails for what it changes; `pytest --hypothesis-profile=explore` looks for new ones.
+settings.register_profile("explore", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("the same", settings.get_profile("explore"), derandomize=True, database=None)
+settings.load_profile("the same")
 
 # Torch and MONAI take five seconds to load, and hardly a test here is about that.
 copies.copy_model_servers()

@@ -28,10 +28,14 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Inquiry:
-    """What a peer was asked `age` seconds ago and has answered: a count, or a problem, or nothing yet."""
+    """What a peer was asked `age` seconds ago and has answered: a count, or a problem, or nothing yet.
+
+    It is `outdated` once an instance has arrived since it was asked.
+    """
 
     ae_title: str
     age: float
+    outdated: bool
     answered_at: datetime | None
     instances: int | None
     problem: str
@@ -88,14 +92,25 @@ def answer(connection: Connection, question: Question, *, instances: int | None,
 
 def of_study(connection: Connection, study_id: int, ae_titles: Collection[str] | None = None) -> list[Inquiry]:
     """Return what these peers, or all, were asked about a study and what they answered."""
-    query = select(_inquiry, type_coerce(now() - _inquiry.c.wanted_at, Double).label("age"))
-    query = query.where(_inquiry.c.study_id == study_id).order_by(_inquiry.c.id)
+    study = tables.study
+    query = (
+        select(
+            _inquiry,
+            type_coerce(now() - _inquiry.c.wanted_at, Double).label("age"),
+            # By what the rows say: the time from one statement to the next is no part of it.
+            (_inquiry.c.wanted_at <= study.c.last_received_at).label("outdated"),
+        )
+        .join(study, study.c.id == _inquiry.c.study_id)
+        .where(_inquiry.c.study_id == study_id)
+        .order_by(_inquiry.c.id)
+    )
     if ae_titles is not None:
         query = query.where(_inquiry.c.ae_title.in_(ae_titles))
     return [
         Inquiry(
             ae_title=row.ae_title,
             age=row.age,
+            outdated=bool(row.outdated),
             answered_at=row.answered_at,
             instances=row.instances,
             problem=row.problem,

@@ -125,7 +125,7 @@ def _answer(connection: Connection, settings: Settings, due: DueStudy, ae_title:
     answer = partial(Announcement, source=AnnouncementSource.QUERY, ae_title=ae_title)
     said = AnnouncementState.COMPLETED
     known = next(iter(inquiries.of_study(connection, due.id, [ae_title])), None)
-    if known is None or known.age > due.quiet_for:
+    if known is None or known.outdated:
         inquiries.want(connection, due.id, ae_title, afresh=True)
         return answer(state=AnnouncementState.IN_PROGRESS, named=0, missing=0, asking=ANSWER_SECONDS)
     patient_for = ANSWER_SECONDS - known.age

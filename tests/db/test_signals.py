@@ -13,7 +13,7 @@ from meddaemon.cli.explain import explain
 from meddaemon.config.settings import Settings, load
 from meddaemon.db import announcements, holds, inquiries, jobs, registration, results, studies, tables
 from meddaemon.db.announcements import NewAnnouncement
-from meddaemon.db.engine import Database
+from meddaemon.db.engine import Connection, Database
 from meddaemon.db.history import DecisionRow, decisions
 from meddaemon.db.studies import StudySummary
 from meddaemon.domain.completeness import AnnouncementSource
@@ -107,6 +107,11 @@ def _explained(database: Database, wanted: int | str) -> str:
 
 def _pass(database: Database, seconds: float) -> None:
     """Let time pass: everything that happened lies so much further back."""
+    with database.write() as connection:
+        _pass_in(connection, seconds)
+
+
+def _pass_in(connection: Connection, seconds: float) -> None:
     columns = {
         tables.study: ("first_received_at", "last_received_at", "due_at", "looked_at"),
         tables.instance: ("received_at",),
@@ -114,9 +119,8 @@ def _pass(database: Database, seconds: float) -> None:
         tables.inquiry: ("wanted_at", "answered_at"),
         tables.announcement: ("changed_at",),
     }
-    with database.write() as connection:
-        for table, names in columns.items():
-            connection.execute(update(table).values({name: table.c[name] - seconds for name in names}))
+    for table, names in columns.items():
+        connection.execute(update(table).values({name: table.c[name] - seconds for name in names}))
 
 
 # --- announcements -----------------------------------------------------------------------------------------------
@@ -702,6 +706,22 @@ def test_an_answer_to_an_earlier_question_is_not_taken_for_one_to_the_later(
     _answer(database, 2)
     pipeline.admit(database, asked)
     assert _asked(database, study) == [(1, "rule")]
+
+
+def test_an_answer_is_no_older_because_it_takes_long_to_look_at_the_study(
+    database: Database, settings: Callable[..., Settings]
+) -> None:
+    asked = settings(quiet=0.0, more=PEER)
+    study = _arrive(database, "a", quiet=0.0)
+    pipeline.admit(database, asked)
+    _answer(database, 1)
+    with database.write() as connection:
+        due = studies.lock_due(connection, study)
+        assert due is not None
+        _pass_in(connection, 10)
+        signals = completeness.hear(connection, asked, due, asked.rules)
+    assert signals.remarks == ("all 1 instances of C-FIND of SCANNER are here",)
+    assert not _questions(database)
 
 
 @pytest.mark.parametrize("peer", [PEER.replace("SCANNER", "OTHER"), PEER.replace("true", "false")])

@@ -328,7 +328,7 @@ def test_numbers_are_those_of_their_definitions(pairs: list[tuple[float, float]]
     assert table.bias.value == pytest.approx(statistics.fmean(errors))
     assert table.absolute_error.value == pytest.approx(statistics.fmean(map(abs, errors)))
     assert table.root_mean_square_error.value == pytest.approx(math.hypot(*errors) / math.sqrt(len(errors)))
-    half = 1.96 * statistics.stdev(errors)
+    half = statistics.NormalDist().inv_cdf(0.975) * statistics.stdev(errors)
     assert table.upper_limit.value == pytest.approx(statistics.fmean(errors) + half, rel=1e-4, abs=1e-4)
     if len(set(found)) == 1 or len(set(expected)) == 1:
         assert (table.pearson.value, table.spearman.value, table.concordance.value) == (None, None, None)
