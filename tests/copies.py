@@ -16,6 +16,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -38,7 +39,7 @@ REAL = subprocess.Popen
 """How processes are started that are no copies."""
 
 
-class _Process:
+class _Process(ABC):
     """A process that was copied, as `subprocess.Popen` shows one; `ended` can be read from as soon as it has ended."""
 
     def __init__(self, pid: int, arguments: Sequence[str], ended: int) -> None:
@@ -61,8 +62,9 @@ class _Process:
         assert code is not None
         return code
 
+    @abstractmethod
     def _code(self) -> int:
-        raise NotImplementedError
+        """Return how it ended, which it has."""
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -300,6 +302,9 @@ def _be_roles(prefix: str, alive: int, listener: socket.socket) -> None:
         )
 
     waiting = _listening(prefix + "models")
+    # As the fork server does: what a copy never looks at is never its own.
+    gc.collect()
+    gc.freeze()
     sys.argv[:] = _copied(alive, listener, {waiting: models})
     copy_model_servers(prefix)
     if "serve" in sys.argv:

@@ -22,7 +22,12 @@ def postgresql_server() -> Iterator[URL]:
     # Straight under /tmp: the path of its socket must be short, and the server runs as a user of its own.
     folder = Path(tempfile.mkdtemp(prefix="meddaemon-postgresql-"))
     with pgserver.get_server(folder, cleanup_mode="delete") as server:
-        yield make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        url = make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        # Processes are killed here, never the machine: what the kernel has is safe, and most of the time of a test
+        # went into having its database on the disk.
+        _execute(url, *(f"ALTER SYSTEM SET {name} = off" for name in ("fsync", "full_page_writes")))
+        _execute(url, "SELECT pg_reload_conf()")
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -90,10 +95,11 @@ def _created(request: pytest.FixtureRequest, options: str = "") -> Iterator[str]
     _execute(server, f"DROP DATABASE {name} WITH (FORCE)")
 
 
-def _execute(server: URL, statement: str) -> None:
+def _execute(server: URL, *statements: str) -> None:
     engine = create_engine(server, isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with engine.connect() as connection:
-        connection.execute(text(statement))
+        for statement in statements:
+            connection.execute(text(statement))
 
 
 def _text(url: URL) -> str:

@@ -6,6 +6,7 @@ Verification and storage (Annexes A and B), storage commitment (J), procedure st
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from io import BytesIO
@@ -15,6 +16,7 @@ from typing import Self, cast
 
 from pydicom.dataset import Dataset
 from pydicom.uid import (
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -27,9 +29,10 @@ from pydicom.uid import (
     JPEGLSLossless,
     RLELossless,
 )
-from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, evt
+from pynetdicom import AE, ALL_TRANSFER_SYNTAXES, AllStoragePresentationContexts, _config, build_context, evt
 from pynetdicom.dimse_primitives import C_STORE, N_ACTION, N_CREATE, N_SET
 from pynetdicom.events import Event
+from pynetdicom.presentation import PresentationContext
 
 from meddaemon.domain.commitment import STORAGE_COMMITMENT_PUSH_MODEL
 from meddaemon.domain.errors import RefusedInstance
@@ -83,6 +86,21 @@ _PLAIN_SYNTAXES = [str(ExplicitVRLittleEndian), str(ImplicitVRLittleEndian)]
 """Of messages that carry no image: nothing that must be inflated before anybody can tell what it is."""
 _SYNTAXES = list(dict.fromkeys(map(str, (*_PREFERRED, *ALL_TRANSFER_SYNTAXES))))
 _log = log(__name__)
+
+
+def _storage_context(abstract_syntax: str) -> PresentationContext:
+    # Copies of one share its transfer syntaxes, which nobody changes: each of them is a UID that is looked at.
+    context = copy(_STORAGE)
+    context.abstract_syntax = UID(abstract_syntax)
+    return context
+
+
+_STORAGE = build_context(VERIFICATION, list(_SYNTAXES))
+_ALWAYS = (
+    build_context(VERIFICATION),
+    *(_storage_context(str(each.abstract_syntax)) for each in AllStoragePresentationContexts),
+)
+"""What every listener serves."""
 
 # A UID that is none is for us to refuse, with a status; pynetdicom would abort the association and with it the study.
 _config.VALIDATORS["UI"] = lambda uid: (True, "")
@@ -164,16 +182,16 @@ class Listener:
         entity.network_timeout = settings.idle_timeout_seconds
         entity.acse_timeout = settings.association_timeout_seconds
         entity.dimse_timeout = settings.message_timeout_seconds
-        entity.add_supported_context(VERIFICATION)
-        for context in AllStoragePresentationContexts:
-            entity.add_supported_context(str(context.abstract_syntax), _SYNTAXES)
+        contexts = [*_ALWAYS]
         if commitment is not None or custody is not None:
-            # Who calls asks us for it, or reports on what we asked him for: then he proposes to be the provider.
-            roles = {"scu_role": True, "scp_role": True} if custody is not None else {}
-            entity.add_supported_context(STORAGE_COMMITMENT_PUSH_MODEL, _PLAIN_SYNTAXES, **roles)
+            asked = build_context(STORAGE_COMMITMENT_PUSH_MODEL, _PLAIN_SYNTAXES)
+            if custody is not None:
+                # Who calls asks us for it, or reports on what we asked him for: then he proposes to be the provider.
+                asked.scu_role = asked.scp_role = True
+            contexts.append(asked)
         if announcements is not None:
-            entity.add_supported_context(MODALITY_PERFORMED_PROCEDURE_STEP, _PLAIN_SYNTAXES)
-            entity.add_supported_context(INSTANCE_AVAILABILITY_NOTIFICATION, _PLAIN_SYNTAXES)
+            contexts.append(build_context(MODALITY_PERFORMED_PROCEDURE_STEP, _PLAIN_SYNTAXES))
+            contexts.append(build_context(INSTANCE_AVAILABILITY_NOTIFICATION, _PLAIN_SYNTAXES))
         handlers: list[evt.EventHandlerType] = [
             (evt.EVT_REQUESTED, _requested),
             (evt.EVT_N_ACTION, self._act),
@@ -187,6 +205,7 @@ class Listener:
         self._entity = entity
         server = entity.make_server(
             (settings.host, settings.tls.port if settings.tls and not settings.plain else settings.port),
+            contexts=contexts,
             evt_handlers=handlers,
             server_class=Reception,
             limits=Limits(pdu_bytes=settings.maximum_pdu_bytes, pdu_seconds=settings.message_timeout_seconds),
