@@ -111,6 +111,9 @@ def _database(settings: Settings) -> Iterator[Check]:
         database.require_schema()
         problems = database.integrity_problems()
         yield Check(what="database", well=not problems, said=problems[0] if problems else f"{database.dialect}, sound")
+        for name in database.durability_problems():
+            said = f"{name} is off on the server: what was acknowledged is lost when its machine fails; switch it on"
+            yield Check(what="database", well=False, said=said)
         yield _volume(settings, database)
         yield from _state(settings, database)
     except (MeddaemonError, DatabaseUnavailable) as failure:

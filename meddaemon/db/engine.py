@@ -215,6 +215,17 @@ class Database:
             return [str(damaged.orig)]
         return [str(row) for row in rows if row != "ok"]
 
+    def durability_problems(self) -> list[str]:
+        """Return the settings of a PostgreSQL server under which a commit may not outlive its machine.
+
+        SQLite is told by each connection how to commit, and so is PostgreSQL, but for these.
+        """
+        if self._sqlite:
+            return []
+        with self.read() as connection:
+            settings = ("fsync", "full_page_writes")
+            return [name for name in settings if connection.exec_driver_sql(f"SHOW {name}").scalar() == "off"]
+
     def _require_files(self) -> None:
         """Raise NoDatabase where SQLite would begin anew, or go on without its latest transactions."""
         if self._file is None:

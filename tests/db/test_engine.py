@@ -46,6 +46,13 @@ def test_a_server_that_commits_before_it_wrote_is_told_not_to(database_url: str,
     second.close()
 
 
+def test_a_server_that_does_not_sync_is_named(database: Database) -> None:
+    # The server of these tests does not (tests/databases.py).
+    assert (
+        database.durability_problems() == {"sqlite": [], "postgresql": ["fsync", "full_page_writes"]}[database.dialect]
+    )
+
+
 def _refuse(database: Database, reason: str) -> None:
     with database.write() as connection:
         instances.refuse(connection, status=0xC000, reason=reason)
