@@ -17,7 +17,8 @@ from meddaemon.domain.result import Artefact, ArtefactKind, EncodedObject, LeftO
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.skeleton import code_item, item, name_thickness, series_number
+from meddaemon.results.seg import parallel
+from meddaemon.results.skeleton import code_item, item, name_thickness, say_lossy, series_number
 
 KIND = ObjectKind.PM
 MOST_BYTES = 2**28
@@ -77,7 +78,7 @@ def _map(request: EncodingRequest, artefact: Artefact, number: int) -> Dataset:
     ordinal = ("map", str(number), artefact.name, hashlib.sha256(values.tobytes()).hexdigest())
     quantity, unit = QUANTITIES[artefact.kind], artefact.unit
     made = ParametricMap(
-        source_images=source.instances,
+        source_images=source.instances if source.is_multi_frame else parallel(source.instances),
         pixel_array=values,
         series_instance_uid=series_uid(request, KIND),
         series_number=series_number(request, KIND),
@@ -114,7 +115,7 @@ def _map(request: EncodingRequest, artefact: Artefact, number: int) -> Dataset:
         made.add(element)
     _name_anatomy(made)
     name_thickness(made, request)
-    made.LossyImageCompression = made.get("LossyImageCompression") or "00"
+    say_lossy(made, request)
     made.ContentCreatorName = ""  # a person's name, and there was none
     made.ImageComments = long_string(contract.title)
     return made

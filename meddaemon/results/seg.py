@@ -29,7 +29,7 @@ from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.frames import Frame, Plane, native_bits, planes_of, run_lengths, with_frames
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.skeleton import name_thickness, series_number
+from meddaemon.results.skeleton import name_thickness, say_lossy, series_number
 from meddaemon.results.source import is_multi_frame
 
 KIND = ObjectKind.SEG
@@ -181,7 +181,7 @@ def segmentation(
         segment_descriptions=described,
         # A series is of one class.
         series_instance_uid=series_uid(request, " ".join([kind, *named[: kind is KIND]])),
-        series_number=request.series_number if kind is KIND else series_number(request, ObjectKind.PROBABILITY),
+        series_number=request.first_series_number if kind is KIND else series_number(request, ObjectKind.PROBABILITY),
         sop_instance_uid=instance_uid(request, kind, *named),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -202,6 +202,7 @@ def segmentation(
     else:
         _name_frames(seg, request)
         name_thickness(seg, request)
+    say_lossy(seg, request)
     _name_dimensions(seg, instance_uid(request, kind, *named, "dimensions"))
     if geometry is not None and not _is_evenly_stacked(geometry):
         seg.pop("DimensionOrganizationType", None)
@@ -261,8 +262,11 @@ def _images(request: EncodingRequest) -> list[Dataset]:
             f"the planes do not lie parallel to each other: their direction cosines differ by up to {turned:.3g}",
             numbers={"difference": turned},
         )
-    images = [source.image(*each) for each in wanted]
-    # highdicom compares directions digit by digit.
+    return parallel([source.image(*each) for each in wanted])
+
+
+def parallel(images: Sequence[Dataset]) -> list[Dataset]:
+    """Return single-frame images of a stack with the directions of the first: highdicom compares digit by digit."""
     directions = images[0].ImageOrientationPatient
     return [
         image if image.ImageOrientationPatient == directions else _with(image, ImageOrientationPatient=directions)

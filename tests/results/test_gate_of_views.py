@@ -122,6 +122,11 @@ def other_value_type(dataset: Dataset) -> None:
     kept.ValueType = "COMPOSITE" if kept.ValueType == "IMAGE" else "IMAGE"
 
 
+def modifier(dataset: Dataset) -> Dataset:
+    identified = dataset.RTROIObservationsSequence[1].RTROIIdentificationCodeSequence[0]
+    return identified.SegmentedPropertyTypeModifierCodeSequence[0]
+
+
 def padded(dataset: Dataset) -> None:
     dataset.EncapsulatedDocument = dataset.EncapsulatedDocument[:-200]
 
@@ -169,6 +174,19 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
         of(lambda d: d.SoftcopyVOILUTSequence[0], "WindowWidth", "80"),
         "window of frame",
     ),
+    ("another unit", "PR", lambda d: put(d, "RescaleType", "US"), "Modality LUT"),
+    (
+        "another function",
+        "PR",
+        of(lambda d: d.SoftcopyVOILUTSequence[0], "VOILUTFunction", "SIGMOID"),
+        "window of frame",
+    ),
+    (
+        "other pixels",
+        "PR",
+        of(lambda d: d.DisplayedAreaSelectionSequence[0], "PresentationPixelSpacing", [1.5, 1.5]),
+        "high and wide",
+    ),
     (
         "part of the image",
         "PR",
@@ -212,6 +230,7 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
     ),
     ("verified", "PDF", lambda d: put(d, "VerificationFlag", "VERIFIED"), "VerificationFlag"),
     ("no mark", "PDF", lambda d: put(d, "DocumentTitle", "x"), "DocumentTitle lacks"),
+    ("burned in", "PDF", lambda d: put(d, "BurnedInAnnotation", "YES"), "BurnedInAnnotation"),
     ("no source", "PDF", lambda d: d.SourceInstanceSequence.pop(), "Source Instance Sequence"),
     ("another title", "PDF", lambda d: put(d.ConceptNameCodeSequence[0], "CodeValue", "1"), "title"),
     ("scanned", "PDF", lambda d: put(d, "ConversionType", "SD"), "ConversionType"),
@@ -239,6 +258,7 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
         of(lambda d: d.RTROIObservationsSequence[0].RTROIIdentificationCodeSequence[0], "CodeValue", "1"),
         "not identified",
     ),
+    ("the other side", "RTSTRUCT", of(modifier, "CodeValue", "24028007"), "region 2: laterality is not (7771000"),
     (
         "an image lost",
         "RTSTRUCT",

@@ -60,9 +60,6 @@ def _sources(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     wanted = Counter(str(each.SOPInstanceUID) for series in inputs for each in series.instances if "Rows" in each)
     if named != wanted:
         yield f"Source Image Sequence names {named.total()} instances and not each of {wanted.total()} once"
-    lossy = any(each.get("LossyImageCompression") == "01" for each in exam.request.source.instances)
-    if dataset.get("LossyImageCompression") != ("01" if lossy else "00"):
-        yield f"LossyImageCompression is {dataset.get('LossyImageCompression')}, which is not that of the source"
 
 
 CHECKS: tuple[Check, ...] = (_description, _pixels, _sources)

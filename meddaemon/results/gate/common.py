@@ -59,6 +59,7 @@ _MOMENTS = (
     "ContentTime",
 )
 _INSTANCES = ("ReferencedSOPSequence", "ReferencedInstanceSequence", "ReferencedImageSequence", "ContourImageSequence")
+_PIXELS = frozenset({ObjectKind.SEG, ObjectKind.PROBABILITY, ObjectKind.PM, ObjectKind.SC})
 _CODE_VALUES = ("CodeValue", "LongCodeValue", "URNCodeValue")
 _CONTENT_MOMENT = ("ContentDate", "ContentTime")
 
@@ -107,6 +108,14 @@ def _series(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[st
         keyword = str(keyword_for_tag(element.tag))
         if keyword in dataset and dataset.get(keyword) != element.value:
             yield f"{keyword} differs from the source"
+
+
+def _pixels(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    """Check that what has pixels says whether those of the source were compressed with loss (PS3.3 C.7.6.1.1.5)."""
+    if encoded.kind in _PIXELS:
+        lossy = any(each.get("LossyImageCompression") == "01" for each in exam.request.source.instances)
+        if dataset.get("LossyImageCompression") != ("01" if lossy else "00"):
+            yield f"LossyImageCompression is {dataset.get('LossyImageCompression')}, which is not that of the source"
 
 
 def _patient_and_study(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
@@ -226,6 +235,7 @@ CHECKS: tuple[Check, ...] = (
     attributes,
     _series,
     _required,
+    _pixels,
     _patient_and_study,
     _identifiers,
     _equipment,

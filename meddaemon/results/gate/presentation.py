@@ -7,12 +7,13 @@ from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, GrayscaleSoftcopyPresentationStateStorage
 
 from meddaemon.domain.result import EncodedObject
+from meddaemon.results.flat import sizes_of
 from meddaemon.results.gate.areas import agree, around, covered
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.identity import RESEARCH_MARK
 from meddaemon.results.presentation import layer_of
 from meddaemon.results.scene import Mark
-from meddaemon.results.window import Rescale, rescale_of, window_of
+from meddaemon.results.window import Lookup, Rescale, Window, rescale_of, voi_of
 
 _Image = tuple[str, int]
 
@@ -42,34 +43,45 @@ def _series(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
 def _grey(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     """Check that stored values become what they become in each image: Modality LUT, window, Presentation LUT."""
     source = exam.request.source
-    said = Rescale(float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0)))
+    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+    said = Rescale(slope, intercept, str(dataset.get("RescaleType", "US")))
     for uid, frame in _presented(dataset):
         instance = source.instance(uid)
         rescale = rescale_of(instance, frame)
-        if rescale is None or not np.allclose(rescale[:2], said[:2], rtol=1e-9):
-            yield f"Modality LUT is {said[:2]}, that of frame {frame} of {uid} is {rescale and rescale[:2]}"
+        if rescale is None or rescale.type != said.type or not np.allclose(rescale[:2], said[:2], rtol=1e-9):
+            yield f"Modality LUT is {tuple(said)}, that of frame {frame} of {uid} is {rescale and tuple(rescale)}"
         shape = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}.get(str(instance.PhotometricInterpretation))
         if shape is None or dataset.get("PresentationLUTShape") != shape:
             yield f"PresentationLUTShape {dataset.get('PresentationLUTShape')} is not {shape}, which {uid} needs"
-        wanted = window_of(instance, frame)
-        windows = [
-            (float(each.WindowCenter), float(each.WindowWidth))
-            for each in dataset.get("SoftcopyVOILUTSequence", ())
-            if (uid, frame) in _images(each)
-        ]
-        if not np.allclose(windows, [wanted[:2]] if wanted else [], rtol=1e-9) or len(windows) != bool(wanted):
-            yield f"window of frame {frame} of {uid} is {windows}, not {wanted and wanted[:2]}"
+        wanted = voi_of(instance, frame)
+        found = [voi_of(each, 1) for each in dataset.get("SoftcopyVOILUTSequence", ()) if (uid, frame) in _images(each)]
+        if len(found) != (wanted is not None) or not all(_alike(each, wanted) for each in found):
+            yield f"window of frame {frame} of {uid} is {found}, not {wanted}"
+
+
+def _alike(found: Window | Lookup | None, wanted: Window | Lookup | None) -> bool:
+    """Return whether two windows are one; centre and width are written with ten digits."""
+    if isinstance(found, Window) and isinstance(wanted, Window):
+        return found.function == wanted.function and np.allclose(found[:2], wanted[:2], rtol=1e-9)
+    return found == wanted
 
 
 def _displayed(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     areas = [(image, area) for area in dataset.DisplayedAreaSelectionSequence for image in _images(area)]
     if sorted(image for image, _ in areas) != sorted(_presented(dataset)):
         yield "Displayed Area Selection Sequence does not name each image once"
-    for (uid, _frame), area in areas:
+    for (uid, frame), area in areas:
         instance = exam.request.source.instance(uid)
         corners = [*area.DisplayedAreaTopLeftHandCorner, *area.DisplayedAreaBottomRightHandCorner]
         if corners != [1, 1, instance.Columns, instance.Rows]:
             yield f"displayed area of {uid} is {corners}, not the whole of {instance.Columns} x {instance.Rows}"
+        geometry = exam.request.analysis.geometry
+        spacing, aspect = sizes_of(exam.request.source.image(uid, frame))
+        wanted = spacing if geometry is None else geometry.spacing[1:]
+        keyword = "PresentationPixelAspectRatio" if wanted is None else "PresentationPixelSpacing"
+        found = [float(each) for each in area.get(keyword, ())]
+        if len(found) != 2 or not np.allclose(found, wanted or aspect, rtol=1e-6):
+            yield f"pixels of {uid} are {found} high and wide, not {wanted or aspect}"
 
 
 def _layers(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:

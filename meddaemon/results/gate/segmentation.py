@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
+from highdicom.color import CIELabColor
 from numpy.typing import NDArray
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
@@ -24,6 +25,7 @@ from meddaemon.results.gate import flat
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.gate.frames import frame_table
 from meddaemon.results.gate.tree import is_code
+from meddaemon.results.identity import long_string
 
 BACKGROUND = Code(value="125040", scheme="DCM", meaning="Background")
 LABEL_MAP_SEGMENTATION_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # pydicom has no name for it
@@ -58,10 +60,7 @@ def differences(dataset: Dataset, wanted: Mapping[str, object]) -> Iterator[str]
 def pixel_description(dataset: Dataset, bits: int) -> Iterator[str]:
     """Yield what is wrong with the description of pixels of so many bits (PS3.3 C.8.20.2)."""
     wanted = {"BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": 0}
-    described = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "LossyImageCompression": "00"}
-    if dataset.get("LossyImageCompression") == "01":
-        del described["LossyImageCompression"]  # that of the source, which the result then inherits
-    yield from differences(dataset, wanted | described)
+    yield from differences(dataset, wanted | {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"})
 
 
 def transfer_syntax(encoded: EncodedObject, wanted: UID) -> Iterator[str]:
@@ -269,12 +268,12 @@ def segment_descriptions(wanted: Sequence[Segment], items: Sequence[Dataset]) ->
         return
     for number, (segment, item) in enumerate(zip(wanted, items, strict=True), 1):
         name = f"segment {number}"
-        if not item.get("SegmentLabel"):
-            yield f"{name} has no label"
+        if item.get("SegmentLabel") != long_string(segment.label):
+            yield f"{name} is not called as in the analysis"
         if item.get("SegmentAlgorithmType") != "AUTOMATIC" or not item.get("SegmentAlgorithmName"):
             yield f"{name} does not say which algorithm made it"
-        if "RecommendedDisplayCIELabValue" not in item:
-            yield f"{name} has no colour"
+        if item.get("RecommendedDisplayCIELabValue") != list(CIELabColor.from_rgb(*segment.colour).value):
+            yield f"{name} has not the colour {segment.colour}"
         if (item.get("TrackingID"), item.get("TrackingUID")) != (segment.tracking_id, segment.tracking_uid):
             yield f"{name} has other tracking identifiers than the analysis"
         for keyword, code in (
@@ -283,6 +282,16 @@ def segment_descriptions(wanted: Sequence[Segment], items: Sequence[Dataset]) ->
         ):
             if not is_code(item.get(keyword), code):
                 yield f"{name}: {keyword} is not {code}"
+        yield from (f"{name}: {failure}" for failure in side(item.SegmentedPropertyTypeCodeSequence[0], segment))
+
+
+def side(coded: Dataset, segment: Segment) -> Iterator[str]:
+    """Yield that the type of a segment is not modified by its laterality, and by nothing else."""
+    said = coded.get("SegmentedPropertyTypeModifierCodeSequence", ())
+    if len(said) != (segment.laterality is not None) or any(
+        segment.laterality is None or not is_code([each], segment.laterality) for each in said
+    ):
+        yield f"laterality is not {segment.laterality or 'left out'}"
 
 
 def referenced_series(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
