@@ -229,6 +229,18 @@ FAULTS: list[tuple[str, str, Callable[[Dataset], object], str]] = [
         "segment 2: laterality is not (7771000",
     ),
     ("no algorithm", "SEG", lambda d: d.SegmentSequence[0].pop("SegmentAlgorithmName"), "which algorithm"),
+    (
+        "another version",
+        "SEG",
+        lambda d: put(d.SegmentSequence[1].SegmentationAlgorithmIdentificationSequence[0], "AlgorithmVersion", "9"),
+        "segment 2 does not say which algorithm",
+    ),
+    (
+        "thicker",
+        "SEG",
+        lambda d: put(d.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], "SliceThickness", 3),
+        "SliceThickness 3",
+    ),
     ("no colour", "SEG", lambda d: d.SegmentSequence[0].pop("RecommendedDisplayCIELabValue"), "colour"),
     ("other tracking", "SEG", lambda d: put(d.SegmentSequence[0], "TrackingUID", "1.2.3"), "tracking identifiers"),
     (

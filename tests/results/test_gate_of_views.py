@@ -122,6 +122,14 @@ def other_value_type(dataset: Dataset) -> None:
     kept.ValueType = "COMPOSITE" if kept.ValueType == "IMAGE" else "IMAGE"
 
 
+def swap_layers(keyword: str) -> Mutation:
+    def swap(dataset: Dataset) -> None:
+        first, second = dataset.GraphicLayerSequence[:2]
+        first[keyword].value, second[keyword].value = second[keyword].value, first[keyword].value
+
+    return swap
+
+
 def modifier(dataset: Dataset) -> Dataset:
     identified = dataset.RTROIObservationsSequence[1].RTROIIdentificationCodeSequence[0]
     return identified.SegmentedPropertyTypeModifierCodeSequence[0]
@@ -194,7 +202,18 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
         "not the whole",
     ),
     ("a layer too many", "PR", lambda d: d.GraphicLayerSequence.append(d.GraphicLayerSequence[0]), "layers have one"),
-    ("no colour", "PR", lambda d: d.GraphicLayerSequence[0].pop(0x00700401), "no colour"),
+    ("no colour", "PR", lambda d: d.GraphicLayerSequence[0].pop(0x00700401), "has not the colour"),
+    ("other colours", "PR", swap_layers("GraphicLayerRecommendedDisplayCIELabValue"), "has not the colour"),
+    ("other names", "PR", swap_layers("GraphicLayerDescription"), "is not called"),
+    ("the other side", "PR", lambda d: put(d, "Laterality", "R"), "Laterality differs"),
+    ("the other side", "SC", lambda d: put(d, "Laterality", "R"), "Laterality differs"),
+    ("as a circle", "PR", of(first_graphic, "GraphicType", "CIRCLE"), "is drawn as ['CIRCLE']"),
+    (
+        "called so elsewhere",
+        "PR",
+        of(lambda d: d.GraphicAnnotationSequence[0].TextObjectSequence[0], "AnchorPoint", [0.0, 0.0]),
+        "has its name elsewhere",
+    ),
     ("another series", "PR", of(lambda d: d.ReferencedSeriesSequence[0], "SeriesInstanceUID", "1.2"), "series"),
     ("no mark", "PR", lambda d: put(d, "ContentDescription", "x"), "ContentDescription lacks"),
     ("no creation date", "PR", lambda d: put(d, "PresentationCreationDate", ""), "PresentationCreationDate"),

@@ -1,7 +1,7 @@
 """What every result object is asked: encoding, identity, equipment, references."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydicom.datadict import keyword_for_tag
@@ -16,7 +16,7 @@ from meddaemon.results.envelope import device_serial_number, has_content_moment,
 from meddaemon.results.gate.exam import VERBATIM, Check, Exam, distinct
 from meddaemon.results.gate.iod import attributes
 from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, device_uid, long_string
-from meddaemon.results.source import INHERITED, TYPE_2
+from meddaemon.results.source import INHERITED, TYPE_2, SourceSeries
 from meddaemon.results.texts import character_sets_of
 
 _LONGEST_UID = 64
@@ -61,6 +61,11 @@ _MOMENTS = (
 _INSTANCES = ("ReferencedSOPSequence", "ReferencedInstanceSequence", "ReferencedImageSequence", "ContourImageSequence")
 _PIXELS = frozenset({ObjectKind.SEG, ObjectKind.PROBABILITY, ObjectKind.PM, ObjectKind.SC})
 _CODE_VALUES = ("CodeValue", "LongCodeValue", "URNCodeValue")
+_AS_SOURCE: Mapping[str, Callable[[SourceSeries], str]] = {
+    "Laterality": lambda source: source.laterality,
+    "PositionReferenceIndicator": lambda source: str(source.instances[0].get("PositionReferenceIndicator") or ""),
+}
+"""What an object that says it at all says as its source does."""
 _CONTENT_MOMENT = ("ContentDate", "ContentTime")
 
 
@@ -107,6 +112,9 @@ def _series(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[st
     for element in exam.request.source.body_part:
         keyword = str(keyword_for_tag(element.tag))
         if keyword in dataset and dataset.get(keyword) != element.value:
+            yield f"{keyword} differs from the source"
+    for keyword, value in _AS_SOURCE.items():
+        if keyword in dataset and str(dataset.get(keyword) or "") != value(exam.request.source):
             yield f"{keyword} differs from the source"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
+from highdicom.color import CIELabColor
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, GrayscaleSoftcopyPresentationStateStorage
 
@@ -10,7 +11,7 @@ from meddaemon.domain.result import EncodedObject
 from meddaemon.results.flat import sizes_of
 from meddaemon.results.gate.areas import agree, around, covered
 from meddaemon.results.gate.exam import Check, Exam
-from meddaemon.results.identity import RESEARCH_MARK
+from meddaemon.results.identity import RESEARCH_MARK, long_string
 from meddaemon.results.presentation import layer_of
 from meddaemon.results.scene import Mark
 from meddaemon.results.window import Lookup, Rescale, Window, rescale_of, voi_of
@@ -88,8 +89,13 @@ def _layers(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     layers = [str(each.GraphicLayer) for each in dataset.GraphicLayerSequence]
     if len(set(layers)) != len(layers):
         yield "two layers have one name"
-    if not all("GraphicLayerRecommendedDisplayCIELabValue" in each for each in dataset.GraphicLayerSequence):
-        yield "a layer has no colour"
+    marks = {layer_of(exam.request, mark): mark for mark in exam.request.scene.marks}
+    for each in dataset.GraphicLayerSequence:
+        mark = marks.get(str(each.GraphicLayer))
+        if mark is None or each.get("GraphicLayerDescription") != long_string(mark.name):
+            yield f"layer {each.GraphicLayer} is not called {mark and mark.name!r}"
+        elif each.get("GraphicLayerRecommendedDisplayCIELabValue") != list(CIELabColor.from_rgb(*mark.colour).value):
+            yield f"layer {each.GraphicLayer} has not the colour {mark.colour}"
     if {str(each.GraphicLayer) for each in dataset.GraphicAnnotationSequence} != set(layers):
         yield "layers are not those of the annotations"
 
@@ -120,8 +126,18 @@ def _drawing(exam: Exam, image: _Image, mark: Mark, annotation: Dataset) -> Iter
         for each in annotation.GraphicObjectSequence
     ]
     where = f"{annotation.GraphicLayer} on frame {image[1]} of {image[0]}"
-    if any(each.GraphicAnnotationUnits != "PIXEL" for each in annotation.GraphicObjectSequence):
+    units = [each.GraphicAnnotationUnits for each in annotation.GraphicObjectSequence]
+    units += [each.AnchorPointAnnotationUnits for each in annotation.TextObjectSequence]
+    if {*units} != {"PIXEL"}:
         yield f"{where} is not in pixels"
+    kinds = {each.GraphicType for each in annotation.GraphicObjectSequence}
+    if kinds != {"POINT" if mark.is_point else "POLYLINE"}:
+        yield f"{where} is drawn as {sorted(kinds)}"
+    points = np.concatenate(lines)
+    for each in annotation.TextObjectSequence:
+        anchor = np.array(each.AnchorPoint, np.float64)[::-1]
+        if (anchor < points.min(axis=0) - 1e-3).any() or (anchor > points.max(axis=0) + 1e-3).any():
+            yield f"{where} has its name elsewhere"
     if any(
         len(line) != each.NumberOfGraphicPoints
         for line, each in zip(lines, annotation.GraphicObjectSequence, strict=True)
@@ -140,7 +156,7 @@ def _drawing(exam: Exam, image: _Image, mark: Mark, annotation: Dataset) -> Iter
         atol=1e-3,
     ):
         yield f"{where} is not where {mark.name!r} was found"
-    if [str(each.UnformattedTextValue) for each in annotation.TextObjectSequence] != [mark.name[:64]]:
+    if [str(each.UnformattedTextValue) for each in annotation.TextObjectSequence] != [long_string(mark.name)]:
         yield f"{where} is not called {mark.name!r}"
 
 

@@ -19,6 +19,7 @@ from pydicom.uid import (
 )
 
 from meddaemon.domain.codes import Code
+from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.outlet import SegmentationForm
 from meddaemon.domain.result import EncodedObject, Segment
 from meddaemon.results.gate import flat
@@ -87,6 +88,10 @@ def grid(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     between = shared.PixelMeasuresSequence[0].get("SpacingBetweenSlices")
     if between is not None and not abs(float(between) - geometry.spacing[0]) * geometry.shape[0] < _GRID_TOLERANCE_MM:
         yield f"SpacingBetweenSlices {between} is not the volume's {geometry.spacing[0]:g}"
+    thickness = source.image(*exam.request.analysis.images[0]).get("SliceThickness")
+    wanted = geometry.spacing[0] if thickness is None else float(thickness)
+    if not np.isclose(float(shared.PixelMeasuresSequence[0].SliceThickness), wanted, rtol=1e-6):
+        yield f"SliceThickness {shared.PixelMeasuresSequence[0].SliceThickness} is not {wanted:g}"
     in_plane = np.column_stack([directions[3:] * row_spacing, directions[:3] * column_spacing])
     # Over the whole grid, so that an error too small to see in one voxel is seen at the far corner.
     drift = np.abs((in_plane - geometry.affine_lps[:3, 1:3]) * geometry.shape[1:]).max()
@@ -258,10 +263,10 @@ def _segments(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[
         for keyword in ("SegmentedPropertyCategoryCodeSequence", "SegmentedPropertyTypeCodeSequence"):
             if not is_code(background.get(keyword), BACKGROUND):
                 yield f"segment 0: {keyword} is not {BACKGROUND}"
-    yield from segment_descriptions(exam.request.analysis.segments, items)
+    yield from segment_descriptions(exam.request.analysis.segments, items, exam.request.contract)
 
 
-def segment_descriptions(wanted: Sequence[Segment], items: Sequence[Dataset]) -> Iterator[str]:
+def segment_descriptions(wanted: Sequence[Segment], items: Sequence[Dataset], contract: ModelContract) -> Iterator[str]:
     """Yield how descriptions of segments, numbered from 1, differ from those that are wanted."""
     if [item.get("SegmentNumber") for item in items] != list(range(1, len(wanted) + 1)):
         yield f"segments {[item.get('SegmentNumber') for item in items]} are not 1 to {len(wanted)}"
@@ -270,7 +275,15 @@ def segment_descriptions(wanted: Sequence[Segment], items: Sequence[Dataset]) ->
         name = f"segment {number}"
         if item.get("SegmentLabel") != long_string(segment.label):
             yield f"{name} is not called as in the analysis"
-        if item.get("SegmentAlgorithmType") != "AUTOMATIC" or not item.get("SegmentAlgorithmName"):
+        made_by = next(iter(item.get("SegmentationAlgorithmIdentificationSequence", ())), Dataset())
+        names = item.get("SegmentAlgorithmName"), made_by.get("AlgorithmName"), made_by.get("AlgorithmVersion")
+        model = long_string(contract.name)
+        parameters = str(made_by.get("AlgorithmParameters"))
+        if (
+            item.get("SegmentAlgorithmType") != "AUTOMATIC"
+            or names != (model, model, long_string(contract.version))
+            or not all(digest in parameters for digest in (contract.digest, contract.weights_digest))
+        ):
             yield f"{name} does not say which algorithm made it"
         if item.get("RecommendedDisplayCIELabValue") != list(CIELabColor.from_rgb(*segment.colour).value):
             yield f"{name} has not the colour {segment.colour}"
