@@ -38,7 +38,7 @@ def test_a_source_may_have_any_number(tmp_path: Path, number: int) -> None:
 def table(*, entries: int = 256, first: int = 0, **changes: Any) -> Dataset:
     """A VOI LUT that is no straight line."""
     lut = Dataset()
-    words = (np.arange(entries, dtype=np.uint32) ** 2 // entries).astype("<u2")
+    words = (np.arange(entries, dtype=np.uint32) ** 2 // entries * 256).astype("<u2")
     lut.add_new("LUTDescriptor", "SS" if first < 0 else "US", [entries, first, 16])
     lut.add_new("LUTData", "OW", words.tobytes())
     for keyword, value in changes.items():
