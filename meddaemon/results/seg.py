@@ -170,7 +170,7 @@ def segmentation(
     kind = form if form is ObjectKind.PROBABILITY else KIND
     named = [each for each in ("" if form in (SegmentationForm.BINARY, kind) else str(form), digest) if each]
     segmentation_type, transfer_syntax = _TYPES[form]
-    images = [flat.stand_in(request)] if geometry is None else _images(request)
+    images = [flat.stand_in(request)] if geometry is None else images_of(request)
     rows, columns = images[0].Rows, images[0].Columns
     if pixels is None:
         images = [_with(image, Rows=1, Columns=1) for image in images]
@@ -200,7 +200,7 @@ def segmentation(
     if geometry is None:
         flat.complete(seg, request)
     else:
-        _name_frames(seg, request)
+        name_frames(seg, request)
         name_thickness(seg, request)
     say_lossy(seg, request)
     _name_dimensions(seg, instance_uid(request, kind, *named, "dimensions"))
@@ -241,7 +241,7 @@ def frame_number(request: EncodingRequest, segment: int, image: tuple[str, int])
     return int(np.count_nonzero(areas[:, : segment - 1]) + np.count_nonzero(areas[: place + 1, segment - 1]))
 
 
-def _images(request: EncodingRequest) -> list[Dataset]:
+def images_of(request: EncodingRequest) -> list[Dataset]:
     """Return each plane as a single-frame image that is parallel to all others.
 
     Raises `InputRefused` when the planes are not those of the source, or when they lie across each other.
@@ -262,11 +262,8 @@ def _images(request: EncodingRequest) -> list[Dataset]:
             f"the planes do not lie parallel to each other: their direction cosines differ by up to {turned:.3g}",
             numbers={"difference": turned},
         )
-    return parallel([source.image(*each) for each in wanted])
-
-
-def parallel(images: Sequence[Dataset]) -> list[Dataset]:
-    """Return single-frame images of a stack with the directions of the first: highdicom compares digit by digit."""
+    images = [source.image(*each) for each in wanted]
+    # highdicom compares directions digit by digit.
     directions = images[0].ImageOrientationPatient
     return [
         image if image.ImageOrientationPatient == directions else _with(image, ImageOrientationPatient=directions)
@@ -283,21 +280,21 @@ def _with(image: Dataset, **changes: object) -> Dataset:
     return changed
 
 
-def _name_frames(seg: Segmentation, request: EncodingRequest) -> None:
+def name_frames(made: Dataset, request: EncodingRequest) -> None:
     """Name the instances, each once, and their frames, where highdicom was given the frames as images."""
     source = request.source
     classes = {str(each.SOPInstanceUID): each.SOPClassUID for each in source.instances if is_multi_frame(each)}
     if not classes:
         return
     frames = {tuple(source.positions[each].tolist()): each[1] for each in request.analysis.images}
-    derived = [item.DerivationImageSequence[0].SourceImageSequence[0] for item in seg.PerFrameFunctionalGroupsSequence]
-    for item, image in zip(seg.PerFrameFunctionalGroupsSequence, derived, strict=True):
+    derived = [item.DerivationImageSequence[0].SourceImageSequence[0] for item in made.PerFrameFunctionalGroupsSequence]
+    for item, image in zip(made.PerFrameFunctionalGroupsSequence, derived, strict=True):
         if image.ReferencedSOPInstanceUID in classes:
             position = item.PlanePositionSequence[0].ImagePositionPatient
             image.ReferencedFrameNumber = frames[tuple(map(float, position))]
-    seg.SourceImageSequence = _once(seg.SourceImageSequence)
-    named = [*derived, *seg.SourceImageSequence]
-    for series in seg.ReferencedSeriesSequence:
+    made.SourceImageSequence = _once(made.SourceImageSequence)
+    named = [*derived, *made.SourceImageSequence]
+    for series in made.ReferencedSeriesSequence:
         series.ReferencedInstanceSequence = _once(series.ReferencedInstanceSequence)
         named += series.ReferencedInstanceSequence
     for image in named:

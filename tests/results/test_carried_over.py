@@ -174,6 +174,23 @@ def test_directions_that_differ_in_the_last_digit_have_maps(tmp_path: Path) -> N
     assert [each.name for each in made] == ["SEG binary", "PM map 1", "PM map 2"]
 
 
+def test_frames_that_each_say_how_they_lie_have_maps(tmp_path: Path) -> None:
+    """As scanners write them; the frame that a map's is of is named."""
+    request = multi_frame(tmp_path)
+    (path,) = request.sources
+    dataset = dcmread(path)
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        frame.PlaneOrientationSequence = shared.PlaneOrientationSequence
+        frame.PixelMeasuresSequence = shared.PixelMeasuresSequence
+    del shared.PlaneOrientationSequence, shared.PixelMeasuresSequence
+    dataset.save_as(path)
+    frames = written(request, "PM")["PM"].PerFrameFunctionalGroupsSequence
+    named = [each.DerivationImageSequence[0].SourceImageSequence[0] for each in frames]
+    assert [each.ReferencedFrameNumber for each in named] == [1, 2, 3, 4, 5]
+    assert {each.ReferencedSOPClassUID for each in named} == {dataset.SOPClassUID}
+
+
 def test_a_functional_group_without_an_item_says_nothing(tmp_path: Path) -> None:
     (path,) = multi_frame(tmp_path).sources
     dataset = dcmread(path)

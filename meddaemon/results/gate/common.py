@@ -113,8 +113,8 @@ def _series(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[st
         keyword = str(keyword_for_tag(element.tag))
         if keyword in dataset and dataset.get(keyword) != element.value:
             yield f"{keyword} differs from the source"
-    for keyword, value in _AS_SOURCE.items():
-        if keyword in dataset and str(dataset.get(keyword) or "") != value(exam.request.source):
+    for keyword, said in _AS_SOURCE.items():
+        if keyword in dataset and str(dataset.get(keyword) or "") != said(exam.request.source):
             yield f"{keyword} differs from the source"
 
 
