@@ -181,7 +181,7 @@ FAULTS: list[tuple[str, str, Callable[[Dataset], object], str]] = [
     ("patient module incomplete", "SR", lambda d: d.pop("PatientSex"), "PatientSex is absent"),
     ("series number of the source", "SR", lambda d: put(d, "SeriesNumber", 3), "SeriesNumber 3"),
     ("series number 0", "SEG", lambda d: put(d, "SeriesNumber", 0), "SeriesNumber 0"),
-    ("no research mark", "SR", lambda d: put(d, "SeriesDescription", "Brain"), "SeriesDescription lacks"),
+    ("no research mark", "SR", lambda d: put(d, "SeriesDescription", "Brain"), "SeriesDescription is not"),
     ("no content date", "SEG", lambda d: d.pop("ContentDate"), "ContentDate has no value"),
     ("no character set", "SR", lambda d: put(d, "SpecificCharacterSet", "ISO_IR 100"), "SpecificCharacterSet"),
     (
@@ -290,6 +290,12 @@ FAULTS: list[tuple[str, str, Callable[[Dataset], object], str]] = [
         "SR",
         lambda d: put(d.ContentTemplateSequence[0], "KVP", "120"),
         "ContentTemplateSequence.KVP is no attribute",
+    ),
+    (
+        "as if it were not to be believed",
+        "SR",
+        lambda d: put(d, "SeriesDescription", "AI IMPLAUSIBLE Brain mask - NOT FOR DIAGNOSTIC USE"),
+        "SeriesDescription is not",
     ),
     ("modality of the source", "SEG", lambda d: put(d, "Modality", "CT"), "Modality is CT, not SEG"),
     ("made another day", "SR", lambda d: put(d, "ContentDate", "19990101"), "ContentDate is 19990101"),

@@ -151,6 +151,7 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
     ("source forgotten", "SC", lambda d: d.SourceImageSequence.pop(), "Source Image Sequence"),
     ("lossy", "SC", lambda d: put(d, "LossyImageCompression", "01"), "LossyImageCompression"),
     ("no mark", "SC", lambda d: put(d, "DerivationDescription", "x"), "DerivationDescription lacks"),
+    ("turned", "SC", lambda d: put(d, "PatientOrientation", ["R", "F"]), "Patient Orientation"),
     ("digitized film", "SC", lambda d: put(d, "ConversionType", "DF"), "ConversionType"),
     ("half a pixel", "PR", moved(0.5), "does not go around the voxels"),
     ("half a pixel down", "PR", moved(0.5, 1), "does not go around the voxels"),
@@ -221,6 +222,9 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
     ("frames name each other's images", "PM", swap_maps, "mm from its image"),
     ("upside down", "PM", upside_down, "in the order in which they lie"),
     ("scaled", "PM", of(mapping, "RealWorldValueSlope", 2.0), "as they stand"),
+    ("rescaled", "PM", of(lambda d: shared(d).PixelValueTransformationSequence[0], "RescaleSlope", 2), "as they stand"),
+    ("of another class", "PM", of(mapping, "LUTExplanation", "saliency: Spleen"), "is not called 'saliency: Cyst'"),
+    ("thicker", "PM", of(lambda d: shared(d).PixelMeasuresSequence[0], "SliceThickness", 9), "SliceThickness 9"),
     ("another unit", "PM", of(lambda d: mapping(d).MeasurementUnitsCodeSequence[0], "CodeValue", "%"), "unit is not"),
     (
         "another quantity",

@@ -34,6 +34,8 @@ def _description(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[
             yield f"{keyword} is {dataset.get(keyword)}, not {value}"
     if encoded.transfer_syntax_uid != ExplicitVRLittleEndian:
         yield f"TransferSyntaxUID {encoded.transfer_syntax_uid} is not {ExplicitVRLittleEndian}"
+    if dataset.get("PatientOrientation"):
+        yield "has a Patient Orientation, though its views have different ones"
     if RESEARCH_MARK not in str(dataset.get("DerivationDescription")):
         yield f"DerivationDescription lacks {RESEARCH_MARK!r}"
 

@@ -15,7 +15,7 @@ from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
 from meddaemon.results.envelope import device_serial_number, has_content_moment, software_versions
 from meddaemon.results.gate.exam import VERBATIM, Check, Exam, distinct
 from meddaemon.results.gate.iod import attributes
-from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, device_uid, long_string
+from meddaemon.results.identity import MANUFACTURER, device_uid, long_string, series_description
 from meddaemon.results.source import INHERITED, TYPE_2, SourceSeries
 from meddaemon.results.texts import character_sets_of
 
@@ -153,8 +153,8 @@ def _identifiers(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterat
     number = dataset.get("SeriesNumber")
     if number is None or number < 1 or number == source.series_number:
         yield f"SeriesNumber {number} is not a number of its own"
-    if RESEARCH_MARK not in str(dataset.get("SeriesDescription")):
-        yield f"SeriesDescription lacks {RESEARCH_MARK!r}"
+    if dataset.get("SeriesDescription") != (wanted := series_description(exam.request)):
+        yield f"SeriesDescription is not {wanted!r}"
 
 
 def _equipment(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:

@@ -22,6 +22,7 @@ from meddaemon.domain.codes import Code
 from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.outlet import SegmentationForm
 from meddaemon.domain.result import EncodedObject, Segment
+from meddaemon.domain.volume import Geometry
 from meddaemon.results.gate import flat
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.gate.frames import frame_table
@@ -82,16 +83,22 @@ def grid(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
             yield f"FrameOfReferenceUID {dataset.get('FrameOfReferenceUID')} is not the {name}'s {uid}"
     if (dataset.Rows, dataset.Columns) != geometry.shape[1:]:
         yield f"grid {dataset.Rows} x {dataset.Columns} is not the volume's {geometry.shape[1]} x {geometry.shape[2]}"
+    yield from measures(exam, geometry, dataset)
+
+
+def measures(exam: Exam, geometry: Geometry, dataset: Dataset) -> Iterator[str]:
+    """Check that frames are as wide, as thick and as far apart as those of the volume, and lie in its directions."""
     shared = dataset.SharedFunctionalGroupsSequence[0]
-    directions = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
-    row_spacing, column_spacing = (float(value) for value in shared.PixelMeasuresSequence[0].PixelSpacing)
-    between = shared.PixelMeasuresSequence[0].get("SpacingBetweenSlices")
+    said = shared.PixelMeasuresSequence[0]
+    between = said.get("SpacingBetweenSlices")
     if between is not None and not abs(float(between) - geometry.spacing[0]) * geometry.shape[0] < _GRID_TOLERANCE_MM:
         yield f"SpacingBetweenSlices {between} is not the volume's {geometry.spacing[0]:g}"
-    thickness = source.image(*exam.request.analysis.images[0]).get("SliceThickness")
+    thickness = exam.request.source.image(*exam.request.analysis.images[0]).get("SliceThickness")
     wanted = geometry.spacing[0] if thickness is None else float(thickness)
-    if not np.isclose(float(shared.PixelMeasuresSequence[0].SliceThickness), wanted, rtol=1e-6):
-        yield f"SliceThickness {shared.PixelMeasuresSequence[0].SliceThickness} is not {wanted:g}"
+    if not np.isclose(float(said.SliceThickness), wanted, rtol=1e-6):
+        yield f"SliceThickness {said.SliceThickness} is not {wanted:g}"
+    directions = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+    row_spacing, column_spacing = (float(value) for value in said.PixelSpacing)
     in_plane = np.column_stack([directions[3:] * row_spacing, directions[:3] * column_spacing])
     # Over the whole grid, so that an error too small to see in one voxel is seen at the far corner.
     drift = np.abs((in_plane - geometry.affine_lps[:3, 1:3]) * geometry.shape[1:]).max()
