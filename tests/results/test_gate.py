@@ -182,6 +182,12 @@ FAULTS: list[tuple[str, str, Callable[[Dataset], object], str]] = [
     ("series number of the source", "SR", lambda d: put(d, "SeriesNumber", 3), "SeriesNumber 3"),
     ("series number 0", "SEG", lambda d: put(d, "SeriesNumber", 0), "SeriesNumber 0"),
     ("no research mark", "SR", lambda d: put(d, "SeriesDescription", "Brain"), "SeriesDescription is not"),
+    (
+        "as if it were not to be believed",
+        "SR",
+        lambda d: put(d, "SeriesDescription", "AI IMPLAUSIBLE Brain mask - NOT FOR DIAGNOSTIC USE"),
+        "SeriesDescription is not",
+    ),
     ("no content date", "SEG", lambda d: d.pop("ContentDate"), "ContentDate has no value"),
     ("no character set", "SR", lambda d: put(d, "SpecificCharacterSet", "ISO_IR 100"), "SpecificCharacterSet"),
     (
@@ -290,12 +296,6 @@ FAULTS: list[tuple[str, str, Callable[[Dataset], object], str]] = [
         "SR",
         lambda d: put(d.ContentTemplateSequence[0], "KVP", "120"),
         "ContentTemplateSequence.KVP is no attribute",
-    ),
-    (
-        "as if it were not to be believed",
-        "SR",
-        lambda d: put(d, "SeriesDescription", "AI IMPLAUSIBLE Brain mask - NOT FOR DIAGNOSTIC USE"),
-        "SeriesDescription is not",
     ),
     ("modality of the source", "SEG", lambda d: put(d, "Modality", "CT"), "Modality is CT, not SEG"),
     ("made another day", "SR", lambda d: put(d, "ContentDate", "19990101"), "ContentDate is 19990101"),

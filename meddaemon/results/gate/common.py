@@ -59,7 +59,6 @@ _MOMENTS = (
     "ContentTime",
 )
 _INSTANCES = ("ReferencedSOPSequence", "ReferencedInstanceSequence", "ReferencedImageSequence", "ContourImageSequence")
-_PIXELS = frozenset({ObjectKind.SEG, ObjectKind.PROBABILITY, ObjectKind.PM, ObjectKind.SC})
 _CODE_VALUES = ("CodeValue", "LongCodeValue", "URNCodeValue")
 _AS_SOURCE: Mapping[str, Callable[[SourceSeries], str]] = {
     "Laterality": lambda source: source.laterality,
@@ -118,9 +117,9 @@ def _series(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[st
             yield f"{keyword} differs from the source"
 
 
-def _pixels(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+def _pixels(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     """Check that what has pixels says whether those of the source were compressed with loss (PS3.3 C.7.6.1.1.5)."""
-    if encoded.kind in _PIXELS:
+    if "SamplesPerPixel" in dataset:
         lossy = any(each.get("LossyImageCompression") == "01" for each in exam.request.source.instances)
         if dataset.get("LossyImageCompression") != ("01" if lossy else "00"):
             yield f"LossyImageCompression is {dataset.get('LossyImageCompression')}, which is not that of the source"
