@@ -479,6 +479,9 @@ def upgrade() -> None:
         sa.Column("code_scheme", sa.String(length=16), nullable=False),
         sa.Column("code_meaning", sa.String(length=64), nullable=False),
         sa.Column("present", sa.Boolean(), server_default=sa.true(), nullable=False),
+        sa.Column("label", sa.String(length=64), nullable=True),
+        sa.Column("laterality_value", sa.String(length=16), server_default="", nullable=False),
+        sa.Column("laterality_meaning", sa.String(length=64), server_default="", nullable=False),
         sa.Column("tracking_uid", sa.String(length=64), nullable=False),
         sa.ForeignKeyConstraint(["result_id"], ["result.id"], name=op.f("fk_finding_result_id"), ondelete="CASCADE"),
         sa.ForeignKeyConstraint(["segment_id"], ["segment.id"], name=op.f("fk_finding_segment_id"), ondelete="CASCADE"),
@@ -654,7 +657,8 @@ _VIEWS = {
     ),
     "finding": (
         """finding.id AS finding_id, finding.code_value AS finding_value, finding.code_scheme AS finding_scheme,
-    finding.code_meaning AS finding, finding.present, finding.segment_id, segment.label AS segment,
+    finding.code_meaning AS finding, finding.present, finding.segment_id,
+    COALESCE(segment.label, finding.label) AS segment,
     location.sop_instance_uid, location.frame_number, location.frame_of_reference_uid,
     location.low_plane, location.low_row, location.low_column,
     location.high_plane, location.high_row, location.high_column,
@@ -665,7 +669,7 @@ _VIEWS = {
     "measurement": (
         """measurement.id AS measurement_id, finding.id AS finding_id,
     finding.code_value AS finding_value, finding.code_scheme AS finding_scheme, finding.code_meaning AS finding,
-    finding.present, segment.label AS segment, measurement.code_value AS measurement_value,
+    finding.present, COALESCE(segment.label, finding.label) AS segment, measurement.code_value AS measurement_value,
     measurement.code_scheme AS measurement_scheme, measurement.code_meaning AS measurement,
     measurement.derivation_meaning AS derivation, measurement.value, measurement.unit_value AS unit,
     measurement.key""",

@@ -21,7 +21,7 @@ _COMPARE: Mapping[str, Callable[..., Any]] = COMPARISONS
 _COLUMNS: Mapping[str, tuple[ColumnElement[Any], ...]] = MappingProxyType(
     {
         "finding": (_finding.c.code_value, _finding.c.code_meaning),
-        "segment": (_segment.c.label, _segment.c.type_value, _segment.c.type_meaning),
+        "segment": (_segment.c.label, _finding.c.label, _segment.c.type_value, _segment.c.type_meaning),
         "measurement": (_measurement.c.code_value, _measurement.c.code_meaning, _measurement.c.key),
         "model": (_result.c.model,),
         "version": (_result.c.model_version,),

@@ -16,7 +16,7 @@ _ANATOMICAL_STRUCTURE = frozenset({"91723000", "123037004"})
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedFinding:
-    """One finding; `label` is what the contract calls its segment, "" without one.
+    """One finding; `label` is what the contract calls its segment, drawn or not, "" without one.
 
     `site` is the anatomy that is its segment, `laterality` the side. `place` is where it lies, if it has a box, a
     landmark or an image of its own; `low` and `high` are its corners on that image (row, column), as DICOM counts them.
@@ -77,7 +77,7 @@ def reported_result(connection: Connection, result_id: int) -> ReportedResult:
                 code=Code(value=row.code_value, scheme=row.code_scheme, meaning=row.code_meaning),
                 present=row.present,
                 measurements=tuple(numbers.get(row.id, ())),
-                **_on(segments.get(row.segment_id)),
+                **_on(segments.get(row.segment_id), row),
                 **_at(places.get(row.id)),
             )
             for row in rows
@@ -85,17 +85,14 @@ def reported_result(connection: Connection, result_id: int) -> ReportedResult:
     )
 
 
-def _on(segment: Row[Any] | None) -> dict[str, Any]:
-    """Return what a finding takes from its segment."""
-    if segment is None:
-        return {"label": ""}
-    site = Code(value=segment.type_value, scheme=segment.type_scheme, meaning=segment.type_meaning)
-    side = Code(value=segment.laterality_value, scheme="SCT", meaning=segment.laterality_meaning)
-    return {
-        "label": segment.label,
-        "site": site if segment.category_value in _ANATOMICAL_STRUCTURE else None,
-        "laterality": side if side.value else None,
-    }
+def _on(segment: Row[Any] | None, finding: Row[Any]) -> dict[str, Any]:
+    """Return what a finding takes from its segment, or says itself where it has none."""
+    named = finding if segment is None else segment
+    side = Code(value=named.laterality_value, scheme="SCT", meaning=named.laterality_meaning)
+    said = {"label": named.label or "", "laterality": side if side.value else None}
+    if segment is not None and segment.category_value in _ANATOMICAL_STRUCTURE:
+        said["site"] = Code(value=segment.type_value, scheme=segment.type_scheme, meaning=segment.type_meaning)
+    return said
 
 
 def _places(result_id: int) -> Select[Any]:

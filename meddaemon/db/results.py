@@ -249,6 +249,9 @@ def _record_findings(connection: Connection, result_id: int, analysis: Analysis)
                 code_scheme=finding.code.scheme,
                 code_meaning=finding.code.meaning,
                 present=finding.present,
+                label=finding.label or None,
+                laterality_value=finding.laterality.value if finding.laterality else "",
+                laterality_meaning=finding.laterality.meaning if finding.laterality else "",
                 tracking_uid=finding.tracking_uid,
             )
             .returning(tables.finding.c.id)
@@ -480,7 +483,7 @@ def query(
             finding.c.code_value.label("finding_value"),
             finding.c.code_scheme.label("finding_scheme"),
             finding.c.code_meaning.label("finding"),
-            segment.c.label.label("segment"),
+            func.coalesce(segment.c.label, finding.c.label).label("segment"),
             measurement.c.code_value.label("measurement_value"),
             measurement.c.code_meaning.label("measurement"),
             measurement.c.derivation_meaning.label("derivation"),

@@ -325,6 +325,10 @@ finding = Table(
     Column("code_meaning", String(64), nullable=False),
     # False for what was looked for and not found, or could not be looked for.
     Column("present", Boolean, nullable=False, server_default=true()),
+    # Of what the contract calls a segment on which nothing is drawn as such: all its lesions together, for one.
+    Column("label", String(64)),
+    Column("laterality_value", String(16), nullable=False, server_default=""),
+    Column("laterality_meaning", String(64), nullable=False, server_default=""),
     # As reports have it (PS3.16 TID 1501, Tracking Unique Identifier).
     Column("tracking_uid", _Uid, nullable=False),
 )

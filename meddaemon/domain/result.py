@@ -245,6 +245,8 @@ class Finding:
     `source` (SOP Instance UID and frame, from 1) is the one image that it is about, where each has its own.
     One that is not `present` was looked for and not found, or nobody could look: its measurements tell which.
     Its tracking identifiers are those of its segment, unless it is a further finding on the same segment.
+    One of what the contract calls a segment, on which nothing is drawn as such, has its `label` and `laterality`: all
+    lesions of the left lung together, or what nobody could look for.
     """
 
     code: Code
@@ -254,6 +256,8 @@ class Finding:
     landmark: Landmark | None = None
     source: tuple[str, int] | None = None
     present: bool = True
+    label: str = ""
+    laterality: Code | None = None
     tracking_id: str = ""
     tracking_uid: str = ""
 

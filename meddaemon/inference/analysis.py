@@ -135,7 +135,8 @@ def _tracked(
     of_segment = {each.number: (each.tracking_id, each.tracking_uid) for each in segments}
     tracked = []
     for ordinal, finding in enumerate(findings, 1):
-        own = (f"{contract.name} finding {ordinal}", derived_uid("tracking", entropy, "finding", str(ordinal)))
+        named = finding.label or "finding"
+        own = (f"{contract.name} {named} {ordinal}", derived_uid("tracking", entropy, "finding", str(ordinal)))
         name, uid = of_segment.pop(finding.segment_number or 0, own)
         tracked.append(replace(finding, tracking_id=name, tracking_uid=uid))
     return tuple(tracked)
@@ -222,6 +223,8 @@ def _lesions_finding(
             *map(_spread, volumes[1:]),
         ),
         present=count > 0,
+        label=expected.name,
+        laterality=expected.laterality,
     )
 
 
@@ -415,6 +418,8 @@ def _segment_finding(
         segment_number=number,
         measurements=tuple(measurements),
         present=values.get(MeasurementKind.VOLUME, math.nan) > 0,
+        label="" if number else expected.name,
+        laterality=None if number else expected.laterality,
     )
 
 
@@ -423,9 +428,8 @@ def _volume_doubts(expected: SegmentContract, count: int, volume_ml: float) -> l
     limits = expected.plausible_volume_ml
     if limits is None or limits.minimum <= volume_ml <= limits.maximum:
         return []
-    if count == 0:
-        return [f"{expected.name} is empty; plausible are {limits.minimum:g} to {limits.maximum:g} mL"]
-    return [f"{expected.name} measures {volume_ml:.1f} mL; plausible are {limits.minimum:g} to {limits.maximum:g} mL"]
+    found = "is empty" if count == 0 else f"measures {reported(volume_ml):g} mL"
+    return [f"{expected.name} {found}; plausible are {limits.minimum:g} to {limits.maximum:g} mL"]
 
 
 def _classified(prediction: Prediction, contract: ModelContract, _: str, __: Shown) -> _Said:

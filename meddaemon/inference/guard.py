@@ -139,7 +139,8 @@ def _probability_doubts(scores: Sequence[float], contract: ModelContract) -> Ite
 
 
 def _place_doubts(prediction: Prediction) -> Iterator[str]:
-    shape = prediction.geometry.shape if prediction.geometry else None
+    volume = prediction.geometry.shape if prediction.geometry else ()
+    picture = prediction.pictures.shape[1:] if prediction.pictures else ()
     places: list[Box | Landmark] = [*prediction.boxes, *prediction.landmarks]
     for each in places:
         low, high = (each.low, each.high) if isinstance(each, Box) else (each.position, each.position)
@@ -148,12 +149,11 @@ def _place_doubts(prediction: Prediction) -> Iterator[str]:
             yield f"{what} has coordinates that are no numbers"
         elif isinstance(each, Box) and not all(first < last for first, last in zip(low, high, strict=True)):
             yield f"{what} has no size"
-        elif (
-            each.source is None
-            and shape
-            and any(last < -0.5 or first > size - 0.5 for first, last, size in zip(low, high, shape, strict=False))
+        elif any(
+            last < -0.5 or first > size - 0.5
+            for first, last, size in zip(low, high, picture if each.source else volume, strict=False)
         ):
-            yield f"{what} lies outside of the volume"
+            yield f"{what} lies outside of the {'image' if each.source else 'volume'}"
         if not _PROBABILITY.holds(each.score):
             yield f"{what} has the score {each.score:g}, which is no probability"
 

@@ -127,6 +127,7 @@ def _acquisition(said: _Said, dataset: FileDataset) -> Acquisition:
         acquired=_moment(said.text("FrameAcquisitionDateTime"), zone)
         or _at(said.text("AcquisitionDate"), said.text("AcquisitionTime")),
         corrected_to=corrected_to if not decay_correction else None,
+        suv_type=said.text("SUVType"),
     )
 
 

@@ -27,7 +27,7 @@ class Acquisition:
 
     `injected` is the Radiopharmaceutical Start Date Time; where only a time is given, `injected_at` is that, with any
     date. `series` and `acquired` are date and time of the series and of this image's acquisition; `corrected_to` is the
-    moment that enhanced images say instead (Decay Correction Date Time).
+    moment that enhanced images say instead (Decay Correction Date Time). `suv_type` is that of values which are SUV.
     """
 
     sop_instance_uid: str
@@ -42,6 +42,7 @@ class Acquisition:
     series: datetime | None
     acquired: datetime | None
     corrected_to: datetime | None = None
+    suv_type: str = ""
 
 
 def factor(image: Acquisition) -> float:
@@ -51,6 +52,10 @@ def factor(image: Acquisition) -> float:
     `suv_dose`, `suv_half_life`, `suv_injection_time`, `suv_series_time`, `suv_uptake_time`.
     """
     if image.units == "GML":
+        # By lean body mass it is in g/mL, too; what does not say is by body weight (PS3.3 C.8.9.1.1.3).
+        if image.suv_type not in {"", "BW"}:
+            reason = f"SUV Type (0054,1006) is {image.suv_type!r}, not BW"
+            raise _refused(image, "suv_units", reason, suv_type=image.suv_type)
         return 1.0
     if image.units != "BQML":
         raise _refused(image, "suv_units", f"Units (0054,1001) are {image.units!r}, not BQML", units=image.units)

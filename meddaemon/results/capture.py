@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 
-from pydicom.dataset import Dataset
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from meddaemon.domain.outlet import ObjectKind
@@ -13,7 +12,7 @@ from meddaemon.results.drawing import summary
 from meddaemon.results.envelope import finish
 from meddaemon.results.identity import RESEARCH_MARK, long_string
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.skeleton import SOURCE_IMAGE, begin, source_items
+from meddaemon.results.skeleton import SOURCE_IMAGE, begin, name_side, say_lossy, source_items
 
 KIND = ObjectKind.SC
 WRITER = f"pillow {version('pillow')}"
@@ -31,11 +30,13 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     obj.ConversionType = "WSD"
     obj.ImageType = ["DERIVED", "SECONDARY"]
     obj.BurnedInAnnotation = "YES"
+    if request.source.any_says("RecognizableVisualFeatures"):
+        obj.RecognizableVisualFeatures = "YES"
     obj.PatientOrientation = ""
     obj.DerivationDescription = long_string(f"{request.contract.title} - {RESEARCH_MARK}")
     if sources := source_items(request, SOURCE_IMAGE, images=True):
         obj.SourceImageSequence = sources
-    _say_lossy(obj, request)
+    say_lossy(obj, request)
     obj.SamplesPerPixel = 3
     obj.PhotometricInterpretation = "RGB"
     obj.PlanarConfiguration = 0
@@ -44,17 +45,5 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     obj.HighBit = 7
     obj.PixelRepresentation = 0
     obj.add_new("PixelData", "OB", content)
-    # Of a body part that is paired the side would have to be said, and nobody knows which are (PS3.3 C.7.3.1).
-    obj.Laterality = ""
+    name_side(obj, request)
     yield finish(obj, request, KIND)
-
-
-def _say_lossy(obj: Dataset, request: EncodingRequest) -> None:
-    """Say that the source was compressed with loss: once is for ever (PS3.3 C.7.6.1.1.5)."""
-    lossy = [each for each in request.source.instances if each.get("LossyImageCompression") == "01"]
-    if not lossy:
-        obj.LossyImageCompression = "00"
-        return
-    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-        if keyword in lossy[0]:
-            obj.add(lossy[0][keyword])

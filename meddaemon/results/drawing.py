@@ -2,7 +2,7 @@
 
 import math
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 from meddaemon import __version__
-from meddaemon.domain.result import Finding, Measurement, ResultStatus
+from meddaemon.domain.codes import ABSENT, UNDETERMINED, Code
+from meddaemon.domain.result import Measurement, ResultStatus
 from meddaemon.results.identity import RESEARCH_MARK
 from meddaemon.results.letters import Font, fonts, line_of, runs, shapes_both_ways, sized
+from meddaemon.results.report.content import presence
 from meddaemon.results.request import EncodingRequest
 from meddaemon.results.scene import Scene
 from meddaemon.results.views import View, brightness, views_of
@@ -22,6 +24,7 @@ WIDTH, HEIGHT = 1008, 640
 _SIDE, _GAP, _TOP, _LINE = 328, 6, 62, 19
 _WHITE, _GREY, _AMBER, _RED, _BLACK = (255, 255, 255), (170, 170, 170), (255, 196, 0), (255, 96, 96), (0, 0, 0)
 _UNITS = {"1": "", "{pixels}": "px"}
+_ABSENCE: Mapping[Code | None, str] = {ABSENT: "absent", UNDETERMINED: "not evaluated"}
 
 Colour = tuple[int, int, int]
 
@@ -57,15 +60,15 @@ def rows_of(request: EncodingRequest) -> list[Row]:
     """Return every finding with its measurements, and which of them are not there."""
     analysis = request.analysis
     segments = {segment.number: segment for segment in analysis.segments}
-    colours = {(mark.segment, mark.name): mark.colour for mark in request.scene.marks}
+    colours = {mark.segment or mark.name: mark.colour for mark in request.scene.marks}
     rows = []
     for finding in analysis.findings:
-        segment = segments.get(finding.segment_number) if finding.segment_number is not None else None
-        name = segment.label if segment else finding.code.meaning
+        segment = segments.get(finding.segment_number or 0)
+        name = segment.label if segment else finding.label or finding.code.meaning
         numbers = "; ".join(map(written, finding.measurements))
         if not finding.present:
-            numbers = "; ".join(filter(None, (_absence(finding), numbers)))
-        rows.append(Row(colours.get((segment.number if segment else None, name)), name, numbers))
+            numbers = "; ".join(filter(None, (_ABSENCE.get(presence(finding, request), ""), numbers)))
+        rows.append(Row(colours.get(segment.number if segment else finding.code.meaning), name, numbers))
     return rows
 
 
@@ -83,11 +86,6 @@ def status_of(request: EncodingRequest) -> str:
     if status is ResultStatus.PLAUSIBLE:
         return ""
     return f"{status.value.replace('_', ' ').upper()}: {request.analysis.reason}"
-
-
-def _absence(finding: Finding) -> str:
-    unknown = finding.measurements and all(each.value is None for each in finding.measurements)
-    return "not evaluated" if unknown else "absent"
 
 
 def _heading(draw: ImageDraw.ImageDraw, request: EncodingRequest) -> None:

@@ -23,7 +23,6 @@ from meddaemon.results.skeleton import SOURCE_IMAGE, code_item, image_item, item
 from meddaemon.results.source import TYPE_2, SourceSeries, frames_of, is_multi_frame
 
 SEGMENTED = Code(value="113076", scheme="DCM", meaning="Segmentation")
-_LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
 _PLACE = {"ImagePositionPatient": 3, "ImageOrientationPatient": 6, "PixelSpacing": 2}
 """What says where a picture lies, and of how many numbers."""
 _SIZES = ("PixelSpacing", "ImagerPixelSpacing", "PixelAspectRatio")
@@ -46,10 +45,6 @@ def stand_in(request: EncodingRequest) -> Dataset:
     image = Dataset()
     for keyword in (*TYPE_2, "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
         image.add(instances[0][keyword])
-    lossy = next((instance for instance in instances if instance.get("LossyImageCompression") == "01"), Dataset())
-    for keyword in _LOSSY:
-        if keyword in lossy:
-            image.add(lossy[keyword])
     image.SOPClassUID = SecondaryCaptureImageStorage
     image.Modality = request.source.modality
     image.Rows, image.Columns = instances[0].Rows, instances[0].Columns
@@ -156,14 +151,24 @@ def _aspect(request: EncodingRequest) -> tuple[int, int]:
     """
     grid = request.analysis.pictures
     if grid is not None and grid.spacing_mm is not None:
-        said: set[tuple[float, ...]] = {grid.spacing_mm}
+        said: set[tuple[float, float]] = {grid.spacing_mm}
     else:
-        sizes = ([_numbers(each, keyword) for keyword in _SIZES] for each in request.source.instances)
-        said = {next(filter(None, each), (1.0, 1.0)) for each in sizes}
-    only = said.pop()
-    if said or len(only) != 2 or min(only) <= 0 or not 1 / _FINEST <= only[0] / only[1] <= _FINEST:
+        said = {spacing or aspect for spacing, aspect in map(sizes_of, request.source.instances)}
+    row, column = said.pop()
+    if said or not 1 / _FINEST <= row / column <= _FINEST:
         return 1, 1
-    return Fraction(only[0] / only[1]).limit_denominator(_FINEST).as_integer_ratio()
+    return Fraction(row / column).limit_denominator(_FINEST).as_integer_ratio()
+
+
+def sizes_of(plane: Dataset) -> tuple[tuple[float, float] | None, tuple[int, int]]:
+    """Return the distance of (rows, columns) in mm that an image says, None where it says none that can be.
+
+    And how high and wide its pixels are in proportion, which counts without a distance.
+    """
+    found = {keyword: values for keyword in _SIZES if len(values := _numbers(plane, keyword)) == 2 and min(values) > 0}
+    row, column = found.pop("PixelAspectRatio", (1, 1))
+    spacing = next(((high, wide) for high, wide in found.values()), None)
+    return spacing, (int(row), int(column))
 
 
 def _strings(value: object) -> tuple[str, ...]:

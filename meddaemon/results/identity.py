@@ -50,7 +50,7 @@ def series_description(request: EncodingRequest) -> str:
 
 def long_string(text: str) -> str:
     """Return the text as VR LO can hold it: one line, no backslash, at most 64 characters."""
-    return " ".join(text.replace("\\", "/").split())[:_LONGEST_LO]
+    return " ".join(text.replace("\\", "/").split())[:_LONGEST_LO].rstrip()
 
 
 def _origin(request: EncodingRequest) -> tuple[str, ...]:

@@ -27,8 +27,8 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     ordinal = hashlib.sha256(content).hexdigest()
     obj = begin(request, KIND, EncapsulatedPDFStorage, "DOC", WRITER, f"reportlab {version('reportlab')}", ordinal)
     obj.ConversionType = "SYN"
-    obj.BurnedInAnnotation = "NO"
-    obj.RecognizableVisualFeatures = "NO"
+    for keyword, said in shows(request).items():
+        setattr(obj, keyword, said)
     obj.AcquisitionDateTime = ""
     obj.DocumentTitle = long_string(f"{request.contract.title} - {RESEARCH_MARK}")
     obj.ConceptNameCodeSequence = [code_item(_TITLE)]
@@ -39,3 +39,9 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     obj.EncapsulatedDocumentLength = len(content)
     obj.add_new("EncapsulatedDocument", "OB", content + b"\0" * (len(content) % 2))
     yield finish(obj, request, KIND)
+
+
+def shows(request: EncodingRequest) -> dict[str, str]:
+    """Return whether pages tell who the patient is: as the images do that are on them, by a text or by a face."""
+    keywords = ("BurnedInAnnotation", "RecognizableVisualFeatures")
+    return {each: "YES" if request.shown is not None and request.source.any_says(each) else "NO" for each in keywords}

@@ -17,7 +17,8 @@ from meddaemon.domain.result import Artefact, ArtefactKind, EncodedObject, LeftO
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.skeleton import code_item, item, name_thickness, series_number
+from meddaemon.results.seg import images_of, name_frames
+from meddaemon.results.skeleton import code_item, item, name_thickness, say_lossy, series_number
 
 KIND = ObjectKind.PM
 MOST_BYTES = 2**28
@@ -51,33 +52,17 @@ def why_not(request: EncodingRequest, artefact: Artefact) -> str:
         return "it does not lie on the voxels of the source"
     if size > MOST_BYTES:
         return f"its values take {size} bytes, and a map may have {MOST_BYTES}"
-    if planes_of(request) is None:
-        return "images of the source show no plane of the volume, or are frames of several instances"
     return ""
-
-
-def planes_of(request: EncodingRequest) -> list[int] | None:
-    """Return which plane each image of the source shows, or each frame; None where some show no plane of the volume."""
-    geometry, source = request.analysis.geometry, request.source
-    if geometry is None:
-        return None
-    if not source.is_multi_frame:
-        return list(range(geometry.shape[0]))
-    plane_of = {each: plane for plane, each in enumerate(request.scene.images)}
-    if len(source.instances) > 1 or plane_of.keys() != source.positions.keys():
-        return None
-    return [plane_of[each] for each in source.positions]
 
 
 def _map(request: EncodingRequest, artefact: Artefact, number: int) -> Dataset:
     contract, source = request.contract, request.source
-    planes = planes_of(request) or []
-    values = np.ascontiguousarray(artefact.values[planes], dtype="<f4")
+    values = np.ascontiguousarray(artefact.values, dtype="<f4")
     low, high = _range(values)
     ordinal = ("map", str(number), artefact.name, hashlib.sha256(values.tobytes()).hexdigest())
     quantity, unit = QUANTITIES[artefact.kind], artefact.unit
     made = ParametricMap(
-        source_images=source.instances,
+        source_images=images_of(request),
         pixel_array=values,
         series_instance_uid=series_uid(request, KIND),
         series_number=series_number(request, KIND),
@@ -109,12 +94,13 @@ def _map(request: EncodingRequest, artefact: Artefact, number: int) -> Dataset:
     uid = instance_uid(request, KIND, *ordinal, "dimensions")
     for each in (*made.DimensionOrganizationSequence, *made.DimensionIndexSequence):
         each.DimensionOrganizationUID = uid
+    name_frames(made, request)
     _ascend(made)
     for element in source.body_part:
         made.add(element)
     _name_anatomy(made)
     name_thickness(made, request)
-    made.LossyImageCompression = made.get("LossyImageCompression") or "00"
+    say_lossy(made, request)
     made.ContentCreatorName = ""  # a person's name, and there was none
     made.ImageComments = long_string(contract.title)
     return made

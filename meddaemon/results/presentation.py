@@ -13,11 +13,12 @@ from pydicom.uid import GrayscaleSoftcopyPresentationStateStorage
 from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import EncodedObject, LeftOut
 from meddaemon.results.envelope import finish
+from meddaemon.results.flat import sizes_of
 from meddaemon.results.identity import RESEARCH_MARK, long_string
 from meddaemon.results.request import EncodingRequest
 from meddaemon.results.scene import Mark
-from meddaemon.results.skeleton import begin, image_item, item
-from meddaemon.results.window import Rescale, rescale_of, window_of
+from meddaemon.results.skeleton import begin, image_item, item, name_side
+from meddaemon.results.window import Lookup, Rescale, rescale_of, voi_of
 
 KIND = ObjectKind.PR
 MOST_IMAGES = 1024
@@ -50,7 +51,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
     rescale = rescale_of(request.source.instance(shown[0][0]), shown[0][1])
     if rescale is not None and rescale != Rescale(1.0, 0.0):
         obj.RescaleSlope, obj.RescaleIntercept = _decimal(rescale.slope), _decimal(rescale.intercept)
-        obj.RescaleType = rescale.type or "US"
+        obj.RescaleType = rescale.type
     obj.DisplayedAreaSelectionSequence = list(_areas(request, shown))
     obj.GraphicLayerSequence = list(_layers(request, marks))
     obj.GraphicAnnotationSequence = [
@@ -60,8 +61,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
         obj.SoftcopyVOILUTSequence = windows
     inverse = request.source.instance(shown[0][0]).get("PhotometricInterpretation") == "MONOCHROME1"
     obj.PresentationLUTShape = "INVERSE" if inverse else "IDENTITY"
-    # Of a body part that is paired the side would have to be said, and nobody knows which are (PS3.3 C.7.3.1).
-    obj.Laterality = ""
+    name_side(obj, request)
     yield finish(obj, request, KIND)
 
 
@@ -119,8 +119,8 @@ class _Area(NamedTuple):
 
     columns: int
     rows: int
-    spacing: tuple[float, ...] | None
-    aspect: tuple[int, ...]
+    spacing: tuple[float, float] | None
+    aspect: tuple[int, int]
 
 
 def _areas(request: EncodingRequest, images: Sequence[_Image]) -> Iterator[Dataset]:
@@ -140,30 +140,35 @@ def _areas(request: EncodingRequest, images: Sequence[_Image]) -> Iterator[Datas
 
 
 def _area(request: EncodingRequest, image: _Image) -> _Area:
-    instance = request.source.instance(image[0])
-    spacing: tuple[float, ...] | None = None
-    geometry = request.analysis.geometry
-    if geometry is not None:
-        spacing = geometry.spacing[1:]
-    elif said := instance.get("PixelSpacing") or instance.get("ImagerPixelSpacing"):
-        spacing = tuple(float(each) for each in said)
-    aspect = tuple(int(each) for each in instance.get("PixelAspectRatio") or (1, 1))
-    return _Area(int(instance.Columns), int(instance.Rows), spacing, aspect)
+    plane, geometry = request.source.image(*image), request.analysis.geometry
+    spacing, aspect = sizes_of(plane) if geometry is None else (geometry.spacing[1:], (1, 1))
+    return _Area(int(plane.Columns), int(plane.Rows), spacing, aspect)
 
 
 def _windows(request: EncodingRequest, images: Sequence[_Image]) -> Iterator[Dataset]:
-    """Yield the windows that the images themselves have (PS3.3 C.11.8)."""
-    windows = [window_of(request.source.instance(uid), frame) for uid, frame in images]
-    for window, members in _alike(images, windows):
-        if window is not None:
-            made = item(
-                ReferencedImageSequence=_images(request, members),
-                WindowCenter=_decimal(window.centre),
-                WindowWidth=_decimal(window.width),
-            )
-            if window.function != "LINEAR":
-                made.VOILUTFunction = window.function
-            yield made
+    """Yield the windows, or tables, that the images themselves have (PS3.3 C.11.8): without, they are not applied."""
+    shown = [voi_of(request.source.instance(uid), frame) for uid, frame in images]
+    for voi, members in _alike(images, shown):
+        if voi is None:
+            continue
+        made = item(ReferencedImageSequence=_images(request, members))
+        if isinstance(voi, Lookup):
+            made.VOILUTSequence = [_table(voi)]
+        else:
+            made.WindowCenter, made.WindowWidth = _decimal(voi.centre), _decimal(voi.width)
+            if voi.function != "LINEAR":
+                made.VOILUTFunction = voi.function
+        yield made
+
+
+def _table(voi: Lookup) -> Dataset:
+    made = Dataset()
+    # Of both signs the words are the same; the VR says which the first value has.
+    words = np.array([voi.entries % 2**16, voi.first % 2**16, voi.bits], np.uint16)
+    signed = voi.first < 0
+    made.add_new("LUTDescriptor", "SS" if signed else "US", (words.view(np.int16) if signed else words).tolist())
+    made.add_new("LUTData", "OW", voi.data)
+    return made
 
 
 _Value = TypeVar("_Value", bound=Hashable)

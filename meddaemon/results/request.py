@@ -14,6 +14,9 @@ from meddaemon.domain.volume import Volume
 from meddaemon.results.scene import Scene, scene_of
 from meddaemon.results.source import SourceSeries, read_source
 
+SERIES_NUMBERS = 100
+"""So many SeriesNumbers are those of results: more than there are kinds of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectReference:
@@ -32,7 +35,7 @@ class EncodingRequest:
 
     `sources` are the files of the instances that the result lies on, `others` those of the further inputs of the
     model, series by series. `series_number` begins the range of
-    SeriesNumber that the results take (one each), apart from the numbers scanners use. `configuration` is entropy
+    SeriesNumber that the results take (one each), apart from the numbers most scanners use. `configuration` is entropy
     for the UIDs: whatever besides input and model may change the result. `predecessors` are the reports that these
     replace, when a late instance made the study run again. `editions` and `kinds` are what is asked for: what every
     destination together takes. With `in_source_set` text is written in the character set of the source where that has
@@ -51,6 +54,13 @@ class EncodingRequest:
     shown: Volume | Pictures | None = None
     others: Sequence[Sequence[Path]] = ()
     in_source_set: bool = False
+
+    @property
+    def first_series_number(self) -> int:
+        """The first SeriesNumber of the results: beyond their range where the number of the source lies in it."""
+        taken = self.source.series_number
+        moved = taken is not None and 0 <= taken - self.series_number < SERIES_NUMBERS
+        return self.series_number + SERIES_NUMBERS * moved
 
     @property
     def character_sets(self) -> CharacterSets:

@@ -29,7 +29,7 @@ from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.frames import Frame, Plane, native_bits, planes_of, run_lengths, with_frames
 from meddaemon.results.identity import MANUFACTURER, instance_uid, long_string, series_uid
 from meddaemon.results.request import EncodingRequest
-from meddaemon.results.skeleton import name_thickness, series_number
+from meddaemon.results.skeleton import name_thickness, say_lossy, series_number
 from meddaemon.results.source import is_multi_frame
 
 KIND = ObjectKind.SEG
@@ -170,7 +170,7 @@ def segmentation(
     kind = form if form is ObjectKind.PROBABILITY else KIND
     named = [each for each in ("" if form in (SegmentationForm.BINARY, kind) else str(form), digest) if each]
     segmentation_type, transfer_syntax = _TYPES[form]
-    images = [flat.stand_in(request)] if geometry is None else _images(request)
+    images = [flat.stand_in(request)] if geometry is None else images_of(request)
     rows, columns = images[0].Rows, images[0].Columns
     if pixels is None:
         images = [_with(image, Rows=1, Columns=1) for image in images]
@@ -181,7 +181,7 @@ def segmentation(
         segment_descriptions=described,
         # A series is of one class.
         series_instance_uid=series_uid(request, " ".join([kind, *named[: kind is KIND]])),
-        series_number=request.series_number if kind is KIND else series_number(request, ObjectKind.PROBABILITY),
+        series_number=request.first_series_number if kind is KIND else series_number(request, ObjectKind.PROBABILITY),
         sop_instance_uid=instance_uid(request, kind, *named),
         instance_number=1,
         manufacturer=MANUFACTURER,
@@ -200,8 +200,9 @@ def segmentation(
     if geometry is None:
         flat.complete(seg, request)
     else:
-        _name_frames(seg, request)
+        name_frames(seg, request)
         name_thickness(seg, request)
+    say_lossy(seg, request)
     _name_dimensions(seg, instance_uid(request, kind, *named, "dimensions"))
     if geometry is not None and not _is_evenly_stacked(geometry):
         seg.pop("DimensionOrganizationType", None)
@@ -240,7 +241,7 @@ def frame_number(request: EncodingRequest, segment: int, image: tuple[str, int])
     return int(np.count_nonzero(areas[:, : segment - 1]) + np.count_nonzero(areas[: place + 1, segment - 1]))
 
 
-def _images(request: EncodingRequest) -> list[Dataset]:
+def images_of(request: EncodingRequest) -> list[Dataset]:
     """Return each plane as a single-frame image that is parallel to all others.
 
     Raises `InputRefused` when the planes are not those of the source, or when they lie across each other.
@@ -279,21 +280,21 @@ def _with(image: Dataset, **changes: object) -> Dataset:
     return changed
 
 
-def _name_frames(seg: Segmentation, request: EncodingRequest) -> None:
+def name_frames(made: Dataset, request: EncodingRequest) -> None:
     """Name the instances, each once, and their frames, where highdicom was given the frames as images."""
     source = request.source
     classes = {str(each.SOPInstanceUID): each.SOPClassUID for each in source.instances if is_multi_frame(each)}
     if not classes:
         return
     frames = {tuple(source.positions[each].tolist()): each[1] for each in request.analysis.images}
-    derived = [item.DerivationImageSequence[0].SourceImageSequence[0] for item in seg.PerFrameFunctionalGroupsSequence]
-    for item, image in zip(seg.PerFrameFunctionalGroupsSequence, derived, strict=True):
+    derived = [item.DerivationImageSequence[0].SourceImageSequence[0] for item in made.PerFrameFunctionalGroupsSequence]
+    for item, image in zip(made.PerFrameFunctionalGroupsSequence, derived, strict=True):
         if image.ReferencedSOPInstanceUID in classes:
             position = item.PlanePositionSequence[0].ImagePositionPatient
             image.ReferencedFrameNumber = frames[tuple(map(float, position))]
-    seg.SourceImageSequence = _once(seg.SourceImageSequence)
-    named = [*derived, *seg.SourceImageSequence]
-    for series in seg.ReferencedSeriesSequence:
+    made.SourceImageSequence = _once(made.SourceImageSequence)
+    named = [*derived, *made.SourceImageSequence]
+    for series in made.ReferencedSeriesSequence:
         series.ReferencedInstanceSequence = _once(series.ReferencedInstanceSequence)
         named += series.ReferencedInstanceSequence
     for image in named:

@@ -12,7 +12,7 @@ from pydicom.uid import (
 )
 
 from meddaemon.domain.codes import Code
-from meddaemon.domain.outlet import Edition, ObjectKind, go_together
+from meddaemon.domain.outlet import EDITIONS, Edition, ObjectKind, go_together
 from meddaemon.domain.result import EncodedObject, LeftOut
 from meddaemon.results.envelope import finish
 from meddaemon.results.identity import RESEARCH_MARK, device_uid, long_string
@@ -59,9 +59,9 @@ def encode(request: EncodingRequest, before: Sequence[EncodedObject]) -> Iterato
         key = _key(request, images)
         written.append(key)
         yield key
-    for number, edition in enumerate(request.editions, 2):
+    for edition in request.editions:
         if objects := objects_of(written, edition):
-            yield _manifest(request, objects, edition, number)
+            yield _manifest(request, objects, edition, number=EDITIONS.index(edition) + 2)
 
 
 def key_images(request: EncodingRequest) -> list[tuple[tuple[str, int], list[str]]]:

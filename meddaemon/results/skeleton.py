@@ -22,7 +22,7 @@ SOURCE_IMAGE = Code(value="121322", scheme="DCM", meaning="Source image for imag
 def series_number(request: EncodingRequest, kind: ObjectKind) -> int:
     """Return the SeriesNumber of the results of one kind: each has its own in the range of the request."""
     # After that of the Segmentation, and of the reports, which have one each.
-    return request.series_number + 10 + list(ObjectKind).index(kind)
+    return request.first_series_number + 10 + list(ObjectKind).index(kind)
 
 
 def begin(
@@ -97,6 +97,26 @@ def name_thickness(made: Dataset, request: EncodingRequest) -> None:
     measures, geometry = made.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], request.analysis.geometry
     if measures.get("SliceThickness") is None and geometry is not None:
         measures.SliceThickness = float(f"{geometry.spacing[0]:.10g}")
+
+
+def name_side(made: Dataset, request: EncodingRequest) -> None:
+    """Say which body part is shown, and which side of it, where the images tell; else that nobody knows the side.
+
+    Of a body part that is paired the side must be said, and nobody knows which are (PS3.3 C.7.3.1).
+    """
+    made.Laterality = request.source.laterality
+    if made.Laterality:
+        made.update(request.source.body_part)
+
+
+def say_lossy(made: Dataset, request: EncodingRequest) -> None:
+    """Say whether any image of the source was compressed with loss: once is for ever (PS3.3 C.7.6.1.1.5)."""
+    lossy = next((each for each in request.source.instances if each.get("LossyImageCompression") == "01"), None)
+    made.LossyImageCompression = "00" if lossy is None else "01"
+    for keyword in ("LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        made.pop(keyword, None)
+        if lossy is not None and keyword in lossy:
+            made.add(lossy[keyword])
 
 
 def is_image(instance: Dataset) -> bool:

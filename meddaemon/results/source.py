@@ -8,6 +8,7 @@ is left out (type 3), which is said. Text that can be written is copied as it is
 archives match patients and orders on the exact value, and studies on their UID, valid or not.
 """
 
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -226,6 +227,13 @@ _GEOMETRY = (
     "RescaleType",
     "ModalityLUTSequence",
     "VOILUTFunction",
+    "VOILUTSequence",
+    "PixelRepresentation",
+    # What whoever derives a picture from them must say, too (PS3.3 C.7.3.1, C.7.6.1, C.8.11.3)
+    "Laterality",
+    "ImageLaterality",
+    "BurnedInAnnotation",
+    "RecognizableVisualFeatures",
 )
 _MULTI_FRAME = ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
 _PLANE = (
@@ -347,13 +355,27 @@ class SourceSeries(InputSeries):
         """The study that source and results belong to."""
         return str(self.header.StudyInstanceUID)
 
-    @property
+    @cached_property
     def inputs(self) -> tuple[InputSeries, ...]:
         """Every input once, the one first that the result lies on."""
-        known = {self.series_instance_uid: InputSeries(instances=self.instances, modality=self.modality)}
-        for other in self.others:
-            known.setdefault(other.series_instance_uid, other)
+        known: dict[str, InputSeries] = {}
+        for each in (self, *self.others):
+            # Two inputs may be of one series, each of other images: of another b-value, for one.
+            before = known.get(each.series_instance_uid)
+            instances = {} if before is None else dict(zip(before.sop_instance_uids, before.instances, strict=True))
+            instances |= zip(each.sop_instance_uids, each.instances, strict=True)
+            known[each.series_instance_uid] = InputSeries(instances=tuple(instances.values()), modality=each.modality)
         return tuple(known.values())
+
+    @property
+    def laterality(self) -> str:
+        """The side that is shown, `L` or `R`; empty where no image says one, or they say different ones."""
+        sides = {str(each.get("ImageLaterality") or each.get("Laterality") or "") for each in self.instances}
+        return sides.pop() if len(sides) == 1 and sides <= {"L", "R"} else ""
+
+    def any_says(self, keyword: str) -> bool:
+        """Return whether one of the images says YES to something that a picture of them has, too."""
+        return any(each.get(keyword) == "YES" for each in self.instances)
 
     @property
     def is_multi_frame(self) -> bool:
@@ -607,7 +629,7 @@ def _in_notation(vr: str, value: str) -> str:
         return value.replace(":", "")
     if vr == VR.AS and re.fullmatch(r"\d{1,2}[DWMY]", value):
         return value.zfill(4)
-    if vr == VR.DS and len(value) > _LONGEST_DS:
+    if vr == VR.DS and len(value) > _LONGEST_DS and math.isfinite(float(value)):
         return format_number_as_ds(float(value))
     return value.strip().upper() if vr == VR.CS else value
 
@@ -691,6 +713,8 @@ def _bare(dataset: Dataset) -> Dataset:
         setattr(bare, keyword, "")
     for element in _elements(dataset, _GEOMETRY):
         bare.add(element)
+    if dataset.original_encoding[1] is False:
+        bare.pop("VOILUTSequence", None)  # words in bytes of the other order
     if "SliceThickness" not in bare and "PerFrameFunctionalGroupsSequence" not in bare:
         bare.SliceThickness = None
     return bare
@@ -705,10 +729,10 @@ def _frames(instance: Dataset, group: str, keyword: str, only: int = 0) -> Itera
         yield instance.get(keyword)
         return
     frames = instance.PerFrameFunctionalGroupsSequence
-    shared = instance.get("SharedFunctionalGroupsSequence") or [Dataset()]
+    shared = list(instance.get("SharedFunctionalGroupsSequence") or ())[:1]
     for own in frames[only - 1 : only] if only else frames:
-        said = own if group in own else shared[0]
-        yield said[group].value[0].get(keyword) if group in said else None
+        said = next((each[group].value[0] for each in (own, *shared) if each.get(group)), Dataset())
+        yield said.get(keyword)
 
 
 def _latest_moment(datasets: Sequence[Dataset]) -> Moment:

@@ -61,7 +61,7 @@ def encode(request: EncodingRequest, _: Sequence[EncodedObject]) -> Iterator[Enc
             ReferencedROINumber=segment.number,
             RTROIInterpretedType="",
             ROIInterpreter="",
-            RTROIIdentificationCodeSequence=[code_item(segment.type)],
+            RTROIIdentificationCodeSequence=[_identified(segment)],
         )
         for segment in request.analysis.segments
     ]
@@ -101,6 +101,14 @@ def _region(request: EncodingRequest, segment: Segment, geometry: Geometry) -> D
         ROIGenerationAlgorithm="AUTOMATIC",
         ROIGenerationDescription=long_string(f"{MANUFACTURER} - {RESEARCH_MARK}"),
     )
+
+
+def _identified(segment: Segment) -> Dataset:
+    """Return what a region is, and which side."""
+    made = code_item(segment.type)
+    if segment.laterality is not None:
+        made.SegmentedPropertyTypeModifierCodeSequence = [code_item(segment.laterality)]
+    return made
 
 
 def _contours(request: EncodingRequest, segment: Segment, traced: Sequence[tuple[int, NDArray[np.float64]]]) -> Dataset:

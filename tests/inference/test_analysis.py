@@ -84,7 +84,7 @@ def test_beyond_the_limits_the_reason_has_the_numbers() -> None:
     assert analyse(prediction(cube()), contract(segment(1, 7.9, 8.1)), entropy="r").status is ResultStatus.PLAUSIBLE
     doubtful = analyse(prediction(cube()), contract(segment(1, 9, 20)), entropy="r")
     assert doubtful.status is ResultStatus.IMPLAUSIBLE
-    assert doubtful.reason == "segment 1 measures 8.0 mL; plausible are 9 to 20 mL"
+    assert doubtful.reason == "segment 1 measures 8 mL; plausible are 9 to 20 mL"
 
 
 @pytest.mark.fault(173)

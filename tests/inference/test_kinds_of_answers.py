@@ -433,7 +433,7 @@ def test_limits_hold_for_segments_that_overlap() -> None:
     masks = np.zeros((1, 4, 5, 6), np.bool_)
     masks[0, 0, 0, 0] = True
     analysis = answered(contract(ModelKind.SEGMENTATION, segments=(limited,)), masks=masks, geometry=geometry())
-    assert analysis.reason == "whole measures 0.0 mL; plausible are 1 to 2 mL"
+    assert analysis.reason == "whole measures 0.03 mL; plausible are 1 to 2 mL"
 
 
 @pytest.mark.fault(173)

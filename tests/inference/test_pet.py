@@ -88,6 +88,7 @@ def test_the_injection_is_told_in_several_ways(tmp_path: Path, drug: dict[str, A
     ("drug", "said", "reason"),
     [
         ({}, {"Units": "CNTS"}, "suv_units"),
+        ({}, {"Units": "GML", "SUVType": "LBM"}, "suv_units"),
         ({}, {"PatientWeight": None}, "suv_weight"),
         ({}, {"CorrectedImage": ["DECY"]}, "suv_not_corrected"),
         ({}, {"DecayCorrection": "NONE"}, "suv_decay_correction"),

@@ -249,7 +249,7 @@ def test_small_ones_are_left_out_and_too_many_are_said() -> None:
     assert numbers(analysis.findings[-1]) == {"count": 3.0, "volume": 15.0}
     assert analysis.reason == "Lesion: 3 were found, of which the largest 1 are kept"
     limited = segment(2, lesions=LesionContract(), plausible_volume_ml=PlausibleRange(minimum=1, maximum=14))
-    assert "Lesion measures 15.0 mL" in analysed(three(), contract(ORGAN, limited), ten_mm).reason
+    assert "Lesion measures 15 mL" in analysed(three(), contract(ORGAN, limited), ten_mm).reason
 
 
 def test_no_lesion_is_an_answer() -> None:

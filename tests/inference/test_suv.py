@@ -74,6 +74,7 @@ def test_what_is_corrected_to_the_injection_has_not_decayed() -> None:
 
 def test_values_that_are_suv_already_stay_as_they_are() -> None:
     assert factor(replace(IMAGE, units="GML", weight_kg=None)) == 1.0
+    assert factor(replace(IMAGE, units="GML", suv_type="BW")) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -81,6 +82,7 @@ def test_values_that_are_suv_already_stay_as_they_are() -> None:
     [
         ("suv_units", {"units": "CNTS"}),
         ("suv_units", {"units": ""}),
+        ("suv_units", {"units": "GML", "suv_type": "LBM"}),
         ("suv_not_corrected", {"corrections": ("DECY",)}),
         ("suv_decay_correction", {"decay_correction": "NONE"}),
         ("suv_weight", {"weight_kg": None}),

@@ -11,7 +11,7 @@ import pytest
 from dicom_factory import make_series
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
-from result_samples import BRAIN, KIDNEY, analysis_of, ball, geometry_of, request_for
+from result_samples import BRAIN, KIDNEY, LEFT, analysis_of, ball, geometry_of, request_for
 
 from meddaemon.domain.errors import ObjectRefusedByGate
 from meddaemon.domain.result import EncodedObject
@@ -26,7 +26,7 @@ def request_made(tmp_path_factory: pytest.TempPathFactory) -> EncodingRequest:
     paths = make_series(tmp_path_factory.mktemp("series"), planes=4, orientation="oblique", patient_id="SECRET")
     labels = ball(geometry_of(paths).shape)
     labels[2:] *= 2
-    kinds = [("Brain", BRAIN, None), ("Kidney", KIDNEY, None)]
+    kinds = [("Brain", BRAIN, None), ("Kidney", KIDNEY, LEFT)]
     return request_for(paths, analysis=analysis_of(labels, geometry_of(paths), kinds=kinds))
 
 
@@ -79,6 +79,12 @@ def edit(value: str, change: Callable[[Dataset], object]) -> Callable[[Dataset],
 
 def put(dataset: Any, keyword: str, value: Any) -> None:
     setattr(dataset, keyword, value)
+
+
+def side(dataset: Dataset) -> Dataset:
+    """The laterality of the second segment."""
+    coded = dataset.SegmentSequence[1].SegmentedPropertyTypeCodeSequence[0]
+    return coded.SegmentedPropertyTypeModifierCodeSequence[0]
 
 
 def add_scoord(dataset: Dataset) -> None:
@@ -175,7 +181,13 @@ FAULTS: list[tuple[str, str, Callable[[Dataset], object], str]] = [
     ("patient module incomplete", "SR", lambda d: d.pop("PatientSex"), "PatientSex is absent"),
     ("series number of the source", "SR", lambda d: put(d, "SeriesNumber", 3), "SeriesNumber 3"),
     ("series number 0", "SEG", lambda d: put(d, "SeriesNumber", 0), "SeriesNumber 0"),
-    ("no research mark", "SR", lambda d: put(d, "SeriesDescription", "Brain"), "SeriesDescription lacks"),
+    ("no research mark", "SR", lambda d: put(d, "SeriesDescription", "Brain"), "SeriesDescription is not"),
+    (
+        "as if it were not to be believed",
+        "SR",
+        lambda d: put(d, "SeriesDescription", "AI IMPLAUSIBLE Brain mask - NOT FOR DIAGNOSTIC USE"),
+        "SeriesDescription is not",
+    ),
     ("no content date", "SEG", lambda d: d.pop("ContentDate"), "ContentDate has no value"),
     ("no character set", "SR", lambda d: put(d, "SpecificCharacterSet", "ISO_IR 100"), "SpecificCharacterSet"),
     (
@@ -211,8 +223,30 @@ FAULTS: list[tuple[str, str, Callable[[Dataset], object], str]] = [
         "refers to 1.2.3",
     ),
     ("duplicate segment", "SEG", lambda d: put(d.SegmentSequence[1], "SegmentNumber", 1), "segments [1, 1]"),
-    ("no label", "SEG", lambda d: d.SegmentSequence[0].pop("SegmentLabel"), "has no label"),
+    ("no label", "SEG", lambda d: d.SegmentSequence[0].pop("SegmentLabel"), "is not called as"),
+    ("another label", "SEG", lambda d: put(d.SegmentSequence[1], "SegmentLabel", "Right kidney"), "is not called as"),
+    ("the other side", "SEG", lambda d: put(side(d), "CodeValue", "24028007"), "segment 2: laterality is not (7771000"),
+    (
+        "no side",
+        "SEG",
+        lambda d: (
+            d.SegmentSequence[1].SegmentedPropertyTypeCodeSequence[0].pop("SegmentedPropertyTypeModifierCodeSequence")
+        ),
+        "segment 2: laterality is not (7771000",
+    ),
     ("no algorithm", "SEG", lambda d: d.SegmentSequence[0].pop("SegmentAlgorithmName"), "which algorithm"),
+    (
+        "another version",
+        "SEG",
+        lambda d: put(d.SegmentSequence[1].SegmentationAlgorithmIdentificationSequence[0], "AlgorithmVersion", "9"),
+        "segment 2 does not say which algorithm",
+    ),
+    (
+        "thicker",
+        "SEG",
+        lambda d: put(d.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0], "SliceThickness", 3),
+        "SliceThickness 3",
+    ),
     ("no colour", "SEG", lambda d: d.SegmentSequence[0].pop("RecommendedDisplayCIELabValue"), "colour"),
     ("other tracking", "SEG", lambda d: put(d.SegmentSequence[0], "TrackingUID", "1.2.3"), "tracking identifiers"),
     (

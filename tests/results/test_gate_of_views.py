@@ -122,6 +122,19 @@ def other_value_type(dataset: Dataset) -> None:
     kept.ValueType = "COMPOSITE" if kept.ValueType == "IMAGE" else "IMAGE"
 
 
+def swap_layers(keyword: str) -> Mutation:
+    def swap(dataset: Dataset) -> None:
+        first, second = dataset.GraphicLayerSequence[:2]
+        first[keyword].value, second[keyword].value = second[keyword].value, first[keyword].value
+
+    return swap
+
+
+def modifier(dataset: Dataset) -> Dataset:
+    identified = dataset.RTROIObservationsSequence[1].RTROIIdentificationCodeSequence[0]
+    return identified.SegmentedPropertyTypeModifierCodeSequence[0]
+
+
 def padded(dataset: Dataset) -> None:
     dataset.EncapsulatedDocument = dataset.EncapsulatedDocument[:-200]
 
@@ -138,6 +151,7 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
     ("source forgotten", "SC", lambda d: d.SourceImageSequence.pop(), "Source Image Sequence"),
     ("lossy", "SC", lambda d: put(d, "LossyImageCompression", "01"), "LossyImageCompression"),
     ("no mark", "SC", lambda d: put(d, "DerivationDescription", "x"), "DerivationDescription lacks"),
+    ("turned", "SC", lambda d: put(d, "PatientOrientation", ["R", "F"]), "Patient Orientation"),
     ("digitized film", "SC", lambda d: put(d, "ConversionType", "DF"), "ConversionType"),
     ("half a pixel", "PR", moved(0.5), "does not go around the voxels"),
     ("half a pixel down", "PR", moved(0.5, 1), "does not go around the voxels"),
@@ -169,6 +183,19 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
         of(lambda d: d.SoftcopyVOILUTSequence[0], "WindowWidth", "80"),
         "window of frame",
     ),
+    ("another unit", "PR", lambda d: put(d, "RescaleType", "US"), "Modality LUT"),
+    (
+        "another function",
+        "PR",
+        of(lambda d: d.SoftcopyVOILUTSequence[0], "VOILUTFunction", "SIGMOID"),
+        "window of frame",
+    ),
+    (
+        "other pixels",
+        "PR",
+        of(lambda d: d.DisplayedAreaSelectionSequence[0], "PresentationPixelSpacing", [1.5, 1.5]),
+        "high and wide",
+    ),
     (
         "part of the image",
         "PR",
@@ -176,7 +203,18 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
         "not the whole",
     ),
     ("a layer too many", "PR", lambda d: d.GraphicLayerSequence.append(d.GraphicLayerSequence[0]), "layers have one"),
-    ("no colour", "PR", lambda d: d.GraphicLayerSequence[0].pop(0x00700401), "no colour"),
+    ("no colour", "PR", lambda d: d.GraphicLayerSequence[0].pop(0x00700401), "has not the colour"),
+    ("other colours", "PR", swap_layers("GraphicLayerRecommendedDisplayCIELabValue"), "has not the colour"),
+    ("other names", "PR", swap_layers("GraphicLayerDescription"), "is not called"),
+    ("the other side", "PR", lambda d: put(d, "Laterality", "R"), "Laterality differs"),
+    ("the other side", "SC", lambda d: put(d, "Laterality", "R"), "Laterality differs"),
+    ("as a circle", "PR", of(first_graphic, "GraphicType", "CIRCLE"), "is drawn as ['CIRCLE']"),
+    (
+        "called so elsewhere",
+        "PR",
+        of(lambda d: d.GraphicAnnotationSequence[0].TextObjectSequence[0], "AnchorPoint", [0.0, 0.0]),
+        "has its name elsewhere",
+    ),
     ("another series", "PR", of(lambda d: d.ReferencedSeriesSequence[0], "SeriesInstanceUID", "1.2"), "series"),
     ("no mark", "PR", lambda d: put(d, "ContentDescription", "x"), "ContentDescription lacks"),
     ("no creation date", "PR", lambda d: put(d, "PresentationCreationDate", ""), "PresentationCreationDate"),
@@ -184,6 +222,9 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
     ("frames name each other's images", "PM", swap_maps, "mm from its image"),
     ("upside down", "PM", upside_down, "in the order in which they lie"),
     ("scaled", "PM", of(mapping, "RealWorldValueSlope", 2.0), "as they stand"),
+    ("rescaled", "PM", of(lambda d: shared(d).PixelValueTransformationSequence[0], "RescaleSlope", 2), "as they stand"),
+    ("of another class", "PM", of(mapping, "LUTExplanation", "saliency: Spleen"), "is not called 'saliency: Cyst'"),
+    ("thicker", "PM", of(lambda d: shared(d).PixelMeasuresSequence[0], "SliceThickness", 9), "SliceThickness 9"),
     ("another unit", "PM", of(lambda d: mapping(d).MeasurementUnitsCodeSequence[0], "CodeValue", "%"), "unit is not"),
     (
         "another quantity",
@@ -212,6 +253,7 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
     ),
     ("verified", "PDF", lambda d: put(d, "VerificationFlag", "VERIFIED"), "VerificationFlag"),
     ("no mark", "PDF", lambda d: put(d, "DocumentTitle", "x"), "DocumentTitle lacks"),
+    ("burned in", "PDF", lambda d: put(d, "BurnedInAnnotation", "YES"), "BurnedInAnnotation"),
     ("no source", "PDF", lambda d: d.SourceInstanceSequence.pop(), "Source Instance Sequence"),
     ("another title", "PDF", lambda d: put(d.ConceptNameCodeSequence[0], "CodeValue", "1"), "title"),
     ("scanned", "PDF", lambda d: put(d, "ConversionType", "SD"), "ConversionType"),
@@ -239,6 +281,7 @@ FAULTS: list[tuple[str, str, Mutation, str]] = [
         of(lambda d: d.RTROIObservationsSequence[0].RTROIIdentificationCodeSequence[0], "CodeValue", "1"),
         "not identified",
     ),
+    ("the other side", "RTSTRUCT", of(modifier, "CodeValue", "24028007"), "region 2: laterality is not (7771000"),
     (
         "an image lost",
         "RTSTRUCT",

@@ -196,7 +196,7 @@ def test_a_long_line_is_cut_into_pieces_that_follow_each_other() -> None:
 def test_windows_and_scales_that_are_none_are_left_out() -> None:
     instance = Dataset()
     assert window_of(instance, 1) is None
-    assert rescale_of(instance, 1) == (1, 0, "")
+    assert rescale_of(instance, 1) == (1, 0, "US")
     instance.WindowCenter, instance.WindowWidth = 40, 0
     assert window_of(instance, 1) is None
     instance.WindowWidth, instance.VOILUTFunction = 0.5, "LINEAR_EXACT"

@@ -34,6 +34,8 @@ def _description(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[
             yield f"{keyword} is {dataset.get(keyword)}, not {value}"
     if encoded.transfer_syntax_uid != ExplicitVRLittleEndian:
         yield f"TransferSyntaxUID {encoded.transfer_syntax_uid} is not {ExplicitVRLittleEndian}"
+    if dataset.get("PatientOrientation"):
+        yield "has a Patient Orientation, though its views have different ones"
     if RESEARCH_MARK not in str(dataset.get("DerivationDescription")):
         yield f"DerivationDescription lacks {RESEARCH_MARK!r}"
 
@@ -60,9 +62,6 @@ def _sources(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     wanted = Counter(str(each.SOPInstanceUID) for series in inputs for each in series.instances if "Rows" in each)
     if named != wanted:
         yield f"Source Image Sequence names {named.total()} instances and not each of {wanted.total()} once"
-    lossy = any(each.get("LossyImageCompression") == "01" for each in exam.request.source.instances)
-    if dataset.get("LossyImageCompression") != ("01" if lossy else "00"):
-        yield f"LossyImageCompression is {dataset.get('LossyImageCompression')}, which is not that of the source"
 
 
 CHECKS: tuple[Check, ...] = (_description, _pixels, _sources)

@@ -1,7 +1,7 @@
 """What every result object is asked: encoding, identity, equipment, references."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pydicom.datadict import keyword_for_tag
@@ -15,8 +15,8 @@ from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
 from meddaemon.results.envelope import device_serial_number, has_content_moment, software_versions
 from meddaemon.results.gate.exam import VERBATIM, Check, Exam, distinct
 from meddaemon.results.gate.iod import attributes
-from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, device_uid, long_string
-from meddaemon.results.source import INHERITED, TYPE_2
+from meddaemon.results.identity import MANUFACTURER, device_uid, long_string, series_description
+from meddaemon.results.source import INHERITED, TYPE_2, SourceSeries
 from meddaemon.results.texts import character_sets_of
 
 _LONGEST_UID = 64
@@ -60,6 +60,11 @@ _MOMENTS = (
 )
 _INSTANCES = ("ReferencedSOPSequence", "ReferencedInstanceSequence", "ReferencedImageSequence", "ContourImageSequence")
 _CODE_VALUES = ("CodeValue", "LongCodeValue", "URNCodeValue")
+_AS_SOURCE: Mapping[str, Callable[[SourceSeries], str]] = {
+    "Laterality": lambda source: source.laterality,
+    "PositionReferenceIndicator": lambda source: str(source.instances[0].get("PositionReferenceIndicator") or ""),
+}
+"""What an object that says it at all says as its source does."""
 _CONTENT_MOMENT = ("ContentDate", "ContentTime")
 
 
@@ -107,6 +112,17 @@ def _series(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[st
         keyword = str(keyword_for_tag(element.tag))
         if keyword in dataset and dataset.get(keyword) != element.value:
             yield f"{keyword} differs from the source"
+    for keyword, said in _AS_SOURCE.items():
+        if keyword in dataset and str(dataset.get(keyword) or "") != said(exam.request.source):
+            yield f"{keyword} differs from the source"
+
+
+def _pixels(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
+    """Check that what has pixels says whether those of the source were compressed with loss (PS3.3 C.7.6.1.1.5)."""
+    if "SamplesPerPixel" in dataset:
+        lossy = any(each.get("LossyImageCompression") == "01" for each in exam.request.source.instances)
+        if dataset.get("LossyImageCompression") != ("01" if lossy else "00"):
+            yield f"LossyImageCompression is {dataset.get('LossyImageCompression')}, which is not that of the source"
 
 
 def _patient_and_study(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
@@ -136,8 +152,8 @@ def _identifiers(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterat
     number = dataset.get("SeriesNumber")
     if number is None or number < 1 or number == source.series_number:
         yield f"SeriesNumber {number} is not a number of its own"
-    if RESEARCH_MARK not in str(dataset.get("SeriesDescription")):
-        yield f"SeriesDescription lacks {RESEARCH_MARK!r}"
+    if dataset.get("SeriesDescription") != (wanted := series_description(exam.request)):
+        yield f"SeriesDescription is not {wanted!r}"
 
 
 def _equipment(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
@@ -226,6 +242,7 @@ CHECKS: tuple[Check, ...] = (
     attributes,
     _series,
     _required,
+    _pixels,
     _patient_and_study,
     _identifiers,
     _equipment,

@@ -1,6 +1,6 @@
 """What is under examination, and how a check looks at it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
@@ -109,3 +109,17 @@ def distinct(dataset: Dataset, seen: set[bytes] | None = None) -> Iterator[Datas
         if element.VR == "SQ":
             for item in element.value or ():
                 yield from distinct(item, seen)
+
+
+def requests(exam: Exam, dataset: Dataset) -> Iterator[str]:
+    """Yield that a document does not name the requests of the source, word for word (PS3.3 C.17.2.3)."""
+    if _said(dataset.get("ReferencedRequestSequence", ())) != _said(exam.request.source.requests):
+        yield "Referenced Request Sequence does not hold the requests of the source"
+
+
+def _said(items: Iterable[Dataset]) -> list[dict[str, object]]:
+    """Return what items say, however it was read: what is empty is "", items are lists."""
+    return [
+        {each.keyword: _said(each.value) if each.VR == "SQ" else str(each.value or "") for each in item}
+        for item in items
+    ]

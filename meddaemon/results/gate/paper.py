@@ -13,17 +13,17 @@ from meddaemon.results.capture import WRITER
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.gate.tree import name_of
 from meddaemon.results.identity import RESEARCH_MARK, instance_uid
-from meddaemon.results.paper import KIND
+from meddaemon.results.paper import KIND, shows
 
 
-def _document(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
+def _document(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
     wanted = {
         "SOPClassUID": EncapsulatedPDFStorage,
         "Modality": "DOC",
         "ConversionType": "SYN",
-        "BurnedInAnnotation": "NO",
         "VerificationFlag": "UNVERIFIED",
         "MIMETypeOfEncapsulatedDocument": "application/pdf",
+        **shows(exam.request),
     }
     for keyword, value in wanted.items():
         if dataset.get(keyword) != value:

@@ -8,12 +8,12 @@ from pydicom.uid import ExplicitVRLittleEndian, ParametricMapStorage
 
 from meddaemon.domain.result import Artefact, EncodedObject
 from meddaemon.results.gate.exam import Check, Exam
+from meddaemon.results.gate.segmentation import measures
 from meddaemon.results.gate.tree import is_code
-from meddaemon.results.identity import RESEARCH_MARK
+from meddaemon.results.identity import RESEARCH_MARK, long_string
 from meddaemon.results.parametric import QUANTITIES, heights_of, why_not
 
 _OFF_MM = 1e-3
-_DRIFT_MM = 0.1  # as a Segmentation: a volume is fitted to all its planes
 
 
 def _document(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
@@ -44,13 +44,7 @@ def _grid(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
         return
     if (dataset.Rows, dataset.Columns) != geometry.shape[1:]:
         yield f"grid {dataset.Rows} x {dataset.Columns} is not the volume's {geometry.shape[1]} x {geometry.shape[2]}"
-    shared = dataset.SharedFunctionalGroupsSequence[0]
-    directions = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
-    row_spacing, column_spacing = (float(value) for value in shared.PixelMeasuresSequence[0].PixelSpacing)
-    in_plane = np.column_stack([directions[3:] * row_spacing, directions[:3] * column_spacing])
-    drift = np.abs((in_plane - geometry.affine_lps[:3, 1:3]) * geometry.shape[1:]).max()
-    if not drift < _DRIFT_MM:
-        yield f"orientation and spacing drift {drift:.3g} mm from the volume over its width"
+    yield from measures(exam, geometry, dataset)
 
 
 def _frames(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
@@ -94,9 +88,16 @@ def _meaning(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[s
     artefact = _artefact(exam, encoded)
     if artefact is None:
         return
-    mapping = dataset.SharedFunctionalGroupsSequence[0].RealWorldValueMappingSequence[0]
-    if (float(mapping.RealWorldValueSlope), float(mapping.RealWorldValueIntercept)) != (1.0, 0.0):
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    mapping, rescale = shared.RealWorldValueMappingSequence[0], shared.PixelValueTransformationSequence[0]
+    lines = (
+        (mapping.RealWorldValueSlope, mapping.RealWorldValueIntercept),
+        (rescale.RescaleSlope, rescale.RescaleIntercept),
+    )
+    if any((float(slope), float(intercept)) != (1.0, 0.0) for slope, intercept in lines):
         yield "real-world values are not the values as they stand"
+    if mapping.get("LUTExplanation") != long_string(artefact.name):
+        yield f"is not called {artefact.name!r}"
     if not is_code(mapping.get("MeasurementUnitsCodeSequence"), artefact.unit):
         yield f"unit is not {artefact.unit}"
     definitions = [each.get("ConceptCodeSequence") for each in mapping.get("QuantityDefinitionSequence", ())]

@@ -3,16 +3,18 @@
 from collections.abc import Iterator
 
 import numpy as np
+from highdicom.color import CIELabColor
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRLittleEndian, GrayscaleSoftcopyPresentationStateStorage
 
 from meddaemon.domain.result import EncodedObject
+from meddaemon.results.flat import sizes_of
 from meddaemon.results.gate.areas import agree, around, covered
 from meddaemon.results.gate.exam import Check, Exam
-from meddaemon.results.identity import RESEARCH_MARK
+from meddaemon.results.identity import RESEARCH_MARK, long_string
 from meddaemon.results.presentation import layer_of
 from meddaemon.results.scene import Mark
-from meddaemon.results.window import Rescale, rescale_of, window_of
+from meddaemon.results.window import Lookup, Rescale, Window, rescale_of, voi_of
 
 _Image = tuple[str, int]
 
@@ -42,42 +44,58 @@ def _series(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
 def _grey(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     """Check that stored values become what they become in each image: Modality LUT, window, Presentation LUT."""
     source = exam.request.source
-    said = Rescale(float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0)))
+    slope, intercept = float(dataset.get("RescaleSlope", 1)), float(dataset.get("RescaleIntercept", 0))
+    said = Rescale(slope, intercept, str(dataset.get("RescaleType", "US")))
     for uid, frame in _presented(dataset):
         instance = source.instance(uid)
         rescale = rescale_of(instance, frame)
-        if rescale is None or not np.allclose(rescale[:2], said[:2], rtol=1e-9):
-            yield f"Modality LUT is {said[:2]}, that of frame {frame} of {uid} is {rescale and rescale[:2]}"
+        if rescale is None or rescale.type != said.type or not np.allclose(rescale[:2], said[:2], rtol=1e-9):
+            yield f"Modality LUT is {tuple(said)}, that of frame {frame} of {uid} is {rescale and tuple(rescale)}"
         shape = {"MONOCHROME1": "INVERSE", "MONOCHROME2": "IDENTITY"}.get(str(instance.PhotometricInterpretation))
         if shape is None or dataset.get("PresentationLUTShape") != shape:
             yield f"PresentationLUTShape {dataset.get('PresentationLUTShape')} is not {shape}, which {uid} needs"
-        wanted = window_of(instance, frame)
-        windows = [
-            (float(each.WindowCenter), float(each.WindowWidth))
-            for each in dataset.get("SoftcopyVOILUTSequence", ())
-            if (uid, frame) in _images(each)
-        ]
-        if not np.allclose(windows, [wanted[:2]] if wanted else [], rtol=1e-9) or len(windows) != bool(wanted):
-            yield f"window of frame {frame} of {uid} is {windows}, not {wanted and wanted[:2]}"
+        wanted = voi_of(instance, frame)
+        found = [voi_of(each, 1) for each in dataset.get("SoftcopyVOILUTSequence", ()) if (uid, frame) in _images(each)]
+        if len(found) != (wanted is not None) or not all(_alike(each, wanted) for each in found):
+            yield f"window of frame {frame} of {uid} is {found}, not {wanted}"
+
+
+def _alike(found: Window | Lookup | None, wanted: Window | Lookup | None) -> bool:
+    """Return whether two windows are one; centre and width are written with ten digits."""
+    if isinstance(found, Window) and isinstance(wanted, Window):
+        return found.function == wanted.function and np.allclose(found[:2], wanted[:2], rtol=1e-9)
+    return found == wanted
 
 
 def _displayed(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     areas = [(image, area) for area in dataset.DisplayedAreaSelectionSequence for image in _images(area)]
     if sorted(image for image, _ in areas) != sorted(_presented(dataset)):
         yield "Displayed Area Selection Sequence does not name each image once"
-    for (uid, _frame), area in areas:
+    for (uid, frame), area in areas:
         instance = exam.request.source.instance(uid)
         corners = [*area.DisplayedAreaTopLeftHandCorner, *area.DisplayedAreaBottomRightHandCorner]
         if corners != [1, 1, instance.Columns, instance.Rows]:
             yield f"displayed area of {uid} is {corners}, not the whole of {instance.Columns} x {instance.Rows}"
+        geometry = exam.request.analysis.geometry
+        spacing, aspect = sizes_of(exam.request.source.image(uid, frame))
+        wanted = spacing if geometry is None else geometry.spacing[1:]
+        keyword = "PresentationPixelAspectRatio" if wanted is None else "PresentationPixelSpacing"
+        found = [float(each) for each in area.get(keyword, ())]
+        if len(found) != 2 or not np.allclose(found, wanted or aspect, rtol=1e-6):
+            yield f"pixels of {uid} are {found} high and wide, not {wanted or aspect}"
 
 
 def _layers(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     layers = [str(each.GraphicLayer) for each in dataset.GraphicLayerSequence]
     if len(set(layers)) != len(layers):
         yield "two layers have one name"
-    if not all("GraphicLayerRecommendedDisplayCIELabValue" in each for each in dataset.GraphicLayerSequence):
-        yield "a layer has no colour"
+    marks = {layer_of(exam.request, mark): mark for mark in exam.request.scene.marks}
+    for each in dataset.GraphicLayerSequence:
+        mark = marks.get(str(each.GraphicLayer))
+        if mark is None or each.get("GraphicLayerDescription") != long_string(mark.name):
+            yield f"layer {each.GraphicLayer} is not called {mark and mark.name!r}"
+        elif each.get("GraphicLayerRecommendedDisplayCIELabValue") != list(CIELabColor.from_rgb(*mark.colour).value):
+            yield f"layer {each.GraphicLayer} has not the colour {mark.colour}"
     if {str(each.GraphicLayer) for each in dataset.GraphicAnnotationSequence} != set(layers):
         yield "layers are not those of the annotations"
 
@@ -108,8 +126,18 @@ def _drawing(exam: Exam, image: _Image, mark: Mark, annotation: Dataset) -> Iter
         for each in annotation.GraphicObjectSequence
     ]
     where = f"{annotation.GraphicLayer} on frame {image[1]} of {image[0]}"
-    if any(each.GraphicAnnotationUnits != "PIXEL" for each in annotation.GraphicObjectSequence):
+    units = [each.GraphicAnnotationUnits for each in annotation.GraphicObjectSequence]
+    units += [each.AnchorPointAnnotationUnits for each in annotation.TextObjectSequence]
+    if {*units} != {"PIXEL"}:
         yield f"{where} is not in pixels"
+    kinds = {each.GraphicType for each in annotation.GraphicObjectSequence}
+    if kinds != {"POINT" if mark.is_point else "POLYLINE"}:
+        yield f"{where} is drawn as {sorted(kinds)}"
+    points = np.concatenate(lines)
+    for each in annotation.TextObjectSequence:
+        anchor = np.array(each.AnchorPoint, np.float64)[::-1]
+        if (anchor < points.min(axis=0) - 1e-3).any() or (anchor > points.max(axis=0) + 1e-3).any():
+            yield f"{where} has its name elsewhere"
     if any(
         len(line) != each.NumberOfGraphicPoints
         for line, each in zip(lines, annotation.GraphicObjectSequence, strict=True)
@@ -128,7 +156,7 @@ def _drawing(exam: Exam, image: _Image, mark: Mark, annotation: Dataset) -> Iter
         atol=1e-3,
     ):
         yield f"{where} is not where {mark.name!r} was found"
-    if [str(each.UnformattedTextValue) for each in annotation.TextObjectSequence] != [mark.name[:64]]:
+    if [str(each.UnformattedTextValue) for each in annotation.TextObjectSequence] != [long_string(mark.name)]:
         yield f"{where} is not called {mark.name!r}"
 
 

@@ -52,7 +52,7 @@ def _values(exam: Exam, encoded: EncodedObject, _: Dataset) -> Iterator[str]:
 
 def _segments(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     wanted = [segment for segment, _ in kept_of(exam.request.analysis)]
-    yield from segmentation.segment_descriptions(wanted, dataset.get("SegmentSequence", ()))
+    yield from segmentation.segment_descriptions(wanted, dataset.get("SegmentSequence", ()), exam.request.contract)
 
 
 CHECKS: tuple[Check, ...] = (

@@ -13,7 +13,7 @@ from meddaemon.domain.outlet import ObjectKind, ReportForm
 from meddaemon.domain.result import EncodedObject, Finding, ResultStatus, Segment, reported
 from meddaemon.results import report
 from meddaemon.results.envelope import device_serial_number
-from meddaemon.results.gate.exam import Check, Exam
+from meddaemon.results.gate.exam import Check, Exam, requests
 from meddaemon.results.gate.frames import frame_table
 from meddaemon.results.gate.tree import instances_in, is_code, items_of, name_of, named, shape
 from meddaemon.results.identity import MANUFACTURER, RESEARCH_MARK, device_uid
@@ -93,8 +93,7 @@ def _flags(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
     for keyword, value in wanted.items():
         if dataset.get(keyword) != value:
             yield f"{keyword} is {dataset.get(keyword)}, not {value}"
-    if len(dataset.get("ReferencedRequestSequence", ())) != len(exam.request.source.requests):
-        yield "Referenced Request Sequence does not hold the requests of the source"
+    yield from requests(exam, dataset)
     before = instances_in(dataset, "PredecessorDocumentsSequence")
     named_before = {str(item.get("ReferencedSOPInstanceUID")) for item in before}
     documents = [each for each in exam.objects if each.kind == ObjectKind.SR]
@@ -247,7 +246,7 @@ def _group(exam: Exam, encoded: EncodedObject, group: Dataset, entry: Entry) -> 
     if contract.digest not in parameters or (contract.weights_digest or "") not in parameters:
         yield "algorithm parameters (111002, DCM) do not name the model and its weights"
     yield from _judged(exam, group, finding)
-    yield from _laterality(group, segment)
+    yield from _laterality(group, (segment or finding).laterality)
     yield from _measurements(group, finding)
     if encoded.part == Part.VOLUMES and segment is not None:
         yield from _referenced_segment(exam, encoded, group, segment)
@@ -279,8 +278,7 @@ def _judged(exam: Exam, group: Dataset, finding: Finding) -> Iterator[str]:
         yield "has a number, but nothing was evaluated"
 
 
-def _laterality(group: Dataset, segment: Segment | None) -> Iterator[str]:
-    wanted: Code | None = None if segment is None else segment.laterality
+def _laterality(group: Dataset, wanted: Code | None) -> Iterator[str]:
     said = [
         modifier.get("ConceptCodeSequence")
         for site in named(group, ("363698007", "SCT"))

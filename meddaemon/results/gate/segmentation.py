@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 
 import numpy as np
+from highdicom.color import CIELabColor
 from numpy.typing import NDArray
 from pydicom.datadict import keyword_for_tag
 from pydicom.dataset import Dataset
@@ -18,12 +19,15 @@ from pydicom.uid import (
 )
 
 from meddaemon.domain.codes import Code
+from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.outlet import SegmentationForm
 from meddaemon.domain.result import EncodedObject, Segment
+from meddaemon.domain.volume import Geometry
 from meddaemon.results.gate import flat
 from meddaemon.results.gate.exam import Check, Exam
 from meddaemon.results.gate.frames import frame_table
 from meddaemon.results.gate.tree import is_code
+from meddaemon.results.identity import long_string
 
 BACKGROUND = Code(value="125040", scheme="DCM", meaning="Background")
 LABEL_MAP_SEGMENTATION_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")  # pydicom has no name for it
@@ -58,10 +62,7 @@ def differences(dataset: Dataset, wanted: Mapping[str, object]) -> Iterator[str]
 def pixel_description(dataset: Dataset, bits: int) -> Iterator[str]:
     """Yield what is wrong with the description of pixels of so many bits (PS3.3 C.8.20.2)."""
     wanted = {"BitsAllocated": bits, "BitsStored": bits, "HighBit": bits - 1, "PixelRepresentation": 0}
-    described = {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2", "LossyImageCompression": "00"}
-    if dataset.get("LossyImageCompression") == "01":
-        del described["LossyImageCompression"]  # that of the source, which the result then inherits
-    yield from differences(dataset, wanted | described)
+    yield from differences(dataset, wanted | {"SamplesPerPixel": 1, "PhotometricInterpretation": "MONOCHROME2"})
 
 
 def transfer_syntax(encoded: EncodedObject, wanted: UID) -> Iterator[str]:
@@ -82,12 +83,22 @@ def grid(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
             yield f"FrameOfReferenceUID {dataset.get('FrameOfReferenceUID')} is not the {name}'s {uid}"
     if (dataset.Rows, dataset.Columns) != geometry.shape[1:]:
         yield f"grid {dataset.Rows} x {dataset.Columns} is not the volume's {geometry.shape[1]} x {geometry.shape[2]}"
+    yield from measures(exam, geometry, dataset)
+
+
+def measures(exam: Exam, geometry: Geometry, dataset: Dataset) -> Iterator[str]:
+    """Check that frames are as wide, as thick and as far apart as those of the volume, and lie in its directions."""
     shared = dataset.SharedFunctionalGroupsSequence[0]
-    directions = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
-    row_spacing, column_spacing = (float(value) for value in shared.PixelMeasuresSequence[0].PixelSpacing)
-    between = shared.PixelMeasuresSequence[0].get("SpacingBetweenSlices")
+    said = shared.PixelMeasuresSequence[0]
+    between = said.get("SpacingBetweenSlices")
     if between is not None and not abs(float(between) - geometry.spacing[0]) * geometry.shape[0] < _GRID_TOLERANCE_MM:
         yield f"SpacingBetweenSlices {between} is not the volume's {geometry.spacing[0]:g}"
+    thickness = exam.request.source.image(*exam.request.analysis.images[0]).get("SliceThickness")
+    wanted = geometry.spacing[0] if thickness is None else float(thickness)
+    if not np.isclose(float(said.SliceThickness), wanted, rtol=1e-6):
+        yield f"SliceThickness {said.SliceThickness} is not {wanted:g}"
+    directions = np.array(shared.PlaneOrientationSequence[0].ImageOrientationPatient, float)
+    row_spacing, column_spacing = (float(value) for value in said.PixelSpacing)
     in_plane = np.column_stack([directions[3:] * row_spacing, directions[:3] * column_spacing])
     # Over the whole grid, so that an error too small to see in one voxel is seen at the far corner.
     drift = np.abs((in_plane - geometry.affine_lps[:3, 1:3]) * geometry.shape[1:]).max()
@@ -259,22 +270,30 @@ def _segments(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[
         for keyword in ("SegmentedPropertyCategoryCodeSequence", "SegmentedPropertyTypeCodeSequence"):
             if not is_code(background.get(keyword), BACKGROUND):
                 yield f"segment 0: {keyword} is not {BACKGROUND}"
-    yield from segment_descriptions(exam.request.analysis.segments, items)
+    yield from segment_descriptions(exam.request.analysis.segments, items, exam.request.contract)
 
 
-def segment_descriptions(wanted: Sequence[Segment], items: Sequence[Dataset]) -> Iterator[str]:
+def segment_descriptions(wanted: Sequence[Segment], items: Sequence[Dataset], contract: ModelContract) -> Iterator[str]:
     """Yield how descriptions of segments, numbered from 1, differ from those that are wanted."""
     if [item.get("SegmentNumber") for item in items] != list(range(1, len(wanted) + 1)):
         yield f"segments {[item.get('SegmentNumber') for item in items]} are not 1 to {len(wanted)}"
         return
     for number, (segment, item) in enumerate(zip(wanted, items, strict=True), 1):
         name = f"segment {number}"
-        if not item.get("SegmentLabel"):
-            yield f"{name} has no label"
-        if item.get("SegmentAlgorithmType") != "AUTOMATIC" or not item.get("SegmentAlgorithmName"):
+        if item.get("SegmentLabel") != long_string(segment.label):
+            yield f"{name} is not called as in the analysis"
+        made_by = next(iter(item.get("SegmentationAlgorithmIdentificationSequence", ())), Dataset())
+        names = item.get("SegmentAlgorithmName"), made_by.get("AlgorithmName"), made_by.get("AlgorithmVersion")
+        model = long_string(contract.name)
+        parameters = str(made_by.get("AlgorithmParameters"))
+        if (
+            item.get("SegmentAlgorithmType") != "AUTOMATIC"
+            or names != (model, model, long_string(contract.version))
+            or not all(digest in parameters for digest in (contract.digest, contract.weights_digest))
+        ):
             yield f"{name} does not say which algorithm made it"
-        if "RecommendedDisplayCIELabValue" not in item:
-            yield f"{name} has no colour"
+        if item.get("RecommendedDisplayCIELabValue") != list(CIELabColor.from_rgb(*segment.colour).value):
+            yield f"{name} has not the colour {segment.colour}"
         if (item.get("TrackingID"), item.get("TrackingUID")) != (segment.tracking_id, segment.tracking_uid):
             yield f"{name} has other tracking identifiers than the analysis"
         for keyword, code in (
@@ -283,6 +302,16 @@ def segment_descriptions(wanted: Sequence[Segment], items: Sequence[Dataset]) ->
         ):
             if not is_code(item.get(keyword), code):
                 yield f"{name}: {keyword} is not {code}"
+        yield from (f"{name}: {failure}" for failure in side(item.SegmentedPropertyTypeCodeSequence[0], segment))
+
+
+def side(coded: Dataset, segment: Segment) -> Iterator[str]:
+    """Yield that the type of a segment is not modified by its laterality, and by nothing else."""
+    said = coded.get("SegmentedPropertyTypeModifierCodeSequence", ())
+    if len(said) != (segment.laterality is not None) or any(
+        segment.laterality is None or not is_code([each], segment.laterality) for each in said
+    ):
+        yield f"laterality is not {segment.laterality or 'left out'}"
 
 
 def referenced_series(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:

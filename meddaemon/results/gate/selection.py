@@ -8,7 +8,7 @@ from pydicom.uid import ExplicitVRLittleEndian, KeyObjectSelectionDocumentStorag
 
 from meddaemon.domain.outlet import go_together
 from meddaemon.domain.result import EncodedObject
-from meddaemon.results.gate.exam import Check, Exam
+from meddaemon.results.gate.exam import Check, Exam, requests
 from meddaemon.results.gate.tree import instances_in, is_code, name_of, named, shape
 from meddaemon.results.identity import RESEARCH_MARK, device_uid
 from meddaemon.results.selection import MOST_IMAGES, ROOT, value_type
@@ -32,8 +32,7 @@ def _document(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[
         yield "device observer UID is not the model's"
     if not any(RESEARCH_MARK in str(item.get("TextValue")) for item in named(dataset, ("113012", "DCM"))):
         yield f"description lacks {RESEARCH_MARK!r}"
-    if len(dataset.get("ReferencedRequestSequence", ())) != len(exam.request.source.requests):
-        yield "Referenced Request Sequence does not hold the requests of the source"
+    yield from requests(exam, dataset)
 
 
 def _evidence(_: Exam, __: EncodedObject, dataset: Dataset) -> Iterator[str]:

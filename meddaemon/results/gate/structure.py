@@ -10,6 +10,7 @@ from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 from meddaemon.domain.result import EncodedObject
 from meddaemon.results.gate.areas import agree, around, covered
 from meddaemon.results.gate.exam import Check, Exam
+from meddaemon.results.gate.segmentation import side
 from meddaemon.results.gate.tree import is_code
 from meddaemon.results.identity import RESEARCH_MARK, long_string
 
@@ -83,6 +84,8 @@ def _regions(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
             yield f"{name} is not in the colour of its segment"
         if not is_code(observed.get("RTROIIdentificationCodeSequence"), segment.type):
             yield f"{name} is not identified as {segment.type}"
+        else:
+            yield from (f"{name}: {failure}" for failure in side(observed.RTROIIdentificationCodeSequence[0], segment))
 
 
 def _contours(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:

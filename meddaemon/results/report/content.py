@@ -113,6 +113,12 @@ def _by_itself(request: EncodingRequest, finding: Finding, segment: Segment | No
     )
 
 
+def side_of(entry: Entry) -> tuple[Code, Code | None]:
+    """Return what a finding is of, and which side: those of its segment, where it has one."""
+    segment, finding = entry.segment, entry.finding
+    return (finding.code, finding.laterality) if segment is None else (segment.type, segment.laterality)
+
+
 def measured_value(measurement: Measurement) -> float:
     """Return the value as it is reported: rounded to significant digits. Raises ValueError where there is none."""
     if measurement.value is None:
@@ -140,11 +146,14 @@ def presence(finding: Finding, request: EncodingRequest) -> Code | None:
 
 
 def summary(request: EncodingRequest) -> Code | None:
-    """Return what became of the run where nothing was found or nothing could be said; None where there is something."""
+    """Return what became of the run where nothing was found or nothing could be said; None where there is something.
+
+    That nothing was found is said only of an answer that may be believed.
+    """
     analysis = request.analysis
-    if not analysis.status.is_answer:
-        return NOTHING_SUCCEEDED
-    return None if any(finding.present for finding in analysis.findings) or _bare(analysis) else NOTHING_FOUND
+    if analysis.status.is_answer and (any(finding.present for finding in analysis.findings) or _bare(analysis)):
+        return None
+    return NOTHING_FOUND if analysis.status is ResultStatus.PLAUSIBLE else NOTHING_SUCCEEDED
 
 
 def _bare(analysis: Analysis) -> bool:

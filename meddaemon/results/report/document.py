@@ -12,6 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from meddaemon.domain.outlet import ObjectKind, ReportForm
 from meddaemon.domain.result import EncodedObject
+from meddaemon.domain.uids import digest_of
 from meddaemon.results.envelope import device_serial_number, finish
 from meddaemon.results.identity import MANUFACTURER, device_uid, instance_uid, long_string, series_uid
 from meddaemon.results.report.content import Entry, Part, caveat
@@ -51,6 +52,12 @@ def write(
     """
     source = request.source
     why = caveat(request.analysis)
+    # Which groups it has, to what they refer and what it replaces depends on what else is asked for.
+    within = [
+        digest_of(*(each.tracking_uid for each in entries)),
+        digest_of(*(each.sop_instance_uid for each in replaced)),
+        *([seg.sop_instance_uid] if seg is not None else []),
+    ]
     document = _CLASSES[form](
         evidence=[
             *(instance for series in source.inputs for instance in series.instances),
@@ -59,8 +66,8 @@ def write(
         content=_report(request, part, entries, seg)[0],
         # A series each: viewers show one document of a series (OHIF/Viewers issue 6243).
         series_instance_uid=series_uid(request, ObjectKind.SR, part, edition),
-        series_number=request.series_number + 1 + list(Part).index(part),
-        sop_instance_uid=instance_uid(request, ObjectKind.SR, part, edition),
+        series_number=request.first_series_number + 1 + list(Part).index(part),
+        sop_instance_uid=instance_uid(request, ObjectKind.SR, part, edition, *within),
         instance_number=1,
         manufacturer=MANUFACTURER,
         is_complete=not why,

@@ -13,7 +13,7 @@ from pydicom.sr.codedict import codes
 from meddaemon.domain.codes import Code
 from meddaemon.domain.errors import InputRefused
 from meddaemon.domain.outlet import SegmentationForm
-from meddaemon.domain.result import EncodedObject, Finding, Location, Segment
+from meddaemon.domain.result import EncodedObject, Finding, Location
 from meddaemon.results.identity import RESEARCH_MARK
 from meddaemon.results.report.content import (
     Entry,
@@ -23,6 +23,7 @@ from meddaemon.results.report.content import (
     numbers_of,
     parameters_of,
     presence,
+    side_of,
     summary,
 )
 from meddaemon.results.request import EncodingRequest
@@ -141,7 +142,7 @@ def _said(request: EncodingRequest, entry: Entry) -> dict[str, Any]:
     return {
         "tracking_identifier": hd.TrackingIdentifier(uid=entry.tracking_uid, identifier=entry.tracking_id),
         "finding_type": pydicom_code(finding.code),
-        "finding_sites": _sites(entry.segment),
+        "finding_sites": _sites(entry),
         "algorithm_id": _algorithm(request, entry),
         "measurements": [
             hd.Measurement(
@@ -196,7 +197,6 @@ def _algorithm(request: EncodingRequest, entry: Entry) -> hd.AlgorithmIdentifica
     )
 
 
-def _sites(segment: Segment | None) -> list[hd.FindingSite] | None:
-    if segment is None or segment.laterality is None:
-        return None
-    return [hd.FindingSite(anatomic_location=pydicom_code(segment.type), laterality=pydicom_code(segment.laterality))]
+def _sites(entry: Entry) -> list[hd.FindingSite] | None:
+    what, side = side_of(entry)
+    return [hd.FindingSite(anatomic_location=pydicom_code(what), laterality=pydicom_code(side))] if side else None
