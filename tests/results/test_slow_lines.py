@@ -13,7 +13,7 @@ from scripted_scp import Drip, Fate, ScriptedScp, Silent, Stall, Through, Wire
 from sqlalchemy import update
 from test_delivery import report
 
-from meddaemon.db import tables
+from meddaemon.db import notices, tables
 from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.states import DeliveryState
 from meddaemon.results.dimse import store
@@ -162,8 +162,8 @@ def test_who_does_not_listen_keeps_nobody_from_being_asked(tmp_path: Path) -> No
         yield 0x0000, None
 
     pacs = ScriptedScp(also=[STUDY_ROOT_FIND], handlers=[(evt.EVT_C_FIND, find)])
-    with ExitStack() as stack:
-        port, ris, hl7 = (stack.enter_context(each.listening()) for each in (pacs, *holes))
+    with ExitStack() as stack, ExitStack() as listening:
+        port, ris, hl7 = (listening.enter_context(each.listening()) for each in (pacs, *holes))
         home = Home.make(tmp_path / "home", SITE.format(closed=_later()) + TOLD.format(port=port, ris=ris, hl7=hl7))
         with home.database() as database:
 
@@ -173,12 +173,16 @@ def test_who_does_not_listen_keeps_nobody_from_being_asked(tmp_path: Path) -> No
                 with database.write() as connection:
                     connection.execute(update(tables.study).values(due_at=None))
 
+            def told() -> list[DeliveryState]:
+                with database.read() as connection:
+                    return [each.state for each in notices.listing(connection)]
+
             def done() -> int:
                 return sum(row.done_at is not None for row in rows(database))
 
             make(1)
             stack.enter_context(home.running("deliver"))
-            wait_until(lambda: all(hole.met.is_set() for hole in holes), what="both to be told")
+            wait_until(lambda: told() == [DeliveryState.SENDING] * 2, what="both to be told")
             make(2)
             wait_until(lambda: done() == 2, seconds=20, what="the second to be found")
 
