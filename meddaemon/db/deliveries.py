@@ -314,7 +314,8 @@ def claim(
 
     All that waits of a result is leased at once, however much that is beyond `limit`: what refers to each other stays
     together, in the order of `ObjectKind`. What a dead sender left behind is taken back first, and what refers to an
-    object that is held waits for that, as long as it is of the `kinds` that the destination takes (None: any).
+    object that is held, or being sent by somebody else, waits for that, as long as it is of the `kinds` that the
+    destination takes (None: any).
     `longest_seconds`: see `leases.is_due`.
     """
     _expire(connection, destination)
@@ -396,11 +397,17 @@ def _is_waiting(
         _delivery.c.state.in_(delivery_sources(DeliveryEvent.CLAIM)),
         leases.is_due(_delivery, longest_seconds),
         _delivery.c.wanted == true(),
-        ~held_before(_delivery, kinds).exists(),
+        ~held_before(_delivery, kinds, _IN_THE_WAY).exists(),
     )
 
 
-def held_before(row: FromClause, kinds: Collection[str] | None = None) -> Select[tuple[str]]:
+_IN_THE_WAY = (DeliveryState.HELD, DeliveryState.SENDING)
+"""Of what is referred to: what may never come, and what another sender has in hand."""
+
+
+def held_before(
+    row: FromClause, kinds: Collection[str] | None = None, states: Collection[DeliveryState] = (DeliveryState.HELD,)
+) -> Select[tuple[str]]:
     """Return the query for what a delivery refers to and is held at the same destination, of some kinds: its kind.
 
     Whoever has only what refers to it may never get the rest. What is tried again will come, and holds back nothing:
@@ -418,7 +425,7 @@ def held_before(row: FromClause, kinds: Collection[str] | None = None) -> Select
             or_(*refers),
             *(() if kinds is None else (theirs.c.kind.in_(kinds),)),
             other.c.destination == row.c.destination,
-            other.c.state == DeliveryState.HELD,
+            other.c.state.in_(states),
             other.c.wanted == true(),
         )
         .correlate(row)
@@ -426,8 +433,9 @@ def held_before(row: FromClause, kinds: Collection[str] | None = None) -> Select
 
 
 def is_held_back(connection: Connection, delivery: Delivery, kinds: Collection[str] | None = None) -> bool:
-    """Return whether something that an object refers to is held at its destination by now (see `claim`)."""
-    mine = select(_delivery.c.id).where(_delivery.c.id == delivery.id, held_before(_delivery, kinds).exists())
+    """Return whether something that an object refers to is held at its destination by now, or being sent there."""
+    there = held_before(_delivery, kinds, _IN_THE_WAY).exists()
+    mine = select(_delivery.c.id).where(_delivery.c.id == delivery.id, there)
     return connection.execute(mine).first() is not None
 
 

@@ -242,7 +242,8 @@ def _store_one(watch: "_Watch", outgoing: Outgoing, syntax: str, message_id: int
     except NotTranscoded as failure:
         return answer(Verdict.HOLD, f"the stored object {failure}")
     except (OSError, ValueError, AttributeError, RuntimeError, InvalidDicomError) as failure:
-        return answer(Verdict.TRY_AGAIN, f"could not send: {type(failure).__name__}")
+        why = failure.strerror if isinstance(failure, OSError) else ""
+        return answer(Verdict.TRY_AGAIN, f"could not send: {why or type(failure).__name__}")
     answered = status.get("Status")
     if answered is None:
         watch.ended = True

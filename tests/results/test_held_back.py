@@ -111,6 +111,21 @@ def test_what_was_held_with_it_goes_with_it(database: Database, folder: Path) ->
     assert set(states(database).values()) == {SENT}
 
 
+def test_what_another_sender_has_in_hand_goes_first(database: Database, folder: Path) -> None:
+    """A destination may have several connections, and what failed together may be due one after the other."""
+    post(database, folder, whole(), OUTLET)
+    with database.write() as connection:
+        seg, *others = deliveries.claim(connection, destination="pacs", lease_seconds=60)
+        for each in others:
+            deliveries.release(connection, each)
+        (key,) = deliveries.claim(connection, destination="pacs", lease_seconds=60)
+        assert (key.kind, key.edition) == KEY
+        deliveries.accept(connection, seg, status=0, note="")
+        deliveries.accept(connection, key, status=0, note="")
+        again = deliveries.claim(connection, destination="pacs", lease_seconds=60)
+    assert [each.kind for each in again] == ["SR", "KO"]
+
+
 def test_what_is_tried_again_holds_back_nothing(database: Database, folder: Path) -> None:
     """It will come; and what is taken meanwhile shows whether it is at fault itself."""
     post(database, folder, whole(), OUTLET)

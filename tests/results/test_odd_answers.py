@@ -105,6 +105,19 @@ def test_an_object_that_is_taken_under_another_uid_is_a_persons(database: Databa
     assert (refused.state, len(pacs.uids)) == (DeliveryState.RETRYABLE, OBJECTS)
 
 
+def test_what_finds_no_room_to_be_decoded_says_so(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    label_map = encoded("SEG", "labelmap")
+    post(database, tmp_path, [label_map], Outlet(kinds=("SEG",), editions=editions("labelmap/3d")))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    pacs = ScriptedScp(refuses=[(label_map.sop_class_uid, label_map.transfer_syntax_uid)])
+    with pacs.listening() as port:
+        assert drain(database, tmp_path, partial(store, pacs.remote(port))) == 0
+    (row,) = rows(database)
+    assert (row.state, row.reason) == (DeliveryState.RETRYABLE, "could not send: No such file or directory")
+
+
 # --- on the web ---------------------------------------------------------------------------------------------------
 
 
