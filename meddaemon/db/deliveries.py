@@ -11,6 +11,7 @@ from sqlalchemy import (
     FromClause,
     ScalarSelect,
     Select,
+    TextClause,
     and_,
     exists,
     false,
@@ -390,7 +391,7 @@ def claim(
 
 def _is_waiting(
     destination: str, kinds: Collection[str] | None, longest_seconds: float
-) -> tuple[ColumnElement[bool], ...]:
+) -> tuple[ColumnElement[bool] | TextClause, ...]:
     return (
         _delivery.c.destination == destination,
         tables.delivery_unsent,
@@ -433,9 +434,8 @@ def held_before(
 
 
 def is_held_back(connection: Connection, delivery: Delivery, kinds: Collection[str] | None = None) -> bool:
-    """Return whether something that an object refers to is held at its destination by now, or being sent there."""
-    there = held_before(_delivery, kinds, _IN_THE_WAY).exists()
-    mine = select(_delivery.c.id).where(_delivery.c.id == delivery.id, there)
+    """Return whether something that an object refers to is held at its destination by now."""
+    mine = select(_delivery.c.id).where(_delivery.c.id == delivery.id, held_before(_delivery, kinds).exists())
     return connection.execute(mine).first() is not None
 
 
