@@ -433,9 +433,15 @@ def held_before(
     )
 
 
-def is_held_back(connection: Connection, delivery: Delivery, kinds: Collection[str] | None = None) -> bool:
-    """Return whether something that an object refers to is held at its destination by now."""
-    mine = select(_delivery.c.id).where(_delivery.c.id == delivery.id, held_before(_delivery, kinds).exists())
+def is_held_back(
+    connection: Connection, delivery: Delivery, *, ours: Iterable[Delivery], kinds: Collection[str] | None = None
+) -> bool:
+    """Return whether what an object refers to is held at its destination by now, or sent by others than who has `ours`.
+
+    See `claim`.
+    """
+    in_the_way = held_before(_delivery, kinds, _IN_THE_WAY).where(_other.c.id.not_in([each.id for each in ours]))
+    mine = select(_delivery.c.id).where(_delivery.c.id == delivery.id, in_the_way.exists())
     return connection.execute(mine).first() is not None
 
 

@@ -82,7 +82,7 @@ def deliver(
         with database.write() as connection:
             if delivery.id not in deliveries.renew(connection, waiting.values(), lease_seconds=seconds):
                 return False
-            if deliveries.is_held_back(connection, delivery, kinds):
+            if deliveries.is_held_back(connection, delivery, ours=waiting.values(), kinds=kinds):
                 return False
             # A result goes as a whole: only before the next one begins it is asked who is in a hurry.
             if begun and delivery.result_id not in begun:
