@@ -42,6 +42,7 @@ from meddaemon.domain.errors import (
     NotEvaluable,
     NotFound,
     StudyHeld,
+    told_outside,
 )
 from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.picture import Pictures, Signal
@@ -528,9 +529,7 @@ def _failure_objects(
         raise MeddaemonError(f"none of {FAILURE_TRIES} tries to write it came to an end")
     job = failure.job
     contract = _contract(settings, job)
-    # What a bundle has raised may be anything; the result has it in full.
-    reason = " ".join("".join(each if each.isprintable() else " " for each in job.reason).split())[:LONGEST_REASON]
-    analysis = failed(contract, reason, entropy=job.key)
+    analysis = failed(contract, told_outside(job.reason)[:LONGEST_REASON], entropy=job.key)
     return _encoded(settings, contract, _input_files(settings, job), analysis, predecessors, None, left_out)
 
 
@@ -581,7 +580,7 @@ def commit(database: Database, store: Path, peers: Mapping[str, RemoteEntity], r
     The files are read at every attempt: what is told is true when it is told.
     """
     with database.write() as connection:
-        claim = commitments.claim(connection, lease_seconds=retry.lease_seconds)
+        claim = commitments.claim(connection, lease_seconds=retry.lease_seconds, longest_seconds=retry.longest_seconds)
     if claim is None:
         return False
     remote = peers.get(claim.request.calling_ae_title)

@@ -68,6 +68,11 @@ def waits(row: DeliveryRow) -> bool:
     return row.wanted and row.state in _WAITING
 
 
+def withheld(row: DeliveryRow) -> str:
+    """Return why an object is not sent before another one, "" where it is."""
+    return f"goes after the {row.waits_for} that it refers to, which is held" if row.waits_for else ""
+
+
 def _state(row: DeliveryRow, shut: str) -> str:
     """Return where an object stands, in words: since when, why, and what a person may do."""
     steps = [f"{what} {shown(at)}" for what, at in _steps(row) if at is not None]
@@ -78,6 +83,8 @@ def _state(row: DeliveryRow, shut: str) -> str:
             steps.append("not to be sent any more")
         case DeliveryState.PENDING | DeliveryState.RETRYABLE if shut:
             steps.append(f"waits since {shown(row.posted_at)}: {shut}")
+        case DeliveryState.PENDING | DeliveryState.RETRYABLE if row.waits_for:
+            steps.append(f"waits since {shown(row.posted_at)}: {withheld(row)}")
         case DeliveryState.PENDING:
             steps.append(f"waits since {shown(row.posted_at)}")
         case DeliveryState.RETRYABLE:

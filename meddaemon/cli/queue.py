@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from meddaemon.cli.delivered import waits, why_not_now
+from meddaemon.cli.delivered import waits, why_not_now, withheld
 from meddaemon.cli.opening import Before, Config, Limit, Output, fail, open_database, open_settings, reading
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.db import deliveries as outbox
@@ -198,10 +198,8 @@ def deliveries_list(
     with reading(config) as connection:
         rows = outbox.listing(connection, limit=limit, before=before)
         shut = {name: why_not_now(connection, name, outlets) for name in {row.destination for row in rows}}
-    rows = [
-        replace(row, reason="; ".join(filter(None, (row.reason, shut[row.destination])))) if waits(row) else row
-        for row in rows
-    ]
+    why = {row.id: (row.reason, shut[row.destination], withheld(row)) for row in rows if waits(row)}
+    rows = [replace(row, reason="; ".join(filter(None, why.get(row.id, (row.reason,))))) for row in rows]
     columns = {
         "id": "id",
         "result": "result_id",

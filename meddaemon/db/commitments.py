@@ -4,6 +4,7 @@ They live like deliveries: claimed under a lease with a fencing token, tried aga
 person where the peer will not listen.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -84,8 +85,11 @@ def ask(connection: Connection, request: CommitmentRequest) -> bool:
     return True
 
 
-def claim(connection: Connection, *, lease_seconds: float) -> Claim | None:
-    """Lease the request that has been waiting for longest, or whose worker died; None when nothing waits."""
+def claim(connection: Connection, *, lease_seconds: float, longest_seconds: float = math.inf) -> Claim | None:
+    """Lease the request that has been waiting for longest, or whose worker died; None when nothing waits.
+
+    `longest_seconds`: see `leases.is_due`.
+    """
     connection.execute(
         update(_commitment)
         .where(
@@ -100,7 +104,7 @@ def claim(connection: Connection, *, lease_seconds: float) -> Claim | None:
         .where(
             tables.commitment_open,
             _commitment.c.state.in_(delivery_sources(DeliveryEvent.CLAIM)),
-            _commitment.c.available_at <= now(),
+            leases.is_due(_commitment, longest_seconds),
         )
         .order_by(_commitment.c.available_at, _commitment.c.id)
         .limit(1)

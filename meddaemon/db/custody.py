@@ -13,7 +13,7 @@ from sqlalchemy import ColumnElement, Connection, Row, Select, case, delete, fun
 
 from meddaemon.db import tables
 from meddaemon.db.clock import Utc, after, now
-from meddaemon.db.deliveries import UNASKED
+from meddaemon.db.deliveries import UNASKED, held_before
 from meddaemon.domain.commitment import ReferencedInstance
 from meddaemon.domain.custody import EXHAUSTED, LOOKS, CustodyPolicy, CustodyReport, Outcome, outcome_of
 from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
@@ -382,7 +382,7 @@ def _due() -> tuple[ColumnElement[bool], ...]:
 
 
 def _under_way() -> ColumnElement[bool]:
-    """Hold where another object of the same result is on its way to the same destination."""
+    """Hold where another object of the same result is on its way to the same destination, and nothing in its way."""
     mine, theirs, other = _object.alias("mine"), _object.alias("theirs"), _delivery.alias("other")
     return (
         select(other.c.id)
@@ -393,6 +393,7 @@ def _under_way() -> ColumnElement[bool]:
             other.c.destination == _delivery.c.destination,
             other.c.state.in_((DeliveryState.PENDING, DeliveryState.SENDING)),
             other.c.wanted == true(),
+            ~held_before(other).exists(),
         )
         .correlate(_delivery)
         .exists()

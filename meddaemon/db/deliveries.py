@@ -1,16 +1,33 @@
 """The outbox: one row for each object and destination, drained apart from the jobs that filled it."""
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, ScalarSelect, exists, false, func, insert, select, true, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    FromClause,
+    ScalarSelect,
+    Select,
+    TextClause,
+    and_,
+    exists,
+    false,
+    func,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
 
 from meddaemon.db import filters, leases, tables
 from meddaemon.db.clock import after, now
 from meddaemon.db.paging import earlier
 from meddaemon.domain.errors import LeaseLost, NotFound
-from meddaemon.domain.outlet import Edition, Outlet, choose_edition, next_edition, says, turn
+from meddaemon.domain.outlet import REFERENCES, Edition, Outlet, choose_edition, next_edition, says, turn
 from meddaemon.domain.states import (
     DELIVERY_TAKEN,
     DeliveryEvent,
@@ -20,6 +37,7 @@ from meddaemon.domain.states import (
 )
 
 _delivery, _object = tables.delivery, tables.result_object
+_other = _delivery.alias()
 UNASKED = {"custody_at": 0.0, "custody_asked": 0, "custody_missed": 0}
 """What is known of the custody of an object that is sent, for the first time or again."""
 
@@ -60,6 +78,8 @@ class DeliveryRow:
     attempt: int
     status: int | None
     reason: str
+    waits_for: str
+    """The kind of what it refers to and is held there: it is not sent before that; "" where there is none."""
     wanted: bool
     posted_at: datetime
     available_at: datetime
@@ -282,20 +302,25 @@ def keep_wanted(connection: Connection, destinations: Mapping[int, Collection[st
             connection.execute(update(_delivery).where(_delivery.c.id == delivery_id).values(wanted=not wanted))
 
 
-def claim(connection: Connection, *, destination: str, lease_seconds: float, limit: int = 20) -> list[Delivery]:
+def claim(
+    connection: Connection,
+    *,
+    destination: str,
+    lease_seconds: float,
+    limit: int = 20,
+    kinds: Collection[str] | None = None,
+    longest_seconds: float = math.inf,
+) -> list[Delivery]:
     """Lease what waits for one destination: the most urgent first, then in the order in which it was made.
 
     All that waits of a result is leased at once, however much that is beyond `limit`: what refers to each other stays
-    together, in the order of `ObjectKind`. What a dead sender left behind is taken back first.
+    together, in the order of `ObjectKind`. What a dead sender left behind is taken back first, and what refers to an
+    object that is held, or being sent by somebody else, waits for that, as long as it is of the `kinds` that the
+    destination takes (None: any).
+    `longest_seconds`: see `leases.is_due`.
     """
     _expire(connection, destination)
-    is_waiting = (
-        _delivery.c.destination == destination,
-        tables.delivery_unsent,
-        _delivery.c.state.in_(delivery_sources(DeliveryEvent.CLAIM)),
-        _delivery.c.available_at <= now(),
-        _delivery.c.wanted == true(),
-    )
+    is_waiting = _is_waiting(destination, kinds, longest_seconds)
     first = set(
         connection.execute(
             select(_object.c.result_id)
@@ -362,6 +387,72 @@ def claim(connection: Connection, *, destination: str, lease_seconds: float, lim
     for row, delivery in zip(rows, claimed, strict=True):
         order.setdefault((row[_delivery.c.priority], delivery.result_id), []).append(delivery)
     return [each for together in order.values() for each in sorted(together, key=lambda one: (turn(one.kind), one.id))]
+
+
+def _is_waiting(
+    destination: str, kinds: Collection[str] | None, longest_seconds: float
+) -> tuple[ColumnElement[bool] | TextClause, ...]:
+    return (
+        _delivery.c.destination == destination,
+        tables.delivery_unsent,
+        _delivery.c.state.in_(delivery_sources(DeliveryEvent.CLAIM)),
+        leases.is_due(_delivery, longest_seconds),
+        _delivery.c.wanted == true(),
+        ~held_before(_delivery, kinds, _IN_THE_WAY).exists(),
+    )
+
+
+_IN_THE_WAY = (DeliveryState.HELD, DeliveryState.SENDING)
+"""Of what is referred to: what may never come, and what another sender has in hand."""
+
+
+def held_before(
+    row: FromClause, kinds: Collection[str] | None = None, states: Collection[DeliveryState] = (DeliveryState.HELD,)
+) -> Select[tuple[str]]:
+    """Return the query for what a delivery refers to and is held at the same destination, of some kinds: its kind.
+
+    Whoever has only what refers to it may never get the rest. What is tried again will come, and holds back nothing:
+    what is taken meanwhile tells whether an object is at fault itself (`fail`).
+    """
+    mine, theirs, other = _object.alias(), _object.alias(), _other
+    refers = [and_(mine.c.kind == kind, theirs.c.kind.in_(named)) for kind, named in REFERENCES.items()]
+    return (
+        select(theirs.c.kind)
+        .join(other, other.c.result_object_id == theirs.c.id)
+        .join(mine, mine.c.result_id == theirs.c.result_id)
+        .where(
+            mine.c.id == row.c.result_object_id,
+            mine.c.edition != "",
+            or_(*refers),
+            *(() if kinds is None else (theirs.c.kind.in_(kinds),)),
+            other.c.destination == row.c.destination,
+            other.c.state.in_(states),
+            other.c.wanted == true(),
+        )
+        .correlate(row)
+    )
+
+
+def is_held_back(
+    connection: Connection, delivery: Delivery, *, ours: Iterable[Delivery], kinds: Collection[str] | None = None
+) -> bool:
+    """Return whether what an object refers to is held at its destination by now, or sent by others than who has `ours`.
+
+    See `claim`.
+    """
+    in_the_way = held_before(_delivery, kinds, _IN_THE_WAY).where(_other.c.id.not_in([each.id for each in ours]))
+    mine = select(_delivery.c.id).where(_delivery.c.id == delivery.id, in_the_way.exists())
+    return connection.execute(mine).first() is not None
+
+
+def is_overtaken(
+    connection: Connection, delivery: Delivery, *, kinds: Collection[str] | None = None, longest_seconds: float
+) -> bool:
+    """Return whether something more urgent waits for the destination of what was claimed."""
+    mine = select(_delivery.c.priority).where(_delivery.c.id == delivery.id).scalar_subquery()
+    waiting = _is_waiting(delivery.destination, kinds, longest_seconds)
+    urgent = select(_delivery.c.id).where(*waiting, _delivery.c.priority < mine).limit(1)
+    return connection.execute(urgent).first() is not None
 
 
 def _sender_of_study() -> ScalarSelect[str]:
@@ -463,18 +554,27 @@ def release(connection: Connection, delivery: Delivery) -> None:
 
 
 def requeue(connection: Connection, delivery_id: int) -> None:
-    """Send a held or waiting delivery again at once. Raises NotFound."""
-    if not leases.requeue(
-        connection,
-        _delivery,
-        delivery_id,
-        _delivery.c.wanted == true(),
-        losses=0,
-        faults=0,
-        custody_reason="",
-        **UNASKED,
-    ):
+    """Send a held or waiting delivery again at once, and what was held with it, after it. Raises NotFound."""
+    together = _held_with(connection, delivery_id)
+    values = {"losses": 0, "faults": 0, "custody_reason": "", **UNASKED}
+    if not leases.requeue(connection, _delivery, delivery_id, _delivery.c.wanted == true(), **values):
         raise NotFound(f"no delivery {delivery_id} of a current result that is held or waits for another attempt")
+    for each in together:
+        leases.requeue(connection, _delivery, each, _delivery.c.wanted == true(), **values)
+
+
+def _held_with(connection: Connection, delivery_id: int) -> list[int]:
+    """Return what is held and refers to a delivery that is held, in the order in which it was made."""
+    return list(
+        connection.execute(
+            select(_delivery.c.id)
+            .where(
+                _delivery.c.state == DeliveryState.HELD,
+                held_before(_delivery).where(_other.c.id == delivery_id).exists(),
+            )
+            .order_by(_delivery.c.id)
+        ).scalars()
+    )
 
 
 def listing(
@@ -489,6 +589,7 @@ def listing(
             _object.c.part,
             _object.c.edition,
             _object.c.sop_instance_uid,
+            held_before(_delivery).limit(1).scalar_subquery().label("waits_for"),
         )
         .join(_object, _object.c.id == _delivery.c.result_object_id)
         .where(*earlier(_delivery.c.id, before))
@@ -511,6 +612,7 @@ def listing(
             attempt=row.attempt,
             status=row.status,
             reason=row.reason,
+            waits_for=row.waits_for or "",
             wanted=row.wanted,
             posted_at=row.created_at,
             available_at=row.available_at,

@@ -369,14 +369,16 @@ def expire(connection: Connection) -> list[int]:
         .with_for_update(skip_locked=True, key_share=True)
     ).all()
     for row in rows:
-        reason = f"worker {row.worker} stopped renewing its lease in attempt {row.attempt}"
+        reason = f"the worker stopped renewing its lease in attempt {row.attempt}"
+        # Which one, with its host, is for the history alone: a reason may go to the PACS.
+        detail = f"worker {row.worker} stopped renewing its lease in attempt {row.attempt}"
         held = (_job.c.id == row.id, _job.c.fence == row.fence)
         if row.state == JobState.PREPARED:
-            _apply(connection, JobEvent.RELEASE, *held, **_UNWORKED, detail=reason)
+            _apply(connection, JobEvent.RELEASE, *held, **_UNWORKED, detail=detail)
         elif row.attempt >= row.maximum_attempts:
-            _apply(connection, JobEvent.EXHAUST, *held, finished_at=now(), reason=reason, detail=reason)
+            _apply(connection, JobEvent.EXHAUST, *held, finished_at=now(), reason=reason, detail=detail)
         else:
-            _apply(connection, JobEvent.EXPIRE, *held, available_at=now(), reason=reason, detail=reason)
+            _apply(connection, JobEvent.EXPIRE, *held, available_at=now(), reason=reason, detail=detail)
     return [row.id for row in rows]
 
 

@@ -5,11 +5,11 @@ What waits to be said to a peer lives so, whatever it is: deliveries, reports on
 
 from typing import Protocol
 
-from sqlalchemy import ColumnElement, Connection, Table, update
+from sqlalchemy import ColumnElement, Connection, Table, or_, update
 
 from meddaemon.db.clock import after, now
 from meddaemon.domain.errors import LeaseLost
-from meddaemon.domain.states import DeliveryEvent, delivery_sources, delivery_target
+from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sources, delivery_target
 
 
 class Leased(Protocol):
@@ -26,6 +26,15 @@ class Leased(Protocol):
     @property
     def fence(self) -> int:
         """Grows with every claim."""
+
+
+def is_due(table: Table, longest_seconds: float) -> ColumnElement[bool]:
+    """Return the condition that a row that waits need not wait any more; failures make it wait so long at most.
+
+    A clock that was set back has no say in it: what has not failed is due, and what would have to wait for longer.
+    """
+    due = (table.c.state == DeliveryState.PENDING, table.c.available_at <= now())
+    return or_(*due, table.c.available_at > after(longest_seconds))
 
 
 def claimed(table: Table, lease_seconds: float) -> dict[str, object]:

@@ -6,11 +6,12 @@ They live like deliveries: claimed under a lease with a fencing token, tried aga
 person where the peer will not listen.
 """
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import Connection, select, true, update
+from sqlalchemy import Connection, and_, select, true, update
 
 from meddaemon.db import leases, tables
 from meddaemon.db.clock import after, now
@@ -22,6 +23,12 @@ from meddaemon.domain.states import DeliveryEvent, DeliveryState, delivery_sourc
 
 _notice, _delivery, _object = tables.notice, tables.delivery, tables.result_object
 RESULTS_AT_ONCE = 200
+_is_open = and_(
+    _delivery.c.done_at.is_(None),
+    _delivery.c.wanted == true(),
+    # What another edition took the place of will never be there.
+    _delivery.c.state != DeliveryState.REPLACED,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +92,8 @@ def post(connection: Connection, destination: str, targets: Collection[Target]) 
         .where(tables.delivery_unnoticed, _delivery.c.destination == destination)
     )
     of_result = select(_delivery.c.id).join(_object, _object.c.id == _delivery.c.result_object_id)
-    open_ones = (
-        of_result.with_only_columns(_object.c.result_id)
-        .where(_delivery.c.destination == destination, _delivery.c.done_at.is_(None), _delivery.c.wanted == true())
-        # What another edition took the place of will never be there.
-        .where(_object.c.result_id.in_(new), _delivery.c.state != DeliveryState.REPLACED)
+    open_ones = of_result.with_only_columns(_object.c.result_id).where(
+        _delivery.c.destination == destination, _is_open, _object.c.result_id.in_(new)
     )
     whole = connection.execute(
         new.where(_object.c.result_id.not_in(open_ones)).group_by(_object.c.result_id).limit(RESULTS_AT_ONCE)
@@ -108,8 +112,19 @@ def post(connection: Connection, destination: str, targets: Collection[Target]) 
     return len(done)
 
 
-def claim(connection: Connection, destination: str, form: NoticeForm, *, lease_seconds: float) -> Notice | None:
-    """Lease the notice of a destination that has waited for longest, or whose sender died; None when none waits."""
+def claim(
+    connection: Connection,
+    destination: str,
+    form: NoticeForm,
+    *,
+    lease_seconds: float,
+    longest_seconds: float = math.inf,
+) -> Notice | None:
+    """Lease the notice of a destination that has waited for longest, or whose sender died; None when none waits.
+
+    That of a result that is not done there any more waits until it is.
+    `longest_seconds`: see `leases.is_due`.
+    """
     mine = (tables.notice_open, _notice.c.destination == destination, _notice.c.form == form)
     connection.execute(
         update(_notice)
@@ -117,9 +132,17 @@ def claim(connection: Connection, destination: str, form: NoticeForm, *, lease_s
         .values(state=delivery_target(DeliveryEvent.EXPIRE), available_at=now())
     )
     waiting = _notice.c.state.in_(delivery_sources(DeliveryEvent.CLAIM))
+    there = (
+        select(_delivery.c.id)
+        .join(_object, _object.c.id == _delivery.c.result_object_id)
+        .where(_object.c.result_id == _notice.c.result_id, _delivery.c.destination == destination)
+        .correlate(_notice)
+    )
+    # What was done may be reported lost since.
+    is_done = and_(there.where(_delivery.c.done_at.is_not(None)).exists(), ~there.where(_is_open).exists())
     candidate = connection.execute(
         select(_notice.c.id)
-        .where(*mine, waiting, _notice.c.available_at <= now())
+        .where(*mine, waiting, leases.is_due(_notice, longest_seconds), is_done)
         .order_by(_notice.c.available_at, _notice.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)

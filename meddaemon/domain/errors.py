@@ -24,7 +24,12 @@ Third-party errors are translated at the edge where they happen, so that nothing
 Messages are for operators: they name what, where and what to do, and never a patient.
 """
 
+import re
 from collections.abc import Mapping
+
+LAST_OUTPUT = "; last output:\n"
+"""After this, the reason of a failure repeats what a process has printed."""
+_PATH = re.compile(r"(?<![\w.:/])(?:/[^\s/:;,'\"()]+)+/(?=[^\s/:;,'\"()])")
 
 
 class MeddaemonError(Exception):
@@ -145,6 +150,15 @@ class ReferenceRefused(MeddaemonError):
 
 class NotFound(MeddaemonError):
     """The operator named a study, job or file that is not there."""
+
+
+def told_outside(reason: str) -> str:
+    """Return what others are told of the reason of a failure, on one line; the database has it in full.
+
+    Nothing of what a process has printed, and of paths of this machine no more than the name of the file.
+    """
+    said = _PATH.sub("", reason.partition(LAST_OUTPUT)[0])
+    return " ".join("".join(each if each.isprintable() else " " for each in said).split())
 
 
 def _rebuild(

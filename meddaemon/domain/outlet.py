@@ -1,9 +1,10 @@
 """What of a result leaves, and to whom."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from itertools import product
+from types import MappingProxyType
 from typing import Protocol
 
 from meddaemon.domain.filters import Filter
@@ -34,6 +35,12 @@ class ObjectKind(StrEnum):
     """Encapsulated PDF (PS3.3 A.45.1)."""
     KO = "KO"
     """Key Object Selection (PS3.3 A.35.4)."""
+
+
+REFERENCES: Mapping[ObjectKind, frozenset[ObjectKind]] = MappingProxyType(
+    {ObjectKind.SR: frozenset({ObjectKind.SEG}), ObjectKind.KO: frozenset(ObjectKind) - {ObjectKind.KO}}
+)
+"""What an object of a kind names of its own result, unless it belongs to every edition: then it names nothing of it."""
 
 
 class SegmentationForm(StrEnum):

@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import meddaemon
-from meddaemon.domain.errors import ModelFailed
+from meddaemon.domain.errors import LAST_OUTPUT, ModelFailed
 from meddaemon.inference import messages
 from meddaemon.inference.forkserver import STATUS
 
@@ -258,7 +258,7 @@ class _Output:
     def told(self) -> str:
         self.join()
         text = bytes(self._tail).decode(errors="replace").strip()
-        return f"; last output:\n{text}" if text else ""
+        return f"{LAST_OUTPUT}{text}" if text else ""
 
     def _keep(self, descriptor: int) -> None:
         try:

@@ -2,7 +2,7 @@
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,29 +48,49 @@ def deliver(
     stop: threading.Event,
     *,
     editions: Sequence[Edition] = (),
+    kinds: Collection[str] | None = None,
 ) -> int:
     """Send what waits for one destination now; return how many objects got on: taken, or replaced by another form.
 
     Every answer is recorded before the next object is sent, so that a crash repeats one object at most, under the
     same SOP Instance UID. What is not ours to send any more when its turn comes (another sender took it over, it is
-    outdated, `stop` is set) is given back unsent. Of a result whose edition is refused before anything of it was
-    taken, the next of `editions` goes in its place.
+    outdated, what it refers to is held, something more urgent waits, `stop` is set) is given back unsent. Of a result
+    whose edition is refused before anything of it was taken, the next of `editions` goes in its place. `kinds` are
+    those that the destination takes (None: any): of others, what is held there holds up nothing.
     """
     with database.write() as connection:
         claimed = deliveries.claim(
-            connection, destination=name, lease_seconds=retry.lease_seconds, limit=OBJECTS_PER_ASSOCIATION
+            connection,
+            destination=name,
+            lease_seconds=retry.lease_seconds,
+            limit=OBJECTS_PER_ASSOCIATION,
+            kinds=kinds,
+            longest_seconds=retry.longest_seconds,
         )
     got_on = 0
     waiting = {path_of(results, delivery.sha256): delivery for delivery in claimed}
     refusals = _Refusals()
+    begun: set[int] = set()
+    overtaken = False
 
     def still(outgoing: Outgoing) -> bool:
-        if stop.is_set() or outgoing.together in refusals.results:
+        nonlocal overtaken
+        if stop.is_set() or overtaken or outgoing.together in refusals.results:
             return False
+        delivery = waiting[outgoing.path]
         seconds = retry.lease_seconds + retry.pace.seconds(outgoing.path.stat().st_size)
         with database.write() as connection:
-            kept = deliveries.renew(connection, waiting.values(), lease_seconds=seconds)
-        return waiting[outgoing.path].id in kept
+            if delivery.id not in deliveries.renew(connection, waiting.values(), lease_seconds=seconds):
+                return False
+            if deliveries.is_held_back(connection, delivery, ours=waiting.values(), kinds=kinds):
+                return False
+            # A result goes as a whole: only before the next one begins it is asked who is in a hurry.
+            if begun and delivery.result_id not in begun:
+                overtaken = deliveries.is_overtaken(
+                    connection, delivery, kinds=kinds, longest_seconds=retry.longest_seconds
+                )
+        begun.add(delivery.result_id)
+        return not overtaken
 
     outgoing = []
     for path, delivery in list(waiting.items()):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, IncompleteRead
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ from pydicom.uid import UID
 from meddaemon.domain.outlet import TransferForm
 from meddaemon.results.transcoding import NotTranscoded, as_syntax, syntaxes_for
 from meddaemon.results.transport import (
+    DUPLICATE_SOP_INSTANCE,
     PROCESSING_FAILURE,
     Answer,
     Outgoing,
@@ -105,26 +106,24 @@ class Service:
 
     def has(self, study_instance_uid: str, series_instance_uid: str, sop_instance_uid: str) -> bool | str:
         """Return whether the service finds an instance by its UIDs (QIDO-RS), or why it did not say."""
-        within = f"{self._studies}/{study_instance_uid}/series/{series_instance_uid}/instances"
+        within = f"/studies/{study_instance_uid}/series/{series_instance_uid}/instances"
         try:
-            with closing(self._connected()) as connection, self._limited(connection.sock, ANSWER_BYTES):
-                connection.request("GET", f"{within}?SOPInstanceUID={sop_instance_uid}", headers=self._headers)
-                response = connection.getresponse()
-                content_type, body = response.headers.get_content_type(), response.read(ANSWER_BYTES)
+            said = self.get(f"{within}?SOPInstanceUID={sop_instance_uid}", _JSON)
         except (OSError, HTTPException, TlsUnusable) as failure:
             return failed(failure)
         # Nothing matches, or nobody knows the study or the series (PS3.18 10.6.3).
-        if response.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND}:
+        if said.status in {HTTPStatus.NO_CONTENT, HTTPStatus.NOT_FOUND}:
             return False
-        body = body.strip()
+        body = said.body.strip()
         whole = body.startswith(b"[") and body.endswith(b"]")
-        if response.status != HTTPStatus.OK or content_type not in {_JSON, "application/json"} or not whole:
-            return f"answered HTTP {response.status}" + ("" if whole else " and no list of what it has")
+        if said.status != HTTPStatus.OK or said.content_type not in {_JSON, "application/json"} or not whole:
+            return f"answered HTTP {said.status}" + ("" if whole else " and no list of what it has")
         return any(sop_instance_uid in _values(item, _SOP_INSTANCE_UID) for item in _items(body))
 
     def _store(self, outgoing: Outgoing) -> Answer:
-        def answer(verdict: Verdict, reason: str, status: int | None = None, wait: float = 0.0) -> Answer:
-            own = status == PROCESSING_FAILURE
+        def answer(
+            verdict: Verdict, reason: str, status: int | None = None, wait: float = 0.0, *, own: bool = False
+        ) -> Answer:
             return Answer(outgoing=outgoing, verdict=verdict, status=status, reason=reason, own=own, wait_seconds=wait)
 
         stored = outgoing.transfer_syntax_uid
@@ -132,15 +131,19 @@ class Service:
         if not syntaxes:
             verdict = Verdict.ANOTHER_FORM if outgoing.together else Verdict.HOLD
             return answer(verdict, f"no transfer syntax that this destination may be given holds {UID(stored).name}")
+        reached = False
         try:
             with as_syntax(outgoing.path, stored, syntaxes[0]) as path, closing(self._connected()) as connection:
+                reached = True
                 said = self._asked(connection, path)
         except (OSError, HTTPException, TlsUnusable) as failure:
-            return answer(Verdict.TRY_AGAIN, failed(failure))
+            return answer(Verdict.TRY_AGAIN, failed(failure), own=reached and not isinstance(failure, TooSlow))
         except NotTranscoded as failure:
             return answer(Verdict.HOLD, f"the stored object {failure}")
         verdict, reason, code = judged(said.status, said.content_type, said.body, outgoing.sop_instance_uid)
-        return answer(verdict, reason, code, pause_of(said.retry_after) if verdict is Verdict.TRY_AGAIN else 0.0)
+        wait = pause_of(said.retry_after) if verdict is Verdict.TRY_AGAIN else 0.0
+        own = code == PROCESSING_FAILURE or (code is None and said.status == HTTPStatus.INTERNAL_SERVER_ERROR)
+        return answer(verdict, reason, code, wait, own=own)
 
     def _asked(self, connection: HTTPConnection, path: Path) -> "Said":
         boundary = secrets.token_hex(16)
@@ -170,19 +173,27 @@ class Service:
 
     @contextmanager
     def _limited(self, connection: socket.socket, size: int) -> Iterator[None]:
-        """End a connection that takes too long altogether: a time-out of its own counts from each byte on."""
+        """End a connection that takes too long altogether: a time-out of its own counts from each byte on.
+
+        Raises TooSlow then.
+        """
+        over = threading.Event()
+        seconds = 2 * self.response_timeout_seconds + self.pace.seconds(size)
 
         def end() -> None:
+            over.set()
             with suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
-        timer = threading.Timer(2 * self.response_timeout_seconds + self.pace.seconds(size), end)
+        timer = threading.Timer(seconds, end)
         timer.daemon = True
         timer.start()
         try:
             yield
         finally:
             timer.cancel()
+            if over.is_set():
+                raise TooSlow(f"no end after {seconds:g} s")
 
     @property
     def _studies(self) -> str:
@@ -226,6 +237,10 @@ def _secret(secret: str | Path, encoding: str) -> str:
     return text
 
 
+class TooSlow(TimeoutError):
+    """A connection that was ended from here."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Said:
     """An answer, as far as it is of interest."""
@@ -237,11 +252,15 @@ class Said:
 
 
 def _said_by(response: HTTPResponse) -> Said:
+    """Return what a server answers. Raises OSError, HTTPException, also where it breaks off in the midst of it."""
+    body = response.read(ANSWER_BYTES)
+    if response.length and len(body) < ANSWER_BYTES:
+        raise IncompleteRead(body, response.length)
     return Said(
         status=response.status,
         content_type=response.headers.get_content_type(),
         retry_after=response.headers.get("Retry-After", ""),
-        body=response.read(ANSWER_BYTES),
+        body=body,
     )
 
 
@@ -250,10 +269,10 @@ def pause_of(retry_after: str) -> float:
     if retry_after.strip().isdecimal():
         return float(retry_after.strip()[:9])
     try:
-        until = parsedate_to_datetime(retry_after)
-    except ValueError:
+        until = parsedate_to_datetime(retry_after).astimezone(UTC)
+    except (ValueError, OverflowError):
         return 0.0
-    return max(0.0, (until.astimezone(UTC) - datetime.now(UTC)).total_seconds())
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())
 
 
 def judged(status: int, content_type: str, body: bytes, sop_instance_uid: str) -> tuple[Verdict, str, int | None]:
@@ -263,8 +282,13 @@ def judged(status: int, content_type: str, body: bytes, sop_instance_uid: str) -
     """
     told = _told(content_type, body)
     if (reason := _reason(told, _FAILED, sop_instance_uid, _FAILURE_REASON)) is not None:
-        # 0 is no failure: a server that says so of what failed contradicts itself.
-        verdict, said = verdict_of(reason) if reason else (Verdict.TRY_AGAIN, "failed without a reason")
+        verdict, said = verdict_of(reason)
+        if verdict is Verdict.TAKEN and reason != DUPLICATE_SOP_INSTANCE:
+            # That is no failure: a server that says so of what failed contradicts itself.
+            verdict, said = (
+                Verdict.TRY_AGAIN,
+                f"failed {f'with reason {reason:04X}H' if reason else 'without a reason'}",
+            )
         return verdict, said, reason
     if (warning := _reason(told, _STORED, sop_instance_uid, _WARNING_REASON)) is not None:
         return Verdict.TAKEN, f"taken with warning {warning:04X}H" if warning else "", warning
@@ -314,6 +338,8 @@ def failed(failure: Exception) -> str:
     """Return what went wrong; what a server sent in place of an answer is not repeated."""
     if isinstance(failure, TlsUnusable):
         return str(failure)
+    if isinstance(failure, IncompleteRead):
+        return "broke off in the midst of its answer"
     if isinstance(failure, ssl.SSLCertVerificationError):
         return f"its certificate is refused: {printable(failure.verify_message)}"
     if isinstance(failure, OSError) and failure.filename is not None:

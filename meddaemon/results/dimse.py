@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from ssl import SSLContext
+from typing import cast
 
+from pydicom import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import UID
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.dimse_primitives import C_STORE, DimseServiceType
 from pynetdicom.pdu import P_DATA_TF
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext, build_context
@@ -239,15 +242,31 @@ def _store_one(watch: "_Watch", outgoing: Outgoing, syntax: str, message_id: int
     except NotTranscoded as failure:
         return answer(Verdict.HOLD, f"the stored object {failure}")
     except (OSError, ValueError, AttributeError, RuntimeError, InvalidDicomError) as failure:
-        return answer(Verdict.TRY_AGAIN, f"could not send: {type(failure).__name__}")
+        why = failure.strerror if isinstance(failure, OSError) else ""
+        return answer(Verdict.TRY_AGAIN, f"could not send: {why or type(failure).__name__}")
     answered = status.get("Status")
     if answered is None:
         watch.ended = True
         why = watch.reason or "the association was aborted or timed out"
         return answer(Verdict.TRY_AGAIN, f"no answer: {why}", own=watch.blames)
+    said = cast("_Paused", watch.association).answered
+    if not isinstance(said, C_STORE) or said.MessageIDBeingRespondedTo != message_id:
+        # The library takes whatever comes next for the answer: from a peer that answers one object twice, the next one
+        # would be taken, whatever it says of that.
+        watch.ended = True
+        watch.association.abort()
+        return answer(Verdict.TRY_AGAIN, "no answer: the remote AE answered another message", own=True)
     verdict, reason = verdict_of(answered)
+    if verdict is Verdict.TAKEN and (named := _named(said)) not in {"", outgoing.sop_instance_uid}:
+        # Sent again, it might be there once more.
+        verdict, reason = Verdict.HOLD, f"taken as {named}, which is another object: look what is there"
     comment = printable(str(status.get("ErrorComment", "")))
     return answer(verdict, reason, answered, detail=comment if reason else "", own=answered == PROCESSING_FAILURE)
+
+
+def _named(said: C_STORE) -> str:
+    """Return the object that an answer names, "" where it names none, which it need not (PS3.7 9.3.1.2)."""
+    return printable(str(said.AffectedSOPInstanceUID or "").strip(" \0"))
 
 
 class _Watch:
@@ -361,11 +380,17 @@ class Pause(threading.Event):
 
 
 class _Paused(Association):
-    """An association whose `Pause` alone says whether the library's thread stands.
+    """An association whose `Pause` alone says whether the library's thread stands; `answered` is what came last.
 
     The library notes it in a flag as well, which the thread that answers an N-EVENT-REPORT takes back when it is done:
     whoever asks or releases just then would wait for ever.
     """
+
+    answered: object = None
+
+    def _check_received_status(self, rsp: DimseServiceType) -> Dataset:
+        self.answered = rsp
+        return super()._check_received_status(rsp)
 
     @property
     def _is_paused(self) -> bool:

@@ -1,6 +1,7 @@
 """A folder as a destination: each object becomes a file, named by its UIDs and by nothing of a patient."""
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +38,14 @@ class Folder:
 
     def problem(self) -> str:
         """Return why nothing can be written there, "" where it can; nothing is written to find out."""
-        if not self.directory.is_dir():
-            return f"{self.directory} is not there: is its volume mounted?"
-        if os.statvfs(self.directory).f_flag & os.ST_RDONLY:
-            return f"{self.directory} is mounted read-only"
+        try:
+            if not self.directory.is_dir():
+                return f"{self.directory} is not there: is its volume mounted?"
+            if os.statvfs(self.directory).f_flag & os.ST_RDONLY:
+                return f"{self.directory} is mounted read-only"
+        except OSError as failure:
+            # What is said of a volume whose server is gone.
+            return f"{self.directory}: {failure.strerror}"
         if not os.access(self.directory, os.W_OK | os.X_OK):
             return f"user {os.geteuid()} may not write to {self.directory}"
         return ""
@@ -59,20 +64,29 @@ class Folder:
             header = dcmread(outgoing.path, specific_tags=["StudyInstanceUID", "SeriesInstanceUID"])
             target = self.directory / header.StudyInstanceUID / header.SeriesInstanceUID
             target /= f"{outgoing.sop_instance_uid}.dcm"
-            if target.exists():
-                same = target.read_bytes() == content
-                return (
-                    (Verdict.TAKEN, "was there already") if same else (Verdict.HOLD, f"{target} holds something else")
-                )
+            was_there = target.exists()
+            if was_there and target.read_bytes() != content:
+                return Verdict.HOLD, f"{target} holds something else"
             staging = Staging(self.directory / STAGING)
             try:
+                staging.sweep()
+                self._make_folders(target)
+                # Also of what is there: who wrote it may have died before it was durable, or readable.
                 write_new(target, content, staging)
-                # Whoever may read the folder may read its files.
-                target.chmod(0o640)
+                if not target.stat().st_mode & stat.S_IRGRP:
+                    target.chmod(0o640)
             finally:
                 staging.close()
         except NotTranscoded as failure:
             return Verdict.HOLD, f"the stored object {failure}"
         except (OSError, InvalidDicomError, AttributeError) as failure:
             return Verdict.TRY_AGAIN, f"could not write: {failure if isinstance(failure, OSError) else 'no UIDs'}"
-        return Verdict.TAKEN, ""
+        return Verdict.TAKEN, "was there already" if was_there else ""
+
+    def _make_folders(self, target: Path) -> None:
+        """Make the folders of a study and a series: whoever may look into the folder may look into these."""
+        mode = stat.S_IMODE(self.directory.stat().st_mode)
+        for folder in (target.parent.parent, target.parent):
+            if not folder.exists():
+                folder.mkdir(exist_ok=True)
+                folder.chmod(mode)

@@ -84,14 +84,15 @@ class Send(Protocol):
 PROCESSING_FAILURE = 0x0110
 _PASSING = {PROCESSING_FAILURE: "processing failure", 0x0213: "resource limitation"}
 SOP_CLASS_NOT_SUPPORTED = 0x0122
+DUPLICATE_SOP_INSTANCE = 0x0111
 
 
 def verdict_of(status: int) -> tuple[Verdict, str]:
     """Return what a C-STORE status or a Failure Reason means (PS3.4 B.2.3, PS3.7 Annex C, PS3.18 Annex I)."""
     if status == 0x0000:
         return Verdict.TAKEN, ""
-    if status == 0x0111:
-        # Duplicate SOP Instance (PS3.7 C.5.7): what we send under one UID is always the same object.
+    if status == DUPLICATE_SOP_INSTANCE:
+        # PS3.7 C.5.7: what we send under one UID is always the same object.
         return Verdict.TAKEN, "was there already (0111H)"
     if 0xB000 <= status <= 0xBFFF or status in {0x0001, 0x0107, 0x0116}:
         return Verdict.TAKEN, f"taken with warning {status:04X}H"

@@ -53,7 +53,8 @@ def deliver(settings: Settings, stop: threading.Event) -> None:
                 **{_way(each): ThreadPoolExecutor(each.connections) for each in settings.destinations},
                 "commit": ThreadPoolExecutor(1),
                 "query": ThreadPoolExecutor(4),
-                "custody": ThreadPoolExecutor(max(1, min(16, 2 * len(settings.destinations)))),
+                # Each question, and each form of telling, its own.
+                "custody": ThreadPoolExecutor(max(1, sum(map(_patient, settings.destinations)))),
             },
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
@@ -224,9 +225,15 @@ def _drain(database: Database, settings: Settings, destination: DestinationSetti
         retry,
         stop,
         editions=destination.outlet.editions,
+        kinds=destination.objects,
     )
     while not stop.is_set() and _is_open(database, destination.window) and outbox():
         pass
+
+
+def _patient(destination: DestinationSettings) -> int:
+    """Return how many tasks of a destination wait for peers beside sending: custody, and each form of notice."""
+    return (Proof(destination.custody) is not Proof.SENT) + len({each.form for each in destination.told})
 
 
 def _way(destination: DestinationSettings) -> str:

@@ -204,7 +204,10 @@ def test_a_job_whose_lease_is_over_runs_again(database: Database, study: int) ->
     assert _expire(database) == [first.id]
     job = get(database, first.id)
     assert job.state is JobState.RETRYABLE
-    assert job.reason == "worker dead stopped renewing its lease in attempt 1"
+    # Which worker it was, with its host, is for the history alone: the reason of a failure goes to the PACS.
+    assert job.reason == "the worker stopped renewing its lease in attempt 1"
+    with database.read() as connection:
+        assert jobs.history(connection, job.id)[-1].detail == "worker dead stopped renewing its lease in attempt 1"
     assert (claim(database).fence, get(database, first.id).attempt) == (2, 2)
 
 

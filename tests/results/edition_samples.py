@@ -32,6 +32,7 @@ CLASSES = {
     ("SR", "3d"): str(Comprehensive3DSRStorage),
     ("SR", "2d"): str(ComprehensiveSRStorage),
     ("KO", ""): str(KeyObjectSelectionDocumentStorage),
+    ("KO", "3d"): str(KeyObjectSelectionDocumentStorage),
 }
 
 

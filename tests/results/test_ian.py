@@ -116,6 +116,24 @@ def test_it_is_told_once_when_all_of_it_is_done(result: Database) -> None:
     assert "told RIS (ian) 20" in told(result)
 
 
+def test_what_is_reported_lost_before_it_is_told_waits_and_holds_up_no_other(result: Database) -> None:
+    worklist = Worklist(status=0x0110)
+    with worklist.listening() as to:
+        settle(result)
+        assert say(result, to, "RIS")
+        worklist.status = 0x0000
+        with result.write() as connection:
+            connection.execute(update(tables.notice).values(available_at=0.0))
+            connection.execute(update(tables.delivery).values(done_at=None, state=DeliveryState.RETRYABLE))
+        assert not say(result, to, "RIS")
+        assert [row.state for row in rows(result)] == [DeliveryState.RETRYABLE]
+        with result.write() as connection:
+            sent = {"done_at": tables.delivery.c.sent_at, "state": DeliveryState.SENT}
+            connection.execute(update(tables.delivery).values(sent))
+        assert say(result, to, "RIS")
+    assert [row.state for row in rows(result)] == [DeliveryState.SENT]
+
+
 def test_our_own_provider_takes_it(result: Database) -> None:
     worklist = Worklist()
     with worklist.listening() as to:

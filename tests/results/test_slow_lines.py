@@ -1,20 +1,23 @@
 """Objects over lines that are slow or end in a black hole; destinations that wait for each other, or do not."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from edition_samples import post, rows, whole
-from pydicom import dcmread
+from edition_samples import encoded, post, rows, whole
+from pydicom import Dataset, dcmread
+from pynetdicom import evt
 from scripted_scp import Drip, Fate, ScriptedScp, Silent, Stall, Through, Wire
 from sqlalchemy import update
 from test_delivery import report
 
-from meddaemon.db import tables
+from meddaemon.db import notices, tables
 from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.states import DeliveryState
 from meddaemon.results.dimse import store
+from meddaemon.results.query import STUDY_ROOT_FIND
 from meddaemon.results.transport import Answer, Outgoing, Pace, Verdict
 from tests.running import Home, wait_until
 
@@ -128,6 +131,60 @@ def test_a_black_hole_starves_nobody_and_a_window_is_kept(tmp_path: Path) -> Non
             wait_until(lambda: len(slow.store) == 24, what="what was slow to get all")
             assert sorted(slow.uids) == sorted(well.uids)
     assert well.kinds == ["SEG", "SR"] * 12
+
+
+TOLD = """
+[[peers]]
+ae_title = "RIS"
+host = "127.0.0.1"
+port = {ris}
+
+[[destinations]]
+name = "pacs"
+ae_title = "PACS"
+host = "127.0.0.1"
+port = {port}
+custody = "query"
+announce_to = ["RIS"]
+hl7 = "127.0.0.1:{hl7}"
+"""
+
+
+def test_who_does_not_listen_keeps_nobody_from_being_asked(tmp_path: Path) -> None:
+    """Both who want to know of the first result are black holes; the second is found at the archive all the same."""
+    holes = [Wire(fates=[Silent()]), Wire(fates=[Silent()])]
+
+    def find(event: evt.Event) -> Iterator[tuple[int, Dataset | None]]:
+        asked = event.identifier.SOPInstanceUID
+        for uid in {asked} if isinstance(asked, str) else asked:
+            if uid in pacs.store:
+                yield 0xFF00, event.identifier
+        yield 0x0000, None
+
+    pacs = ScriptedScp(also=[STUDY_ROOT_FIND], handlers=[(evt.EVT_C_FIND, find)])
+    with ExitStack() as stack, ExitStack() as listening:
+        port, ris, hl7 = (listening.enter_context(each.listening()) for each in (pacs, *holes))
+        home = Home.make(tmp_path / "home", SITE.format(closed=_later()) + TOLD.format(port=port, ris=ris, hl7=hl7))
+        with home.database() as database:
+
+            def make(number: int) -> None:
+                seg = encoded("SEG", "binary", result=number)
+                post(database, home.settings.store.results, [seg], Outlet(kinds=("SEG",)))
+                with database.write() as connection:
+                    connection.execute(update(tables.study).values(due_at=None))
+
+            def told() -> list[DeliveryState]:
+                with database.read() as connection:
+                    return [each.state for each in notices.listing(connection)]
+
+            def done() -> int:
+                return sum(row.done_at is not None for row in rows(database))
+
+            make(1)
+            stack.enter_context(home.running("deliver"))
+            wait_until(lambda: told() == [DeliveryState.SENDING] * 2, what="both to be told")
+            make(2)
+            wait_until(lambda: done() == 2, seconds=20, what="the second to be found")
 
 
 def _later() -> str:

@@ -19,6 +19,7 @@ from meddaemon.config.settings import Settings, load
 from meddaemon.db import jobs, requests, tables
 from meddaemon.db.engine import Database
 from meddaemon.db.instances import path_of
+from meddaemon.domain.errors import LAST_OUTPUT
 from meddaemon.domain.result import Prediction
 from meddaemon.domain.schedule import WhenLate
 from meddaemon.domain.states import DeliveryState, JobState
@@ -175,8 +176,11 @@ def test_the_document_of_a_failure_says_why_and_nothing_of_the_model(site: Site)
     assert "its failure is told of by result 1" in site.home.cli("jobs", "show", "1").stdout
 
 
+WORKER = "worker@machine.hospital.example:4711"
+
+
 def _expire(site: Site) -> None:
-    claim(site.database, lease_seconds=OVER)
+    claim(site.database, lease_seconds=OVER, worker=WORKER)
     with site.database.write() as connection:
         jobs.expire(connection)
 
@@ -208,6 +212,22 @@ def test_every_way_to_fail_is_told_of(site: Site, discard: Callable[[Site], None
     assert site.tell()
     (document,) = site.documents()
     assert any(said in each for each in texts(document))
+    # Nobody outside learns which machines there are.
+    assert "machine" not in str(document)
+    if discard is _expire:
+        assert WORKER in site.home.cli("explain", "1").stdout
+
+
+def test_a_document_names_no_path_and_nothing_that_a_process_printed(site: Site) -> None:
+    printed = 'Traceback:\n  File "/home/jane/venv/lib/model.py", line 3, in load'
+    reason = f"FileNotFoundError: '/srv/models/toy/models/model.pt'{LAST_OUTPUT}{printed}"
+    site.ask()
+    site.fail(reason)
+    assert site.tell()
+    (document,) = site.documents()
+    assert document.CompletionFlagDescription == "Failed: FileNotFoundError: 'model.pt'"
+    assert not any(each in str(document) for each in ("/srv", "jane", "Traceback"))
+    assert site.result().reason == reason
 
 
 def test_the_answer_of_a_job_that_failed_names_the_document_of_its_failure(site: Site) -> None:

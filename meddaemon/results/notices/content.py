@@ -9,6 +9,7 @@ from meddaemon.db.engine import Database
 from meddaemon.db.notices import Notice
 from meddaemon.db.reported import ReportedFinding, ReportedResult, reported_result
 from meddaemon.domain.codes import ABSENT, MILLIMETRE, PIXELS, PRESENT, UNDETERMINED, Code
+from meddaemon.domain.errors import told_outside
 from meddaemon.domain.result import Measurement, ResultStatus, reported
 from meddaemon.results.notices.header import Header, header_of
 from meddaemon.results.notices.outbox import NOT_CONFIGURED, Reply
@@ -87,7 +88,8 @@ def extents_of(finding: ReportedFinding) -> Iterator[Extent]:
 
 def doubt_of(result: ReportedResult) -> str:
     """Return what must be read with every number of a result, "" where it may be believed."""
-    return "" if result.status is ResultStatus.PLAUSIBLE else f"{STATUSES[result.status]}: {result.reason}"
+    believed = result.status is ResultStatus.PLAUSIBLE
+    return "" if believed else f"{STATUSES[result.status]}: {told_outside(result.reason)}"
 
 
 def presence_of(finding: ReportedFinding, status: ResultStatus, *, detects: bool) -> Code:

@@ -52,7 +52,13 @@ def announce(
     if not any(each.form is form for each in targets):
         return False
     with database.write() as connection:
-        notice = notices.claim(connection, destination, form, lease_seconds=retry.lease_seconds)
+        notice = notices.claim(
+            connection,
+            destination,
+            form,
+            lease_seconds=retry.lease_seconds,
+            longest_seconds=retry.longest_seconds,
+        )
     if notice is None:
         return False
     reply = tell(notice)
