@@ -1,0 +1,60 @@
+"""Which image of a result is which image of a reference: by the SOP Instance UID and the frame that they name."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from meddaemon.db.outcomes import Outcome
+from meddaemon.domain.errors import InputRefused, ReferenceRefused
+from meddaemon.evaluation.masks import DrawnOnPictures, Image
+from meddaemon.inference.pictures import read_header
+
+
+def images_of(outcome: Outcome) -> tuple[Image, ...]:
+    """Return the images on each of which a result tells the area of its segments; none where it draws in a volume."""
+    return tuple(
+        dict.fromkeys(
+            (each.sop_instance_uid, each.frame_number)
+            for each in outcome.findings
+            if each.segment and each.sop_instance_uid and each.low is None
+        )
+    )
+
+
+def shown(image: Image) -> str:
+    """Return what an image is called in reports."""
+    return f"{image[0]}#{image[1]}" if image[1] else image[0]
+
+
+def places(images: Sequence[Image], drawn: DrawnOnPictures) -> Mapping[Image, Image | None]:
+    """Return, of the images that an object names, which of its own each is; None where it draws nothing on it.
+
+    Raises ReferenceRefused where it names an instance, and not which of its frames.
+    """
+    found: dict[Image, Image | None] = {}
+    for image in images:
+        uid, _ = image
+        if uid not in drawn.instances:
+            continue
+        of_all = (uid, 0) in drawn.images
+        if of_all and (image in drawn.images or [each for each in images if each[0] == uid] != [(uid, 1)]):
+            raise ReferenceRefused(f"it draws on {uid}, and does not say on which of its frames")
+        found[image] = (uid, 0) if of_all else image if image in drawn.images else None
+    return found
+
+
+def unknown(images: Sequence[Image], drawn: DrawnOnPictures) -> list[str]:
+    """Return what an object names that is not among the images."""
+    uids = {uid for uid, _ in images}
+    frames = [each for each in drawn.images if each[0] in uids and each[1] and each not in images]
+    return [*sorted(drawn.instances - uids), *map(shown, frames)]
+
+
+def spacing_of(path: Path | None) -> tuple[float, float] | None:
+    """Return how far (rows, columns) of an image lie apart in the patient, in mm; None where nobody knows."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        spacing = read_header(path).spacing
+    except InputRefused:
+        return None
+    return None if spacing is None or spacing.of_detector else spacing.mm
