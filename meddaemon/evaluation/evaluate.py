@@ -392,7 +392,7 @@ def _result_of(outcome: Outcome, results_folder: Path, read: Callable[[Path], _R
                 return read(path)
             except (ReferenceRefused, _Incomparable) as wrong:
                 # There may be another one, in another form: probabilities are no segments.
-                problems.append(f"the stored object {stored.sop_instance_uid} cannot be read: {wrong}")
+                problems.append(f"the stored object {stored.sop_instance_uid} cannot be used: {wrong}")
     raise _Incomparable("; ".join(problems[1:] or problems))
 
 

@@ -341,7 +341,7 @@ def _found(connection: Connection, wanted: Search, root: str) -> Iterator[Json]:
             objects += len(of_study)
             if objects > MAXIMUM_OBJECTS:
                 raise _too_much()
-            yield from _within(wanted, header, extent_of.get(study.id), of_study, root)
+            yield from _within(wanted, header, of_study, root)
 
 
 def _too_much() -> Exception:
@@ -353,8 +353,7 @@ def _header(study: SeenStudy) -> Header:
 
 
 def _needs_extent(wanted: Search) -> bool:
-    asked = {*wanted.keys, *wanted.included}
-    return wanted.level is Level.STUDY or any(_LEVEL_OF[name] is Level.STUDY for name in asked & set(_COMPUTED))
+    return wanted.level is Level.STUDY or "ModalitiesInStudy" in wanted.keys
 
 
 def _met_without_modalities(wanted: Search, header: Header) -> bool:
@@ -384,14 +383,24 @@ def _extent(extent: Extent) -> Json:
     }
 
 
-def _within(
-    wanted: Search, study: Header, extent: Extent | None, objects: Sequence[SeenObject], root: str
-) -> Iterator[Json]:
+def _extent_of(by_series: Mapping[str, Sequence[SeenObject]]) -> Extent:
+    modalities = {"\\".join(each[0].header.get("Modality", ())) for each in by_series.values()}
+    return Extent(
+        modalities=tuple(sorted(filter(None, modalities))),
+        series=len(by_series),
+        instances=sum(map(len, by_series.values())),
+    )
+
+
+def _within(wanted: Search, study: Header, objects: Sequence[SeenObject], root: str) -> Iterator[Json]:
     """Yield what matches within one study: its series, or their instances."""
     by_series: dict[str, list[SeenObject]] = {}
     for each in objects:
         by_series.setdefault(each.series_instance_uid, []).append(each)
-    said = {**wanted.attributes(Level.STUDY, study), **(_extent(extent) if extent is not None else {})}
+    said = wanted.attributes(Level.STUDY, study)
+    asked = {*wanted.keys, *wanted.included}
+    if Level.STUDY not in wanted.given or any(_COMPUTED.get(name) is Level.STUDY for name in asked):
+        said |= _extent(_extent_of(by_series))
     for uid, of_series in by_series.items():
         header = {**of_series[0].header, "SeriesInstanceUID": (uid,)}
         if not wanted.met_by(Level.SERIES, header):

@@ -114,8 +114,9 @@ def test_pages_are_capped_and_say_so(archive_site: Site) -> None:
 
 
 def test_more_is_returned_where_it_is_asked_for(archive_site: Site) -> None:
-    usual = archive_site.ask("series", Modality="CT").json[0]
-    more = archive_site.ask("series", Modality="CT", includefield="ModalitiesInStudy,00180015,00204000").json[0]
+    of_study = f"studies/{archive_site.received[0].StudyInstanceUID}/series"
+    usual = archive_site.ask(of_study, Modality="CT").json[0]
+    more = archive_site.ask(of_study, Modality="CT", includefield="ModalitiesInStudy,00180015,00204000").json[0]
     assert MODALITIES not in usual
     assert more[MODALITIES]["Value"] == ["CT", "MR", "SEG", "SR"]
     assert "00180015" in more
@@ -140,6 +141,17 @@ def test_what_must_be_in_an_answer_is_there_without_a_value(tmp_path: Path) -> N
     assert [study.get(tag) for tag in tags[:9]] == [{"vr": dictionary_VR(keyword)} for keyword in unknown[:9]]
     assert series[tags[9]] == {"vr": "IS"}
     assert tags[10] not in study
+
+
+def test_where_the_path_names_no_study_the_answer_says_all_of_it(archive_site: Site) -> None:
+    """PS3.18 10.6.3.3.2: of the study everything that a search for studies says, but where it is retrieved from."""
+    of_study = {each[STUDY]["Value"][0]: each for each in archive_site.ask("studies").json}
+    for path in ("series", "instances"):
+        for each in archive_site.ask(path).json:
+            whole = of_study[each[STUDY]["Value"][0]]
+            assert {tag: each.get(tag) for tag in whole if tag != "00081190"} == {
+                tag: said for tag, said in whole.items() if tag != "00081190"
+            }
 
 
 def test_a_kind_of_matching_that_is_not_done_is_said(archive_site: Site) -> None:
