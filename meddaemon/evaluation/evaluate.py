@@ -297,9 +297,7 @@ def _on_pictures(
     except ReferenceRefused as wrong:
         raise _Incomparable(f"of result or reference: {wrong}") from wrong
     case = pair.reference.case
-    compared = [
-        each for each in its_of if case.sop_instance_uid in {"", each[0]} and case.frame_number in {0, each[1]}
-    ]
+    compared = [each for each in its_of if case.sop_instance_uid in {"", each[0]} and case.frame_number in {0, each[1]}]
     others = [] if case.sop_instance_uid else unknown(images, reference)
     if not compared:
         there = case.sop_instance_uid or ", ".join(others) or "none"

@@ -8,7 +8,7 @@ import numpy as np
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
-from meddaemon.domain.codes import VOLUME
+from meddaemon.domain.codes import TOTAL, VOLUME
 from meddaemon.domain.errors import ReferenceRefused
 from meddaemon.evaluation.concepts import concept
 from meddaemon.evaluation.masks import SEGMENTATIONS
@@ -25,7 +25,8 @@ from meddaemon.evaluation.references import (
 
 REPORTS = frozenset(f"1.2.840.10008.5.1.4.1.1.88.{kind}" for kind in (22, 33, 34))
 """Enhanced SR, Comprehensive SR and Comprehensive 3D SR."""
-_GROUP, _FINDING = "DCM:125007", "DCM:121071"
+_GROUP, _FINDING, _DERIVATION = "DCM:125007", "DCM:121071", "DCM:121401"
+_TOTAL = f"{TOTAL.scheme}:{TOTAL.value}"
 # CID 240, and what others write instead; of what nobody could tell, nothing is said.
 _ABSENT = frozenset({f"SCT:{codes.cid240.Absent.value}", "SCT:2667000"})
 _UNTOLD = frozenset({f"SCT:{codes.cid240.Undetermined.value}", "SCT:82334004", "SCT:261665006"})
@@ -46,6 +47,7 @@ def _references(dataset: Dataset, path: Path) -> list[Reference]:
     case = Case(study_instance_uid=str(dataset.StudyInstanceUID), series_instance_uid=_series(dataset))
     present: dict[str, bool] = {}
     volumes: dict[str, float] = {}
+    totals: dict[str, float] = {}
     targets: list[Target] = []
     for group in _groups(dataset.get("ContentSequence") or (), 0):
         items = list(group.get("ContentSequence") or ())
@@ -59,12 +61,18 @@ def _references(dataset: Dataset, path: Path) -> list[Reference]:
         present[finding] = present.get(finding, False) or there
         for each in items:
             if _is(each, "NUM", f"{VOLUME.scheme}:{VOLUME.value}") and each.get("MeasuredValueSequence"):
-                volumes[finding] = volumes.get(finding, 0.0) + _millilitres(each, path)
+                derived = _derivation(each)
+                if not derived:
+                    volumes[finding] = volumes.get(finding, 0.0) + _millilitres(each, path)
+                elif derived == _TOTAL:
+                    totals[finding] = _millilitres(each, path)
         targets += [Target(finding=finding, place=place) for place in _places(items)] if there else []
     if not present:
         raise ReferenceRefused(
             f"{path}: no measurement group of it (TID 1500) names a finding: there is nothing to compare"
         )
+    # Of what is told one by one the total says nothing more, and a mean or a spread is no volume of anything.
+    volumes = totals | volumes
     said: list[Labels | Volumes | Targets] = [Labels(present=present, closed=False)]
     said += [Volumes(millilitres=volumes)] if volumes else []
     said += [Targets(targets=tuple(targets), asked=bool(targets))] if targets or not any(present.values()) else []
@@ -92,6 +100,12 @@ def _groups(items: Sequence[Dataset], depth: int) -> Iterator[Dataset]:
 
 def _is(item: Dataset, kind: str, name: str) -> bool:
     return item.get("ValueType") == kind and concept(item.get("ConceptNameCodeSequence")) == name
+
+
+def _derivation(item: Dataset) -> str:
+    """Return what a number is of several others; "" where it stands for itself (PS3.16 TID 300, Derivation)."""
+    told = (each for each in item.get("ContentSequence") or () if _is(each, "CODE", _DERIVATION))
+    return next((concept(each.ConceptCodeSequence) for each in told), "")
 
 
 def _millilitres(item: Dataset, path: Path) -> float:

@@ -90,6 +90,26 @@ def test_volumes_of_a_report_are_millilitres_and_those_of_one_finding_add_up(tmp
     assert volumes.millilitres == {SPLEEN: 3.5, NODULE: 3.0}
 
 
+def test_what_is_derived_of_volumes_is_none_of_them(tmp_path: Path) -> None:
+    """A total beside what it is of, a total alone, and how far several answers lie apart."""
+
+    def derived(value: str, how: str) -> Dataset:
+        made = volume(value, "mL")
+        made.ContentSequence = [item("CODE", "DCM:121401", ConceptCodeSequence=code(how))]
+        return made
+
+    total, spread = "SCT:255619001", "SCT:386136009"
+    groups = (
+        group(SPLEEN, volume("1", "mL"), derived("0.25", spread)),
+        group(SPLEEN, volume("2", "mL")),
+        group(SPLEEN, derived("3", total)),
+        group(NODULE, derived("4", total), derived("1", spread)),
+    )
+    volumes = said(report(tmp_path, *groups))[Volumes].says
+    assert isinstance(volumes, Volumes)
+    assert volumes.millilitres == {SPLEEN: 3.0, NODULE: 4.0}
+
+
 def test_retired_codes_are_those_of_today(tmp_path: Path) -> None:
     """Spleen and volume as SNOMED RT had them; what it never had stays as it is."""
     measured = volume("12", "cm3")
