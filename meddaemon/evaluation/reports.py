@@ -26,6 +26,7 @@ from meddaemon.evaluation.references import (
 REPORTS = frozenset(f"1.2.840.10008.5.1.4.1.1.88.{kind}" for kind in (22, 33, 34))
 """Enhanced SR, Comprehensive SR and Comprehensive 3D SR."""
 _GROUP, _FINDING, _DERIVATION = "DCM:125007", "DCM:121071", "DCM:121401"
+_PRESENCE = "SCT:705057003"
 _TOTAL = f"{TOTAL.scheme}:{TOTAL.value}"
 # CID 240, and what others write instead; of what nobody could tell, nothing is said.
 _ABSENT = frozenset({f"SCT:{codes.cid240.Absent.value}", "SCT:2667000"})
@@ -54,7 +55,9 @@ def _references(dataset: Dataset, path: Path) -> list[Reference]:
         finding = next((concept(each.ConceptCodeSequence) for each in items if _is(each, "CODE", _FINDING)), None)
         if finding is None:
             continue
-        values = {concept(each.ConceptCodeSequence) for each in items if each.ValueType == "CODE"}
+        # Calcification that is absent says nothing of the nodule: only what is asked of the finding itself counts.
+        answers = (each for each in items if _is(each, "CODE", _PRESENCE) or _is(each, "CODE", finding))
+        values = {concept(each.ConceptCodeSequence) for each in answers}
         if values & _UNTOLD:
             continue
         there = not values & _ABSENT

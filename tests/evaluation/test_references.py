@@ -83,6 +83,16 @@ def test_a_report_names_findings_and_those_that_are_absent_and_not_those_that_no
     assert told[Labels].case.study_instance_uid == "1.2.3"
 
 
+def test_what_is_absent_of_a_finding_is_not_the_finding(tmp_path: Path) -> None:
+    """A nodule without calcification is a nodule; one that is said to be absent under its own name is none."""
+    calcification = item("CODE", "SCT:54538001", ConceptCodeSequence=code("SCT:272519000"))
+    unknown = item("CODE", "SCT:54538001", ConceptCodeSequence=code("SCT:373068000"))
+    itself = item("CODE", AIR, ConceptCodeSequence=code("SCT:2667000"))
+    labels = said(report(tmp_path, group(NODULE, calcification), group(AIR, itself), group(SPLEEN, unknown)))[Labels]
+    assert isinstance(labels.says, Labels)
+    assert dict(labels.says.present) == {NODULE: True, AIR: False, SPLEEN: True}
+
+
 def test_volumes_of_a_report_are_millilitres_and_those_of_one_finding_add_up(tmp_path: Path) -> None:
     groups = (group(SPLEEN, volume("1500", "mm3")), group(SPLEEN, volume("2", "cm3")), group(NODULE, volume("3", "mL")))
     volumes = said(report(tmp_path, *groups))[Volumes].says
