@@ -313,7 +313,7 @@ def _binary(dataset: Dataset, places: NDArray[np.intp], path: Path, place: str) 
     rows, columns = int(dataset.Rows), int(dataset.Columns)
     area, frames = rows * columns, int(dataset.NumberOfFrames)
     if UID(str(dataset.file_meta.TransferSyntaxUID)).is_compressed:
-        decoded = _decoded(dataset)
+        decoded = _decoded(dataset, path)
     else:
         packed = np.frombuffer(dataset.PixelData, dtype=np.uint8)
         if len(packed) * 8 < area * frames:
@@ -335,16 +335,18 @@ def _binary(dataset: Dataset, places: NDArray[np.intp], path: Path, place: str) 
 def _labelled(dataset: Dataset, places: NDArray[np.intp], path: Path, place: str) -> _PixelsOf:
     if len(set(places.tolist())) < len(places):
         raise ReferenceRefused(f"{path}: two of its frames lie on one {place}")
-    labels = {int(on): np.asarray(_frame(dataset, frame)) for frame, on in enumerate(places)}
+    labels = {int(on): _frame(dataset, frame, path) for frame, on in enumerate(places)}
     return lambda number, on: labels[on] == number if on in labels else None
 
 
-def _decoded(dataset: Dataset) -> Callable[[int], NDArray[np.bool_]]:
-    return lambda frame: np.asarray(_frame(dataset, frame)) > 0
+def _decoded(dataset: Dataset, path: Path) -> Callable[[int], NDArray[np.bool_]]:
+    return lambda frame: _frame(dataset, frame, path) > 0
 
 
-def _frame(dataset: Dataset, frame: int) -> NDArray[np.generic]:
+def _frame(dataset: Dataset, frame: int, path: Path) -> NDArray[np.integer]:
     """Return the pixels of a frame; run lengths are decoded in Python: a library in C may take the process with it."""
     run_lengths = str(dataset.file_meta.TransferSyntaxUID) == RLELossless
-    decoded: NDArray[np.generic] = pixel_array(dataset, index=frame, decoding_plugin="pydicom" if run_lengths else "")
-    return decoded
+    try:
+        return np.asarray(pixel_array(dataset, index=frame, decoding_plugin="pydicom" if run_lengths else ""))
+    except (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, ValueError) as wrong:
+        raise ReferenceRefused(f"{path}: its frame {frame + 1} cannot be decoded: export it uncompressed") from wrong

@@ -1,10 +1,12 @@
 """Reports as a reference: measurement groups of TID 1500 (PS3.16 Annex A), with findings, volumes and places."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+from numpy.typing import NDArray
 from pydicom import Dataset
 from pydicom.sr.codedict import codes
 
@@ -116,23 +118,27 @@ def _millilitres(item: Dataset, path: Path) -> float:
     unit = str(measured.MeasurementUnitsCodeSequence[0].CodeValue)
     if unit not in _MILLILITRES:
         raise ReferenceRefused(f"{path}: a volume in {unit!r}; known are {', '.join(_MILLILITRES)}")
-    return float(measured.NumericValue) * _MILLILITRES[unit]
+    much = float(measured.NumericValue)
+    if not math.isfinite(much) or much < 0:
+        raise ReferenceRefused(f"{path}: a volume of {much:g} {unit} is none")
+    return much * _MILLILITRES[unit]
 
 
 def _places(items: Sequence[Dataset]) -> Iterator[Sphere | Rectangle]:
     for item in items:
         if item.get("ValueType") == "SCOORD3D":
-            points = np.array(item.GraphicData, dtype=np.float64).reshape(-1, 3)
+            points = _points(item, 3)
             centre = (points.min(axis=0) + points.max(axis=0)) / 2
             radius = float(np.linalg.norm(points - centre, axis=1).max())
             yield Sphere(centre_lps=(float(centre[0]), float(centre[1]), float(centre[2])), radius_mm=radius)
         elif item.get("ValueType") == "SCOORD":
             # (column, row); 0 is the corner of the first pixel (PS3.3 C.18.6.1.1), and -0.5 its edge to us.
-            points = np.array(item.GraphicData, dtype=np.float64).reshape(-1, 2)[:, ::-1] - 0.5
+            points = _points(item, 2)[:, ::-1] - 0.5
             if str(item.GraphicType) == "CIRCLE":
                 reach = float(np.linalg.norm(points[1] - points[0]))
                 points = np.array([points[0] - reach, points[0] + reach])
-            image = next(each for each in item.ContentSequence if each.ValueType == "IMAGE").ReferencedSOPSequence[0]
+            (shown,) = (each for each in item.ContentSequence if each.ValueType == "IMAGE")
+            image = shown.ReferencedSOPSequence[0]
             low, high = points.min(axis=0), points.max(axis=0)
             yield Rectangle(
                 sop_instance_uid=str(image.ReferencedSOPInstanceUID),
@@ -140,3 +146,11 @@ def _places(items: Sequence[Dataset]) -> Iterator[Sphere | Rectangle]:
                 low=(float(low[0]), float(low[1])),
                 high=(float(high[0]), float(high[1])),
             )
+
+
+def _points(item: Dataset, axes: int) -> NDArray[np.float64]:
+    """Return the points of a region, (n, axes). Raises ValueError where they are none."""
+    points = np.array(item.GraphicData, dtype=np.float64).reshape(-1, axes)
+    if not np.isfinite(points).all():
+        raise ValueError("a region has points that are not numbers")
+    return points

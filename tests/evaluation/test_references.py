@@ -162,6 +162,31 @@ def test_places_of_a_report_are_spheres_in_the_patient_and_rectangles_on_images(
     assert rectangle == Rectangle(sop_instance_uid="1.2.3.1.1", frame_number=1, low=(7.0, 17.0), high=(13.0, 23.0))
 
 
+@pytest.mark.parametrize(
+    ("harmed", "what"),
+    [
+        (volume("nan", "mL"), "a volume of nan mL"),
+        (volume("-3", "mL"), "a volume of -3 mL"),
+        (item("SCOORD3D", "DCM:111030", GraphicType="POINT", GraphicData=[float("nan"), 1, 2]), "not numbers"),
+        (item("SCOORD3D", "DCM:111030", GraphicType="POINT", GraphicData=[]), "not a report that can be read"),
+        (
+            item(
+                "SCOORD",
+                "DCM:111030",
+                GraphicType="POINT",
+                GraphicData=[1, 2],
+                ContentSequence=[answer("SCT:52101004")],
+            ),
+            "not a report that can be read",
+        ),
+    ],
+)
+def test_numbers_and_regions_that_are_none_are_refused_by_name(tmp_path: Path, harmed: Dataset, what: str) -> None:
+    with pytest.raises(ReferenceRefused, match=what) as refused:
+        read_references([report(tmp_path, group(NODULE, harmed))])
+    assert "report.dcm" in str(refused.value)
+
+
 def test_a_report_that_says_nothing_or_in_strange_units_is_refused_by_name(tmp_path: Path) -> None:
     for groups, wrong in (((), "nothing to compare"), ((group(SPLEEN, volume("3", "[foz_us]")),), "known are mL")):
         with pytest.raises(ReferenceRefused, match=wrong) as refused:

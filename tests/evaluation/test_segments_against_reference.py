@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
+from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 from result_samples import BRAIN, KIDNEY, LEFT, analysis_of, ball, contract, geometry_of, request_for
 
@@ -458,6 +459,12 @@ def _short(dataset: Dataset) -> None:
     dataset.PixelData = dataset.PixelData[:4]
 
 
+def _undecodable(dataset: Dataset) -> None:
+    dataset.file_meta.TransferSyntaxUID = RLELossless
+    dataset.PixelData = encapsulate([b"\1\0\0\0\x40\0\0\0" + b"\0" * 56 + b"\5abc"] * int(dataset.NumberOfFrames))
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+
+
 def _headless(dataset: Dataset) -> None:
     del dataset.SharedFunctionalGroupsSequence
 
@@ -475,6 +482,7 @@ def _fewer(dataset: Dataset) -> None:
     [
         (_fractional, "threshold"),
         (_short, "damaged"),
+        (_undecodable, "frame 1 cannot be decoded"),
         (_headless, "export it anew"),
         (_twice, "two frames draw one segment"),
         (_fewer, "frames"),
