@@ -482,7 +482,7 @@ def _fewer(dataset: Dataset) -> None:
     [
         (_fractional, "threshold"),
         (_short, "damaged"),
-        (_undecodable, "frame 1 cannot be decoded"),
+        (_undecodable, "cannot be decoded"),
         (_headless, "export it anew"),
         (_twice, "two frames draw one segment"),
         (_fewer, "frames"),
