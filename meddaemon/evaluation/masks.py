@@ -124,15 +124,18 @@ def read_label_map(path: Path, names: Sequence[Named] = ()) -> Drawn:
     """
     import nibabel  # noqa: PLC0415  belongs to the extra `evaluate`
     from nibabel.filebasedimages import ImageFileError  # noqa: PLC0415
+    from nibabel.spatialimages import HeaderDataError  # noqa: PLC0415
 
     try:
         image = nibabel.load(path)
         voxels = np.asarray(image.dataobj)
         header = image.header
-    except (ImageFileError, OSError, ValueError, EOFError, zlib.error) as wrong:
+    except (ImageFileError, HeaderDataError, OSError, OverflowError, ValueError, EOFError, zlib.error) as wrong:
         if isinstance(wrong, FileNotFoundError):
             raise ReferenceRefused(f"{path}: there is no such file") from wrong
         raise ReferenceRefused(f"{path}: it is not a NIfTI file that can be read ({type(wrong).__name__})") from wrong
+    if voxels.dtype.kind not in "iuf":
+        raise ReferenceRefused(f"{path}: its values are no numbers but {voxels.dtype}: write labels")
     if voxels.ndim == 4 and voxels.shape[3] == 1:
         voxels = voxels[..., 0]
     if voxels.ndim != 3:

@@ -509,11 +509,21 @@ def test_label_maps_that_cannot_be_right_are_refused_by_name(tmp_path: Path) -> 
     nibabel.save(nowhere, tmp_path / "nowhere.nii.gz")
     nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3, 2), np.uint8), affine), tmp_path / "four.nii.gz")
     (tmp_path / "text.nii.gz").write_text("not at all")
+    colours = np.zeros((3, 3, 3), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, affine), tmp_path / "colours.nii")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3), np.uint8), affine), tmp_path / "whole.nii")
+    whole = (tmp_path / "whole.nii").read_bytes()
+    # The type of the voxels (at byte 70), and how many there are (at 42).
+    (tmp_path / "typeless.nii").write_bytes(whole[:70] + b"\xff\x7f" + whole[72:])
+    (tmp_path / "negative.nii").write_bytes(whole[:42] + b"\xff\xff" + whole[44:])
     for name, said in {
         "soft.nii.gz": "threshold",
         "nowhere.nii.gz": "where it lies",
         "four.nii.gz": "4 axes",
         "text.nii.gz": "not a NIfTI file",
+        "colours.nii": "no numbers",
+        "typeless.nii": "not a NIfTI file",
+        "negative.nii": "not a NIfTI file",
         "absent.nii.gz": "no such file",
     }.items():
         with pytest.raises(ReferenceRefused, match=said) as refused:
