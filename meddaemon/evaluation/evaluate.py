@@ -40,7 +40,7 @@ from meddaemon.evaluation.masks import (
     read_pictures,
     read_segmentation,
 )
-from meddaemon.evaluation.pictures import images_of, places, shown, spacing_of, unknown
+from meddaemon.evaluation.pictures import images_of, listed, places, shown, spacing_of, unknown
 from meddaemon.evaluation.references import (
     Cuboid,
     Labels,
@@ -300,13 +300,13 @@ def _on_pictures(
     compared = [each for each in its_of if case.sop_instance_uid in {"", each[0]} and case.frame_number in {0, each[1]}]
     others = [] if case.sop_instance_uid else unknown(images, reference)
     if not compared:
-        there = case.sop_instance_uid or ", ".join(others) or "none"
+        there = case.sop_instance_uid or listed(others) or "none"
         raise _Incomparable(f"result and reference have no image in common; asked for: {there}")
     if others:
-        reason = f"result {pair.outcome.result_id} says nothing of {', '.join(others)}: the rest was compared"
+        reason = f"result {pair.outcome.result_id} says nothing of {listed(others)}: the rest was compared"
         gathered.refused.append(Unmatched(reference=pair.reference, reason=reason))
     if left := [shown(each) for each in images if each not in its_of]:
-        gathered.remarks.append((pair.case, f"the reference says nothing of the images {', '.join(left)}"))
+        gathered.remarks.append((pair.case, f"the reference says nothing of {listed(left)}"))
     paired = _paired(pair, drawn.segments, reference.segments, gathered)
     for image in compared:
         spacing_mm = spacing_of(files.images.get(image[0]))

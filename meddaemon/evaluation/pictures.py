@@ -8,6 +8,8 @@ from meddaemon.domain.errors import InputRefused, ReferenceRefused
 from meddaemon.evaluation.masks import DrawnOnPictures, Image
 from meddaemon.inference.pictures import read_header
 
+_LISTED = 5
+
 
 def images_of(outcome: Outcome) -> tuple[Image, ...]:
     """Return the images on each of which a result tells the area of its segments; none where it draws in a volume."""
@@ -25,20 +27,31 @@ def shown(image: Image) -> str:
     return f"{image[0]}#{image[1]}" if image[1] else image[0]
 
 
-def places(images: Sequence[Image], drawn: DrawnOnPictures) -> Mapping[Image, Image | None]:
-    """Return, of the images that an object names, which of its own each is; None where it draws nothing on it.
+def listed(names: Sequence[str]) -> str:
+    """Return the first of many names, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more
 
-    Raises ReferenceRefused where it names an instance, and not which of its frames.
+
+def places(images: Sequence[Image], drawn: DrawnOnPictures) -> Mapping[Image, Image | None]:
+    """Return, of the images that an object speaks of, which of its own each is; None where it draws nothing on it.
+
+    It says that nothing is on an instance that it names without any frame of it. Where it has some, nobody can tell
+    whether there is nothing on the others or nobody looked: those are not in the answer. Raises ReferenceRefused where
+    it does not say on which frame of an instance it draws.
     """
     found: dict[Image, Image | None] = {}
     for image in images:
         uid, _ = image
-        if uid not in drawn.instances:
-            continue
-        of_all = (uid, 0) in drawn.images
-        if of_all and (image in drawn.images or [each for each in images if each[0] == uid] != [(uid, 1)]):
-            raise ReferenceRefused(f"it draws on {uid}, and does not say on which of its frames")
-        found[image] = (uid, 0) if of_all else image if image in drawn.images else None
+        of_instance = [each for each in drawn.images if each[0] == uid]
+        if (uid, 0) in of_instance:
+            if of_instance != [(uid, 0)] or [each for each in images if each[0] == uid] != [(uid, 1)]:
+                raise ReferenceRefused(f"it draws on {uid}, and does not say on which of its frames")
+            found[image] = (uid, 0)
+        elif image in of_instance:
+            found[image] = image
+        elif uid in drawn.instances and not of_instance:
+            found[image] = None
     return found
 
 

@@ -12,7 +12,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 pytest.importorskip("sklearn", reason="the extra `evaluate` is not installed")
 from meddaemon.domain.errors import ReferenceRefused
 from meddaemon.evaluation.evaluate import same_segments
-from meddaemon.evaluation.masks import Named, read_segmentation
+from meddaemon.evaluation.masks import DrawnOnPictures, Named, read_segmentation
+from meddaemon.evaluation.pictures import places, unknown
 from meddaemon.evaluation.readers import read_references
 from meddaemon.evaluation.references import Labels, Rectangle, Reference, Sphere, Targets, Volumes
 from tests.running import REPOSITORY, environment
@@ -238,3 +239,22 @@ def test_without_the_extra_the_command_says_what_to_install() -> None:
     assert done.returncode == 1
     assert "sklearn" in done.stderr
     assert "pip install 'meddaemon[evaluate]'" in done.stderr
+
+
+def test_an_object_says_which_images_it_speaks_of() -> None:
+    """One frame of a run says nothing of the others; an instance without any frame has nothing on it."""
+
+    def drawn(*images: tuple[str, int], named: str = "") -> DrawnOnPictures:
+        instances = frozenset({uid for uid, _ in images} | set(named.split()))
+        return DrawnOnPictures(
+            images=images, instances=instances, size=(2, 2), segments=(), pixels_of=lambda number, on: None
+        )
+
+    run = [("1.2.1", 1), ("1.2.1", 2), ("1.2.2", 1), ("1.2.3", 1)]
+    some = drawn(("1.2.1", 2), ("1.2.3", 0), ("1.2.9", 1), named="1.2.2")
+    assert places(run, some) == {("1.2.1", 2): ("1.2.1", 2), ("1.2.2", 1): None, ("1.2.3", 1): ("1.2.3", 0)}
+    assert unknown(run, some) == ["1.2.9"]
+    assert unknown(run, drawn(("1.2.1", 7))) == ["1.2.1#7"]
+    for unclear in (drawn(("1.2.1", 0)), drawn(("1.2.3", 0), ("1.2.3", 1))):
+        with pytest.raises(ReferenceRefused, match="which of its frames"):
+            places(run, unclear)
