@@ -206,11 +206,11 @@ def _on_pictures(dataset: Dataset, path: Path) -> DrawnOnPictures:
         _image(_derivations(frame) or shared, named, f"{path}: its frame {number}")
         for number, frame in enumerate(dataset.PerFrameFunctionalGroupsSequence, 1)
     ]
-    images = tuple(dict.fromkeys(found))
-    places = np.array([images.index(each) for each in found], dtype=np.intp)
+    place_of = {image: place for place, image in enumerate(dict.fromkeys(found))}
+    places = np.array([place_of[each] for each in found], dtype=np.intp)
     return DrawnOnPictures(
-        images=images,
-        instances=frozenset(named | {uid for uid, _ in images}),
+        images=tuple(place_of),
+        instances=frozenset(named | {uid for uid, _ in place_of}),
         size=(int(dataset.Rows), int(dataset.Columns)),
         segments=segments,
         pixels_of=_pixels(dataset, places, path, "image"),

@@ -40,26 +40,32 @@ def places(images: Sequence[Image], drawn: DrawnOnPictures) -> Mapping[Image, Im
     whether there is nothing on the others or nobody looked: those are not in the answer. Raises ReferenceRefused where
     it does not say on which frame of an instance it draws.
     """
+    asked, named = _frames(images), _frames(drawn.images)
     found: dict[Image, Image | None] = {}
-    for image in images:
-        uid, _ = image
-        of_instance = [each for each in drawn.images if each[0] == uid]
-        if (uid, 0) in of_instance:
-            if of_instance != [(uid, 0)] or [each for each in images if each[0] == uid] != [(uid, 1)]:
+    for uid, frames in asked.items():
+        if 0 in named.get(uid, ()):
+            if (frames, named[uid]) != ({1}, {0}):
                 raise ReferenceRefused(f"it draws on {uid}, and does not say on which of its frames")
-            found[image] = (uid, 0)
-        elif image in of_instance:
-            found[image] = image
-        elif uid in drawn.instances and not of_instance:
-            found[image] = None
+            found[uid, 1] = (uid, 0)
+        elif uid in named:
+            found |= {(uid, frame): (uid, frame) for frame in sorted(frames & named[uid])}
+        elif uid in drawn.instances:
+            found |= {(uid, frame): None for frame in sorted(frames)}
     return found
+
+
+def _frames(images: Sequence[Image]) -> dict[str, set[int]]:
+    of_instance: dict[str, set[int]] = {}
+    for uid, frame in images:
+        of_instance.setdefault(uid, set()).add(frame)
+    return of_instance
 
 
 def unknown(images: Sequence[Image], drawn: DrawnOnPictures) -> list[str]:
     """Return what an object names that is not among the images."""
-    uids = {uid for uid, _ in images}
-    frames = [each for each in drawn.images if each[0] in uids and each[1] and each not in images]
-    return [*sorted(drawn.instances - uids), *map(shown, frames)]
+    asked = _frames(images)
+    frames = [(uid, frame) for uid, frame in drawn.images if frame and uid in asked and frame not in asked[uid]]
+    return [*sorted(drawn.instances - asked.keys()), *map(shown, frames)]
 
 
 def spacing_of(path: Path | None) -> tuple[float, float] | None:
