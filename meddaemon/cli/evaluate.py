@@ -8,7 +8,7 @@ import typer
 
 from meddaemon.cli.opening import USAGE, Config, fail, open_database, open_settings
 from meddaemon.cli.output import shown
-from meddaemon.db import outcomes
+from meddaemon.db import instances, outcomes
 from meddaemon.domain.contract import ModelContract
 
 if TYPE_CHECKING:
@@ -47,9 +47,10 @@ def evaluate(
     # Nobody else needs MONAI, scikit-learn and matplotlib, which take seconds to load.
     from meddaemon.evaluation.cases import match  # noqa: PLC0415
     from meddaemon.evaluation.estimates import Bootstrap  # noqa: PLC0415
-    from meddaemon.evaluation.evaluate import Options  # noqa: PLC0415
+    from meddaemon.evaluation.evaluate import Files, Options  # noqa: PLC0415
     from meddaemon.evaluation.evaluate import evaluate as compare  # noqa: PLC0415
     from meddaemon.evaluation.page import as_html  # noqa: PLC0415
+    from meddaemon.evaluation.pictures import images_of  # noqa: PLC0415
     from meddaemon.evaluation.readers import read_references  # noqa: PLC0415
     from meddaemon.evaluation.report import as_json, report_of  # noqa: PLC0415
 
@@ -61,17 +62,20 @@ def evaluate(
         superseded = outcomes.count_superseded(connection, model, version=version)
         unanswered = outcomes.unanswered(connection, model, [each.case.study_instance_uid for each in references])
         known = outcomes.models(connection)
+        patients = outcomes.patients(connection, sorted({each.study_instance_uid for each in found}))
+        pictures = instances.used(connection, sorted({uid for each in found for uid, _ in images_of(each)}))
     if not found:
         of_version = f" of version {version}" if version else ""
         fail(f"model {model!r} has no current results{of_version}; models with results: {', '.join(known) or 'none'}")
     matches = match(references, found, unanswered)
     options = Options(
-        bootstrap=Bootstrap(resamples=resamples, seed=seed),
+        bootstrap=Bootstrap(resamples=resamples, seed=seed, patients=patients),
         hit_distance_mm=hit_distance,
         hit_iou=tuple(sorted(set(hit_iou or ()))),
         groups=_groups(contract),
     )
-    comparison = compare(matches, settings.store.results, options)
+    images = {uid: instances.path_of(settings.store.instances, sha256) for uid, sha256 in pictures.items()}
+    comparison = compare(matches, Files(results=settings.store.results, images=images), options)
     notes = (
         ()
         if contract

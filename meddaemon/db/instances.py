@@ -11,6 +11,8 @@ from meddaemon.db.clock import after, now
 
 COUNTED_TO = 100_000
 """How far instances are counted where somebody waits for the answer."""
+_CHUNK = 500
+"""How many UIDs are asked for at once: databases take only so many parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +72,21 @@ def versions(connection: Connection, sop_instance_uid: str) -> list[Version]:
         .order_by(instance.c.id)
     )
     return [Version(sop_class_uid=row.sop_class_uid, sha256=row.sha256) for row in rows]
+
+
+def used(connection: Connection, sop_instance_uids: Sequence[str]) -> dict[str, str]:
+    """Return the digest of what is used of each of these instances, by its UID, unless its file is gone."""
+    instance = tables.instance
+    found: dict[str, str] = {}
+    for first in range(0, len(sop_instance_uids), _CHUNK):
+        wanted = instance.c.sop_instance_uid.in_(sop_instance_uids[first : first + _CHUNK])
+        rows = connection.execute(
+            select(instance.c.sop_instance_uid, instance.c.sha256).where(
+                wanted, instance.c.conflict == false(), instance.c.missing == false()
+            )
+        )
+        found.update({row.sop_instance_uid: row.sha256 for row in rows})
+    return found
 
 
 def is_registered(connection: Connection, sha256: str) -> bool:

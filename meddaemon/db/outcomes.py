@@ -115,6 +115,22 @@ def models(connection: Connection) -> list[str]:
     return list(connection.execute(select(_result.c.model).distinct().order_by(_result.c.model)).scalars())
 
 
+def patients(connection: Connection, studies: Sequence[str]) -> Mapping[str, str]:
+    """Return for each study, by its UID, the first of these that has the same Patient ID.
+
+    One without a Patient ID is not in the answer, and neither are any where all have the same: that is nobody's.
+    """
+    of_patient: dict[str, list[str]] = {}
+    for first in range(0, len(studies), _CHUNK):
+        wanted = _study.c.study_instance_uid.in_(studies[first : first + _CHUNK])
+        rows = connection.execute(select(_study.c.study_instance_uid, _study.c.patient_id).where(wanted))
+        for uid, patient_id in rows:
+            if patient_id:
+                of_patient.setdefault(patient_id, []).append(uid)
+    groups = [same for same in of_patient.values() if len(same) < len(studies)]
+    return {uid: min(same) for same in groups for uid in same}
+
+
 def unanswered(connection: Connection, model: str, studies: Sequence[str]) -> Mapping[str, str]:
     """Return why studies, by their UID, have no result of a model: the state of the latest job, or that none is there.
 

@@ -351,7 +351,9 @@ class _Parser:
         return "=" if found == "==" else found
 
     def _required_text(self) -> str:
-        value = self._text_value() or self._match(self._MOMENT)
+        value = self._text_value()
+        if value is None:
+            value = self._match(self._MOMENT)
         if value is None:
             raise self._wrong("text expected, in quotation marks where it is more than one word")
         return value

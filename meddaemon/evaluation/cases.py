@@ -19,15 +19,20 @@ class Pair:
 
     @property
     def case(self) -> str:
-        """What the pair is called in a report: its series, and its image where there is one."""
-        image = self.reference.case
-        of_image = f" {image.sop_instance_uid}#{image.frame_number}" if image.sop_instance_uid else ""
-        return f"{self.outcome.series_instance_uid or self.outcome.study_instance_uid}{of_image}"
+        """What the pair is called in a report."""
+        named = self.reference.case
+        return case_of(self.outcome, (named.sop_instance_uid, named.frame_number))
 
     @property
     def study(self) -> str:
-        """The study that it belongs to: pairs of one study are not independent."""
+        """The study that it belongs to: pairs of one study, or of one patient, are not independent."""
         return self.outcome.study_instance_uid
+
+
+def case_of(outcome: Outcome, image: tuple[str, int]) -> str:
+    """Return what a result is called in a report: its series, and its image (UID and frame) where there is one."""
+    uid, frame = image
+    return f"{outcome.series_instance_uid or outcome.study_instance_uid}{f' {uid}#{frame}' if uid else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +204,12 @@ def answers_of(outcome: Outcome, case: Case) -> dict[str, Answer] | str:
 
 
 def truth_of(says: Labels, vocabulary: Vocabulary, origin: str) -> dict[str, bool]:
-    """Return what a reference says of findings, by their code; a closed one says of all others that none is there."""
-    named = {vocabulary.find(said, origin): present for said, present in says.present.items()}
+    """Return what a reference says of findings, by their code; a closed one says of all others that none is there.
+
+    Raises ReferenceRefused where it calls one finding by two names, and says different things of it.
+    """
+    named: dict[str, bool] = {}
+    for said, present in says.present.items():
+        if named.setdefault(vocabulary.find(said, origin), present) != present:
+            raise ReferenceRefused(f"{origin}: {said!r} is present and absent in one case, under two names")
     return {**dict.fromkeys(vocabulary.names, False), **named} if says.closed else named

@@ -1,14 +1,14 @@
 """Numbers with their uncertainty: Wilson's interval for proportions, the bootstrap over cases for everything else."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
-ONE_STUDY = "an interval needs two studies or more"
+ONE_PATIENT = "an interval needs two patients or more"
 _ENDS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)
 _Z = 1.959963984540054
 """The standard normal quantile of 1 - (1 - CONFIDENCE) / 2."""
@@ -33,10 +33,14 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Bootstrap:
-    """How often cases are drawn again, with replacement, and the seed that makes this the same each time."""
+    """How often cases are drawn again, with replacement, and the seed that makes this the same each time.
+
+    `patients` names for a study the one that stands for all of its patient; one that is not there stands for itself.
+    """
 
     resamples: int = 1000
     seed: int = 0
+    patients: Mapping[str, str] = field(default_factory=dict)
 
 
 def undefined(reason: str, count: int = 0) -> Estimate:
@@ -60,23 +64,23 @@ def proportion(part: int, whole: int, *, without: str) -> Estimate:
 def resampled(
     value: float | None,
     statistic: Callable[[NDArray[np.intp]], float | None],
-    clusters: Sequence[str],
+    studies: Sequence[str],
     bootstrap: Bootstrap,
     *,
     reason: str = "",
 ) -> Estimate:
     """Return a value with the percentile interval of what `statistic` says of cases that are drawn again.
 
-    `clusters` names for each case what it belongs to, its study: cases of one study are drawn together, for they are
-    not independent of each other. `statistic` gets indices of cases, and returns None for a sample of which it cannot
-    be told; such samples are left out, and where they are more than half there is no interval.
+    `studies` names the study of each case: cases of one patient are drawn together, for they are not independent of
+    each other. `statistic` gets indices of cases, and returns None for a sample of which it cannot be told; such
+    samples are left out, and where they are more than half there is no interval.
     """
-    count = len(clusters)
+    count = len(studies)
     if value is None:
         return undefined(reason, count)
-    members = _members(clusters)
+    members = _members(studies, bootstrap)
     if len(members) < 2:
-        return Estimate(value=value, count=count, reason=ONE_STUDY)
+        return Estimate(value=value, count=count, reason=ONE_PATIENT)
     generator = np.random.default_rng(bootstrap.seed)
     found: list[float] = []
     for _ in range(bootstrap.resamples):
@@ -90,15 +94,15 @@ def resampled(
     return Estimate(value=value, low=float(low), high=float(high), count=count)
 
 
-def mean(values: Sequence[float | None], clusters: Sequence[str], bootstrap: Bootstrap, *, without: str) -> Estimate:
+def mean(values: Sequence[float | None], studies: Sequence[str], bootstrap: Bootstrap, *, without: str) -> Estimate:
     """Return the mean of the values that are there; `without` is the reason where none is."""
-    known = [(value, cluster) for value, cluster in zip(values, clusters, strict=True) if value is not None]
+    known = [(value, study) for value, study in zip(values, studies, strict=True) if value is not None]
     if not known:
         return undefined(without)
     numbers = np.array([value for value, _ in known])
-    members = _members([cluster for _, cluster in known])
+    members = _members([study for _, study in known], bootstrap)
     if len(members) < 2:
-        return Estimate(value=float(numbers.mean()), count=len(known), reason=ONE_STUDY)
+        return Estimate(value=float(numbers.mean()), count=len(known), reason=ONE_PATIENT)
     sums, counts = (np.array([each(numbers[own]) for own in members]) for each in (np.sum, len))
     drawn = np.random.default_rng(bootstrap.seed).integers(len(members), size=(bootstrap.resamples, len(members)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
@@ -106,8 +110,9 @@ def mean(values: Sequence[float | None], clusters: Sequence[str], bootstrap: Boo
     return Estimate(value=float(numbers.mean()), low=float(low), high=float(high), count=len(known))
 
 
-def _members(clusters: Sequence[str]) -> list[NDArray[np.intp]]:
+def _members(studies: Sequence[str], bootstrap: Bootstrap) -> list[NDArray[np.intp]]:
+    """Return which cases are of each patient."""
     of_each: dict[str, list[int]] = {}
-    for index, cluster in enumerate(clusters):
-        of_each.setdefault(cluster, []).append(index)
+    for index, study in enumerate(studies):
+        of_each.setdefault(bootstrap.patients.get(study, study), []).append(index)
     return [np.array(of_each[name], dtype=np.intp) for name in sorted(of_each)]

@@ -1,9 +1,10 @@
 """From references and results to everything that is said of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import file_digest
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from meddaemon.evaluation.cases import (
     Unmatched,
     Vocabulary,
     answers_of,
+    case_of,
     findings_of,
     key_of,
     truth_of,
@@ -27,7 +29,18 @@ from meddaemon.evaluation.classification import NONE, Classification, Judged
 from meddaemon.evaluation.detection import Detected, Detection, overlap
 from meddaemon.evaluation.estimates import Bootstrap
 from meddaemon.evaluation.grid import NoOverlap, brought_together
-from meddaemon.evaluation.masks import SEGMENTATIONS, Drawn, Named, is_nifti, read_label_map, read_segmentation
+from meddaemon.evaluation.masks import (
+    SEGMENTATIONS,
+    Drawn,
+    Image,
+    LiesNowhere,
+    Named,
+    is_nifti,
+    read_label_map,
+    read_pictures,
+    read_segmentation,
+)
+from meddaemon.evaluation.pictures import images_of, listed, places, shown, spacing_of, unknown
 from meddaemon.evaluation.references import (
     Cuboid,
     Labels,
@@ -42,7 +55,16 @@ from meddaemon.evaluation.references import (
     Volumes,
 )
 from meddaemon.evaluation.regression import NumberCase, Regression, judge_number
-from meddaemon.evaluation.segmentation import Segmentation, SegmentCase, compare, compare_volumes, judge_segment
+from meddaemon.evaluation.segmentation import (
+    Segmentation,
+    SegmentCase,
+    compare,
+    compare_on_picture,
+    compare_volumes,
+    judge_segment,
+)
+
+_Read = TypeVar("_Read")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +105,15 @@ class Options:
     groups: Mapping[str, str] = field(default_factory=dict)
 
 
-def evaluate(matches: Matches, results_folder: Path, options: Options) -> Comparison:
+@dataclass(frozen=True, kw_only=True)
+class Files:
+    """Where things lie: `results` is the folder of result objects, `images` are pictures by their SOP Instance UID."""
+
+    results: Path
+    images: Mapping[str, Path] = field(default_factory=dict)
+
+
+def evaluate(matches: Matches, files: Files, options: Options) -> Comparison:
     """Compare every pair. Raises ReferenceRefused where a reference cannot be read or names what nobody knows."""
     gathered = _Findings()
     vocabulary = Vocabulary.of([*{each.outcome.result_id: each.outcome for each in matches.pairs}.values()])
@@ -92,7 +122,7 @@ def evaluate(matches: Matches, results_folder: Path, options: Options) -> Compar
     targeted = [each for each in pairs if isinstance(each.reference.says, Targets)]
     measured = [each for each in pairs if isinstance(each.reference.says, Masks | Volumes)]
     classes = _classify(labelled, vocabulary, options, gathered) if labelled else None
-    segments = _segment(measured, vocabulary, results_folder, options, gathered) if measured else None
+    segments = _segment(measured, vocabulary, files, options, gathered) if measured else None
     # A report that only says that nothing is there is no reference for places unless another one names some.
     asked = any(isinstance(each.reference.says, Targets) and each.reference.says.asked for each in targeted)
     found = _detect(targeted, vocabulary, options, gathered) if asked else None
@@ -194,16 +224,16 @@ def _exclusive(members: Sequence[str], truth: Mapping[str, bool], vocabulary: Vo
 
 
 def _segment(
-    pairs: Sequence[Pair], vocabulary: Vocabulary, results_folder: Path, options: Options, gathered: _Findings
+    pairs: Sequence[Pair], vocabulary: Vocabulary, files: Files, options: Options, gathered: _Findings
 ) -> Segmentation:
-    cases: dict[str, dict[str, SegmentCase]] = {}
+    cases: dict[tuple[str, str], dict[str, SegmentCase]] = {}
     masked: set[tuple[str, str]] = set()
     for pair in pairs:
         try:
             if isinstance(pair.reference.says, Volumes):
                 found = list(_volumes(pair, pair.reference.says, vocabulary, gathered))
             elif isinstance(pair.reference.says, Masks):
-                found = list(_masks(pair, pair.reference.says, results_folder, gathered))
+                found = list(_masks(pair, pair.reference.says, files, gathered))
             else:
                 continue
         except (_Incomparable, NoOverlap) as why:
@@ -213,10 +243,10 @@ def _segment(
             gathered.compared.append(pair)
         drawn = isinstance(pair.reference.says, Masks)
         for each in found:
-            of_segment = cases.setdefault(each.segment, {})
+            of_segment = cases.setdefault((each.segment, each.unit), {})
             if drawn and (each.segment, each.case) in masked:
                 raise ReferenceRefused(
-                    f"{pair.reference.origin}: another file draws {each.segment!r} of {pair.case}: leave one out"
+                    f"{pair.reference.origin}: another file draws {each.segment!r} of {each.case}: leave one out"
                 )
             # A mask says more than a volume.
             if drawn or each.case not in of_segment:
@@ -225,7 +255,8 @@ def _segment(
                 masked.add((each.segment, each.case))
     return Segmentation(
         segments=tuple(
-            judge_segment(name, list(of_segment.values()), options.bootstrap) for name, of_segment in cases.items()
+            judge_segment(name, unit, list(of_segment.values()), options.bootstrap)
+            for (name, unit), of_segment in cases.items()
         )
     )
 
@@ -246,13 +277,60 @@ def _volumes(pair: Pair, says: Volumes, vocabulary: Vocabulary, gathered: _Findi
         yield compare_volumes(sum(known), expected, segment=vocabulary.names[code], case=pair.case, study=pair.study)
 
 
-def _masks(pair: Pair, says: Masks, results_folder: Path, gathered: _Findings) -> Iterable[SegmentCase]:
-    drawn = _result_of(pair.outcome, results_folder)
+def _masks(pair: Pair, says: Masks, files: Files, gathered: _Findings) -> Iterable[SegmentCase]:
+    images = images_of(pair.outcome)
+    if images and not is_nifti(says.path):
+        return _on_pictures(pair, says, images, files, gathered)
+    return _in_patient(pair, says, files, gathered)
+
+
+def _on_pictures(
+    pair: Pair, says: Masks, images: Sequence[Image], files: Files, gathered: _Findings
+) -> Iterable[SegmentCase]:
+    """Hold what is drawn on each image against what the reference draws on it, pixel for pixel."""
+    drawn, reference = _result_of(pair.outcome, files.results, read_pictures), read_pictures(says.path)
+    if drawn.size != reference.size:
+        ours, other = ("×".join(map(str, each.size)) for each in (drawn, reference))
+        raise _Incomparable(f"the reference has {other} pixels, the images of the result {ours}: draw it on them")
+    try:
+        mine_of, its_of = places(images, drawn), places(images, reference)
+    except ReferenceRefused as wrong:
+        raise _Incomparable(f"of result or reference: {wrong}") from wrong
+    case = pair.reference.case
+    compared = [each for each in its_of if case.sop_instance_uid in {"", each[0]} and case.frame_number in {0, each[1]}]
+    others = [] if case.sop_instance_uid else unknown(images, reference)
+    if not compared:
+        there = case.sop_instance_uid or listed(others) or "none"
+        raise _Incomparable(f"result and reference have no image in common; asked for: {there}")
+    if others:
+        reason = f"result {pair.outcome.result_id} says nothing of {listed(others)}: the rest was compared"
+        gathered.refused.append(Unmatched(reference=pair.reference, reason=reason))
+    if left := [shown(each) for each in images if each not in its_of]:
+        gathered.remarks.append((pair.case, f"the reference says nothing of {listed(left)}"))
+    paired = _paired(pair, drawn.segments, reference.segments, gathered)
+    for image in compared:
+        spacing_mm = spacing_of(files.images.get(image[0]))
+        for name, mine, its in paired:
+            yield compare_on_picture(
+                drawn.mask(mine, mine_of.get(image)),
+                reference.mask(its, its_of[image]),
+                segment=name,
+                case=case_of(pair.outcome, image),
+                study=pair.study,
+                spacing_mm=spacing_mm,
+            )
+
+
+def _in_patient(pair: Pair, says: Masks, files: Files, gathered: _Findings) -> Iterable[SegmentCase]:
+    drawn = _result_of(pair.outcome, files.results, read_segmentation)
     if is_nifti(says.path):
         reference = read_label_map(says.path, says.names or drawn.segments)
         gathered.remarks.append((pair.case, "a NIfTI file names no frame of reference: its place is taken as it says"))
     else:
-        reference = read_segmentation(says.path)
+        try:
+            reference = read_segmentation(says.path)
+        except LiesNowhere as wrong:
+            raise _Incomparable(f"{wrong}, and the result does") from wrong
     theirs = reference.frame_of_reference_uid
     if theirs and theirs != drawn.frame_of_reference_uid:
         raise _Incomparable(
@@ -266,17 +344,24 @@ def _masks(pair: Pair, says: Masks, results_folder: Path, gathered: _Findings) -
         gathered.remarks.append(
             (pair.case, f"the reference ({other}) was brought to the grid of the source ({ours}) by nearest neighbour")
         )
-    paired, unknown = same_segments(drawn.segments, reference.segments)
-    if unknown:
-        gathered.remarks.append((pair.case, f"the result does not know {', '.join(unknown)} of the reference"))
-    met = {number for _, mine, _ in paired for number in mine}
-    if paired and (others := [each.label for each in drawn.segments if each.number not in met]):
+    for name, mine, its in _paired(pair, drawn.segments, reference.segments, gathered):
+        yield _compared(pair, name, drawn, mine, reference, its)
+
+
+def _paired(
+    pair: Pair, mine: Sequence[Named], its: Sequence[Named], gathered: _Findings
+) -> list[tuple[str, list[int], list[int]]]:
+    """Return which segments of both are the same thing, and remark what is not. Raises _Incomparable."""
+    paired, beyond = same_segments(mine, its)
+    if beyond:
+        gathered.remarks.append((pair.case, f"the result does not know {', '.join(beyond)} of the reference"))
+    met = {number for _, numbers, _ in paired for number in numbers}
+    if paired and (others := [each.label for each in mine if each.number not in met]):
         gathered.remarks.append((pair.case, f"the reference says nothing of {', '.join(others)} of the result"))
     if not paired:
-        there = ", ".join(each.label for each in drawn.segments)
+        there = ", ".join(each.label for each in mine)
         raise _Incomparable(f"the reference draws nothing that the result knows, which is: {there}")
-    for name, mine, its in paired:
-        yield _compared(pair, name, drawn, mine, reference, its)
+    return paired
 
 
 def _compared(
@@ -294,7 +379,7 @@ def _compared(
     )
 
 
-def _result_of(outcome: Outcome, results_folder: Path) -> Drawn:
+def _result_of(outcome: Outcome, results_folder: Path, read: Callable[[Path], _Read]) -> _Read:
     """Return what a result draws. Raises _Incomparable."""
     problems = [f"result {outcome.result_id} ({outcome.status.value}) draws nothing: it has no Segmentation"]
     for stored in outcome.objects:
@@ -302,10 +387,10 @@ def _result_of(outcome: Outcome, results_folder: Path) -> Drawn:
             path = path_of(results_folder, stored.sha256)
             try:
                 _refuse_damaged(path, stored)
-                return read_segmentation(path)
+                return read(path)
             except (ReferenceRefused, _Incomparable) as wrong:
                 # There may be another one, in another form: probabilities are no segments.
-                problems.append(f"the stored object {stored.sop_instance_uid} cannot be read: {wrong}")
+                problems.append(f"the stored object {stored.sop_instance_uid} cannot be used: {wrong}")
     raise _Incomparable("; ".join(problems[1:] or problems))
 
 

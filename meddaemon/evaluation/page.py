@@ -58,7 +58,7 @@ def _summary(report: Report) -> list[tuple[str, ...]]:
         ("superseded, left out", str(cases.superseded)),
         (
             "intervals",
-            f"{method.confidence:.0%}; Wilson for proportions, else bootstrap over studies ("
+            f"{method.confidence:.0%}; Wilson for proportions, else bootstrap over patients ("
             f"{method.resamples} samples, seed {method.seed})",
         ),
         ("made by", escape(f"{report.software.name} {report.software.version}")),
@@ -98,34 +98,27 @@ def _segments(found: Segmentation) -> Iterable[str]:
             "Dice",
             "surface distance / mm",
             "Hausdorff 95 % / mm",
-            "volume bias / mL",
-            "absolute error / mL",
+            "size in",
+            "bias",
+            "absolute error",
             "relative error",
-            "limits of agreement / mL",
+            "limits of agreement",
         ),
         [
             (
                 escape(each.name),
                 str(len(each.cases)),
-                *map(
-                    _estimate,
-                    (
-                        each.dice,
-                        each.surface_distance_mm,
-                        each.hausdorff95_mm,
-                        each.volume_bias_ml,
-                        each.absolute_volume_error_ml,
-                        each.relative_volume_error,
-                    ),
-                ),
-                " to ".join(f"{limit:.4g}" for limit in each.limits_of_agreement_ml or ()) or "–",
+                *map(_estimate, (each.dice, each.surface_distance_mm, each.hausdorff95_mm)),
+                escape(each.unit),
+                *map(_estimate, (each.bias, each.absolute_error, each.relative_error)),
+                " to ".join(f"{limit:.4g}" for limit in each.limits_of_agreement or ()) or "–",
             )
             for each in found.segments
         ],
     )
     if any(case.dice is not None for each in found.segments for case in each.cases):
         yield plots.overlap(found.segments)
-    yield from (plots.volumes(each) for each in found.segments if len(each.cases) > 1)
+    yield from (plots.sizes(each) for each in found.segments if len(each.cases) > 1)
     for each in found.segments:
         yield f"<h3>{escape(each.name)}: every case</h3>"
         yield _table(
@@ -134,9 +127,7 @@ def _segments(found: Segmentation) -> Iterable[str]:
                 "Dice",
                 "surface / mm",
                 "Hausdorff 95 % / mm",
-                "volume / mL",
-                "reference / mL",
-                "error / mL",
+                *(f"{what} / {each.unit}" for what in ("result", "reference", "error")),
                 "why",
             ),
             [
@@ -148,9 +139,9 @@ def _segments(found: Segmentation) -> Iterable[str]:
                             case.dice,
                             case.surface_distance_mm,
                             case.hausdorff95_mm,
-                            case.volume_ml,
-                            case.reference_volume_ml,
-                            case.volume_error_ml,
+                            case.size,
+                            case.reference_size,
+                            case.size_error,
                         ),
                     ),
                     escape("; ".join(dict.fromkeys(case.reasons.values()))),

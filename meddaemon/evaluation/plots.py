@@ -90,11 +90,11 @@ def overlap(tables: Sequence[SegmentTable]) -> str:
     return _svg(draw, (7.0, 1.2 + 0.35 * min(len(tables), _MOST_NAMES)))
 
 
-def volumes(table: SegmentTable) -> str:
-    """Draw how volumes agree."""
-    pairs = [(each.volume_ml, each.reference_volume_ml) for each in table.cases]
-    lines = (table.volume_bias_ml.value, *(table.limits_of_agreement_ml or ()))
-    return _svg(lambda figure: _agreement(figure.add_subplot(), pairs, lines, "mL", table.name), (5.5, 3.4))
+def sizes(table: SegmentTable) -> str:
+    """Draw how volumes or areas agree."""
+    pairs = [(each.size, each.reference_size) for each in table.cases]
+    lines = (table.bias.value, *(table.limits_of_agreement or ()))
+    return _svg(lambda figure: _agreement(figure.add_subplot(), pairs, lines, table.unit, table.name), (5.5, 3.4))
 
 
 def numbers(table: NumberTable) -> str:

@@ -45,7 +45,14 @@ MAXIMUM_OBJECTS = 200_000
 """How many one search looks at; one that needs more is to be narrower."""
 _log = log(__name__)
 _DECIMAL = re.compile(r"[0-9]{1,9}")
-_CONTROLS = ("limit", "offset", "fuzzymatching", "includefield", "accept")
+_PRIVATE = re.compile(r"[0-9A-Fa-f]{3}[13579BDFbdf][0-9A-Fa-f]{4}")
+# What is asked for by a switch and not done, in the words of PS3.18 8.3.4.2, 8.3.4.5 and 8.3.4.6.
+_UNSUPPORTED = {
+    "fuzzymatching": "Only literal matching has been performed.",
+    "emptyvaluematching": "Empty Value Matching has not been performed.",
+    "multiplevaluematching": "Multiple Value Matching has not been performed.",
+}
+_CONTROLS = ("limit", "offset", "includefield", "accept", *_UNSUPPORTED)
 
 
 class Level(IntEnum):
@@ -97,6 +104,11 @@ _RETURNED: Mapping[Level, tuple[str, ...]] = {
     ),
 }
 """What every answer has of a level, as far as it is known (PS3.18 Tables 10.6.3-3 to -5)."""
+_REQUIRED = frozenset(
+    {"StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientName", "PatientID"}
+    | {"PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID", "Modality", "SeriesInstanceUID", "SeriesNumber"}
+)
+"""What it has without a value where nothing is known (type R there)."""
 _UIDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 _MORE: Mapping[Level, tuple[str, ...]] = {
     Level.STUDY: ("IssuerOfPatientID", "PatientAge"),
@@ -143,7 +155,9 @@ class Search:
         """Return what an answer says of one level."""
         asked = [name for name in (*self.keys, *sorted(self.included)) if _LEVEL_OF[name] is level]
         usual = _UIDS if level in self.given else _RETURNED[level]
-        known = [name for name in usual if _LEVEL_OF[name] is level and any(header.get(name, ()))]
+        known = [
+            name for name in usual if _LEVEL_OF[name] is level and (name in _REQUIRED or any(header.get(name, ())))
+        ]
         names = dict.fromkeys(name for name in (*known, *asked) if name not in _COMPUTED)
         return described(header, tuple(names))
 
@@ -234,9 +248,7 @@ def parse_search(
     """Return what a query asks (PS3.18 8.3.4); `path` names study and series by UID. Raises InvalidQuery."""
     keys = _given(path)
     given = frozenset(_LEVEL_OF[keyword] for keyword in keys)
-    controls: dict[str, list[str]] = {
-        name: [] for name in ("limit", "offset", "fuzzymatching", "includefield", "accept")
-    }
+    controls: dict[str, list[str]] = {name: [] for name in _CONTROLS}
     for name, value in parameters:
         if name in controls:
             controls[name].append(value)
@@ -257,7 +269,7 @@ def parse_search(
         limit=min(_number("limit", controls["limit"], maximum_matches), maximum_matches),
         offset=offset,
         given=given,
-        warnings=_warnings(controls["fuzzymatching"]),
+        warnings=tuple(warning for name in _UNSUPPORTED for warning in _warnings(name, controls[name])),
     )
 
 
@@ -288,12 +300,11 @@ def _number(name: str, written: Sequence[str], default: int) -> int:
     return int(written[0])
 
 
-def _warnings(fuzzymatching: Sequence[str]) -> tuple[str, ...]:
-    if not set(fuzzymatching) <= {"true", "false"}:
-        raise InvalidQuery("fuzzymatching must be true or false")
-    # In the words of PS3.18 8.3.4.2.
-    said = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
-    return (said,) if "true" in fuzzymatching else ()
+def _warnings(name: str, written: Sequence[str]) -> Iterator[str]:
+    if not set(written) <= {"true", "false"}:
+        raise InvalidQuery(f"{name} must be true or false")
+    if "true" in written:
+        yield f"The {name} parameter is not supported. {_UNSUPPORTED[name]}"
 
 
 def _included(value: str, level: Level) -> set[str]:
@@ -302,8 +313,8 @@ def _included(value: str, level: Level) -> set[str]:
         return {name for name, of in _LEVEL_OF.items() if of <= level}
     included = set()
     for name in filter(None, value.split(",")):
-        # A place within a sequence, or an attribute of a newer dictionary, is nothing that is kept.
-        keyword = keyword_of(name) if "." not in name else ""
+        # A place within a sequence, a private attribute, or one of a newer dictionary, is nothing that is kept.
+        keyword = keyword_of(name) if "." not in name and not _PRIVATE.fullmatch(name) else ""
         if _LEVEL_OF.get(keyword, Level.INSTANCE) <= level and keyword in _LEVEL_OF:
             included.add(keyword)
     return included
@@ -330,7 +341,7 @@ def _found(connection: Connection, wanted: Search, root: str) -> Iterator[Json]:
             objects += len(of_study)
             if objects > MAXIMUM_OBJECTS:
                 raise _too_much()
-            yield from _within(wanted, header, extent_of.get(study.id), of_study, root)
+            yield from _within(wanted, header, of_study, root)
 
 
 def _too_much() -> Exception:
@@ -342,8 +353,7 @@ def _header(study: SeenStudy) -> Header:
 
 
 def _needs_extent(wanted: Search) -> bool:
-    asked = {*wanted.keys, *wanted.included}
-    return wanted.level is Level.STUDY or any(_LEVEL_OF[name] is Level.STUDY for name in asked & set(_COMPUTED))
+    return wanted.level is Level.STUDY or "ModalitiesInStudy" in wanted.keys
 
 
 def _met_without_modalities(wanted: Search, header: Header) -> bool:
@@ -373,14 +383,24 @@ def _extent(extent: Extent) -> Json:
     }
 
 
-def _within(
-    wanted: Search, study: Header, extent: Extent | None, objects: Sequence[SeenObject], root: str
-) -> Iterator[Json]:
+def _extent_of(by_series: Mapping[str, Sequence[SeenObject]]) -> Extent:
+    modalities = {"\\".join(each[0].header.get("Modality", ())) for each in by_series.values()}
+    return Extent(
+        modalities=tuple(sorted(filter(None, modalities))),
+        series=len(by_series),
+        instances=sum(map(len, by_series.values())),
+    )
+
+
+def _within(wanted: Search, study: Header, objects: Sequence[SeenObject], root: str) -> Iterator[Json]:
     """Yield what matches within one study: its series, or their instances."""
     by_series: dict[str, list[SeenObject]] = {}
     for each in objects:
         by_series.setdefault(each.series_instance_uid, []).append(each)
-    said = {**wanted.attributes(Level.STUDY, study), **(_extent(extent) if extent is not None else {})}
+    said = wanted.attributes(Level.STUDY, study)
+    asked = {*wanted.keys, *wanted.included}
+    if Level.STUDY not in wanted.given or any(_COMPUTED.get(name) is Level.STUDY for name in asked):
+        said |= _extent(_extent_of(by_series))
     for uid, of_series in by_series.items():
         header = {**of_series[0].header, "SeriesInstanceUID": (uid,)}
         if not wanted.met_by(Level.SERIES, header):

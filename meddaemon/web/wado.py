@@ -95,12 +95,10 @@ class RetrieveTransaction:
         there = await self._reads.run(lambda: self._there(usable))
         self._tell(request, "objects", len(there))
         parts = [self._part(each, _written_in(each, syntaxes)) for each in there]
-        # PS3.18 10.4.3: some of what was asked for.
-        status = HTTPStatus.OK if len(there) == len(seen) else HTTPStatus.PARTIAL_CONTENT
         if single:
             headers = {**_SAFE, "Content-Type": parts[0].media_type}
             return StreamingResponse(_gathered(parts[0].pieces()), HTTPStatus.OK, headers)
-        return _multipart(parts, DICOM, status)
+        return _multipart(parts, DICOM, _status(there, seen))
 
     async def _metadata(self, request: Request) -> Response:
         media_type = preferred(_accept(request), METADATA)
@@ -119,7 +117,7 @@ class RetrieveTransaction:
                 yield b"," + self._described(each, root)
             yield b"]"
 
-        return StreamingResponse(pieces(), HTTPStatus.OK, _SAFE, media_type)
+        return StreamingResponse(pieces(), _status(there, seen), _SAFE, media_type)
 
     async def _frames(self, request: Request) -> Response:
         written = request.path_params["frames"].split(",")
@@ -222,6 +220,11 @@ class RetrieveTransaction:
 
 def _accept(request: Request) -> str:
     return request.query_params.get("accept") or request.headers.get("accept", "")
+
+
+def _status(given: Sequence[SeenObject], asked: Sequence[SeenObject]) -> HTTPStatus:
+    """Return whether this is all, or some of what was asked for (PS3.18 10.4.3)."""
+    return HTTPStatus.OK if len(given) == len(asked) else HTTPStatus.PARTIAL_CONTENT
 
 
 def _type_of(media_range: MediaType) -> str:

@@ -145,6 +145,7 @@ def found(database: Database, text: str) -> list[ResultRow]:
         ("not present and until 50d", [("fractures", "Certainty", 12.0)]),
         ('finding ~ "50%_" and model in (organs, fractures) and study = 1', "Liver"),
         ('certainty >= 12 "V%" and since 2026-11-01', [("organs", "Certainty", 12.0)]),
+        ('accession = "" and until 50d and measurement = Certainty', [("fractures", "Certainty", 12.0)]),
         ("segment != Spleen and version = 1.0 and not segment ~ LIV", [("organs", "Certainty", 12.0)]),
     ],
 )

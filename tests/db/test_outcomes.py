@@ -42,6 +42,17 @@ def test_studies_without_a_result_say_why(database: Database) -> None:
     assert said == {"1.2.31": f"job {job} is available", "1.2.32": "the model was not asked for it"}
 
 
+def test_studies_of_one_patient_are_known_without_naming_whose_they_are(database: Database) -> None:
+    for study, patient in (("1.2.31", "A"), ("1.2.32", "B"), ("1.2.33", "A"), ("1.2.34", "")):
+        header = {"Modality": ("CT",), "PatientID": (patient,)}
+        register(database, received(study, study=study, series=f"{study}.1", header=header))
+    with database.read() as connection:
+        everything = outcomes.patients(connection, ["1.2.31", "1.2.32", "1.2.33", "1.2.34"])
+        same = outcomes.patients(connection, ["1.2.31", "1.2.33"])
+    assert everything == {"1.2.31": "1.2.31", "1.2.33": "1.2.31", "1.2.32": "1.2.32"}
+    assert same == {}
+
+
 def test_any_number_of_studies_may_be_asked_for(database: Database) -> None:
     register(database, received("one", study="1.2.31", series="1.2.31.1"))
     with database.read() as connection:

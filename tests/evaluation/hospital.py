@@ -22,6 +22,7 @@ from meddaemon.domain.contract import ModelContract
 from meddaemon.domain.result import Box, Prediction
 from meddaemon.domain.uids import derived_uid
 from meddaemon.durable import Staging
+from meddaemon.inference.pictures import read
 from meddaemon.inference.warm import WarmModels
 from meddaemon.ingest.part10 import read_part10
 from meddaemon.pipeline import InferredJob, JobStages, PreparedJob
@@ -35,7 +36,7 @@ from tests.system.site import CONTRACT
 MODELS = """
 [models]
 directories = ["models"]
-enabled = ["toy", "chest", "nodules"]
+enabled = ["toy", "chest", "nodules", "films"]
 
 [worker]
 sandbox = "off"
@@ -93,13 +94,37 @@ name = "nodule"
 finding = { value = "27925004", scheme = "SCT", meaning = "Nodule" }
 threshold = 0.1
 """
+FILMS = """
+name = "films"
+title = "films"
+version = "1"
+manufacturer = "nobody"
+bundle = "."
+output = "pred"
+
+[[inputs]]
+key = "image"
+kind = "pictures"
+series = { attribute = "Modality", equals = "DX" }
+
+[[segments]]
+label = 1
+name = "Lung"
+category = { value = "91723000", scheme = "SCT", meaning = "Anatomical Structure" }
+type = { value = "39607008", scheme = "SCT", meaning = "Lung" }
+colour = [230, 159, 0]
+measure = ["area"]
+
+[output_limits]
+may_be_empty = true
+"""
 SHAPE = (6, 12, 8)
 SPACING = (2.0, 1.5, 1.25)
 
 
 @dataclass
 class Hospital:
-    """A home with a database and a store, and three models of which nobody asks anything."""
+    """A home with a database and a store, and models of which nobody asks anything."""
 
     home: Home
     database: Database
@@ -147,7 +172,7 @@ class Hospital:
         prediction = Prediction(series_instance_uid=self._series(name), boxes=tuple(boxes), geometry=geometry)
         return self._publish("nodules", self._study_id(self.uid(name)), prediction, self._stored(name))
 
-    def pictures(self, study: str, count: int = 1) -> list[tuple[str, int]]:
+    def pictures(self, study: str, count: int = 1, **more: Any) -> list[tuple[str, int]]:
         """Import a study of radiographs and return the UID and frame of each."""
         folder = self.home.folder / "scanner" / study
         folder.mkdir(parents=True)
@@ -157,6 +182,7 @@ class Hospital:
             "SeriesInstanceUID": f"{study}.1",
             "Modality": "DX",
             "PatientName": "Doe^Jane",
+            **more,
         }
         pixels = np.zeros((64, 48), dtype=np.uint16)
         files = [
@@ -164,6 +190,12 @@ class Hospital:
         ]
         self._take(study, files)
         return [(f"1.2.3.{name}", 1) for name in names]
+
+    def draw_on_pictures(self, study: str, labels: NDArray[np.uint8]) -> int:
+        """Publish that the segmenter drew labels [image, row, column] on the images of a study."""
+        grid = read(self.files[study]).grid
+        prediction = Prediction(series_instance_uid=f"{study}.1", labels=labels, pictures=grid)
+        return self._publish("films", self._study_id(study), prediction, self._stored(study))
 
     def detect_on_pictures(self, study: str, boxes: Sequence[Box]) -> int:
         """Publish that the detector found boxes on the radiographs of a study."""
@@ -177,6 +209,10 @@ class Hospital:
         prediction = Prediction(series_instance_uid=f"{study}.1", scores=scores, sources=each)
         self._publish("chest", self._study_id(study), prediction, self._stored(study))
         return sources
+
+    def results(self, model: str) -> list[Any]:
+        """Return the rows of the results of a model."""
+        return [row for row in self.home.rows(tables.result) if row.model == model]
 
     def segmentation(self, result_id: int) -> Path:
         """Return the stored Segmentation of a result."""
@@ -230,7 +266,7 @@ def found(folder: Path, scratch: WarmModels) -> Hospital:
     empty = "\n[output_limits]\nmay_be_empty = true\n"
     toy = CONTRACT.format(time_limit=60).replace(limits, "") + empty
     (folder / "models" / "toy" / "contract.toml").write_text(toy)
-    for name, text in (("chest", CHEST), ("nodules", NODULES)):
+    for name, text in (("chest", CHEST), ("nodules", NODULES), ("films", FILMS)):
         shutil.copytree(folder / "models" / "toy", folder / "models" / name)
         (folder / "models" / name / "contract.toml").write_text(text)
     home = Home.make(folder, MODELS)

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,19 @@ def test_cases_of_one_study_are_drawn_together() -> None:
     assert copied.count == 300
 
 
+def test_studies_of_one_patient_are_drawn_together() -> None:
+    """Ten studies of each patient, all alike, tell nothing new either."""
+    values = list(np.random.default_rng(3).normal(size=30))
+    patients = {f"{n}.{again}": f"{n}.0" for n in range(30) for again in range(10)}
+    whole = replace(FEW, patients=patients)
+    once = mean(values, [f"{n}.0" for n in range(30)], FEW, without="")
+    studies = [f"{n}.{again}" for n in range(30) for again in range(10)]
+    again = mean([each for each in values for _ in range(10)], studies, whole, without="")
+    assert (again.low, again.high) == pytest.approx((once.low, once.high))
+    alone = mean([1.0, 2.0], ["0.0", "0.1"], whole, without="")
+    assert (alone.low, alone.reason) == (None, "an interval needs two patients or more")
+
+
 def test_the_quick_mean_is_the_bootstrap_of_the_mean() -> None:
     values = np.random.default_rng(5).normal(size=23)
     studies = [str(n // 2) for n in range(23)]
@@ -83,7 +97,7 @@ def test_the_quick_mean_is_the_bootstrap_of_the_mean() -> None:
 def test_one_study_has_no_interval_and_says_so() -> None:
     estimate = mean([1.0, 2.0], ["a", "a"], FEW, without="")
     assert (estimate.value, estimate.low, estimate.high) == (1.5, None, None)
-    assert "two studies" in estimate.reason
+    assert "two patients" in estimate.reason
 
 
 def test_the_seed_decides() -> None:

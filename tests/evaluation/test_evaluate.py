@@ -135,18 +135,18 @@ def test_segments_are_held_against_their_reference(
     for name in ("same", "again"):
         told = cases[series[name]]
         assert (told["dice"], told["surface_distance_mm"], told["hausdorff95_mm"]) == (1.0, 0.0, 0.0)
-        assert told["volume_ml"] == told["reference_volume_ml"] == pytest.approx(24 * VOXEL_ML)
+        assert told["size"] == told["reference_size"] == pytest.approx(24 * VOXEL_ML)
     shifted = cases[series["shifted"]]
-    assert (shifted["dice"], shifted["volume_error_ml"]) == (0.0, pytest.approx(0.0))
+    assert (shifted["dice"], shifted["size_error"]) == (0.0, pytest.approx(0.0))
     assert shifted["surface_distance_mm"] == pytest.approx(SPACING[0], abs=1e-4)
     assert shifted["hausdorff95_mm"] == pytest.approx(SPACING[0], abs=1e-4)
     empty = cases[series["empty"]]
-    assert (empty["dice"], empty["hausdorff95_mm"], empty["relative_volume_error"]) == (None, None, None)
+    assert (empty["dice"], empty["hausdorff95_mm"], empty["relative_size_error"]) == (None, None, None)
     assert "both empty" in empty["reasons"]["dice"]
     assert brain["dice"]["value"] == pytest.approx(2 / 3)
     assert brain["dice"]["count"] == 3
     assert brain["dice"]["low"] <= 2 / 3 <= brain["dice"]["high"]
-    assert brain["volume_bias_ml"]["value"] == pytest.approx(0.0, abs=1e-9)
+    assert brain["bias"]["value"] == pytest.approx(0.0, abs=1e-9)
     assert (report["classification"], report["detection"]) == (None, None)
     listed = report["cases"]
     remarks = {each["study_instance_uid"]: each["remark"] for each in listed["missing"]}
@@ -193,7 +193,7 @@ def test_a_coarser_reference_is_brought_to_the_source_and_the_report_says_so(
     ((told,),) = [each["cases"] for each in report["segmentation"]["segments"]]
     # Rows 2-7 and columns 2-5 of the source, of which the result has rows 3-6 and columns 2-4.
     assert told["dice"] == pytest.approx(2 * 24 / (24 + 48))
-    assert told["reference_volume_ml"] == pytest.approx(48 * VOXEL_ML)
+    assert told["reference_size"] == pytest.approx(48 * VOXEL_ML)
     (case,) = report["cases"]["compared"]
     assert "6×6×4" in case["remark"]
     assert "nearest neighbour" in case["remark"]
@@ -251,11 +251,141 @@ def test_our_own_report_is_a_reference_for_volumes_and_findings(
     assert code == 0, err
     report = report_in(tmp_path / "out")
     ((told,),) = [each["cases"] for each in report["segmentation"]["segments"]]
-    assert (told["dice"], told["relative_volume_error"]) == (None, pytest.approx(1.0, rel=1e-4))
+    assert (told["dice"], told["relative_size_error"]) == (None, pytest.approx(1.0, rel=1e-4))
     assert "volumes only" in told["reasons"]["dice"]
     (brain,) = report["classification"]["classes"]
     assert (brain["name"], brain["true_positive"], brain["auc"]["value"]) == ("Brain", 1, None)
     assert brain["auc"]["reason"]
+
+
+def film(*rows: int) -> NDArray[np.uint8]:
+    """Labels of an image: all columns from 10 to 30 of two rows from each of these on."""
+    labels = np.zeros((64, 48), dtype=np.uint8)
+    for row in rows:
+        labels[row : row + 2, 10:30] = 1
+    return labels
+
+
+def segments_of(cli: Callable[..., tuple[int, str, str]], reference: Path, out: Path) -> dict[str, Any]:
+    """Evaluate the segments of images; return the report, with every case by its image and unit."""
+    code, _, err = cli(reference, "--model", "films", "--out", out)
+    assert code == 0, err
+    report = report_in(out)
+    return report | {
+        "by_image": {
+            (each["case"].partition(" ")[2], each["unit"]): each
+            for table in report["segmentation"]["segments"]
+            for each in table["cases"]
+        }
+    }
+
+
+def test_segments_on_images_are_held_against_the_image_that_the_reference_names(
+    hospital: Hospital, cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Two images, one of each drawn two rows lower; in the reference their frames come the other way round."""
+    (one, _), (two, _) = hospital.pictures("1.2.9.1", 2, PixelSpacing=[0.5, 0.25])
+    result = hospital.draw_on_pictures("1.2.9.1", np.stack([film(10), film(20, 40)]))
+    reference = dcmread(hospital.segmentation(result))
+    frames = reference.PerFrameFunctionalGroupsSequence
+    drawn = np.packbits(np.stack([film(20), film(12)]), bitorder="little").tobytes()
+    reference.PixelData, reference.PerFrameFunctionalGroupsSequence = drawn, frames[::-1]
+    reference.save_as(tmp_path / "reference.dcm")
+    report = segments_of(cli, tmp_path / "reference.dcm", tmp_path / "out")
+    first, second = (report["by_image"][f"{uid}#1", "mm2"] for uid in (one, two))
+    # Two rows of 0.5 mm beside two others: one step away and two.
+    assert (first["dice"], first["size_error"]) == (0.0, 0.0)
+    assert (first["surface_distance_mm"], first["hausdorff95_mm"]) == pytest.approx((0.75, 1.0))
+    assert (second["dice"], second["size"], second["reference_size"]) == (2 * 40 / 120, 10.0, 5.0)
+    assert second["hausdorff95_mm"] == pytest.approx(20 * 0.5)
+    (table,) = report["segmentation"]["segments"]
+    assert (table["name"], table["unit"], table["bias"]["value"]) == ("Lung", "mm2", 2.5)
+    assert table["bias"]["reason"] == "an interval needs two patients or more"
+    assert [each["remark"] for each in report["cases"]["compared"]] == [""]
+
+
+def test_without_spacing_in_the_patient_areas_are_pixels_and_surfaces_have_no_distance(
+    hospital: Hospital, cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    """Each image may be in a reference of its own, or not be in any; what is beyond the result is listed."""
+    (uid, _), (other, _) = hospital.pictures("1.2.9.2", 2, ImagerPixelSpacing=[0.5, 0.25])
+    result = hospital.draw_on_pictures("1.2.9.2", np.stack([film(10), film()]))
+    reference = dcmread(hospital.segmentation(result))
+    (named,) = reference.ReferencedSeriesSequence
+    named.ReferencedInstanceSequence = [named.ReferencedInstanceSequence[0]]
+    reference.SourceImageSequence = reference.SourceImageSequence[:1]
+    kept = [reference.PerFrameFunctionalGroupsSequence[0]]
+    reference.NumberOfFrames, reference.PerFrameFunctionalGroupsSequence = 1, kept
+    reference.PixelData = np.packbits(film(10, 11), bitorder="little").tobytes()
+    reference.save_as(tmp_path / "one.dcm")
+    report = segments_of(cli, tmp_path / "one.dcm", tmp_path / "out")
+    ((image, unit),) = report["by_image"]
+    assert (image, unit) == (f"{uid}#1", "{pixels}")
+    told = report["by_image"][image, unit]
+    assert (told["dice"], told["size"], told["reference_size"]) == (pytest.approx(80 / 100), 40.0, 60.0)
+    assert (told["surface_distance_mm"], told["hausdorff95_mm"]) == (None, None)
+    assert "how far its pixels lie apart" in told["reasons"]["hausdorff95_mm"]
+    assert other in report["cases"]["compared"][0]["remark"]
+    # The same for the other image, where the reference is empty; and an image of which the result says nothing.
+    stranger = copy.deepcopy(named.ReferencedInstanceSequence[0])
+    stranger.ReferencedSOPInstanceUID = "1.2.3.99"
+    empty = copy.deepcopy(stranger)
+    empty.ReferencedSOPInstanceUID = other
+    named.ReferencedInstanceSequence = [empty, stranger]
+    derived = kept[0].DerivationImageSequence[0].SourceImageSequence[0]
+    derived.ReferencedSOPInstanceUID = "1.2.3.99"
+    reference.SourceImageSequence = [empty, stranger]
+    reference.save_as(tmp_path / "two.dcm")
+    report = segments_of(cli, tmp_path / "two.dcm", tmp_path / "out")
+    ((image, _),) = report["by_image"]
+    assert (image, report["by_image"][image, unit]["dice"]) == (f"{other}#1", None)
+    assert ["1.2.3.99" in each["remark"] for each in report["cases"]["refused"]] == [True]
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (lambda frame, _: frame.DerivationImageSequence[0].SourceImageSequence.clear(), "names 0 images"),
+        (
+            lambda frame, _: setattr(
+                frame.DerivationImageSequence[0].SourceImageSequence[0], "SpatialLocationsPreserved", "NO"
+            ),
+            "pixel for pixel",
+        ),
+        (lambda _, whole: setattr(whole, "Columns", 24), "64×24 pixels"),
+    ],
+)
+def test_a_reference_that_does_not_lie_on_the_images_is_refused(
+    hospital: Hospital,
+    cli: Callable[..., tuple[int, str, str]],
+    tmp_path: Path,
+    harm: Callable[[Dataset, Dataset], object],
+    said: str,
+) -> None:
+    study = "1.2.9.3"
+    if study not in hospital.files:
+        hospital.pictures(study, 2)
+        hospital.draw_on_pictures(study, np.stack([film(10), film(20)]))
+    (result,) = (row for row in hospital.results("films") if row.series_instance_uid == f"{study}.1")
+    reference = dcmread(hospital.segmentation(result.id))
+    harm(reference.PerFrameFunctionalGroupsSequence[0], reference)
+    reference.save_as(tmp_path / "harmed.dcm")
+    code, _, err = cli(tmp_path / "harmed.dcm", "--model", "films", "--out", tmp_path / "out")
+    assert (code, said in err) == (1, True), err
+
+
+def test_images_are_no_reference_for_a_volume(
+    hospital: Hospital, cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    hospital.pictures("1.2.9.4")
+    film_seg = dcmread(hospital.segmentation(hospital.draw_on_pictures("1.2.9.4", film(10)[np.newaxis])))
+    series = hospital.study("a volume")
+    hospital.draw("a volume", plane(2))
+    film_seg.StudyInstanceUID = hospital.uid("a volume")
+    film_seg.ReferencedSeriesSequence[0].SeriesInstanceUID = series
+    film_seg.save_as(tmp_path / "flat.dcm")
+    code, _, err = cli(tmp_path / "flat.dcm", "--model", "toy", "--out", tmp_path / "out")
+    assert (code, "lie nowhere in the patient, and the result does" in err) == (1, True), err
 
 
 # --- classification ----------------------------------------------------------------------------------------------
@@ -333,7 +463,7 @@ def test_a_result_for_each_image_wants_a_reference_for_each(
     assert (air["true_positive"], air["true_negative"], air["accuracy"]["count"]) == (1, 1, 2)
     # Both images are of one study.
     assert (air["auc"]["value"], air["auc"]["low"]) == (1.0, None)
-    assert "two studies" in air["auc"]["reason"]
+    assert "two patients" in air["auc"]["reason"]
     remarks = [each["remark"] for each in report["cases"]["refused"]]
     assert ["says nothing of this image" in remarks[0], "answers for 2 images" in remarks[1]] == [True, True]
 
@@ -352,6 +482,10 @@ def test_a_result_for_each_image_wants_a_reference_for_each(
         (
             "study_instance_uid,series_instance_uid,finding\n1.2.8.1,,Nodule\n1.2.8.1,1.2.8.1.1,Nodule\n",
             "labels.csv:2 speaks of study 1.2.8.1, series 1.2.8.1.1 already",
+        ),
+        (
+            "study_instance_uid,finding,present\n1.2.8.1,Nodule,1\n1.2.8.1,SCT:27925004,0\n",
+            "'SCT:27925004' is present and absent in one case",
         ),
         ("study,finding\n1.2.8.1,Nodule\n", "labels.csv:1: unknown column 'study'"),
         ("study_instance_uid,patient_name\n1.2.8.1,Doe\n", "unknown column 'patient_name'"),

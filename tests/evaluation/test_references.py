@@ -12,7 +12,8 @@ from pydicom.uid import ExplicitVRLittleEndian
 pytest.importorskip("sklearn", reason="the extra `evaluate` is not installed")
 from meddaemon.domain.errors import ReferenceRefused
 from meddaemon.evaluation.evaluate import same_segments
-from meddaemon.evaluation.masks import Named, read_segmentation
+from meddaemon.evaluation.masks import DrawnOnPictures, Named, read_segmentation
+from meddaemon.evaluation.pictures import places, unknown
 from meddaemon.evaluation.readers import read_references
 from meddaemon.evaluation.references import Labels, Rectangle, Reference, Sphere, Targets, Volumes
 from tests.running import REPOSITORY, environment
@@ -83,11 +84,41 @@ def test_a_report_names_findings_and_those_that_are_absent_and_not_those_that_no
     assert told[Labels].case.study_instance_uid == "1.2.3"
 
 
+def test_what_is_absent_of_a_finding_is_not_the_finding(tmp_path: Path) -> None:
+    """A nodule without calcification is a nodule; one that is said to be absent under its own name is none."""
+    calcification = item("CODE", "SCT:54538001", ConceptCodeSequence=code("SCT:272519000"))
+    unknown = item("CODE", "SCT:54538001", ConceptCodeSequence=code("SCT:373068000"))
+    itself = item("CODE", AIR, ConceptCodeSequence=code("SCT:2667000"))
+    labels = said(report(tmp_path, group(NODULE, calcification), group(AIR, itself), group(SPLEEN, unknown)))[Labels]
+    assert isinstance(labels.says, Labels)
+    assert dict(labels.says.present) == {NODULE: True, AIR: False, SPLEEN: True}
+
+
 def test_volumes_of_a_report_are_millilitres_and_those_of_one_finding_add_up(tmp_path: Path) -> None:
     groups = (group(SPLEEN, volume("1500", "mm3")), group(SPLEEN, volume("2", "cm3")), group(NODULE, volume("3", "mL")))
     volumes = said(report(tmp_path, *groups))[Volumes].says
     assert isinstance(volumes, Volumes)
     assert volumes.millilitres == {SPLEEN: 3.5, NODULE: 3.0}
+
+
+def test_what_is_derived_of_volumes_is_none_of_them(tmp_path: Path) -> None:
+    """A total beside what it is of, a total alone, and how far several answers lie apart."""
+
+    def derived(value: str, how: str) -> Dataset:
+        made = volume(value, "mL")
+        made.ContentSequence = [item("CODE", "DCM:121401", ConceptCodeSequence=code(how))]
+        return made
+
+    total, spread = "SCT:255619001", "SCT:386136009"
+    groups = (
+        group(SPLEEN, volume("1", "mL"), derived("0.25", spread)),
+        group(SPLEEN, volume("2", "mL")),
+        group(SPLEEN, derived("3", total)),
+        group(NODULE, derived("4", total), derived("1", spread)),
+    )
+    volumes = said(report(tmp_path, *groups))[Volumes].says
+    assert isinstance(volumes, Volumes)
+    assert volumes.millilitres == {SPLEEN: 3.0, NODULE: 4.0}
 
 
 def test_retired_codes_are_those_of_today(tmp_path: Path) -> None:
@@ -130,6 +161,31 @@ def test_places_of_a_report_are_spheres_in_the_patient_and_rectangles_on_images(
     assert sphere == Sphere(centre_lps=(2.0, 1.5, 5.0), radius_mm=2.5)
     # 0.5 is the centre of the first pixel in a report, and 0 to us.
     assert rectangle == Rectangle(sop_instance_uid="1.2.3.1.1", frame_number=1, low=(7.0, 17.0), high=(13.0, 23.0))
+
+
+@pytest.mark.parametrize(
+    ("harmed", "what"),
+    [
+        (volume("nan", "mL"), "a volume of nan mL"),
+        (volume("-3", "mL"), "a volume of -3 mL"),
+        (item("SCOORD3D", "DCM:111030", GraphicType="POINT", GraphicData=[float("nan"), 1, 2]), "not numbers"),
+        (item("SCOORD3D", "DCM:111030", GraphicType="POINT", GraphicData=[]), "not a report that can be read"),
+        (
+            item(
+                "SCOORD",
+                "DCM:111030",
+                GraphicType="POINT",
+                GraphicData=[1, 2],
+                ContentSequence=[answer("SCT:52101004")],
+            ),
+            "not a report that can be read",
+        ),
+    ],
+)
+def test_numbers_and_regions_that_are_none_are_refused_by_name(tmp_path: Path, harmed: Dataset, what: str) -> None:
+    with pytest.raises(ReferenceRefused, match=what) as refused:
+        read_references([report(tmp_path, group(NODULE, harmed))])
+    assert "report.dcm" in str(refused.value)
 
 
 def test_a_report_that_says_nothing_or_in_strange_units_is_refused_by_name(tmp_path: Path) -> None:
@@ -183,3 +239,22 @@ def test_without_the_extra_the_command_says_what_to_install() -> None:
     assert done.returncode == 1
     assert "sklearn" in done.stderr
     assert "pip install 'meddaemon[evaluate]'" in done.stderr
+
+
+def test_an_object_says_which_images_it_speaks_of() -> None:
+    """One frame of a run says nothing of the others; an instance without any frame has nothing on it."""
+
+    def drawn(*images: tuple[str, int], named: str = "") -> DrawnOnPictures:
+        instances = frozenset({uid for uid, _ in images} | set(named.split()))
+        return DrawnOnPictures(
+            images=images, instances=instances, size=(2, 2), segments=(), pixels_of=lambda number, on: None
+        )
+
+    run = [("1.2.1", 1), ("1.2.1", 2), ("1.2.2", 1), ("1.2.3", 1)]
+    some = drawn(("1.2.1", 2), ("1.2.3", 0), ("1.2.9", 1), named="1.2.2")
+    assert places(run, some) == {("1.2.1", 2): ("1.2.1", 2), ("1.2.2", 1): None, ("1.2.3", 1): ("1.2.3", 0)}
+    assert unknown(run, some) == ["1.2.9"]
+    assert unknown(run, drawn(("1.2.1", 7))) == ["1.2.1#7"]
+    for unclear in (drawn(("1.2.1", 0)), drawn(("1.2.3", 0), ("1.2.3", 1))):
+        with pytest.raises(ReferenceRefused, match="which of its frames"):
+            places(run, unclear)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydicom import Dataset, dcmread
+from pydicom.encaps import encapsulate
 from pydicom.uid import RLELossless
 from result_samples import BRAIN, KIDNEY, LEFT, analysis_of, ball, contract, geometry_of, request_for
 
@@ -31,7 +32,7 @@ from meddaemon.evaluation.grid import (  # noqa: E402
 from meddaemon.evaluation.masks import Named, read_label_map, read_segmentation  # noqa: E402
 from meddaemon.evaluation.segmentation import (  # noqa: E402
     BOTH_EMPTY,
-    NO_VOLUME,
+    NO_SIZE,
     NOT_UPRIGHT,
     ONE_EMPTY,
     SegmentCase,
@@ -76,8 +77,8 @@ def test_a_reference_that_is_the_result_is_met_exactly(orientation: str) -> None
     grid = grid_of(orientation)
     told = held(block(), grid, block(), grid)
     assert (told.dice, told.surface_distance_mm, told.hausdorff95_mm) == (1.0, 0.0, 0.0)
-    assert (told.volume_error_ml, told.relative_volume_error, told.reasons) == (0.0, 0.0, {})
-    assert told.volume_ml == pytest.approx(4 * 5 * 5 * 3.0 * 1.5 * 0.5 / 1000)
+    assert (told.size_error, told.relative_size_error, told.reasons) == (0.0, 0.0, {})
+    assert told.size == pytest.approx(4 * 5 * 5 * 3.0 * 1.5 * 0.5 / 1000)
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
@@ -92,41 +93,41 @@ def test_one_voxel_apart_is_the_spacing_of_that_axis(orientation: str, axis: int
     assert told.dice == 0.0
     assert told.surface_distance_mm == pytest.approx(SPACING[axis])
     assert told.hausdorff95_mm == pytest.approx(SPACING[axis])
-    assert told.volume_error_ml == pytest.approx(0.0)
+    assert told.size_error == pytest.approx(0.0)
 
 
 def test_dice_and_volumes_worked_by_hand() -> None:
     grid = grid_of()
     told = held(block((2, 4, 3), (6, 9, 8)), grid, block((2, 4, 3), (6, 9, 6)), grid)
     assert told.dice == pytest.approx(2 * 60 / (100 + 60))
-    assert told.volume_error_ml == pytest.approx(40 * 2.25 / 1000)
-    assert told.relative_volume_error == pytest.approx(40 / 60)
+    assert told.size_error == pytest.approx(40 * 2.25 / 1000)
+    assert told.relative_size_error == pytest.approx(40 / 60)
 
 
 def test_empty_masks_are_never_a_number_by_accident() -> None:
     grid, nothing = grid_of(), np.zeros(SHAPE, dtype=np.bool_)
     both = held(nothing, grid, nothing, grid)
-    assert (both.dice, both.surface_distance_mm, both.hausdorff95_mm, both.relative_volume_error) == (None,) * 4
+    assert (both.dice, both.surface_distance_mm, both.hausdorff95_mm, both.relative_size_error) == (None,) * 4
     assert both.reasons["dice"] == both.reasons["hausdorff95_mm"] == BOTH_EMPTY
     for result, reference in ((block(), nothing), (nothing, block())):
         one = held(result, grid, reference, grid)
         assert (one.dice, one.surface_distance_mm, one.hausdorff95_mm) == (0.0, None, None)
         assert one.reasons["surface_distance_mm"] == ONE_EMPTY
-    assert held(block(), grid, nothing, grid).reasons["relative_volume_error"] == NO_VOLUME
-    assert held(nothing, grid, block(), grid).relative_volume_error == -1.0
+    assert held(block(), grid, nothing, grid).reasons["relative_size_error"] == NO_SIZE
+    assert held(nothing, grid, block(), grid).relative_size_error == -1.0
 
 
 def test_a_table_of_segments_leaves_out_what_is_not_defined_and_counts_it() -> None:
     grid, nothing = grid_of(), np.zeros(SHAPE, dtype=np.bool_)
     cases = [held(block(), grid, block(), grid), held(nothing, grid, block(), grid), held(nothing, grid, nothing, grid)]
-    table = judge_segment("x", cases, Bootstrap(resamples=100))
+    table = judge_segment("x", "mL", cases, Bootstrap(resamples=100))
     assert (table.dice.value, table.dice.count) == (0.5, 2)
     assert (table.hausdorff95_mm.value, table.hausdorff95_mm.count) == (0.0, 1)
-    assert table.volume_bias_ml.value == pytest.approx(-100 * 2.25 / 1000 / 3)
-    assert table.limits_of_agreement_ml is not None
+    assert table.bias.value == pytest.approx(-100 * 2.25 / 1000 / 3)
+    assert table.limits_of_agreement is not None
     errors = np.array([0.0, -0.225, 0.0])
-    assert table.limits_of_agreement_ml[0] == pytest.approx(errors.mean() - 1.96 * errors.std(ddof=1), abs=1e-4)
-    none = judge_segment("x", cases[2:], Bootstrap(resamples=100))
+    assert table.limits_of_agreement[0] == pytest.approx(errors.mean() - 1.96 * errors.std(ddof=1), abs=1e-4)
+    none = judge_segment("x", "mL", cases[2:], Bootstrap(resamples=100))
     assert (none.dice.value, none.dice.reason) == (None, BOTH_EMPTY)
 
 
@@ -213,7 +214,7 @@ def test_a_finer_reference_is_taken_voxel_by_voxel() -> None:
     affine = affine_lps(orientation="oblique", spacing=(1.0, 0.5, 0.5 / 3))
     affine[:3, 3] -= affine[:3, 0] + affine[:3, 1] + affine[:3, 2]
     told = held(mask, grid_of("oblique"), fine, grid_of_affine(affine, fine.shape))
-    assert (told.dice, told.hausdorff95_mm, told.volume_error_ml) == (1.0, 0.0, 0.0)
+    assert (told.dice, told.hausdorff95_mm, told.size_error) == (1.0, 0.0, 0.0)
 
 
 def test_nothing_of_a_reference_is_lost_beyond_the_source() -> None:
@@ -224,7 +225,7 @@ def test_nothing_of_a_reference_is_lost_beyond_the_source() -> None:
     wide[5:13, 2:6, 2:6] = True
     told = held(mask, grid_of(), wide, grid_of_affine(affine_lps(spacing=SPACING), (16, 14, 12)))
     assert told.dice == pytest.approx(2 * 4 / (4 + 8))
-    assert told.reference_volume_ml == pytest.approx(8 * 16 * 2.25 / 1000)
+    assert told.reference_size == pytest.approx(8 * 16 * 2.25 / 1000)
 
 
 def test_a_reference_elsewhere_is_refused() -> None:
@@ -269,7 +270,7 @@ def test_uneven_planes_keep_their_places_and_have_no_distances() -> None:
     told = held(mask, grid, mask, grid)
     assert (told.dice, told.hausdorff95_mm, told.reasons["hausdorff95_mm"]) == (1.0, None, NOT_UPRIGHT)
     # Half-way to the neighbours: 1.0 to 6.05.
-    assert told.volume_ml == pytest.approx(4 * 5.05 / 1000)
+    assert told.size == pytest.approx(4 * 5.05 / 1000)
 
 
 def test_sheared_planes_have_no_distances_and_are_found_all_the_same() -> None:
@@ -360,7 +361,7 @@ def test_frames_that_end_within_a_byte_are_read_as_they_were_drawn(tmp_path: Pat
     for number in (1, 2):
         whole = grid_of_affine(affine_lps(orientation="oblique", spacing=SPACING), labels.shape)
         told = held(drawn.mask([number]), drawn.grid, labels == number, whole)
-        assert (told.dice, told.hausdorff95_mm, told.volume_error_ml) == (1.0, 0.0, pytest.approx(0.0))
+        assert (told.dice, told.hausdorff95_mm, told.size_error) == (1.0, 0.0, pytest.approx(0.0))
 
 
 def test_a_segmentation_without_its_empty_frames_is_the_same(tmp_path: Path) -> None:
@@ -447,7 +448,7 @@ def test_simpleitk_writes_what_we_read(tmp_path: Path) -> None:
     read = read_label_map(tmp_path / "m.nii.gz")
     grid = grid_of_affine(affine, (6, 12, 8))
     told = held(two_labels() == 2, grid, read.mask([2]), read.grid)
-    assert (told.dice, told.volume_error_ml) == (1.0, pytest.approx(0.0))
+    assert (told.dice, told.size_error) == (1.0, pytest.approx(0.0))
 
 
 def _fractional(dataset: Dataset) -> None:
@@ -456,6 +457,12 @@ def _fractional(dataset: Dataset) -> None:
 
 def _short(dataset: Dataset) -> None:
     dataset.PixelData = dataset.PixelData[:4]
+
+
+def _undecodable(dataset: Dataset) -> None:
+    dataset.file_meta.TransferSyntaxUID = RLELossless
+    dataset.PixelData = encapsulate([b"\1\0\0\0\x40\0\0\0" + b"\0" * 56 + b"\5abc"] * int(dataset.NumberOfFrames))
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
 
 
 def _headless(dataset: Dataset) -> None:
@@ -475,6 +482,7 @@ def _fewer(dataset: Dataset) -> None:
     [
         (_fractional, "threshold"),
         (_short, "damaged"),
+        (_undecodable, "cannot be decoded"),
         (_headless, "export it anew"),
         (_twice, "two frames draw one segment"),
         (_fewer, "frames"),
@@ -501,11 +509,21 @@ def test_label_maps_that_cannot_be_right_are_refused_by_name(tmp_path: Path) -> 
     nibabel.save(nowhere, tmp_path / "nowhere.nii.gz")
     nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3, 2), np.uint8), affine), tmp_path / "four.nii.gz")
     (tmp_path / "text.nii.gz").write_text("not at all")
+    colours = np.zeros((3, 3, 3), [("R", "u1"), ("G", "u1"), ("B", "u1")])
+    nibabel.save(nibabel.Nifti1Image(colours, affine), tmp_path / "colours.nii")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((3, 3, 3), np.uint8), affine), tmp_path / "whole.nii")
+    whole = (tmp_path / "whole.nii").read_bytes()
+    # The type of the voxels (at byte 70), and how many there are (at 42).
+    (tmp_path / "typeless.nii").write_bytes(whole[:70] + b"\xff\x7f" + whole[72:])
+    (tmp_path / "negative.nii").write_bytes(whole[:42] + b"\xff\xff" + whole[44:])
     for name, said in {
         "soft.nii.gz": "threshold",
         "nowhere.nii.gz": "where it lies",
         "four.nii.gz": "4 axes",
         "text.nii.gz": "not a NIfTI file",
+        "colours.nii": "no numbers",
+        "typeless.nii": "not a NIfTI file",
+        "negative.nii": "not a NIfTI file",
         "absent.nii.gz": "no such file",
     }.items():
         with pytest.raises(ReferenceRefused, match=said) as refused:

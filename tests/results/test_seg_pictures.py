@@ -27,11 +27,12 @@ from result_samples import ANATOMY, KIDNEY, LEFT
 from test_encoder_contract import identity_is_that_of_the_source, names_are_good
 
 from meddaemon.domain.contract import ModelKind, SegmentContract
-from meddaemon.domain.errors import InputRefused, ObjectRefusedByGate, ReferenceRefused
+from meddaemon.domain.errors import InputRefused, ObjectRefusedByGate
 from meddaemon.domain.outlet import Edition, ObjectKind, SegmentationForm
 from meddaemon.domain.picture import PictureGrid, Pictures
 from meddaemon.domain.result import Artefact, ArtefactKind, EncodedObject
-from meddaemon.evaluation.masks import read_segmentation
+from meddaemon.evaluation.masks import LiesNowhere, read_pictures, read_segmentation
+from meddaemon.evaluation.pictures import places
 from meddaemon.results import seg as seg_module
 from meddaemon.results.encoding import EncodingRequest, encode
 from meddaemon.results.gate import check
@@ -508,10 +509,26 @@ def test_pixels_are_those_of_the_rows(asked: EncodingRequest, passed: dict[str, 
         check([passed["SEG binary"]], replace(asked, analysis=told))
 
 
-def test_as_a_reference_it_is_refused_by_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_a_reference_it_is_read_as_it_was_drawn(tmp_path: Path, kind: str) -> None:
+    paths = KINDS[kind](tmp_path)
+    request = drawn_on(paths, editions=WITH_LABEL_MAP)
+    images = sources_in(paths)
+    for each in encode(request):
+        (tmp_path / "seg.dcm").write_bytes(each.content)
+        found = read_pictures(tmp_path / "seg.dcm")
+        of_its = places(images, found)
+        assert list(of_its) == images
+        for number, source in enumerate(images):
+            for segment in (1, 2):
+                expected = request.analysis.drawing.mask(segment, number)
+                assert (found.mask([segment], of_its[source]) == expected).all()
+
+
+def test_in_space_it_is_refused_by_name(tmp_path: Path) -> None:
     (seg,) = encode(drawn_on(KINDS["one radiograph"](tmp_path)))
     (tmp_path / "seg.dcm").write_bytes(seg.content)
-    with pytest.raises(ReferenceRefused, match="pictures that lie nowhere"):
+    with pytest.raises(LiesNowhere, match="pictures that lie nowhere"):
         read_segmentation(tmp_path / "seg.dcm")
 
 

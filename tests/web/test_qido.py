@@ -1,11 +1,13 @@
 """Searching by QIDO-RS: what is there is found, what is not meant is not, and nothing hostile costs anything."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from queue_samples import claim, enqueue, finish, received, register
 
 from meddaemon.db import catalogue, instances, tables
@@ -13,6 +15,8 @@ from meddaemon.db.catalogue import Narrowing
 from meddaemon.db.engine import Database
 from meddaemon.web.matching import InvalidQuery, matches_pattern, parse_key
 from meddaemon.web.qido import Level, parse_search
+from tests.dicom_factory import make_series
+from tests.running import Home
 from tests.web.archive import Site, serving
 
 PATIENT_NAME, PATIENT_ID, STUDY, SERIES, INSTANCE = "00100010", "00100020", "0020000D", "0020000E", "00080018"
@@ -110,8 +114,9 @@ def test_pages_are_capped_and_say_so(archive_site: Site) -> None:
 
 
 def test_more_is_returned_where_it_is_asked_for(archive_site: Site) -> None:
-    usual = archive_site.ask("series", Modality="CT").json[0]
-    more = archive_site.ask("series", Modality="CT", includefield="ModalitiesInStudy,00180015,00204000").json[0]
+    of_study = f"studies/{archive_site.received[0].StudyInstanceUID}/series"
+    usual = archive_site.ask(of_study, Modality="CT").json[0]
+    more = archive_site.ask(of_study, Modality="CT", includefield="ModalitiesInStudy,00180015,00204000").json[0]
     assert MODALITIES not in usual
     assert more[MODALITIES]["Value"] == ["CT", "MR", "SEG", "SR"]
     assert "00180015" in more
@@ -120,6 +125,46 @@ def test_more_is_returned_where_it_is_asked_for(archive_site: Site) -> None:
     assert everything["00200037"]["vr"] == "DS"
     fuzzy = archive_site.ask("studies", PatientName="Do^Jane", fuzzymatching="true")
     assert (fuzzy.status, "Only literal matching" in fuzzy.headers["Warning"]) == (204, True)
+
+
+def test_what_must_be_in_an_answer_is_there_without_a_value(tmp_path: Path) -> None:
+    """PS3.18 10.6.3.3, type R: of an image of which nobody knows anything."""
+    home = Home.make(tmp_path / "home")
+    unknown = ("StudyDate", "StudyTime", "AccessionNumber", "ReferringPhysicianName", "PatientName", "PatientID")
+    unknown += ("PatientBirthDate", "PatientSex", "StudyID", "SeriesNumber", "TimezoneOffsetFromUTC")
+    make_series(tmp_path / "in", planes=1, attributes=dict.fromkeys(unknown))
+    assert home.cli("import", tmp_path / "in").returncode == 0
+    with home.database() as database, serving(home, database) as port:
+        site = Site(port, home, (), ())
+        (study,), (series,) = site.ask("studies").json, site.ask("series").json
+    tags = [f"{tag_for_keyword(keyword):08X}" for keyword in unknown]
+    assert [study.get(tag) for tag in tags[:9]] == [{"vr": dictionary_VR(keyword)} for keyword in unknown[:9]]
+    assert series[tags[9]] == {"vr": "IS"}
+    assert tags[10] not in study
+
+
+def test_where_the_path_names_no_study_the_answer_says_all_of_it(archive_site: Site) -> None:
+    """PS3.18 10.6.3.3.2: of the study everything that a search for studies says, but where it is retrieved from."""
+    of_study = {each[STUDY]["Value"][0]: each for each in archive_site.ask("studies").json}
+    for path in ("series", "instances"):
+        for each in archive_site.ask(path).json:
+            whole = of_study[each[STUDY]["Value"][0]]
+            assert {tag: each.get(tag) for tag in whole if tag != "00081190"} == {
+                tag: said for tag, said in whole.items() if tag != "00081190"
+            }
+
+
+def test_a_kind_of_matching_that_is_not_done_is_said(archive_site: Site) -> None:
+    for name in ("fuzzymatching", "emptyvaluematching", "multiplevaluematching"):
+        told = archive_site.ask("studies", **{name: "true"})
+        assert (told.status, f"The {name} parameter is not supported." in told.headers["Warning"]) == (200, True)
+        assert "Warning" not in archive_site.ask("studies", **{name: "false"}).headers
+
+
+def test_a_private_attribute_is_nothing_that_is_kept(archive_site: Site) -> None:
+    (first, _) = archive_site.ask("studies", includefield="0009100A,PatientAge").json
+    assert "00101010" in first
+    assert "0009100A" not in first
 
 
 @pytest.mark.parametrize(
@@ -142,6 +187,8 @@ def test_more_is_returned_where_it_is_asked_for(archive_site: Site) -> None:
         ("studies", "StudyInstanceUID=" + ",".join(["1.2"] * 3 + [f"1.{n}" for n in range(600)])),
         ("studies", "PatientName=" + "*a" * 600),
         ("studies", "fuzzymatching=perhaps"),
+        ("studies", "emptyvaluematching=perhaps"),
+        ("studies", "0009100A=x"),
         ("studies", "includefield=%27%3B--"),
         ("studies/not-a-uid/series", ""),
         ("studies/1.2%5C1.3/series", ""),

@@ -246,6 +246,8 @@ def test_a_file_that_is_gone_is_said(archive_site: Site) -> None:
     try:
         assert archive_site.ask(archive_site.at(original), STORED).status == 404
         assert archive_site.ask(f"studies/{original.StudyInstanceUID}", STORED).status == 206
+        described = archive_site.ask(f"studies/{original.StudyInstanceUID}/metadata")
+        assert (described.status, len(described.json)) == (206, 1)
         path.write_bytes(b"no DICOM" * 100)
         assert archive_site.ask(f"{archive_site.at(original)}/metadata").status == 500
     finally:
