@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -46,6 +47,11 @@ def log(name: str) -> FilteringBoundLogger:
     return logger
 
 
+def about(**details: object) -> AbstractContextManager[None]:
+    """Have all that this thread logs meanwhile carry these details, too."""
+    return structlog.contextvars.bound_contextvars(**details)
+
+
 def configure(level: Level, format: Format) -> None:  # noqa: A002
     """Send everything that this process says to standard error: our logs, libraries, warnings, uncaught exceptions.
 
@@ -58,6 +64,8 @@ def configure(level: Level, format: Format) -> None:  # noqa: A002
         logger.handlers.clear()
         logger.setLevel(logging.WARNING)
         logger.propagate = True
+    # Whoever calls says himself why nobody answered.
+    logging.getLogger("pynetdicom.transport").setLevel(logging.CRITICAL)
     warnings.showwarning = _show_warning
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread
