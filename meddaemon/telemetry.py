@@ -37,6 +37,8 @@ _MAXIMUM_DEPTH = 3
 _MAXIMUM_FRAMES = 12
 _MAXIMUM_PEERS = 1000
 _QUIET_LIBRARIES = ("pydicom", "pynetdicom", "highdicom", "alembic", "apscheduler", "sqlalchemy")
+_TOLD_BY_US = ("pynetdicom.acse", "pynetdicom.transport")
+"""Loggers that say that an association did not come about: whoever wanted it says so, and why."""
 _HARMLESS_LIBRARIES = ("alembic", "apscheduler")
 """Libraries that never see a data set: the text of their messages is kept."""
 
@@ -64,8 +66,8 @@ def configure(level: Level, format: Format) -> None:  # noqa: A002
         logger.handlers.clear()
         logger.setLevel(logging.WARNING)
         logger.propagate = True
-    # Whoever calls says himself why nobody answered.
-    logging.getLogger("pynetdicom.transport").setLevel(logging.CRITICAL)
+    for library in _TOLD_BY_US:
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     warnings.showwarning = _show_warning
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread

@@ -244,7 +244,7 @@ def explain(
                 "id": "id",
                 "at": "at",
                 "instance": "sop_instance_uid",
-                "status": "status",
+                "status": "status_code",
                 "from": "calling_ae_title",
                 "reason": "reason",
             }

@@ -115,7 +115,7 @@ def _refusals(rows: list[history.RefusalRow]) -> Iterator[str]:
     for row in rows:
         yield (
             f"  refused {shown(row.at)}  instance {row.sop_instance_uid or '(none)'}  "
-            f"status {row.status:04X}H: {shown(row.reason)}"
+            f"status {row.status_code}: {shown(row.reason)}"
         )
 
 

@@ -12,7 +12,7 @@ from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.config.admission import read_check
 from meddaemon.config.settings import ModelFolders, load_model_folders
 from meddaemon.domain.codes import Code
-from meddaemon.domain.contract import ModelContract
+from meddaemon.domain.contract import FormulaContract, ModelContract, ScoreContract
 from meddaemon.domain.errors import NotFound
 from meddaemon.inference.runtime import Limits
 
@@ -207,7 +207,8 @@ def _promises(contract: ModelContract) -> Iterator[str]:
         yield f"tells {answer.name} {_code(answer.finding)}"
     for found in contract.objects:
         yield f"finds {found.label} {found.name} {_code(found.finding)}"
-    for number in (*contract.scores, *contract.formulas):
+    numbers: tuple[ScoreContract | FormulaContract, ...] = (*contract.scores, *contract.formulas)
+    for number in numbers:
         yield f"measures {number.name.meaning} {_code(number.name)} in {number.unit.value}"
 
 

@@ -152,7 +152,5 @@ def _why_not(contract: ModelContract, check: Check) -> str:
             f"its engine ({', '.join(contract.engine.changes)}) was compared with the bundle as shipped on no golden"
             f" case: add one, or leave [engine] out of its contract; {by_force}"
         )
-    golden = (
-        f"`meddaemon models golden {contract.name} CASE KEY=FOLDER` makes one of a result that a person found right"
-    )
-    return f"it has no golden case: {golden}; {by_force}"
+    golden = f"`meddaemon models golden {contract.name} CASE KEY=FOLDER`"
+    return f"it has no golden case: {golden} makes one of a result that a person has found right; {by_force}"

@@ -1,7 +1,6 @@
 """docs/contract.md: its examples are contracts, and it names every key that a contract may have."""
 
 import re
-import types
 import typing
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,9 +38,7 @@ def keys_of(model: type[BaseModel]) -> Iterator[str]:
 
 
 def models_in(annotation: object) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        if issubclass(annotation, BaseModel):
-            yield annotation
-        return
+    if isinstance(annotation, type) and typing.get_origin(annotation) is None and issubclass(annotation, BaseModel):
+        yield annotation
     for inner in typing.get_args(annotation):
         yield from models_in(inner)

@@ -308,6 +308,8 @@ def test_a_destination_that_is_this_daemon_itself_is_refused(folder: Path) -> No
         ),
         ("listener = 3", "1: listener: should be a table, not 3"),
         ("rules = 3", "1: rules: should be an array, in brackets, not 3"),
+        ('[rules]\nname = "a"', "1: rules: is an array of tables: write [[rules]]"),
+        ('[listener]\ntransports = "tls"', "2: listener.transports: should be an array, in brackets, not 'tls'"),
         ("rules = [3]", "1: rules[0]: should be a table, not 3"),
         ('[[rules]]\nname = "a"\nmodels = []', "3: rules[0].models: should have at least one element, not []"),
         (
