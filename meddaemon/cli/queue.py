@@ -212,6 +212,8 @@ def deliveries_list(
         "id": "id",
         "result": "result_id",
         "object": "kind",
+        "part": "part",
+        "form": "edition",
         "destination": "destination",
         "state": "state",
         "attempts": "attempt",
