@@ -102,7 +102,8 @@ def test_a_library_says_where_but_not_what(library: str) -> None:
 
 def test_why_there_is_no_association_is_said_by_whoever_wanted_it_alone() -> None:
     for logger in ("pynetdicom.acse", "pynetdicom.transport"):
-        assert _said(f"import logging; logging.getLogger({logger!r}).error('connection refused')") == []
+        set_up = "from meddaemon import telemetry; telemetry.configure('info', 'json')"
+        assert _said(f"{set_up}\nimport logging; logging.getLogger({logger!r}).error('refused')") == []
 
 
 def test_pydicom_at_its_most_talkative_stays_quiet() -> None:
