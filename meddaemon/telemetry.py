@@ -15,6 +15,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import TracebackType
@@ -36,6 +37,8 @@ _MAXIMUM_DEPTH = 3
 _MAXIMUM_FRAMES = 12
 _MAXIMUM_PEERS = 1000
 _QUIET_LIBRARIES = ("pydicom", "pynetdicom", "highdicom", "alembic", "apscheduler", "sqlalchemy")
+_TOLD_BY_US = ("pynetdicom.acse", "pynetdicom.transport")
+"""Loggers that say that an association did not come about: whoever wanted it says so, and why."""
 _HARMLESS_LIBRARIES = ("alembic", "apscheduler")
 """Libraries that never see a data set: the text of their messages is kept."""
 
@@ -44,6 +47,11 @@ def log(name: str) -> FilteringBoundLogger:
     """Return the logger of a module; it follows whatever `configure` said last."""
     logger: FilteringBoundLogger = structlog.get_logger(name)
     return logger
+
+
+def about(**details: object) -> AbstractContextManager[None]:
+    """Have all that this thread logs meanwhile carry these details, too."""
+    return structlog.contextvars.bound_contextvars(**details)
 
 
 def configure(level: Level, format: Format) -> None:  # noqa: A002
@@ -58,6 +66,8 @@ def configure(level: Level, format: Format) -> None:  # noqa: A002
         logger.handlers.clear()
         logger.setLevel(logging.WARNING)
         logger.propagate = True
+    for library in _TOLD_BY_US:
+        logging.getLogger(library).setLevel(logging.CRITICAL)
     warnings.showwarning = _show_warning
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread

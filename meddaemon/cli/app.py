@@ -26,6 +26,7 @@ from meddaemon.cli.opening import (
     open_database,
     open_settings,
     reading,
+    settings_to_run,
 )
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.cli.queue import deliveries_app, jobs_app
@@ -74,7 +75,8 @@ def main() -> None:
         fail(str(failure))
     except DatabaseUnavailable as failure:
         # The message may quote parameters; what the driver itself says does not.
-        fail(f"the database is out of reach: {shown(failure.orig)}")
+        what = "is out of reach" if failure.statement is None else "cannot do this"
+        fail(f"the database {what}: {shown(failure.orig)}")
     except BrokenPipeError:
         # Whoever read our output has enough; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -93,31 +95,31 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 @app.command()
 def serve(config: Config = None) -> None:
     """Run everything on this machine: listener, workers, scheduler and delivery, supervised."""
-    daemon.serve(open_settings(config))
+    daemon.serve(settings_to_run(config))
 
 
 @app.command()
 def listen(config: Config = None) -> None:
     """Run only the DICOM listener."""
-    daemon.run_role("listen", open_settings(config))
+    daemon.run_role("listen", settings_to_run(config))
 
 
 @app.command()
 def web(config: Config = None) -> None:
-    """Run only the HTTP server, which takes DICOM objects by STOW-RS."""
-    daemon.run_role("web", open_settings(config))
+    """Run only the HTTP server: DICOMweb to store (STOW-RS), search (QIDO-RS) and retrieve (WADO-RS)."""
+    daemon.run_role("web", settings_to_run(config))
 
 
 @app.command()
 def work(config: Config = None) -> None:
     """Run only a worker."""
-    daemon.run_role("work", open_settings(config))
+    daemon.run_role("work", settings_to_run(config))
 
 
 @app.command()
 def deliver(config: Config = None) -> None:
     """Run only the scheduler and delivery."""
-    daemon.run_role("deliver", open_settings(config))
+    daemon.run_role("deliver", settings_to_run(config))
 
 
 @app.command()
@@ -242,7 +244,7 @@ def explain(
                 "id": "id",
                 "at": "at",
                 "instance": "sop_instance_uid",
-                "status": "status",
+                "status": "status_code",
                 "from": "calling_ae_title",
                 "reason": "reason",
             }

@@ -36,3 +36,4 @@ def commitments_requeue(commitment: int, config: Config = None) -> None:
     """Examine and report a held request again, or a waiting one at once."""
     with open_database(open_settings(config)) as database, database.write() as connection:
         commitments.requeue(connection, commitment)
+    typer.echo(f"request {commitment} is examined and reported again")

@@ -1,6 +1,7 @@
 """`meddaemon doctor`: whether everything is there that the daemon needs, and whether it runs."""
 
 import importlib.util
+import os
 import shutil
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -53,6 +54,9 @@ def _store(settings: Settings) -> Check:
     folder = settings.store.directory
     if not folder.is_dir():
         return Check(what="store", well=None, said=f"{folder} is not there yet; it is made at the first start")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        said = f"user {os.geteuid()} may not write to {folder}, or it is mounted read-only"
+        return Check(what="store", well=False, said=said)
     free = shutil.disk_usage(folder).free
     least = settings.store.minimum_free_bytes
     return Check(
@@ -117,7 +121,7 @@ def _database(settings: Settings) -> Iterator[Check]:
         yield _volume(settings, database)
         yield from _state(settings, database)
     except (MeddaemonError, DatabaseUnavailable) as failure:
-        said = str(failure) if isinstance(failure, MeddaemonError) else f"out of reach ({type(failure).__name__})"
+        said = str(failure) if isinstance(failure, MeddaemonError) else f"out of reach: {shown(failure.orig)}"
         yield Check(what="database", well=False, said=said)
     finally:
         database.close()

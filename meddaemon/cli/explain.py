@@ -23,6 +23,7 @@ from meddaemon.domain.outlet import Outlet
 from meddaemon.domain.result import ResultStatus
 from meddaemon.domain.states import JobEvent, StudyState, sources
 
+_HELD_FOR = {holds.INCOMPLETE: "incomplete, found", "unidentified": "names nobody, found"}
 NO_OUTLETS: Mapping[str, Outlet] = MappingProxyType({})
 
 
@@ -72,7 +73,7 @@ def explain(connection: Connection, wanted: str, outlets: Mapping[str, Outlet] =
 def _contradictions(rows: list[holds.ContradictionRow]) -> Iterator[str]:
     for row in rows:
         state = f"released {shown(row.released_at)}" if row.released_at else "holds the study"
-        what = "incomplete, found" if row.kind == holds.INCOMPLETE else "contradiction found"
+        what = _HELD_FOR.get(row.kind, "contradiction found")
         yield f"  {what} {shown(row.at)}, {state}: {shown(row.reason)}"
 
 
@@ -114,7 +115,7 @@ def _refusals(rows: list[history.RefusalRow]) -> Iterator[str]:
     for row in rows:
         yield (
             f"  refused {shown(row.at)}  instance {row.sop_instance_uid or '(none)'}  "
-            f"status {row.status:04X}H: {shown(row.reason)}"
+            f"status {row.status_code}: {shown(row.reason)}"
         )
 
 

@@ -1,6 +1,7 @@
 """`meddaemon models`: take bundles in, look at them, check them, and let them work."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,8 @@ from meddaemon.cli.opening import FAILED, Config, Output, fail
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.config.admission import read_check
 from meddaemon.config.settings import ModelFolders, load_model_folders
+from meddaemon.domain.codes import Code
+from meddaemon.domain.contract import FormulaContract, ModelContract, ScoreContract
 from meddaemon.domain.errors import NotFound
 from meddaemon.inference.runtime import Limits
 
@@ -69,10 +72,8 @@ def models_show(name: Name, config: Config = None) -> None:
             f"  added {manifest.added} by {shown(manifest.by)} from {shown(manifest.source)}{archive}: "
             f"{len(manifest.files)} files"
         )
-    for each in contract.inputs:
-        typer.echo(f"  takes {shown(each.key)}")
-    for segment in contract.segments:
-        typer.echo(f"  draws {segment.label} {shown(segment.name)} ({segment.type.value} {segment.type.scheme})")
+    for line in _promises(contract):
+        typer.echo(f"  {shown(line)}")
     if contract.engine.changes:
         parity = f"{contract.engine.parity:g}"
         typer.echo(
@@ -148,7 +149,7 @@ def models_golden(
     modality: Annotated[str, typer.Option(help="Modality of the series.")] = "MR",
     config: Config = None,
 ) -> None:
-    """Freeze what the model makes of these series as a golden case: only once a person has found it right."""
+    """Freeze what the model makes of these volumes as a golden case: only once a person has found it right."""
     from meddaemon.deploy import check, registry  # noqa: PLC0415  as above
 
     folders = _folders(config)
@@ -194,6 +195,25 @@ def models_audit(
     typer.echo(f"{len(findings)} findings" if findings else "nothing leaves MONAI, torch and NumPy")
     if any(each.kind is audit.Kind.HOSTILE for each in findings):
         raise typer.Exit(FAILED)
+
+
+def _promises(contract: ModelContract) -> Iterator[str]:
+    """Yield what a model takes, and what it says."""
+    for each in contract.inputs:
+        yield f"takes {each.slot}: {each.kind.value}"
+    for segment in contract.segments:
+        yield f"draws {segment.label} {segment.name} {_code(segment.type)}"
+    for answer in contract.classes:
+        yield f"tells {answer.name} {_code(answer.finding)}"
+    for found in contract.objects:
+        yield f"finds {found.label} {found.name} {_code(found.finding)}"
+    numbers: tuple[ScoreContract | FormulaContract, ...] = (*contract.scores, *contract.formulas)
+    for number in numbers:
+        yield f"measures {number.name.meaning} {_code(number.name)} in {number.unit.value}"
+
+
+def _code(code: Code) -> str:
+    return f"({code.value} {code.scheme})"
 
 
 def _say(line: str) -> None:

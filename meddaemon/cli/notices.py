@@ -36,3 +36,4 @@ def notices_requeue(notice: int, config: Config = None) -> None:
     """Tell a held notice again, or a waiting one at once."""
     with open_database(open_settings(config)) as database, database.write() as connection:
         notices.requeue(connection, notice)
+    typer.echo(f"notice {notice} is told again")

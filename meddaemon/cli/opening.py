@@ -12,6 +12,7 @@ from meddaemon import telemetry
 from meddaemon.cli.output import Format
 from meddaemon.config.settings import Settings, load
 from meddaemon.db.engine import Connection, Database
+from meddaemon.roles.process import SUPERVISOR
 
 FAILED, USAGE = 1, 2
 """Exit codes: the thing asked for failed; the settings or the command line are wrong."""
@@ -34,10 +35,17 @@ def fail(message: str) -> NoReturn:
 
 
 def open_settings(config: Path | None) -> Settings:
-    """Return the settings, their warnings logged. Raises InvalidConfiguration."""
+    """Return the settings; `doctor` tells their warnings, and so does what runs. Raises InvalidConfiguration."""
     settings = load(config, os.environ)
     telemetry.configure(settings.logging.level, settings.logging.format)
-    for warning in settings.warnings:
+    return settings
+
+
+def settings_to_run(config: Path | None) -> Settings:
+    """Return the settings of a daemon or role, their warnings logged. Raises InvalidConfiguration."""
+    settings = open_settings(config)
+    # Of a role that a supervisor has started, that one has told them.
+    for warning in settings.warnings if SUPERVISOR not in os.environ else ():
         telemetry.log(__name__).warning(warning)
     return settings
 

@@ -109,6 +109,7 @@ def jobs_requeue(job: int, config: Config = None) -> None:
     """Run a discarded or cancelled job again, or a waiting one at once."""
     with open_database(open_settings(config)) as database, database.write() as connection:
         requests.requeue(connection, job)
+    typer.echo(f"job {job} is queued again")
 
 
 @jobs_app.command("hurry")
@@ -116,6 +117,7 @@ def jobs_hurry(job: int, config: Config = None) -> None:
     """Let a waiting job begin before all others, outside its window and however late."""
     with open_database(open_settings(config)) as database, database.write() as connection:
         jobs.hurry(connection, job)
+    typer.echo(f"job {job} begins before all others")
 
 
 Reason = Annotated[str, typer.Argument(help="Why; shown by `jobs windows`.", show_default=False)]
@@ -126,6 +128,7 @@ def jobs_pause(reason: Reason, config: Config = None) -> None:
     """Let no job begin until `jobs resume`; those that run go on, and studies are received as ever."""
     with open_database(open_settings(config)) as database, database.write() as connection:
         gates.pause(connection, reason)
+    typer.echo("no job begins until `meddaemon jobs resume`")
 
 
 @jobs_app.command("resume")
@@ -133,6 +136,7 @@ def jobs_resume(config: Config = None) -> None:
     """Let jobs begin again."""
     with open_database(open_settings(config)) as database, database.write() as connection:
         gates.resume(connection)
+    typer.echo("jobs begin again")
 
 
 @jobs_app.command("drain")
@@ -150,6 +154,7 @@ def jobs_drain(
             if time.monotonic() > deadline:
                 fail(f"the queue is paused, and {in_hand} jobs still run after {timeout:g} s")
             time.sleep(DRAIN_LOOK_SECONDS)
+    typer.echo("no worker has a job in hand, and none begins until `meddaemon jobs resume`")
 
 
 def _in_hand(database: Database) -> int:
@@ -187,6 +192,7 @@ def jobs_cancel(job: int, config: Config = None) -> None:
     """Cancel a job that is not finished; a running one is stopped and writes nothing."""
     with open_database(open_settings(config)) as database, database.write() as connection:
         jobs.cancel(connection, job)
+    typer.echo(f"job {job} is cancelled")
 
 
 @deliveries_app.command("list")
@@ -204,6 +210,8 @@ def deliveries_list(
         "id": "id",
         "result": "result_id",
         "object": "kind",
+        "part": "part",
+        "form": "edition",
         "destination": "destination",
         "state": "state",
         "attempts": "attempt",
@@ -223,3 +231,4 @@ def deliveries_requeue(delivery: int, config: Config = None) -> None:
     """Send a held delivery again, or a waiting one at once."""
     with open_database(open_settings(config)) as database, database.write() as connection:
         outbox.requeue(connection, delivery)
+    typer.echo(f"delivery {delivery} is sent again")

@@ -138,17 +138,19 @@ def _admission(contract: ModelContract) -> Admission:
     compared = any(each.variant == BESIDE for each in check.cases) or not contract.engine.changes
     if check.forced or (check.green and compared):
         return Admission(forced=check.forced)
-    return Admission(refusal=_why_not(contract, check, remedy))
+    return Admission(refusal=_why_not(contract, check))
 
 
-def _why_not(contract: ModelContract, check: Check, remedy: str) -> str:
+def _why_not(contract: ModelContract, check: Check) -> str:
     failed = [each.said for each in check.cases if not each.ok]
     if failed:
         more = f" and {len(failed) - 1} more" if len(failed) > 1 else ""
         return f"its check failed ({failed[0]}{more})"
+    by_force = f"`meddaemon models check {contract.name} --force REASON` lets it work all the same"
     if contract.engine.changes:
         return (
             f"its engine ({', '.join(contract.engine.changes)}) was compared with the bundle as shipped on no golden"
-            f" case: add one, leave [engine] out of its contract, or {remedy} --force REASON"
+            f" case: add one, or leave [engine] out of its contract; {by_force}"
         )
-    return f"it has no golden case: add one, or {remedy} --force REASON"
+    golden = f"`meddaemon models golden {contract.name} CASE KEY=FOLDER`"
+    return f"it has no golden case: {golden} makes one of a result that a person has found right; {by_force}"

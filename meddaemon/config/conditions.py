@@ -38,7 +38,6 @@ COMPUTED_ATTRIBUTES = frozenset(
 """Attributes that are computed from a series or its association instead of read from a header."""
 
 _STRUCTURES = ("all", "any", "not", "attribute")
-_TESTS = ("equals", "one_of", "matches", "min", "max", "present", "contains", "contains_not")
 _LABEL = "label"
 MAXIMUM_LABEL = 80
 _UNTESTABLE_VRS = {"SQ", "OB", "OD", "OF", "OL", "OV", "OW", "UN", "OB or OW"}
@@ -204,3 +203,4 @@ _PARSERS: Mapping[str, _Parser] = {
     "contains": _contains,
     "contains_not": _contains_not,
 }
+_TESTS = tuple(_PARSERS)

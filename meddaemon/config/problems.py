@@ -1,6 +1,7 @@
 """Problems of a configuration, collected: each says where it is, what is wrong and what was perhaps meant."""
 
 import difflib
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +14,13 @@ from meddaemon.domain.errors import InvalidConfiguration
 
 _UNQUOTED = {"url", "tokens", "readers"}
 """A database URL may carry a password, and what stands for the digest of a token may be the token: never quoted."""
+_IN_TOML = {
+    "dict_type": "should be a table",
+    "model_type": "should be a table",
+    "too_short": "should have at least one element",
+    "tuple_type": "should be an array, in brackets",
+}
+"""What pydantic says in words of Python."""
 
 
 @dataclass
@@ -63,9 +71,13 @@ class Problems:
                 message = f"unknown key{did_you_mean(str(keys[-1]), known)}"
             elif each["type"] == "missing":
                 message = "is missing"
+            elif each["type"] == "value_error":
+                message = each["msg"].removeprefix("Value error, ")
             else:
-                message = each["msg"].removeprefix("Value error, ").removeprefix("Input ")
-                if not each["msg"].startswith("Value error, ") and not _UNQUOTED.intersection(keys):
+                message = _IN_TOML.get(each["type"]) or re.sub("^(Input|String) ", "", each["msg"])
+                if each["type"] == "tuple_type" and isinstance(each["input"], Mapping):
+                    message = f"is an array of tables: write [[{keys[-1]}]]"
+                elif not _UNQUOTED.intersection(keys):
                     message += f", not {_bounded(each['input'])}"
             self.add(below + keys, message)
 
@@ -125,7 +137,7 @@ def relative_to(file: Path, path: Path) -> Path:
 
 
 def _bounded(value: object, limit: int = 60) -> str:
-    text = repr(value)
+    text = str(value).lower() if isinstance(value, bool) else repr(list(value) if isinstance(value, tuple) else value)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

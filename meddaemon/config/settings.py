@@ -154,6 +154,16 @@ def _public_url(text: str) -> str:
     return text
 
 
+def _token_digest(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", text):
+        # It may be the token itself and is not quoted.
+        raise ValueError("must be the SHA-256 of the token, 64 digits 0-9a-f: printf %s TOKEN | sha256sum")
+    return text
+
+
+TokenDigest = Annotated[str, AfterValidator(_token_digest)]
+
+
 class WebSettings(Section):
     """The HTTP server. `tokens`: name of a sender -> SHA-256 of its bearer token, which alone says nothing.
 
@@ -163,8 +173,8 @@ class WebSettings(Section):
     enabled: bool = False
     host: Host = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8104
-    tokens: dict[AeTitle, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
-    readers: dict[AeTitle, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(default_factory=dict)
+    tokens: dict[AeTitle, TokenDigest] = Field(default_factory=dict)
+    readers: dict[AeTitle, TokenDigest] = Field(default_factory=dict)
     origins: tuple[Annotated[str, AfterValidator(_origin)], ...] = ()
     public_url: Annotated[str, AfterValidator(_public_url)] = ""
     certificate: str = ""

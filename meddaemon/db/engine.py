@@ -1,6 +1,7 @@
 """One `Database` over SQLite or PostgreSQL: transactions, durability and schema version."""
 
 import contextlib
+import os
 import sqlite3
 import threading
 import time
@@ -49,7 +50,7 @@ class WrongSchema(MeddaemonError):
 
 
 class NoDatabase(MeddaemonError):
-    """There is no database where there should be one, or only a part of it."""
+    """There is no database where there should be one, only a part of it, or one that nobody may write to."""
 
 
 class DamagedDatabase(MeddaemonError):
@@ -234,6 +235,11 @@ class Database:
             raise NoDatabase(
                 f"there is no database at {self._file}: is its volume mounted? For the first start, "
                 "`meddaemon db upgrade` makes it"
+            )
+        if not os.access(self._file.parent, os.W_OK):
+            raise NoDatabase(
+                f"user {os.geteuid()} may not write to {self._file.parent}, where the database is: is it mounted "
+                "read-only, or is this not the user of the daemon?"
             )
         log, index = (self._file.with_name(self._file.name + suffix) for suffix in ("-wal", "-shm"))
         pause = threading.Event()

@@ -37,6 +37,11 @@ class RefusalRow:
     reason: str
     calling_ae_title: str
 
+    @property
+    def status_code(self) -> str:
+        """The status as the Standard writes it, such as `A700H`."""
+        return f"{self.status:04X}H"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecisionRow:

@@ -317,7 +317,9 @@ def find_study(connection: Connection, wanted: str) -> int:
     if not found:
         raise NotFound(f"no study, series, instance or accession number {wanted!r}; see `meddaemon studies`")
     if len(found) > 1:
-        raise NotFound(f"{wanted!r} names more than one study: {', '.join(map(str, found))}; use one of these ids")
+        # An id is not taken before an accession number: whoever means the other would release or run the wrong study.
+        uids = connection.execute(select(study.c.study_instance_uid).where(study.c.id.in_(found)).order_by(study.c.id))
+        raise NotFound(f"{wanted!r} names more than one study: name it by its UID, {' or '.join(uids.scalars())}")
     return int(found[0])
 
 

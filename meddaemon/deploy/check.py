@@ -133,7 +133,9 @@ def _grids(prepared: Prepared, modalities: Mapping[str, str]) -> tuple[Source, .
     sources = []
     for key, value in prepared.values().items():
         if not isinstance(value, Volume):
-            raise BundleRefused(f"input {key} is no volume: only volumes have a place in the patient")
+            raise BundleRefused(
+                f"input {key} is no volume, and only those are frozen: write a case.toml with `files` (see README)"
+            )
         grid = Grid(voxels=np.array(value.voxels, np.float32), affine_lps=value.geometry.affine_lps)
         sources.append(Source(key=key, modality=modalities[key], grid=grid))
     return tuple(sources)

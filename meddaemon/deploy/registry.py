@@ -207,7 +207,8 @@ def require_unchanged(contract_file: Path, bundle: Path) -> None:
         return
     before = {name: each.sha256 for name, each in manifest.files.items()}
     if what := changes(before, {name: each.sha256 for name, each in _manifest_files(bundle).items()}):
-        raise BundleRefused(f"the bundle of {manifest.name!r} changed since it was added: {what}")
+        remedy = "put that right, or remove the model and add it anew"
+        raise BundleRefused(f"the bundle of {manifest.name!r} changed since it was added: {what}; {remedy}")
 
 
 def remove(name: str, directories: Sequence[Path], named: frozenset[str], records: Path) -> None:

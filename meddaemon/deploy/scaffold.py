@@ -67,6 +67,8 @@ def _inputs(inputs: Mapping[str, Any], metadata: Mapping[str, Any]) -> Iterator[
             yield f"# The metadata call the values of this {modality} Hounsfield units, which they cannot be."
         if shape := said.get("spatial_shape"):
             yield f"# The network takes {_line(json.dumps(shape))} voxels at a time."
+            if isinstance(shape, list) and len(shape) == 2:
+                yield '#kind = "pictures"  # radiographs and the like, each by itself; or "slices" of a volume'
         if task := _line(metadata.get("task")):
             yield f"# Task: {task}"
         yield "# Which series it may have: narrow this down to what the model was made for."

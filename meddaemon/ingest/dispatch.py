@@ -18,7 +18,7 @@ from pynetdicom.service_class_n import StorageCommitmentServiceClass
 from pynetdicom.sop_class import uid_to_service_class
 
 from meddaemon.ingest.statuses import SOP_CLASS_NOT_SUPPORTED
-from meddaemon.telemetry import log
+from meddaemon.telemetry import about, log
 
 UNRECOGNIZED_OPERATION = 0x0211
 """PS3.7 C.5.24: Unrecognized Operation."""
@@ -42,15 +42,15 @@ def serve(association: Association, message: Any, context_id: int) -> None:
         _log.warning("a message that has no answer", peer=association.requestor.address, kind=type(message).__name__)
         association.abort()
         return
+    with about(peer=association.requestor.address, calling_ae_title=str(association.requestor.ae_title).strip()):
+        _serve(association, message, context_id, context)
+
+
+def _serve(association: Association, message: Any, context_id: int, context: PresentationContext) -> None:
     service = uid_to_service_class(str(context.abstract_syntax))
     status = _refusal(message, context, service)
     if status is not None:
-        _log.warning(
-            "a request that is not served",
-            peer=association.requestor.address,
-            kind=type(message).__name__,
-            status=f"{status:04X}",
-        )
+        _log.warning("a request that is not served", kind=type(message).__name__, status=f"{status:04X}")
         _answer(association, message, context_id, status)
         return
     try:

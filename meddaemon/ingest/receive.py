@@ -181,7 +181,9 @@ class Receiver:
         called_ae_title: str,
     ) -> None:
         """Keep a record of an object that is not taken, by what is known of it, as `record` does."""
-        _log.warning("refused an object", status=f"{refused.status:04X}", reason=refused.reason)
+        uids = {"sop_instance_uid": _printable(sop_instance_uid), "study_instance_uid": _printable(study_instance_uid)}
+        said = {"status": f"{refused.status:04X}", "reason": refused.reason, "calling_ae_title": calling_ae_title}
+        _log.warning("refused an object", **said, **uids)
         if isinstance(refused.__cause__, DatabaseAway):
             return  # it was waited for already, and the sender waits too
         try:
@@ -190,8 +192,7 @@ class Receiver:
                     connection,
                     status=refused.status,
                     reason=refused.reason,
-                    sop_instance_uid=_printable(sop_instance_uid),
-                    study_instance_uid=_printable(study_instance_uid),
+                    **uids,
                     calling_ae_title=calling_ae_title,
                     called_ae_title=called_ae_title,
                 )

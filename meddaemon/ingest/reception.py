@@ -170,7 +170,11 @@ class Reception(AssociationServer):
         """Bind. Raises OSError."""
         if self._shared:
             cast("socket.socket", self.socket).setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        super().server_bind()
+        try:
+            super().server_bind()
+        except OSError as failure:
+            failure.filename = _shown(self.server_address)
+            raise
 
     def serve_forever(self, poll_interval: float = 0.5) -> None:
         """Accept and listen until `shutdown`; sleeps when nothing happens."""
@@ -228,9 +232,10 @@ class Reception(AssociationServer):
                 second.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             second.bind((host, port, *scope))
             second.listen(self.request_queue_size)
-        except OSError:
+        except OSError as failure:
             first.close()
             second.close()
+            failure.filename = _shown((host, port))
             raise
         return second
 
@@ -409,6 +414,10 @@ class Reception(AssociationServer):
 
     def _warn(self, event: str, peer: _Peer, **details: object) -> None:
         self.sparing.warning(event, str(peer.address[0]), **details)
+
+
+def _shown(address: tuple[Any, ...]) -> str:
+    return f"{address[0]}:{address[1]}"
 
 
 def _forget_later_versions(request: bytearray) -> None:

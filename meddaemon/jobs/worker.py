@@ -352,7 +352,7 @@ class Worker(Generic[Prepared, Inferred]):
                     _log.info("job given back", reason=hand.disturbed, **said)
                 elif isinstance(outcome, InputRefused):
                     jobs.refuse(connection, job, str(outcome))
-                    _log.warning("job discarded: its input was refused", reason=outcome.reason, **said)
+                    _log.warning("job discarded: its input was refused", reason=str(outcome), **said)
                 else:
                     reason = str(outcome) if isinstance(outcome, MeddaemonError) else type(outcome).__name__
                     state = jobs.fail(connection, job, reason, backoff_seconds=self._settings.backoff_seconds)

@@ -303,7 +303,7 @@ def test_a_series_may_be_taken_apart_and_its_padding_replaced(tmp_path: Path) ->
         (CLASSIFICATION, 'key = "image"', 'key = "image"\nvoi = "widow"', "9: inputs[0].voi: should be 'none' or"),
         (CLASSIFICATION, '"nobody"', '"nobody"\nframe = "ras"', "5: frame: is that of boxes and landmarks"),
         (CLASSIFICATION, '"nobody"', '"nobody"\nmemory_bytes = 0', "5: memory_bytes: should be greater than 0"),
-        (CLASSIFICATION, '"nobody"', '"nobody"\nconfigs = ["../x.json"]', "5: configs[0]: String should match"),
+        (CLASSIFICATION, '"nobody"', '"nobody"\nconfigs = ["../x.json"]', "5: configs[0]: should match"),
         (CLASSIFICATION, '"nobody"', '"nobody"\nconfigs = ["x.json"]', "5: configs[0]: "),
         (
             CLASSIFICATION,

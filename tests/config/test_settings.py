@@ -217,7 +217,7 @@ def test_a_problem_of_a_variable_names_the_variable(folder: Path, name: str, tex
 
 def test_a_variable_does_not_hide_that_its_section_is_misshapen(folder: Path) -> None:
     (problem,) = _problems(folder, "listener = 3", {"MEDDAEMON_LISTENER__PORT": "1"})
-    assert problem.startswith("1: listener: should be a valid dictionary")
+    assert problem.startswith("1: listener: should be a table")
 
 
 def test_variables_that_are_not_settings_are_left_alone(folder: Path) -> None:
@@ -292,7 +292,7 @@ def test_a_destination_that_is_this_daemon_itself_is_refused(folder: Path) -> No
             "2: listener.maximum_associations: should be greater than or equal to 1",
         ),
         ("[listener]\nidle_timeout_seconds = nan", "2: listener.idle_timeout_seconds: should be a finite number"),
-        ("[completeness]\nquiet_seconds = true", "2: completeness.quiet_seconds: should be a valid number, not True"),
+        ("[completeness]\nquiet_seconds = true", "2: completeness.quiet_seconds: should be a valid number, not true"),
         ('[database]\nurl = "mysql://root:secret@h/n"', "2: database.url: must begin with sqlite:///"),
         ('[database]\nurl = "sqlite://"', "2: database.url: must name a file"),
         ('[database]\nurl = "sqlite:///:memory:"', "2: database.url: must name a file"),
@@ -306,10 +306,12 @@ def test_a_destination_that_is_this_daemon_itself_is_refused(folder: Path) -> No
             "[delivery]\nmaximum_backoff_seconds = 1",
             "2: delivery.maximum_backoff_seconds: backoff_seconds (10) must be",
         ),
-        ("listener = 3", "1: listener: should be a valid dictionary or instance of ListenerSettings, not 3"),
-        ("rules = 3", "1: rules: should be a valid tuple, not 3"),
-        ("rules = [3]", "1: rules[0]: should be a valid dictionary or instance of RuleSettings, not 3"),
-        ('[[rules]]\nname = "a"\nmodels = []', "3: rules[0].models: Tuple should have at least 1 item"),
+        ("listener = 3", "1: listener: should be a table, not 3"),
+        ("rules = 3", "1: rules: should be an array, in brackets, not 3"),
+        ('[rules]\nname = "a"', "1: rules: is an array of tables: write [[rules]]"),
+        ('[listener]\ntransports = "tls"', "2: listener.transports: should be an array, in brackets, not 'tls'"),
+        ("rules = [3]", "1: rules[0]: should be a table, not 3"),
+        ('[[rules]]\nname = "a"\nmodels = []', "3: rules[0].models: should have at least one element, not []"),
         (
             '[[rules]]\nname = "a"\nmodels = ["m"]\npriority = 10',
             "4: rules[0].priority: should be less than or equal to 9",

@@ -93,11 +93,17 @@ def test_a_warning_of_pydicom_does_not_leak_the_value_that_it_quotes() -> None:
     assert SECRET not in "".join(lines)
 
 
-@pytest.mark.parametrize("library", ["pydicom", "pynetdicom.acse", "highdicom.base", "some.other"])
+@pytest.mark.parametrize("library", ["pydicom", "pynetdicom.dimse", "highdicom.base", "some.other"])
 def test_a_library_says_where_but_not_what(library: str) -> None:
     event = _json(f"import logging; logging.getLogger({library!r}).error('bad value %s', {SECRET!r})")
     assert (event["logger"], event["level"], event["place"]) == (library, "error", "<string>:2")
     assert SECRET not in json.dumps(event)
+
+
+def test_why_there_is_no_association_is_said_by_whoever_wanted_it_alone() -> None:
+    for logger in ("pynetdicom.acse", "pynetdicom.transport"):
+        set_up = "from meddaemon import telemetry; telemetry.configure('info', 'json')"
+        assert _said(f"{set_up}\nimport logging; logging.getLogger({logger!r}).error('refused')") == []
 
 
 def test_pydicom_at_its_most_talkative_stays_quiet() -> None:

@@ -662,11 +662,20 @@ def test_a_name_of_nothing_or_of_two_is_told(database: Database) -> None:
     for study in ("1", "2"):
         register(database, received(study, study=study + ".1", series=study, header={"AccessionNumber": ("same",)}))
     with database.read() as connection:
-        with pytest.raises(NotFound, match="more than one study: 1, 2"):
+        with pytest.raises(NotFound, match=r"more than one study: name it by its UID, 1\.1 or 2\.1$"):
             studies.find_study(connection, "same")
         for absent in ("3", "99999999999999999999", "' OR 1=1", ""):
             with pytest.raises(NotFound):
                 studies.find_study(connection, absent)
+
+
+def test_an_id_that_is_the_accession_number_of_another_study_names_none_of_both(database: Database) -> None:
+    for study, accession in (("1.1", "A-1"), ("2.1", "1")):
+        register(database, received(study, study=study, series=f"{study}.1", header={"AccessionNumber": (accession,)}))
+    with database.read() as connection:
+        with pytest.raises(NotFound, match=r"name it by its UID, 1\.1 or 2\.1$"):
+            studies.find_study(connection, "1")
+        assert [studies.find_study(connection, uid) for uid in ("1.1", "2.1")] == [1, 2]
 
 
 def test_studies_are_listed_newest_first_with_their_counts(database: Database) -> None:

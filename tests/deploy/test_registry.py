@@ -115,7 +115,8 @@ def test_a_bundle_that_changed_since_it_was_added_is_refused_and_what_changed_is
     with pytest.raises(BundleRefused) as refused:
         registry.require_unchanged(added.contract_file, bundle)
     assert str(refused.value).endswith(
-        "changed since it was added: LICENSE is gone, configs/evil.json is new, models/model.pt is different"
+        "changed since it was added: LICENSE is gone, configs/evil.json is new, models/model.pt is different; "
+        "put that right, or remove the model and add it anew"
     )
 
 

@@ -66,6 +66,16 @@ def test_a_study_is_found_by_the_uid_of_anything_in_it(home: Home, wanted: str) 
     assert "2.25.17" in told.stdout
 
 
+def test_an_address_that_is_taken_is_named(home: Home) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        asked = [sys.executable, "-m", "meddaemon", "listen", "--config", str(home.config)]
+        here = {**environment(), "MEDDAEMON_LISTENER__PORT": str(port)}
+        told = subprocess.run(asked, env=here, capture_output=True, text=True, timeout=60, check=False)
+    assert told.returncode == FAILED
+    assert told.stderr.endswith(f"meddaemon: Address already in use: 127.0.0.1:{port}\n")
+
+
 def test_what_came_from_a_file_cannot_write_to_the_terminal(home: Home) -> None:
     for arguments in (["studies", "--limit", "1000"], ["explain", "2.25.17"]):
         told = home.cli(*arguments)

@@ -1,3 +1,4 @@
+import json
 import secrets
 import shutil
 import subprocess
@@ -456,10 +457,12 @@ def test_nothing_from_the_wire_is_in_a_path(home: Home, port: int) -> None:
 
 
 def test_logs_name_no_patient_and_every_line_is_one_event(listener: Role, port: int) -> None:
+    uid = new_uid()
     with scanner(port, calling="<b>%n{x}</b>") as sender:
-        sender.store(b"garbage", new_uid())
+        sender.store(b"garbage", uid)
     text = listener.log_text()
-    assert "refused an object" in text
+    (refused,) = (each for each in map(json.loads, text.splitlines()) if each.get("sop_instance_uid") == uid)
+    assert (refused["event"], refused["calling_ae_title"]) == ("refused an object", "<b>%n{x}</b>")
     assert not [word for word in ("Secret", "Person", "SECRET-ID-7") if word in text]
     assert all(line.startswith("{") and line.isprintable() for line in text.splitlines())
 

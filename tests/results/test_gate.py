@@ -297,7 +297,7 @@ FAULTS: list[tuple[str, str, Callable[[Dataset], object], str]] = [
         lambda d: put(d.ContentTemplateSequence[0], "KVP", "120"),
         "ContentTemplateSequence.KVP is no attribute",
     ),
-    ("modality of the source", "SEG", lambda d: put(d, "Modality", "CT"), "Modality is CT, not SEG"),
+    ("modality of the source", "SEG", lambda d: put(d, "Modality", "CT"), "Modality is not SEG"),
     ("made another day", "SR", lambda d: put(d, "ContentDate", "19990101"), "ContentDate is 19990101"),
     ("another serial number", "SR", lambda d: put(d, "DeviceSerialNumber", "1"), "DeviceSerialNumber is 1"),
     (

@@ -1,5 +1,6 @@
 """Storage commitment: what is answered with Success is reported, after the files were read, whatever happens."""
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -198,18 +199,27 @@ ONE = [(CTImageStorage, "2.25.11")]
     ],
 )
 def test_what_cannot_be_answered_for_is_refused(
-    listener: tuple[Home, int], asked: dict[str, object], status: int
+    listener: tuple[Home, int, Role], asked: dict[str, object], status: int
 ) -> None:
-    home, port = listener
+    home, port, _ = listener
     assert ask(port, **asked) == status  # type: ignore[arg-type]
     assert home.rows(tables.commitment) == []
 
 
+def test_who_asks_for_what_cannot_be_answered_is_named(listener: tuple[Home, int, Role]) -> None:
+    _, port, role = listener
+    assert ask(port, "2.25.1", ONE, calling="NOBODY") == 0x0124
+    events = [json.loads(line) for line in role.log_text().splitlines()]
+    (said,) = (each for each in events if each.get("calling_ae_title") == "NOBODY")
+    assert said["event"].startswith("storage commitment asked for by an AE that has no host in [[peers]]")
+    assert said["peer"] == "127.0.0.1"
+
+
 @pytest.fixture(scope="module")
-def listener(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, int]]:
+def listener(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Home, int, Role]]:
     home = Home.make(tmp_path_factory.mktemp("home"), SITE.format(port=104))
     with home.running("listen") as role:
-        yield home, role.port()
+        yield home, role.port(), role
 
 
 def test_a_peer_that_takes_no_reports_is_told_to_a_person(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RE_VALID_UID
 
 from meddaemon.domain.character_sets import UTF_8, CharacterSets
-from meddaemon.domain.outlet import ObjectKind
 from meddaemon.domain.result import EncodedObject
 from meddaemon.domain.uids import IMPLEMENTATION_CLASS_UID
 from meddaemon.results.envelope import device_serial_number, has_content_moment, software_versions
@@ -39,17 +38,6 @@ _TYPE_1 = (
     "SeriesTime",
 )
 """Attributes that every result carries with a value: type 1, or ours to promise (STANDARDS list, item 8)."""
-_MODALITIES: Mapping[str, str] = {
-    ObjectKind.SEG: "SEG",
-    ObjectKind.PROBABILITY: "SEG",
-    ObjectKind.SR: "SR",
-    ObjectKind.KO: "KO",
-    ObjectKind.SC: "OT",
-    ObjectKind.PR: "PR",
-    ObjectKind.PM: "OT",
-    ObjectKind.PDF: "DOC",
-    ObjectKind.RTSTRUCT: "RTSTRUCT",
-}
 _MOMENTS = (
     "InstanceCreationDate",
     "InstanceCreationTime",
@@ -102,9 +90,7 @@ def _required(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
             yield f"{keyword} is absent"
 
 
-def _series(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
-    if dataset.get("Modality") != _MODALITIES.get(encoded.kind):
-        yield f"Modality is {dataset.get('Modality')}, not {_MODALITIES.get(encoded.kind)}"
+def _series(exam: Exam, _: EncodedObject, dataset: Dataset) -> Iterator[str]:
     for keyword, value in zip(_MOMENTS, exam.request.source.moment * len(_MOMENTS), strict=False):
         if keyword in dataset and str(dataset.get(keyword)) != value:
             yield f"{keyword} is {dataset.get(keyword)}, not {value} as the source has it"

@@ -20,6 +20,7 @@ def _document(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[
     source = exam.request.source
     wanted = {
         "SOPClassUID": ParametricMapStorage,
+        "Modality": "OT",
         "FrameOfReferenceUID": source.frame_of_reference_uid,
         "BitsAllocated": 32,
         "SamplesPerPixel": 1,

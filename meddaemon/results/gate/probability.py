@@ -19,6 +19,7 @@ _ROUNDED = 0.5 / CERTAIN + 1e-6
 def _form(_: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]:
     wanted = {
         "SOPClassUID": SegmentationStorage,
+        "Modality": "SEG",
         "SegmentationType": "FRACTIONAL",
         "SegmentationFractionalType": "PROBABILITY",
         "MaximumFractionalValue": CERTAIN,

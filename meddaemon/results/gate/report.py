@@ -84,6 +84,7 @@ def _flags(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str
     analysis = exam.request.analysis
     plausible = analysis.status is ResultStatus.PLAUSIBLE
     wanted = {
+        "Modality": "SR",
         "VerificationFlag": "UNVERIFIED",
         "PreliminaryFlag": "PRELIMINARY",
         "CompletionFlag": "COMPLETE" if plausible else "PARTIAL",

@@ -43,6 +43,7 @@ def _form(exam: Exam, encoded: EncodedObject, dataset: Dataset) -> Iterator[str]
     wide = len(exam.request.analysis.segments) > 255
     wanted = {
         "SOPClassUID": SegmentationStorage if binary else LABEL_MAP_SEGMENTATION_STORAGE,
+        "Modality": "SEG",
         "SegmentationType": "BINARY" if binary else "LABELMAP",
         "PixelPaddingValue": None if binary else 0,
         "SegmentsOverlap": "YES" if exam.request.analysis.drawing.overlapping else "NO",
