@@ -203,6 +203,8 @@ def _deliveries(connection: Connection, settings: Settings) -> Iterator[Check]:
     for (destination, state), count in sorted(deliveries.state_counts(connection).items()):
         there = destination in known
         said = _waiting(state, count) + ("" if there else ", but no such destination")
+        if state is DeliveryState.HELD:
+            said += f": see `meddaemon deliveries list --state held --destination {destination}`"
         yield Check(what=f"deliveries to {destination}", well=None if there else False, said=said)
     for destination, (count, since) in custody.unconfirmed(connection).items():
         said = f"{count} sent since {shown(since)} and not confirmed"

@@ -26,12 +26,23 @@ Before = Annotated[
     typer.Option(min=1, help="Only what came before this id: page by page through it all.", show_default=False),
 ]
 Limit = Annotated[int, typer.Option(min=1, max=100_000, help="At most this many rows.")]
+Ids = Annotated[list[int] | None, typer.Argument(help="Their ids.", show_default=False)]
+HeldAt = Annotated[
+    str | None, typer.Option("--destination", help="Instead of ids: all that is held there.", show_default=False)
+]
 
 
 def fail(message: str) -> NoReturn:
     """Say what failed, and end."""
     typer.echo(f"meddaemon: {message}", err=True)
     raise SystemExit(FAILED)
+
+
+def ids_or_place(ids: list[int] | None, destination: str | None) -> list[int]:
+    """Return the ids that were given, none where a destination was; one of the two must be."""
+    if (not ids) == (destination is None):
+        raise typer.BadParameter("give ids, or a --destination")
+    return ids or []
 
 
 def open_settings(config: Path | None) -> Settings:

@@ -8,13 +8,25 @@ from typing import Annotated
 import typer
 
 from meddaemon.cli.delivered import waits, why_not_now, withheld
-from meddaemon.cli.opening import Before, Config, Limit, Output, fail, open_database, open_settings, reading
+from meddaemon.cli.opening import (
+    Before,
+    Config,
+    HeldAt,
+    Ids,
+    Limit,
+    Output,
+    fail,
+    ids_or_place,
+    open_database,
+    open_settings,
+    reading,
+)
 from meddaemon.cli.output import Format, print_rows, shown
 from meddaemon.db import deliveries as outbox
 from meddaemon.db import gates, history, jobs, requests, results
 from meddaemon.db.engine import Database
 from meddaemon.domain.result import ResultStatus
-from meddaemon.domain.states import JobState
+from meddaemon.domain.states import DeliveryState, JobState
 
 DRAIN_LOOK_SECONDS = 0.5
 
@@ -105,11 +117,12 @@ def _told(head: results.ResultHead) -> str:
 
 
 @jobs_app.command("requeue")
-def jobs_requeue(job: int, config: Config = None) -> None:
-    """Run a discarded or cancelled job again, or a waiting one at once."""
+def jobs_requeue(ids: Annotated[list[int], typer.Argument(help="Their ids.")], config: Config = None) -> None:
+    """Run discarded or cancelled jobs again, or waiting ones at once."""
     with open_database(open_settings(config)) as database, database.write() as connection:
-        requests.requeue(connection, job)
-    typer.echo(f"job {job} is queued again")
+        for each in ids:
+            requests.requeue(connection, each)
+    typer.echo(f"jobs that are queued again: {len(ids)}")
 
 
 @jobs_app.command("hurry")
@@ -197,12 +210,17 @@ def jobs_cancel(job: int, config: Config = None) -> None:
 
 @deliveries_app.command("list")
 def deliveries_list(
-    output: Output = Format.TABLE, limit: Limit = 50, before: Before = None, config: Config = None
+    state: Annotated[DeliveryState | None, typer.Option(help="Only deliveries in this state.")] = None,
+    destination: Annotated[str | None, typer.Option(help="Only deliveries to this destination.")] = None,
+    output: Output = Format.TABLE,
+    limit: Limit = 50,
+    before: Before = None,
+    config: Config = None,
 ) -> None:
     """List deliveries, newest last."""
     outlets = open_settings(config).outlets
     with reading(config) as connection:
-        rows = outbox.listing(connection, limit=limit, before=before)
+        rows = outbox.listing(connection, state=state, destination=destination, limit=limit, before=before)
         shut = {name: why_not_now(connection, name, outlets) for name in {row.destination for row in rows}}
     why = {row.id: (row.reason, shut[row.destination], withheld(row)) for row in rows if waits(row)}
     rows = [replace(row, reason="; ".join(filter(None, why.get(row.id, (row.reason,))))) for row in rows]
@@ -227,8 +245,11 @@ def deliveries_list(
 
 
 @deliveries_app.command("requeue")
-def deliveries_requeue(delivery: int, config: Config = None) -> None:
-    """Send a held delivery again, or a waiting one at once."""
+def deliveries_requeue(ids: Ids = None, destination: HeldAt = None, config: Config = None) -> None:
+    """Send held deliveries again, or waiting ones at once."""
+    wanted = ids_or_place(ids, destination)
     with open_database(open_settings(config)) as database, database.write() as connection:
-        outbox.requeue(connection, delivery)
-    typer.echo(f"delivery {delivery} is sent again")
+        for each in wanted:
+            outbox.requeue(connection, each)
+        count = outbox.requeue_held(connection, destination) if destination is not None else len(wanted)
+    typer.echo(f"deliveries that are sent again: {count}")

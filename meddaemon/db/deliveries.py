@@ -40,6 +40,7 @@ _delivery, _object = tables.delivery, tables.result_object
 _other = _delivery.alias()
 UNASKED = {"custody_at": 0.0, "custody_asked": 0, "custody_missed": 0}
 """What is known of the custody of an object that is sent, for the first time or again."""
+_AFRESH: Mapping[str, object] = {"losses": 0, "faults": 0, "custody_reason": "", **UNASKED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -556,11 +557,19 @@ def release(connection: Connection, delivery: Delivery) -> None:
 def requeue(connection: Connection, delivery_id: int) -> None:
     """Send a held or waiting delivery again at once, and what was held with it, after it. Raises NotFound."""
     together = _held_with(connection, delivery_id)
-    values = {"losses": 0, "faults": 0, "custody_reason": "", **UNASKED}
-    if not leases.requeue(connection, _delivery, delivery_id, _delivery.c.wanted == true(), **values):
+    if not leases.requeue(connection, _delivery, delivery_id, _delivery.c.wanted == true(), **_AFRESH):
         raise NotFound(f"no delivery {delivery_id} of a current result that is held or waits for another attempt")
     for each in together:
-        leases.requeue(connection, _delivery, each, _delivery.c.wanted == true(), **values)
+        leases.requeue(connection, _delivery, each, _delivery.c.wanted == true(), **_AFRESH)
+
+
+def requeue_held(connection: Connection, destination: str) -> int:
+    """Send again at once all of current results that is held at a destination; return how much. Raises NotFound."""
+    there = (_delivery.c.destination == destination, _delivery.c.wanted == true())
+    count = leases.requeue_held(connection, _delivery, *there, **_AFRESH)
+    if not count:
+        raise NotFound(f"nothing of a current result is held at {destination!r}")
+    return count
 
 
 def _held_with(connection: Connection, delivery_id: int) -> list[int]:
@@ -578,9 +587,15 @@ def _held_with(connection: Connection, delivery_id: int) -> list[int]:
 
 
 def listing(
-    connection: Connection, *, result_ids: Sequence[int] | None = None, before: int | None = None, limit: int = 1000
+    connection: Connection,
+    *,
+    result_ids: Sequence[int] | None = None,
+    state: DeliveryState | None = None,
+    destination: str | None = None,
+    before: int | None = None,
+    limit: int = 1000,
 ) -> list[DeliveryRow]:
-    """Return the latest deliveries, of some results or of all, oldest first; with `before`, those made before it."""
+    """Return the latest deliveries, oldest first: of results, in a state, to a destination, before an id, or all."""
     query = (
         select(
             _delivery,
@@ -598,6 +613,10 @@ def listing(
     )
     if result_ids is not None:
         query = query.where(_object.c.result_id.in_(result_ids))
+    if state is not None:
+        query = query.where(_delivery.c.state == state)
+    if destination is not None:
+        query = query.where(_delivery.c.destination == destination)
     return [
         DeliveryRow(
             id=row.id,

@@ -68,10 +68,17 @@ def requeue(
     connection: Connection, table: Table, row_id: int, *conditions: ColumnElement[bool], **values: object
 ) -> bool:
     """Let a row that is held or waits be claimed at once, as if it were new; False where there is none such."""
-    found = connection.execute(
+    return _requeued(connection, table, table.c.id == row_id, *conditions, **values) == 1
+
+
+def requeue_held(connection: Connection, table: Table, *conditions: ColumnElement[bool], **values: object) -> int:
+    """Let all rows that are held, under these conditions, be claimed at once, as if they were new; return how many."""
+    return _requeued(connection, table, table.c.state == DeliveryState.HELD, *conditions, **values)
+
+
+def _requeued(connection: Connection, table: Table, *conditions: ColumnElement[bool], **values: object) -> int:
+    return connection.execute(
         update(table)
-        .where(table.c.id == row_id, table.c.state.in_(delivery_sources(DeliveryEvent.REQUEUE)), *conditions)
+        .where(table.c.state.in_(delivery_sources(DeliveryEvent.REQUEUE)), *conditions)
         .values(state=delivery_target(DeliveryEvent.REQUEUE), available_at=now(), attempt=0, **values)
-        .returning(table.c.id)
-    ).first()
-    return found is not None
+    ).rowcount

@@ -210,13 +210,31 @@ def requeue(connection: Connection, notice_id: int) -> None:
         raise NotFound(f"no notice {notice_id} that is held or waits for another attempt")
 
 
+def requeue_held(connection: Connection, destination: str) -> int:
+    """Tell again at once all that is held of a destination; return how many notices. Raises NotFound."""
+    count = leases.requeue_held(connection, _notice, _notice.c.destination == destination)
+    if not count:
+        raise NotFound(f"no notice of {destination!r} is held")
+    return count
+
+
 def listing(
-    connection: Connection, *, result_id: int | None = None, before: int | None = None, limit: int = 50
+    connection: Connection,
+    *,
+    result_id: int | None = None,
+    state: DeliveryState | None = None,
+    destination: str | None = None,
+    before: int | None = None,
+    limit: int = 50,
 ) -> list[NoticeRow]:
-    """Return the latest notices, of one result or of all, oldest first; with `before`, those made before that one."""
+    """Return the latest notices, oldest first: of a result, in a state, of a destination, before an id, or all."""
     query = select(_notice).where(*earlier(_notice.c.id, before)).order_by(_notice.c.id.desc()).limit(limit)
     if result_id is not None:
         query = query.where(_notice.c.result_id == result_id)
+    if state is not None:
+        query = query.where(_notice.c.state == state)
+    if destination is not None:
+        query = query.where(_notice.c.destination == destination)
     return [
         NoticeRow(
             id=row.id,

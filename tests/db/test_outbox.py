@@ -436,6 +436,30 @@ def test_a_requeue_of_what_is_not_there_is_told(database: Database) -> None:
         deliveries.requeue(connection, 99)
 
 
+def test_all_that_is_held_at_a_destination_is_sent_again_and_nothing_else(database: Database, study: int) -> None:
+    for model in ("one", "other"):
+        _finished(database, study, model=model, destinations=("pacs", "research"))
+    held = [*_claim(database), *_claim(database, destination="research")]
+    assert len(held) == 8
+    with database.write() as connection:
+        for each in held[1:]:
+            deliveries.refuse(connection, each, status=0xC000, reason="no")
+        deliveries.accept(connection, held[0], status=0, note="")
+    with database.write() as connection:
+        assert deliveries.requeue_held(connection, "pacs") == 3
+    states = {each.id: each.state for each in _listing(database)}
+    assert [states[each.id] for each in held] == [
+        DeliveryState.SENT,
+        *[DeliveryState.PENDING] * 3,
+        *[DeliveryState.HELD] * 4,
+    ]
+    with pytest.raises(NotFound, match="nothing of a current result is held at 'pacs'"), database.write() as connection:
+        deliveries.requeue_held(connection, "pacs")
+    with database.read() as connection:
+        found = deliveries.listing(connection, state=DeliveryState.HELD, destination="research")
+    assert [each.id for each in found] == [each.id for each in held[4:]]
+
+
 # --- generations -------------------------------------------------------------------------------------------------
 
 

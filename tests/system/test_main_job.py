@@ -168,8 +168,8 @@ def test_a_status_that_a_person_must_look_at_holds_the_delivery_and_resources_ar
                 what="both deliveries to be held",
             )
             pacs.status = None
-            for row in home.rows(tables.delivery):
-                assert home.cli("deliveries", "requeue", str(row.id)).returncode == 0
+            requeued = home.cli("deliveries", "requeue", "--destination", "pacs")
+            assert requeued.stdout == "deliveries that are sent again: 2\n"
             wait_until(lambda: len(pacs.received) == 2, what="what was requeued")
 
 
