@@ -81,8 +81,14 @@ def _destination(settings: Settings, destination: DestinationSettings) -> list[C
             nobody = "no [[peers]] has host and port: there is nobody to send to"
             return [Check(what=what, well=bool(known), said=said if known else nobody)]
         case "folder":
-            problem = Folder(directory=Path(destination.directory)).problem()
-            return [Check(what=what, well=not problem, said=problem or f"{destination.directory} can be written to")]
+            directory = Path(destination.directory)
+            if problem := Folder(directory=directory).problem():
+                return [Check(what=what, well=False, said=problem)]
+            said = f"{directory} can be written to"
+            if directory.is_mount():
+                why = "a volume is mounted there: name a folder on it, or files will lie below it whenever it is not"
+                return [Check(what=what, well=None, said=f"{said}; {why}")]
+            return [Check(what=what, well=True, said=said)]
         case "dicomweb":
             return [_web(what, settings, destination)]
 

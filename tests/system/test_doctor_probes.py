@@ -352,3 +352,17 @@ def test_a_folder_on_a_volume_that_is_mounted_read_only(tmp_path: Path) -> None:
     if folder is None:
         pytest.skip("nothing is mounted read-only here")
     assert Folder(directory=folder).problem() == f"{folder} is mounted read-only"
+
+
+def test_a_folder_where_a_volume_is_mounted_is_remarked_on(tmp_path: Path) -> None:
+    # Where it is not mounted one day, files would lie below it.
+    mounts = [Path(line.split()[1]) for line in Path("/proc/self/mounts").read_text().splitlines()]
+    volume = next((each for each in mounts if each != Path("/") and not Folder(directory=each).problem()), None)
+    if volume is None:
+        pytest.skip("no volume here can be written to")
+    folder = '[[destinations]]\nname = "{0}"\nkind = "folder"\ndirectory = "{1}"\n'
+    found = said(probed(tmp_path, folder.format("volume", volume) + folder.format("folder", tmp_path)))
+    assert found["destination folder"] == (True, f"{tmp_path} can be written to")
+    well, remark = found["destination volume"]
+    assert well is None
+    assert "name a folder on it" in remark
