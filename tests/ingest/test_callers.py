@@ -295,7 +295,7 @@ def _problems(folder: Path, text: str) -> list[str]:
         (LISTED + 'host = "ct1"\nport = 104\ntls = true', "9: peers[0].tls: needs tls.ca or a ca of its own"),
         ('[listener]\ntransports = ["tls"]', "2: listener.transports: TLS needs tls.certificate"),
         ('[listener]\ntransports = ["tls"]', "2: listener.transports: TLS needs tls.ca: nobody vouches"),
-        ("[listener]\ntransports = []", "2: listener.transports: Tuple should have at least 1 item"),
+        ("[listener]\ntransports = []", "2: listener.transports: should have at least one element, not []"),
         ('[tls]\ncertificate = "a"', "1: tls: needs certificate and key, or neither"),
         ('[listener]\naccept = "all"', "2: listener.accept: should be 'everyone' or 'listed'"),
         ('[listener]\nlabels = { "a\\\\b" = "x" }', "2: listener.labels"),

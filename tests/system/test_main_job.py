@@ -163,13 +163,12 @@ def test_a_status_that_a_person_must_look_at_holds_the_delivery_and_resources_ar
                 what="another attempt after A700",
             )
             pacs.status = 0xA900
+            # What refers to it waits for it, unless it went, and is held, first.
             wait_until(
-                lambda: [row.state for row in home.rows(tables.delivery)] == [DeliveryState.HELD] * 2,
-                what="both deliveries to be held",
+                lambda: home.rows(tables.delivery)[0].state == DeliveryState.HELD, what="the segmentation to be held"
             )
             pacs.status = None
-            requeued = home.cli("deliveries", "requeue", "--destination", "pacs")
-            assert requeued.stdout == "deliveries that are sent again: 2\n"
+            assert home.cli("deliveries", "requeue", "--destination", "pacs").returncode == 0
             wait_until(lambda: len(pacs.received) == 2, what="what was requeued")
 
 
